@@ -1,0 +1,3 @@
+"""The lab's hosts are there for every test that asks for them."""
+
+pytest_plugins = ["tests.lab.fixtures"]
