@@ -1,0 +1,554 @@
+"""Machines to run things on: `SshHost`, `LocalHost`, and `Fleet` for all of them at once.
+
+The only module that imports Fabric or paramiko. Whatever goes wrong on the way to a host becomes a `HostError` that
+says which host, what was tried and what to do. Host keys are always verified; argv is quoted here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import pwd
+import re
+import select
+import shlex
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import paramiko
+from fabric import Config, Connection
+from fabric.exceptions import GroupException
+from fabric.group import ThreadingGroup
+
+from .cluster import Cluster, Node
+from .errors import (
+    HostError,
+    HostKeyChanged,
+    HostKeyUnknown,
+    HostUnreachable,
+    LoginRefused,
+    NodeFault,
+    ToolMissing,
+)
+
+T = TypeVar("T")
+READ_BYTES = 1 << 18
+# More than any answer needs: a node must not fill the controller's memory.
+ANSWER_LIMIT_BYTES = 16 << 20
+KEEPALIVE_SECONDS = 15
+
+
+class Stream(Protocol):
+    """The stdout of a command that goes on."""
+
+    def read(self, silence_seconds: float) -> bytes:
+        """What has come, b"" at the end; raises HostUnreachable after that long without a byte."""
+
+    def close(self) -> None:
+        """End it; the command gets a closed pipe."""
+
+
+class Host(Protocol):
+    """The seam between a node and everything above."""
+
+    node: Node
+
+    @property
+    def round_trip_seconds(self) -> float:
+        """The time that the last session took to open: one round trip and sshd's own work."""
+
+    def run(self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0) -> bytes:
+        """The command's stdout; raises HostError, NodeFault where the exit code is not 0."""
+
+    def stream(self, argv: Sequence[str], stdin: bytes = b"") -> Stream:
+        """The command's stdout as it comes."""
+
+    def rsync_remote(self) -> tuple[list[str], str]:
+        """What rsync needs to reach the host: its options, and what stands before a path."""
+
+    def call(self, function: Callable[[Host], T]) -> T:
+        """`function(self)`; what `Fleet.map` calls on each member."""
+
+    def close(self) -> None:
+        """Drop the connection; the next command opens it again."""
+
+
+def connect(node: Node, connect_seconds: float) -> Host:
+    """The host of a node; nothing is contacted yet."""
+    return LocalHost(node) if node.transport == "local" else SshHost(node, connect_seconds)
+
+
+# ---- a group of hosts ----
+
+
+class Fleet(ThreadingGroup):  # type: ignore[misc]
+    """All hosts of a cluster, in the order of their ranks."""
+
+    @classmethod
+    def of(cls, cluster: Cluster) -> Fleet:
+        """The hosts of the cluster's nodes."""
+        hosts = [connect(node, cluster.timeouts.connect_seconds) for node in cluster.nodes]
+        fleet: Fleet = cls.from_connections(hosts)
+        return fleet
+
+    def map(self, function: Callable[[Host], T]) -> dict[str, T | HostError]:
+        """`function(host)` on all hosts at once: {node name: its result or the HostError that it met}.
+
+        Partial failure is data. Any other exception is a bug and is raised.
+        """
+        try:
+            results: Mapping[Host, Any] = self._do("call", function)
+        except GroupException as group:
+            results = group.result
+        for result in results.values():
+            if isinstance(result, BaseException) and not isinstance(result, HostError):
+                raise result
+        return {host.node.name: results[host] for host in self}
+
+
+# ---- this machine ----
+
+
+class LocalHost:
+    """This machine as a node."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.round_trip_seconds = 0.0
+
+    def run(self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0) -> bytes:
+        """See Host."""
+        try:
+            done = subprocess.run(
+                argv, input=stdin, capture_output=True, timeout=timeout_seconds, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise NodeFault(self.node.name, f"{argv[0]} did not end within {timeout_seconds:g} s") from error
+        except OSError as error:
+            raise NodeFault(self.node.name, f"{argv[0]}: {error.strerror}") from error
+        return _stdout_of(self.node, argv, done.returncode, done.stdout, done.stderr)
+
+    def stream(self, argv: Sequence[str], stdin: bytes = b"") -> Stream:
+        """See Host."""
+        return _LocalStream(self.node, argv, stdin)
+
+    def rsync_remote(self) -> tuple[list[str], str]:
+        """See Host."""
+        return [], ""
+
+    def call(self, function: Callable[[Host], T]) -> T:
+        """See Host."""
+        return function(self)
+
+    def close(self) -> None:
+        """See Host."""
+
+
+class _LocalStream:
+    def __init__(self, node: Node, argv: Sequence[str], stdin: bytes) -> None:
+        self.node = node
+        self.process = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        assert self.process.stdin is not None  # noqa: S101
+        with contextlib.suppress(BrokenPipeError), self.process.stdin as pipe:
+            pipe.write(stdin)
+
+    def read(self, silence_seconds: float) -> bytes:
+        assert self.process.stdout is not None  # noqa: S101
+        descriptor = self.process.stdout.fileno()
+        if not select.select([descriptor], [], [], silence_seconds)[0]:
+            raise HostUnreachable(self.node.name, f"no word for {silence_seconds:g} s")
+        return os.read(descriptor, READ_BYTES)
+
+    def close(self) -> None:
+        assert self.process.stdout is not None  # noqa: S101
+        self.process.stdout.close()
+        self.process.kill()
+        self.process.wait()
+
+
+# ---- over SSH ----
+
+
+class SshHost(Connection):  # type: ignore[misc]
+    """A Fabric Connection that verifies host keys, has a limit on every wait, and carries raw bytes."""
+
+    # Declared on the class: Fabric's Connection would otherwise take them for configuration.
+    node: Node
+    round_trip_seconds: float = 0.0
+    _opening: Any = None
+
+    def __init__(self, node: Node, connect_seconds: float) -> None:
+        config = Config(**_ssh_config_arguments(node.address))
+        host = _alias(config, node) or node.address
+        super().__init__(
+            host,
+            user=node.user,
+            port=node.ssh_port,
+            gateway=_gateway(node.jump, config),
+            config=config,
+            connect_timeout=max(1, round(connect_seconds)),
+            # A dict of its own: Fabric changes it.
+            connect_kwargs=dict.fromkeys(
+                ("banner_timeout", "auth_timeout", "channel_timeout"), 3 * connect_seconds
+            ),
+        )
+        object.__setattr__(self, "node", node)
+        object.__setattr__(self, "_opening", threading.Lock())
+        _verify_host_keys(self)
+
+    def open(self) -> None:
+        """Log in where not yet done; raises HostError."""
+        with self._opening:
+            if self.is_connected:
+                return
+            try:
+                super().open()
+            except (paramiko.SSHException, OSError, EOFError) as error:
+                self.close()
+                raise _explained(self, error) from error
+            self.transport.set_keepalive(KEEPALIVE_SECONDS)
+
+    def run(self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0) -> bytes:
+        """See Host."""
+        deadline = time.monotonic() + timeout_seconds
+        with contextlib.closing(self._execute(argv, stdin, timeout_seconds)) as channel:
+            output = bytearray()
+            try:
+                while chunk := _receive(channel, deadline):
+                    output += chunk
+                    if len(output) > ANSWER_LIMIT_BYTES:
+                        raise NodeFault(
+                            self.node.name, f"{argv[0]} sent more than {ANSWER_LIMIT_BYTES >> 20} MiB"
+                        )
+                complaint = channel.recv_stderr(READ_BYTES) if channel.recv_stderr_ready() else b""
+                # Without a status the connection broke: the output may be cut short.
+                if (
+                    not channel.status_event.wait(max(0.1, deadline - time.monotonic()))
+                    or channel.exit_status < 0
+                ):
+                    raise EOFError
+            except (paramiko.SSHException, OSError, EOFError) as error:
+                self.close()
+                raise _explained(self, error) from error
+        return _stdout_of(self.node, argv, channel.exit_status, bytes(output), complaint)
+
+    def stream(self, argv: Sequence[str], stdin: bytes = b"") -> Stream:
+        """See Host."""
+        return _SshStream(self, self._execute(argv, stdin, timeout_seconds=30.0))
+
+    def rsync_remote(self) -> tuple[list[str], str]:
+        """See Host."""
+        shell = shlex.join(["ssh", *openssh_options(self.node)])
+        user = f"{self.node.user}@" if self.node.user else ""
+        address = f"[{self.node.address}]" if ":" in self.node.address else self.node.address
+        return ["-e", shell], f"{user}{address}:"
+
+    def call(self, function: Callable[[Host], T]) -> T:
+        """See Host."""
+        return function(self)
+
+    def _execute(self, argv: Sequence[str], stdin: bytes, timeout_seconds: float) -> paramiko.Channel:
+        """The channel of the started command. A connection found dead is opened anew, once."""
+        warm = self.is_connected
+        self.open()
+        try:
+            begun = time.monotonic()
+            channel: paramiko.Channel = self.transport.open_session(timeout=timeout_seconds)
+            object.__setattr__(self, "round_trip_seconds", time.monotonic() - begun)
+            channel.settimeout(timeout_seconds)
+            channel.exec_command(shlex.join(argv))
+            channel.sendall(stdin)
+            channel.shutdown_write()
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            self.close()
+            if warm:
+                return self._execute(argv, stdin, timeout_seconds)
+            raise _explained(self, error) from error
+        return channel
+
+
+class _SshStream:
+    def __init__(self, host: SshHost, channel: paramiko.Channel) -> None:
+        self.host, self.channel = host, channel
+
+    def read(self, silence_seconds: float) -> bytes:
+        try:
+            return _receive(self.channel, time.monotonic() + silence_seconds)
+        except (paramiko.SSHException, OSError) as error:
+            raise _explained(self.host, error) from error
+
+    def close(self) -> None:
+        self.channel.close()
+
+
+def _receive(channel: paramiko.Channel, deadline: float) -> bytes:
+    channel.settimeout(max(0.01, deadline - time.monotonic()))
+    received: bytes = channel.recv(READ_BYTES)
+    return received
+
+
+def _stdout_of(node: Node, argv: Sequence[str], code: int, out: bytes, err: bytes) -> bytes:
+    if code == 0:
+        return out
+    last = err.decode("utf-8", "replace").strip().splitlines()[-1:] or [f"exit code {code}"]
+    if code == 127:
+        last = [
+            f"{argv[0]} was not found (a non-interactive login reads no profile); "
+            f"give its path as `python:` of the node {node.name} in the cluster file"
+        ]
+    raise NodeFault(node.name, last[0])
+
+
+# ---- the user's ssh configuration ----
+
+
+def _ssh_config_arguments(address: str) -> dict[str, Any]:
+    """Fabric reads the user's files itself, but knows no Include; OpenSSH then says what they amount to."""
+    path = Path("~/.ssh/config").expanduser()
+    text = path.read_text(errors="replace") if path.exists() else ""
+    if not re.search(r"(?im)^\s*include\s", text) or not shutil.which("ssh"):
+        return {}
+    resolved = subprocess.run(
+        ["ssh", "-F", str(path), "-G", "--", address], capture_output=True, text=True, timeout=10, check=False
+    )
+    return {"ssh_config": paramiko.SSHConfig.from_text(resolved.stdout)} if resolved.returncode == 0 else {}
+
+
+def _alias(config: Config, node: Node) -> str | None:
+    """The Host entry under which the user's ssh configuration knows the node's address."""
+    for name in filter(None, (node.name, node.hostname)):
+        if config.base_ssh_config.lookup(name).get("hostname") == node.address:
+            return name
+    return None
+
+
+def _gateway(jump: str | None, config: Config) -> Connection | None:
+    return Connection(jump, config=config.clone()) if jump else None
+
+
+def _verify_host_keys(connection: Connection | None) -> None:
+    """Fabric trusts every key; this trusts known_hosts only, for the host and for every hop on the way to it."""
+    while isinstance(connection, Connection):
+        system = Path("/etc/ssh/ssh_known_hosts")
+        if system.exists():
+            connection.client.load_system_host_keys(str(system))
+        if known_hosts().exists():
+            connection.client.load_system_host_keys(str(known_hosts()))
+        connection.client.set_missing_host_key_policy(_Refuse())
+        connection = connection.gateway
+
+
+def known_hosts() -> Path:
+    """The user's own file of host keys."""
+    return Path("~/.ssh/known_hosts").expanduser()
+
+
+def openssh_options(node: Node) -> list[str]:
+    """What OpenSSH (under rsync) needs to reach a node just as `SshHost` does."""
+    options = ["-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o", "ConnectTimeout=10"]
+    options += ["-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"]
+    if Path.home() != Path(pwd.getpwuid(os.getuid()).pw_dir):
+        # OpenSSH takes the home from the password file, this program from HOME.
+        options += ["-o", f"UserKnownHostsFile={known_hosts()}"]
+        config = known_hosts().with_name("config")
+        options += ["-F", str(config)] if config.exists() else []
+        for key in sorted(known_hosts().parent.glob("id_*")):
+            options += ["-i", str(key)] if key.suffix != ".pub" else []
+    options += ["-p", str(node.ssh_port)] if node.ssh_port else []
+    options += ["-J", node.jump] if node.jump else []
+    return options
+
+
+# ---- host keys ----
+
+
+class _UnknownKey(paramiko.SSHException):
+    def __init__(self, name: str, key: paramiko.PKey) -> None:
+        super().__init__(name)
+        self.name, self.key = name, key
+
+
+class _Refuse(paramiko.MissingHostKeyPolicy):
+    def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:  # noqa: ARG002
+        raise _UnknownKey(hostname, key)
+
+
+def fingerprint(key: paramiko.PKey) -> str:
+    """As `ssh-keygen -l` shows it."""
+    digest = b64encode(hashlib.sha256(key.asbytes()).digest()).decode().rstrip("=")
+    return f"{key.get_name()} SHA256:{digest}"
+
+
+class NewKey:
+    """A host's key that known_hosts does not hold yet."""
+
+    def __init__(self, name: str, key: paramiko.PKey) -> None:
+        self.name = name
+        self.fingerprint = fingerprint(key)
+        self._line = f"{name} {key.get_name()} {key.get_base64()}\n"
+
+    def trust(self) -> None:
+        """Record it in the user's known_hosts."""
+        known_hosts().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(os.open(known_hosts(), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a") as file:
+            file.write(self._line)
+
+
+def new_key_of(node: Node, connect_seconds: float) -> NewKey | None:
+    """The key that has to be trusted before the node can be reached, its jump host's first; None where none has.
+
+    Raises HostError for anything else that is in the way.
+    """
+    if node.transport == "local":
+        return None
+    host = SshHost(node, connect_seconds)
+    try:
+        host.open()
+    except HostKeyUnknown as error:
+        unknown = error.__cause__
+        if isinstance(unknown, _UnknownKey):
+            return NewKey(unknown.name, unknown.key)
+        raise
+    finally:
+        host.close()
+    return None
+
+
+# ---- what went wrong, in words ----
+
+_BY_ERRNO: dict[int, str] = {
+    errno.ECONNREFUSED: "the connection was refused; is sshd running there, and on this port?",
+    errno.EHOSTUNREACH: "no route to it; is the machine on and in this network?",
+    errno.ENETUNREACH: "no route to its network; is this machine online?",
+    errno.ETIMEDOUT: "no answer; is the machine on, and does its firewall let SSH through?",
+    errno.ECONNRESET: "the connection was reset",
+}
+
+
+def _explained(host: SshHost, error: Exception) -> HostError:
+    """The HostError for an exception of paramiko or the socket layer."""
+    name, where = host.node.name, f"{host.user}@{host.host} port {host.port}"
+    if isinstance(error, paramiko.BadHostKeyException):
+        return HostKeyChanged(
+            name,
+            f"its host key is not the one in known_hosts ({where}).\n"
+            f"  It shows {fingerprint(error.key)}, known is {fingerprint(error.expected_key)}.\n"
+            f"  If the machine was set up anew: ssh-keygen -R {_known_name(host)} and then inv init",
+        )
+    if isinstance(error, _UnknownKey):
+        return HostKeyUnknown(
+            name,
+            f"its host key is not in known_hosts: {error.name} shows {fingerprint(error.key)}\n"
+            f"  Compare it on the machine (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then: inv init",
+        )
+    if isinstance(error, paramiko.PasswordRequiredException):
+        return LoginRefused(name, f"the key for {where} needs its passphrase; load it once: ssh-add")
+    if isinstance(error, paramiko.AuthenticationException):
+        return LoginRefused(name, f"{where} accepts none of your keys; put one there: {_copy_id(host)}")
+    if isinstance(error, socket.gaierror):
+        return HostUnreachable(
+            name, f"the name {host.host} cannot be resolved; check the cluster file or DNS"
+        )
+    if isinstance(error, TimeoutError):
+        return HostUnreachable(name, f"{where}: {_BY_ERRNO[errno.ETIMEDOUT]}")
+    if isinstance(error, OSError):
+        number = error.errno or next((e.errno for e in getattr(error, "errors", {}).values()), None)
+        words = _BY_ERRNO.get(number or 0, error.strerror or str(error))
+        return HostUnreachable(name, f"{where}: {words}")
+    if isinstance(error, EOFError):
+        return HostUnreachable(name, f"{where}: the connection broke off")
+    return HostUnreachable(name, f"{where}: {error}")
+
+
+def _known_name(host: SshHost) -> str:
+    return shlex.quote(host.host if host.port == 22 else f"[{host.host}]:{host.port}")
+
+
+def _copy_id(host: SshHost) -> str:
+    port = [] if host.port == 22 else ["-p", str(host.port)]
+    return shlex.join(["ssh-copy-id", *port, f"{host.user}@{host.host}"])
+
+
+# ---- files ----
+
+
+class Rsync:
+    """The real rsync program between this machine and a host."""
+
+    PERCENT: ClassVar = re.compile(rb"(\d+)%")
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    def push(self, source: str, target: str, *, exclude: Sequence[str] = (), delete: bool = False) -> None:
+        """Make `target` on the host like `source` here."""
+        options, remote = self.host.rsync_remote()
+        self._run(
+            [*options, *_excluded(exclude), *(["--delete"] if delete else []), "--", source, remote + target]
+        )
+
+    def pull(
+        self,
+        source: str,
+        target: str,
+        *,
+        exclude: Sequence[str] = (),
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Make `target` here like `source` on the host; `progress` is told the percentage."""
+        options, remote = self.host.rsync_remote()
+        options = [*options, *_excluded(exclude), "--safe-links", "--no-devices", "--no-specials"]
+        self._run([*options, "--", remote + source, target], progress)
+
+    def _run(self, arguments: Sequence[str], progress: Callable[[int], None] | None = None) -> None:
+        """Raises ToolMissing without rsync, HostError with rsync's own last words otherwise."""
+        name = self.host.node.name
+        argv = [
+            "rsync",
+            "--archive",
+            "--partial",
+            "--protect-args",
+            "--info=progress2",
+            "--timeout=30",
+            *arguments,
+        ]
+        try:
+            process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+        except FileNotFoundError as error:
+            raise ToolMissing(
+                "rsync is not installed on this machine; install it: sudo apt install rsync"
+            ) from error
+        with process:
+            for percent in self._percentages(process):
+                if progress:
+                    progress(percent)
+            complaint = process.stderr.read().decode("utf-8", "replace") if process.stderr else ""
+        if process.returncode == 127 or "rsync: command not found" in complaint:
+            raise NodeFault(name, "rsync is not installed there; install it: sudo apt install rsync")
+        if process.returncode != 0:
+            words = (complaint.strip().splitlines() or [f"rsync ended with {process.returncode}"])[0]
+            kind = HostUnreachable if process.returncode in {10, 12, 30, 35, 255} else NodeFault
+            raise kind(name, f"{words} (rsync exit code {process.returncode}); what arrived stays, try again")
+
+    def _percentages(self, process: subprocess.Popen[bytes]) -> Iterator[int]:
+        assert process.stdout is not None  # noqa: S101
+        while chunk := os.read(process.stdout.fileno(), READ_BYTES):
+            if found := self.PERCENT.findall(chunk):
+                yield int(found[-1])
+
+
+def _excluded(patterns: Sequence[str]) -> list[str]:
+    return [f"--exclude={pattern}" for pattern in patterns]

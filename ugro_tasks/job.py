@@ -1,0 +1,199 @@
+"""A job as data: what was asked for, what will run where, and how far it has come.
+
+These records are the JSON of the experiment folder (`experiments.py`) and of `--json`. Times are Unix seconds.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from enum import StrEnum
+from typing import Any
+
+from msgspec import Struct, field
+
+from .errors import UsageError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+SCRIPT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*\.py")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class Phase(StrEnum):
+    """Where a job is. The first four are unfinished; no job leaves the others again."""
+
+    QUEUED = "queued"
+    PREPARING = "preparing"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    REFUSED = "refused"  # by the health gate or a busy node: nothing of it ever ran
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will happen to the job."""
+        return self in {Phase.SUCCEEDED, Phase.FAILED, Phase.STOPPED, Phase.REFUSED}
+
+
+class JobSpec(Struct, frozen=True, kw_only=True):
+    """What a user asks for."""
+
+    name: str
+    script: str
+    model: str
+    dataset: str
+    epochs: int
+    learning_rate: float
+    args: tuple[str, ...] = ()
+    env: dict[str, str] = field(default_factory=dict)
+    force: bool = False
+
+    def checked(self) -> JobSpec:
+        """The same spec; raises UsageError, naming every value that cannot be used."""
+        faults = [
+            fault
+            for wrong, fault in (
+                (
+                    not NAME.fullmatch(self.name),
+                    f"--name {self.name!r}: use letters, digits, '.', '_' and '-' (64 at most)",
+                ),
+                (
+                    not SCRIPT.fullmatch(self.script) or ".." in self.script.split("/"),
+                    f"--script {self.script!r}: name a .py file inside the scripts folder",
+                ),
+                (not 1 <= self.epochs <= 1_000_000, f"--epochs {self.epochs}: use a whole number from 1 on"),
+                (
+                    not 0 < self.learning_rate < 1e3,
+                    f"--lr {self.learning_rate:g}: use a number above 0, e.g. 2e-4",
+                ),
+                (
+                    not self.model or self.model.startswith("-"),
+                    f"--model {self.model!r}: use a name or a path",
+                ),
+                (
+                    not self.dataset or self.dataset.startswith("-"),
+                    f"--dataset {self.dataset!r}: use a name or a path",
+                ),
+                *(
+                    (not VARIABLE.fullmatch(key), f"--env {key!r}: not a variable's name; use KEY=VALUE")
+                    for key in self.env
+                ),
+                (
+                    any("\0" in word for word in (*self.args, *self.env.values())),
+                    "a NUL byte in --args or --env",
+                ),
+            )
+            if wrong
+        ]
+        if faults:
+            raise UsageError("\n".join(faults))
+        return self
+
+
+class NodePlan(Struct, frozen=True, kw_only=True):
+    """What one node runs: torchrun's argv and what its environment gains."""
+
+    node: str
+    rank: int
+    address: str
+    interface: str
+    slot: str
+    folder: str  # on the node; a leading ~/ is the remote user's home, here and in argv and env
+    argv: tuple[str, ...]
+    env: dict[str, str]
+
+
+class LaunchPlan(Struct, frozen=True, kw_only=True):
+    """What a launch does, node by node, in the order of the ranks."""
+
+    job_id: str
+    world_size: int
+    master_address: str
+    master_port: int
+    nodes: tuple[NodePlan, ...]
+
+
+class Code(Struct, frozen=True, kw_only=True):
+    """The scripts as launched."""
+
+    sha256: str
+    git_commit: str | None
+
+
+class JobRecord(Struct, frozen=True, kw_only=True):
+    """config.json: the spec, where it goes, and the plan once there is one."""
+
+    job_id: str
+    job_name: str
+    model: str
+    dataset: str
+    epochs: int
+    learning_rate: float
+    script: str
+    args: tuple[str, ...]
+    env: dict[str, str]
+    force: bool
+    started_at: str  # ISO 8601, local time: when the launch was asked for
+    nodes: tuple[str, ...]
+    code: Code
+    cluster: dict[str, Any]  # the Cluster that it runs on, as in the file at that time
+    ugro_version: str
+    plan: LaunchPlan | None = None
+
+    @property
+    def spec(self) -> JobSpec:
+        """What was asked for."""
+        shared = {name: getattr(self, name) for name in JobSpec.__struct_fields__ if name != "name"}
+        return JobSpec(name=self.job_name, **shared)
+
+
+class Cause(Struct, frozen=True, kw_only=True):
+    """Why a job did not succeed: what happened, on which node, and what its rank said last."""
+
+    message: str
+    node: str | None = None
+    rank: int | None = None
+    exit_code: int | None = None
+    signal: str | None = None
+    last_lines: tuple[str, ...] = ()
+
+
+class RankState(Struct, frozen=True, kw_only=True):
+    """One rank, as last heard of."""
+
+    rank: int
+    node: str
+    connected: bool = False
+    exit_code: int | None = None
+    signal: int | None = None
+    lost: str | None = None
+    ended_at: float | None = None
+    left_pids: tuple[int, ...] = ()  # of the job, alive after a stop
+    proven_gone: bool = False  # the node has shown that nothing of the job lives there
+
+
+class JobState(Struct, frozen=True, kw_only=True):
+    """state.json: how far the job has come."""
+
+    phase: Phase = field(name="state")
+    submitted_at: float = field(default_factory=time.time)
+    started_at: float | None = None  # all ranks run
+    ended_at: float | None = None
+    ranks: tuple[RankState, ...] = ()
+    cause: Cause | None = None
+    exit_code: int = 0  # what `inv launch` ends with; see errors.py
+
+    @property
+    def seconds(self) -> float | None:
+        """From the first moment when all ranks ran to the end, or to now."""
+        return None if self.started_at is None else (self.ended_at or time.time()) - self.started_at
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """A line of events.jsonl: something that a user who watches wants to know."""
+
+    time: float
+    message: str
+    node: str | None = None

@@ -1,0 +1,154 @@
+"""What can be asked of a job on this node: prepare, start, stop, state; and reset, of the whole node."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from typing import Any, List
+
+from .main import Refusal
+from .supervisor import clean_environment
+from .system import (
+    Json,
+    Process,
+    end_all,
+    expand,
+    lease_holder,
+    processes,
+    read_json,
+    read_text,
+    supervisor_of,
+    write_json,
+)
+
+LEFTOVERS = ("supervisor.json", "torchrun.json", "stop.json", "exit.json", "error.json")
+
+
+def prepare(request: Json, blob: bytes) -> Json:
+    """The job's folder is there and its supervisor holds the lease, waiting for `start`.
+
+    `blob` is node.zip (its first `node_bytes` bytes) and a tar of the scripts. Asked again for the same job, it
+    only says so. Refuses with "busy" and the holder where another job has the node.
+    """
+    folder = expand(request["folder"])
+    if supervisor_of(folder):
+        return {"folder": folder}
+    refuse_if_busy(request["slot"], request["job_id"])
+    end_all(lambda: of_job(request), 0.0)
+    try:
+        lay_out(folder, request, blob)
+    except OSError as error:
+        raise Refusal("unwritable", "%s: %s" % (error.filename or folder, error.strerror)) from error
+    token = "%s:%s:%s" % (request["job_id"], request["node"], request["slot"])
+    with open(os.path.join(folder, "supervisor.log"), "ab") as log:
+        supervisor = subprocess.Popen(
+            [sys.executable, os.path.join(folder, "node.zip"), "supervise", folder],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
+            env=dict(clean_environment(), UGRO_TOKEN=token), cwd=folder, start_new_session=True,
+        )  # fmt: skip
+    assert supervisor.stdout
+    with supervisor.stdout as pipe:
+        said = pipe.read()  # it closes its end once it holds the lease
+    if not said:
+        raise Refusal("broken", read_text(os.path.join(folder, "supervisor.log"))[-2000:])
+    answer: Json = json.loads(said)
+    if not answer["leased"]:
+        refuse_if_busy(request["slot"], request["job_id"])
+        raise Refusal("busy", "another launch took this node in the same moment", holder={})
+    return {"folder": folder}
+
+
+def lay_out(folder: str, request: Json, blob: bytes) -> None:
+    shutil.rmtree(os.path.join(folder, "code"), ignore_errors=True)
+    os.makedirs(os.path.join(folder, "output"), mode=0o700, exist_ok=True)
+    for name in LEFTOVERS:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(folder, name))
+    with open(os.path.join(folder, "node.zip"), "wb") as file:
+        file.write(blob[: request["node_bytes"]])
+    with tarfile.open(fileobj=io.BytesIO(blob[request["node_bytes"] :])) as archive:
+        # The controller made the archive; newer Pythons want to hear that it is trusted only so far.
+        safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        archive.extractall(os.path.join(folder, "code"), **safely)  # noqa: S202
+    write_json(os.path.join(folder, "plan.json"), request)
+
+
+def start(request: Json) -> Json:
+    """torchrun runs; asked again, it only says so."""
+    folder = expand(request["folder"])
+    running, ended = os.path.join(folder, "torchrun.json"), os.path.join(folder, "exit.json")
+    supervisor = supervisor_of(folder)
+    if supervisor and not os.path.exists(running):
+        os.kill(supervisor, signal.SIGUSR1)
+    while supervisor_of(folder) and not os.path.exists(running) and not os.path.exists(ended):
+        time.sleep(0.005)
+    if not os.path.exists(running):
+        record = read_json(ended) or {"error": "the supervisor is gone"}
+        raise Refusal("not started", str(record["error"]), exit=record)
+    return {"torchrun": read_json(running)}
+
+
+def stop(request: Json) -> Json:
+    """{left, exit, seconds}: `left` is what of the job still lives here; [] is the proof that nothing does."""
+    begun, folder = time.monotonic(), expand(request["folder"])
+    supervisor = supervisor_of(folder)
+    if supervisor:
+        write_json(os.path.join(folder, "stop.json"), {k: request[k] for k in ("grace_seconds", "reason")})
+        os.kill(supervisor, signal.SIGTERM)
+        deadline = begun + request["grace_seconds"] + 8  # the supervisor's own KILL comes first
+        while supervisor_of(folder) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    left = end_all(lambda: of_job(request), 1.0)
+    ended = read_json(os.path.join(folder, "exit.json"))
+    if request.get("discard") and not left:
+        shutil.rmtree(folder, ignore_errors=True)
+    return {"left": [p.facts() for p in left], "exit": ended, "seconds": time.monotonic() - begun}
+
+
+def state(request: Json) -> Json:
+    """What is known of a job here, from its folder and the process table."""
+    folder = expand(request["folder"])
+    return {
+        "known": os.path.isdir(folder),
+        "supervised": supervisor_of(folder) is not None,
+        "started": os.path.exists(os.path.join(folder, "torchrun.json")),
+        "exit": read_json(os.path.join(folder, "exit.json")),
+        "processes": [p.facts() for p in of_job(request)],
+    }
+
+
+def reset(request: Json) -> Json:
+    """Ends every process that carries a UGRO token in this slot, and with it the lease; {ended, left}."""
+    ended = processes(slot=request["slot"])
+    left = end_all(lambda: processes(slot=request["slot"]), request["grace_seconds"])
+    return {"ended": [p.facts() for p in ended], "left": [p.facts() for p in left]}
+
+
+def make_folder(request: Json) -> Json:
+    """The project folder is there."""
+    folder = expand(request["project"])
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise Refusal("unwritable", "%s: %s" % (error.filename or folder, error.strerror)) from error
+    return {"project": folder}
+
+
+def of_job(request: Json) -> List[Process]:
+    return processes(job=request["job_id"], node=request["node"])
+
+
+def refuse_if_busy(slot: str, job_id: str) -> None:
+    holder = lease_holder(slot)
+    others = [p for p in processes(slot=slot) if p.job != job_id]
+    if others or (holder and holder.get("job_id") != job_id):
+        holder = holder or {"job_id": others[0].job, "pid": others[0].pid}
+        raise Refusal("busy", "held by job %s" % holder.get("job_id"), holder=holder)

@@ -1,0 +1,165 @@
+"""The supervisor of one rank, from lease to exit record. It sleeps until a signal wakes it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from typing import Dict, Optional
+
+from .probe import GPU_FIELDS, nvidia_smi
+from .system import (
+    Json,
+    end_all,
+    expand,
+    identity,
+    processes,
+    read_json,
+    read_text,
+    reap,
+    take_lease,
+    write_json,
+)
+
+GO, STOP = signal.SIGUSR1, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+WATCHED = {GO, signal.SIGCHLD, *STOP}
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+GPU_SAMPLE_SECONDS = 5.0
+LEFTOVER_GRACE_SECONDS = 2.0  # for what a script forked and left behind
+ERROR_CHARACTERS = 20_000
+
+# Variables that would change torchrun's flags or a rank's place in the gang.
+MISLEADING = re.compile(
+    r"(PET|TORCHELASTIC|TORCH_ELASTIC|UGRO)_|(RANK|LOCAL_RANK|GROUP_RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT)$"
+)
+
+
+def clean_environment() -> Dict[str, str]:
+    """This process's environment without what would mislead torchrun."""
+    return {key: value for key, value in os.environ.items() if not MISLEADING.match(key)}
+
+
+def supervise(folder: str) -> None:
+    """Hold the lease, wait to be told to start, run torchrun, and leave an exit record when nothing of it is left."""
+    plan = read_json(os.path.join(folder, "plan.json")) or {}
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+    holder = {
+        "job_id": plan["job_id"],
+        "controller": plan["controller"],
+        "since": time.time(),
+        "pid": os.getpid(),
+    }
+    lease = take_lease(plan["slot"], holder)
+    if lease:
+        write_json(os.path.join(folder, "supervisor.json"), identity(os.getpid()))
+    os.write(1, json.dumps({"leased": lease is not None}).encode())
+    os.dup2(2, 1)
+    if not lease:
+        return
+    with lease:
+        signum = wait_for((GO, *STOP), plan["hold_seconds"])
+        record: Json = {"code": None, "signal": None, "error": None, "started_at": None}
+        if signum == GO:
+            record.update(run(folder, plan))
+        elif signum is None:
+            record["error"] = "prepared, but not told to start within %g s" % plan["hold_seconds"]
+        order = read_json(os.path.join(folder, "stop.json")) or {"reason": None}
+        write_json(
+            os.path.join(folder, "exit.json"),
+            dict(record, stopped=order["reason"], ended_at=time.time()),
+        )
+
+
+def run(folder: str, plan: Json) -> Json:
+    """The exit record of torchrun, once nothing of the job is left."""
+    environment = dict(clean_environment(), UGRO_TOKEN=os.environ["UGRO_TOKEN"])
+    environment.update((key, expand(value)) for key, value in plan["env"].items())
+    environment["TORCHELASTIC_ERROR_FILE"] = os.path.join(folder, "error.json")
+    with open(os.path.join(folder, "log"), "ab") as log:
+        try:
+            torchrun = subprocess.Popen(
+                [expand(word) for word in plan["argv"]], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env=environment, cwd=os.path.join(folder, "code"), start_new_session=True, preexec_fn=be_a_child,
+            )  # fmt: skip
+        except OSError as error:
+            return {"code": 127, "error": "%s: %s" % (plan["argv"][0], error.strerror)}
+    started_at = time.time()
+    write_json(os.path.join(folder, "torchrun.json"), identity(torchrun.pid))
+    status = watch(folder, plan, torchrun.pid)
+    # No status: its grace is used up. Otherwise only what the script left behind is still there.
+    grace_seconds = 0.0 if status is None else LEFTOVER_GRACE_SECONDS
+    end_all(lambda: processes(job=plan["job_id"], node=plan["node"]), grace_seconds)
+    return {
+        "code": os.WEXITSTATUS(status) if status is not None and os.WIFEXITED(status) else None,
+        "signal": os.WTERMSIG(status) if status is not None and os.WIFSIGNALED(status) else None,
+        "error": read_text(os.path.join(folder, "error.json"))[-ERROR_CHARACTERS:] or None,
+        "started_at": started_at,
+        "output_files": count_outputs(os.path.join(folder, "output")),
+    }
+
+
+def count_outputs(folder: str) -> int:
+    """How many files there are to gather; metrics.jsonl went home as a stream."""
+    return sum(len(files) for _, _, files in os.walk(folder)) - os.path.exists(
+        os.path.join(folder, "metrics.jsonl")
+    )
+
+
+def watch(folder: str, plan: Json, torchrun: int) -> Optional[int]:
+    """torchrun's wait status; None where its grace ran out. Reaps orphans and samples the GPU meanwhile."""
+    deadline = float("inf")
+    sampler: Optional[subprocess.Popen[bytes]] = None
+    next_sample = time.monotonic() if shutil.which("nvidia-smi") else float("inf")
+    while True:
+        for pid, status in reap():
+            if pid == torchrun:
+                return status
+            if sampler and pid == sampler.pid:
+                record_sample(folder, plan, sampler)
+                sampler = None
+        now = time.monotonic()
+        if now >= deadline:
+            return None
+        if now >= next_sample:
+            next_sample = now + GPU_SAMPLE_SECONDS
+            if sampler is None:
+                sampler = subprocess.Popen(
+                    nvidia_smi("gpu", GPU_FIELDS), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+                )
+        if wait_for(WATCHED, min(next_sample, deadline, now + 3600) - now) in STOP:
+            order = read_json(os.path.join(folder, "stop.json")) or {"grace_seconds": LEFTOVER_GRACE_SECONDS}
+            deadline = min(deadline, time.monotonic() + order["grace_seconds"])
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(torchrun, signal.SIGTERM)
+
+
+def record_sample(folder: str, plan: Json, sampler: subprocess.Popen[bytes]) -> None:
+    """One line of gpu.jsonl for each card that nvidia-smi told of."""
+    sampler.returncode = 0  # it was reaped by number, which Popen cannot know
+    assert sampler.stdout
+    names = GPU_FIELDS.split(",")
+    with sampler.stdout as pipe, open(os.path.join(folder, "gpu.jsonl"), "a") as file:
+        for line in pipe.read().decode("utf-8", "replace").splitlines():
+            values = [value.strip() for value in line.split(",")]
+            if len(values) == len(names):
+                sample = dict(zip(names, values), node=plan["node"], time=time.time())
+                file.write(json.dumps(sample) + "\n")
+
+
+def be_a_child() -> None:
+    """Between fork and exec: end with the supervisor, and take signals again."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
+
+
+def wait_for(signals: "set[signal.Signals] | tuple[signal.Signals, ...]", seconds: float) -> Optional[int]:
+    """The signal that came, or None after `seconds`."""
+    got = signal.sigtimedwait(signals, max(0.0, seconds))
+    return got.si_signo if got else None

@@ -1,0 +1,174 @@
+"""Files, processes and the lease of a node, as the other modules see them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import re
+import signal
+import time
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
+
+Json = Dict[str, Any]
+
+
+class Process(NamedTuple):
+    """A living process that carries a UGRO token."""
+
+    pid: int
+    job: str
+    node: str
+    slot: str
+    command: str
+
+    def facts(self) -> Json:
+        """As it travels to the controller."""
+        return self._asdict()
+
+
+# ---- files ----
+
+
+def expand(path: str) -> str:
+    """A leading ~/ becomes this node's home."""
+    return os.path.expanduser(path) if path.startswith("~/") else path
+
+
+def read_text(path: str) -> str:
+    """The file as text, invalid bytes replaced; "" where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def read_json(path: str) -> Optional[Json]:
+    """The object in a file of this package; None where there is none."""
+    raw = read_text(path)
+    return json.loads(raw) if raw else None
+
+
+def write_json(path: str, value: Json) -> None:
+    """Whole or not at all, readable by this user only."""
+    temporary = "%s.%d" % (path, os.getpid())
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump(value, file)
+    os.replace(temporary, path)
+
+
+def state_folder() -> str:
+    """~/.ugro: leases and what is remembered between requests."""
+    path = os.path.expanduser("~/.ugro")
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    return path
+
+
+# ---- processes ----
+
+
+def boot_id() -> str:
+    """Changes at each boot of the node."""
+    return read_text("/proc/sys/kernel/random/boot_id").strip()
+
+
+def start_time(pid: int) -> Optional[str]:
+    """Clock ticks since boot (field 22 of /proc/<pid>/stat); None where there is no such process or only a zombie."""
+    fields = read_text("/proc/%d/stat" % pid).rpartition(")")[2].split()
+    return fields[19] if fields and fields[0] not in "ZX" else None
+
+
+def identity(pid: int) -> Json:
+    """What tells a process from a later one with the same pid."""
+    return {"pid": pid, "start_time": start_time(pid), "boot_id": boot_id()}
+
+
+def supervisor_of(folder: str) -> Optional[int]:
+    """The pid of the living supervisor of a job's folder."""
+    was = read_json(os.path.join(folder, "supervisor.json"))
+    return was["pid"] if was and identity(was["pid"]) == was else None
+
+
+def processes(**wanted: str) -> List[Process]:
+    """Every living process of this user with a token that fits, e.g. `processes(slot="node")`; never this one."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or int(entry) == os.getpid():
+            continue
+        match = re.search(
+            "(?:^|\0)UGRO_TOKEN=([^\0:]*):([^\0:]*):([^\0]*)", read_text("/proc/%s/environ" % entry)
+        )
+        if match and start_time(int(entry)) is not None:
+            command = read_text("/proc/%s/cmdline" % entry).replace("\0", " ").strip()[:200]
+            process = Process(int(entry), match[1], match[2], match[3], command)
+            if all(getattr(process, field) == value for field, value in wanted.items()):
+                found.append(process)
+    return found
+
+
+def end_all(find: Callable[[], List[Process]], grace_seconds: float) -> List[Process]:
+    """TERM to all that `find` finds, KILL after the grace, until nothing is found; gives what would not go."""
+    for signum, seconds in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, 5.0)):
+        deadline = time.monotonic() + seconds
+        told: Set[int] = set()
+        while True:
+            list(reap())
+            found = find()
+            if not found:
+                return []
+            for process in found:
+                if process.pid not in told:
+                    told.add(process.pid)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process.pid, signum)
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(0.02)
+    return find()
+
+
+def reap() -> Iterator[Tuple[int, int]]:
+    """(pid, wait status) of each child that has ended."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            yield pid, status
+
+
+# ---- the lease ----
+
+
+def lease_path(slot: str) -> str:
+    """One lease a slot; a machine has one slot, the built-in local cluster one for each of its nodes."""
+    return os.path.join(state_folder(), "lease-%s.json" % slot)
+
+
+def take_lease(slot: str, holder: Json) -> Optional[io.TextIOWrapper]:
+    """The locked lease file, which is the lease for as long as it is open; None where another process has it."""
+    lease = open(os.open(lease_path(slot), os.O_RDWR | os.O_CREAT, 0o600), "r+")  # noqa: SIM115
+    try:
+        fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lease.close()
+        return None
+    lease.truncate(0)
+    json.dump(holder, lease)
+    lease.flush()
+    return lease
+
+
+def lease_holder(slot: str) -> Optional[Json]:
+    """What the holder of the lease wrote into it; None where it is free."""
+    try:
+        with open(lease_path(slot)) as lease:
+            fcntl.flock(lease, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return read_json(lease_path(slot)) or {}
+    return None
