@@ -1,0 +1,149 @@
+"""The agent: one background process per experiments folder that supervises every job in it.
+
+    python -m ugro_tasks.agent EXPERIMENTS_FOLDER
+
+It is started by whatever command needs it, is alone by a lock in the folder, and lives in a session of its own, so
+that closing a terminal does not reach it. There is nothing between it and the commands but the folder. It may be
+killed at any moment: the next one goes on. It leaves when no job is unfinished, after a while in which its open
+connections make the next launch fast.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from .applog import open_log
+from .cluster import Cluster, Node
+from .errors import RecordError, UgroError
+from .experiments import Experiment, Experiments
+from .hosts import Fleet, Host, connect
+from .job import Cause, Phase
+from .supervise import Supervision
+
+POLL_SECONDS = 0.05
+LOCK_SECONDS = 2.0
+
+
+def ensure_agent(experiments: Experiments) -> int | None:
+    """Start an agent for this folder unless one lives; gives the new one's pid."""
+    if experiments.agent_pid() is not None:
+        return None
+    with open(
+        os.open(experiments.agent_stderr, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab"
+    ) as stderr:
+        agent = subprocess.Popen(
+            [sys.executable, "-m", "ugro_tasks.agent", str(experiments.folder.absolute())],
+            cwd=Path(__file__).parent.parent,  # where `-m` finds the package, installed or not
+            stdin=subprocess.DEVNULL,
+            stdout=stderr,
+            stderr=stderr,
+            start_new_session=True,
+        )
+    return agent.pid
+
+
+class Agent:
+    """Begins a `Supervision` for each unfinished job of the folder."""
+
+    def __init__(self, experiments: Experiments) -> None:
+        self.experiments = experiments
+        self._jobs: dict[str, threading.Thread] = {}
+        self._hosts: dict[Node, Host] = {}
+        self._seen = -1
+        self._code = _newest_code()
+        self._linger_seconds = 0.0
+
+    def run(self) -> None:
+        """Until no job has been unfinished for the linger time of the last cluster, or UGRO itself was updated."""
+        idle_since = time.monotonic()
+        while True:
+            if self._folder_changed():
+                if not self._jobs and self._code != _newest_code():
+                    return
+                self._begin_new_jobs()
+            self._jobs = {job: thread for job, thread in self._jobs.items() if thread.is_alive()}
+            if self._jobs:
+                idle_since = time.monotonic()
+            elif time.monotonic() - idle_since > self._linger_seconds:
+                return
+            time.sleep(POLL_SECONDS)
+
+    def _folder_changed(self) -> bool:
+        """Whether there may be a new job: it changes the folder's time stamp."""
+        was, self._seen = self._seen, self.experiments.folder.stat().st_mtime_ns
+        return was != self._seen
+
+    def _begin_new_jobs(self) -> None:
+        for experiment in self.experiments.unfinished():
+            if experiment.job_id not in self._jobs:
+                name = f"job-{experiment.job_id}"
+                thread = threading.Thread(target=self._supervise, args=(experiment,), name=name, daemon=True)
+                self._jobs[experiment.job_id] = thread
+                thread.start()
+
+    def _supervise(self, experiment: Experiment) -> None:
+        try:
+            cluster = Cluster.model_validate(experiment.record().cluster)
+            self._linger_seconds = cluster.timeouts.agent_linger_seconds
+            log = open_log("agent", cluster)
+        except (UgroError, ValueError) as error:
+            # Somebody damaged the record: there is nothing left to tell where the job runs.
+            sys.stderr.write(f"{experiment.job_id}: {error}\n")
+            return
+        try:
+            Supervision(self.experiments, experiment, self._fleet(cluster), log).run()
+        except Exception as error:  # a thread's edge: a bug must be seen, and its job must not hang
+            log.exception("%s: a bug in UGRO", experiment.job_id)
+            self._give_up(experiment, error, log)
+
+    def _give_up(self, experiment: Experiment, error: Exception, log: logging.Logger) -> None:
+        try:
+            words = f"UGRO itself failed ({error!r}); see agent.log, and end what is left: inv reset"
+            state = experiment.state()
+            over = Phase.FAILED
+            experiment.save_state(
+                type(state)(
+                    phase=over, submitted_at=state.submitted_at, started_at=state.started_at,
+                    ended_at=time.time(), ranks=state.ranks, cause=Cause(message=words), exit_code=1,
+                )
+            )  # fmt: skip
+        except (RecordError, OSError):
+            log.exception("%s: its state could not be written", experiment.job_id)
+
+    def _fleet(self, cluster: Cluster) -> Fleet:
+        """The cluster's hosts, with the connections that are open already."""
+        for node in cluster.nodes:
+            if node not in self._hosts:
+                self._hosts[node] = connect(node, cluster.timeouts.connect_seconds)
+        fleet: Fleet = Fleet.from_connections([self._hosts[node] for node in cluster.nodes])
+        return fleet
+
+
+def _newest_code() -> int:
+    """When the package was last changed: an agent of yesterday's code must not run today's jobs."""
+    return max(path.stat().st_mtime_ns for path in Path(__file__).parent.rglob("*.py"))
+
+
+def main() -> None:
+    """Be the agent of the folder on the command line, or leave where there is one."""
+    experiments = Experiments(Path(sys.argv[1]))
+    deadline = time.monotonic() + LOCK_SECONDS
+    while not (lock := experiments.take_agent_lock()):
+        # A command that looks whether an agent lives holds the lock for a moment, too.
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.02)
+    with lock:
+        lock.truncate(0)
+        lock.write(str(os.getpid()).encode())
+        Agent(experiments).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""The application logs beside the experiments: what UGRO did and why, enough to explain any job afterwards."""
+
+from __future__ import annotations
+
+import logging
+from logging.handlers import TimedRotatingFileHandler
+
+from .cluster import Cluster
+from .errors import RecordError
+
+
+def open_log(name: str, cluster: Cluster) -> logging.Logger:
+    """The logger that writes <logs>/<name>.log, rotated at midnight and kept for as long as the cluster file says.
+
+    Raises RecordError where the folder cannot be written.
+    """
+    logger = logging.getLogger(f"ugro.{name}")
+    if not logger.handlers:
+        try:
+            cluster.logs.mkdir(parents=True, exist_ok=True)
+            handler = TimedRotatingFileHandler(
+                cluster.logs / f"{name}.log",
+                when="midnight",
+                backupCount=cluster.logging.keep_days,
+                encoding="utf-8",
+                delay=True,
+            )
+        except OSError as error:
+            raise RecordError(
+                f"{error.filename}: {error.strerror}; set paths.logs in the cluster file"
+            ) from error
+        handler.setFormatter(logging.Formatter(cluster.logging.format))
+        logger.addHandler(handler)
+        logger.setLevel(cluster.logging.level)
+        logger.propagate = False
+    return logger

@@ -1,0 +1,87 @@
+"""What all tasks share: the decorator and the reading of flags."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import invoke.tasks
+
+from ..errors import UsageError
+
+CLUSTER_HELP = "cluster: `local`, a name, or a path (default: $UGRO_CLUSTER, else ./cluster.yaml)"
+NODES_HELP = "only these nodes, by name: a,b"
+JSON_HELP = "print JSON for machines"
+JOB_HELP = "job: a name (the newest of that name) or a whole job id"
+
+
+def task(
+    help: dict[str, str],  # noqa: A002
+    iterable: Sequence[str] = (),
+    optional_name: bool = False,
+) -> Callable[[Callable[..., None]], Any]:
+    """An Invoke task. A name left out takes the flag that follows for its value: `inv logs --help` means the help.
+
+    With `optional_name`, the parameter `name` may be given as a bare word or be left out.
+    """
+
+    def decorate(body: Callable[..., None]) -> Any:
+        @functools.wraps(body)
+        def checked(*args: Any, **flags: Any) -> None:
+            if {"--help", "-h"} & {value for value in (*args, *flags.values()) if isinstance(value, str)}:
+                name = body.__name__.rstrip("_").replace("_", "-")
+                os.execv(sys.executable, [sys.executable, sys.argv[0], "--help", name])  # noqa: S606
+            body(*args, **flags)
+
+        # Invoke knows no positional that may be left out, so it is told whether there is one this time.
+        named = optional_name and _word_after(body.__name__)
+        positional = ["name"] if named else [] if optional_name else None
+        return invoke.tasks.task(checked, help=help, iterable=list(iterable), positional=positional)
+
+    return decorate
+
+
+def _word_after(name: str) -> bool:
+    words = sys.argv[sys.argv.index(name) + 1 :] if name in sys.argv else []
+    values = {index + 1 for index, word in enumerate(words) if word in {"-c", "--cluster"}}
+    return any(not word.startswith("-") for index, word in enumerate(words) if index not in values)
+
+
+def given(name: str | None, flag: str) -> str:
+    """The value; raises UsageError where it was left out."""
+    if not name:
+        raise UsageError(f"{flag} is missing; see `{program()} --help {invoked_task()}`")
+    return name
+
+
+def whole(text: str | int | None, flag: str, least: int = 0) -> int | None:
+    """A whole number from a flag; raises UsageError."""
+    return None if text is None else int(_number(text, flag, int, f"a whole number from {least} on", least))
+
+
+def decimal(text: str | float | None, flag: str) -> float | None:
+    """A number from a flag; raises UsageError."""
+    return None if text is None else float(_number(text, flag, float, "a number, e.g. 2e-4", None))
+
+
+def _number(text: Any, flag: str, kind: type[Any], rule: str, least: int | None) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or (least is not None and value < least):
+        raise UsageError(f"{flag} {text}: use {rule}")
+    return value
+
+
+def program() -> str:
+    """`inv` or `ugro`, as it was called."""
+    return os.path.basename(sys.argv[0]) or "ugro"  # noqa: PTH119
+
+
+def invoked_task() -> str:
+    """The task's name on the command line, for a message."""
+    return next((word for word in sys.argv[1:] if not word.startswith("-")), "")

@@ -1,0 +1,98 @@
+"""launch, attach, stop: tasks that wait for a job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .common import CLUSTER_HELP, JOB_HELP, JSON_HELP, NODES_HELP, decimal, given, task, whole
+
+
+@task(
+    help={
+        "name": "the experiment's name",
+        "model": "model to train (default: from the cluster file)",
+        "dataset": "data set to train on (default: from the cluster file)",
+        "epochs": "number of epochs (default: from the cluster file)",
+        "lr": "learning rate (default: from the cluster file)",
+        "script": "script in the scripts folder (default: from the cluster file)",
+        "args": 'more arguments for the script: --args "--batch-size 4"',
+        "env": "KEY=VALUE for the script's environment; may be repeated",
+        "cluster": CLUSTER_HELP,
+        "nodes": NODES_HELP,
+        "detach": "return as soon as all ranks run",
+        "dry-run": "show what would run where, and start nothing",
+        "force": "launch although a health check fails",
+        "quiet": "no output of the ranks, only what happens to the job",
+        "verbose": "show every command in full",
+        "json": JSON_HELP,
+    },
+    iterable=["env"],
+)
+def launch(
+    _context: Any,
+    name: str | None = None,
+    model: str | None = None,
+    dataset: str | None = None,
+    epochs: str | None = None,
+    lr: str | None = None,
+    script: str | None = None,
+    args: str | None = None,
+    env: list[str] | None = None,
+    cluster: str | None = None,
+    nodes: str | None = None,
+    detach: bool = False,
+    dry_run: bool = False,
+    force: bool = False,
+    quiet: bool = False,
+    verbose: bool = False,
+    json: bool = False,
+) -> None:
+    """Train on all nodes at once and follow the run; Ctrl-C stops it everywhere."""
+    from .. import display, environments, submit
+    from ..cluster_file import load_cluster
+    from ..experiments import Experiments
+
+    chosen = load_cluster(cluster).select(nodes)
+    spec = submit.spec_from(
+        chosen.training,
+        name=given(name, "--name"),
+        model=model,
+        dataset=dataset,
+        epochs=whole(epochs, "--epochs", 1),
+        learning_rate=decimal(lr, "--lr"),
+        script=script,
+        args=args,
+        env=env or [],
+        force=force,
+    )
+    submit.draft(spec, chosen)
+    environments.ensure_local(chosen, display.note)
+    if dry_run:
+        return display.rehearsal(*submit.rehearse(spec, chosen), as_json=json)
+    experiment = submit.submit(spec, chosen)
+    shown = display.Follower(
+        Experiments(chosen.experiments), experiment, quiet=quiet, verbose=verbose, as_json=json
+    )
+    return shown.until_running() if detach else shown.until_ended(interrupt_stops=True)
+
+
+@task(help={"name": JOB_HELP, "cluster": CLUSTER_HELP, "quiet": "no output of the ranks", "json": JSON_HELP})
+def attach(
+    _context: Any, name: str, cluster: str | None = None, quiet: bool = False, json: bool = False
+) -> None:
+    """Follow a job again, from its beginning; Ctrl-C only leaves."""
+    from .. import display
+
+    experiments = display.open_experiments(cluster)
+    display.Follower(experiments, experiments.find(name), quiet=quiet, as_json=json).until_ended(
+        interrupt_stops=False
+    )
+
+
+@task(help={"name": JOB_HELP, "cluster": CLUSTER_HELP, "json": JSON_HELP})
+def stop(_context: Any, name: str, cluster: str | None = None, json: bool = False) -> None:
+    """Stop a job on all nodes and wait until each has shown that nothing of it is left."""
+    from .. import display
+
+    experiments = display.open_experiments(cluster)
+    display.Follower(experiments, experiments.find(name), quiet=True, as_json=json).stop()

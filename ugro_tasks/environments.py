@@ -1,0 +1,61 @@
+"""The training environment of this machine's own nodes, made when a launch first needs it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from .cluster import Cluster
+from .errors import EnvironmentFault
+
+STAMP = "made-from.sha256"  # written last: an environment without it is not whole
+
+
+def ensure_local(cluster: Cluster, say: Callable[[str], None]) -> None:
+    """Every local node that trains from a venv has it, made from scripts/requirements.txt; else EnvironmentFault.
+
+    What pip says goes to stderr as it comes.
+    """
+    for path in {
+        Path(node.environment.path or f"{node.project}/.venv").expanduser()
+        for node in cluster.nodes
+        if node.transport == "local" and node.environment.manager == "venv"
+    }:
+        _ensure(path, cluster.scripts / "requirements.txt", say)
+
+
+def _ensure(path: Path, requirements: Path, say: Callable[[str], None]) -> None:
+    try:
+        wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
+        path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{error.filename}: {error.strerror}; no training environment can be made"
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two launches at once: the second waits and finds it made
+        stamp = path / STAMP
+        if stamp.exists() and stamp.read_text() == wanted:
+            return
+        say(f"making the training environment in {path} (once; torch is large)")
+        # Not what this process was told of other environments.
+        clean = {key: value for key, value in os.environ.items() if key not in {"PYTHONHOME", "PYTHONPATH"}}
+        for step in (
+            [sys.executable, "-m", "venv", str(path)],
+            [str(path / "bin/python"), "-m", "pip", "install", "-r", str(requirements)],
+        ):
+            done = subprocess.run(step, stdout=sys.stderr, env=clean, check=False)
+            if done.returncode != 0:
+                raise EnvironmentFault(
+                    f"{path}: `{' '.join(step)}` failed with exit code {done.returncode}, see above; "
+                    "mend that and launch again, it goes on from there"
+                )
+        stamp.write_text(wanted)
+    finally:
+        os.close(lock)

@@ -1,0 +1,336 @@
+"""The experiment folder: the only module that knows its file names.
+
+    experiments/
+      exp1_20260120_120000/     one job, see `Experiment`
+      job_history.jsonl         one line a job that ended
+      cluster_state.json        what the last probe saw
+      .agent.lock               held by the agent of this folder, with its pid inside
+      .agent.stderr             where an agent that crashes says why
+
+Files are replaced whole or appended to in whole lines, and are readable by their owner only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import fcntl
+import hashlib
+import io
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from .errors import JobNotFound, RecordError, UsageError
+from .job import Code, Event, JobRecord, JobState, Phase
+
+T = TypeVar("T")
+STAMP = re.compile(r"_\d{8}_\d{6}")
+NOT_CODE = ("__pycache__", "*.pyc", ".git", ".*_cache", ".venv")
+CODE_LIMIT_BYTES = 64 << 20
+
+
+class Experiment:
+    """One job's folder. No other class builds a path in it.
+
+    config.json        the JobRecord          state.json     the JobState
+    code/              the scripts as launched  events.jsonl   what happened to the job
+    logs/              stdout+stderr of each rank, byte for byte
+    metrics.jsonl      one object a logged step, from rank 0
+    gpu.jsonl          GPU samples of all nodes
+    checkpoints/ artifacts/ tensorboard/      gathered from rank 0; ranks/<rank>/ from the others
+    stop               there once somebody asked for the job to be stopped
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.job_id = folder.name
+        self.metrics = folder / "metrics.jsonl"
+        self.gpu = folder / "gpu.jsonl"
+        self.code = folder / "code"
+        self._config = folder / "config.json"
+        self._state = folder / "state.json"
+        self._events = folder / "events.jsonl"
+        self._stop = folder / "stop"
+
+    @property
+    def name(self) -> str:
+        """The job's name: its id without the time stamp."""
+        return self.job_id[:-16]
+
+    def log(self, rank: int) -> Path:
+        """Where the output of a rank goes."""
+        return self.folder / "logs" / f"training_rank{rank}.log"
+
+    def outputs(self, rank: int) -> Path:
+        """Where what a rank wrote is gathered."""
+        return self.folder if rank == 0 else self.folder / "ranks" / str(rank)
+
+    def record(self) -> JobRecord:
+        """config.json; raises RecordError where it is not one."""
+        return _read(self._config, JobRecord)
+
+    def save_record(self, record: JobRecord) -> None:
+        """Replace config.json."""
+        _replace(self._config, msgspec.json.format(msgspec.json.encode(record)))
+
+    def state(self) -> JobState:
+        """state.json; raises RecordError where it is not one."""
+        return _read(self._state, JobState)
+
+    def save_state(self, state: JobState) -> None:
+        """Replace state.json."""
+        _replace(self._state, msgspec.json.format(msgspec.json.encode(state)))
+
+    def add_event(self, event: Event) -> None:
+        """Append to events.jsonl."""
+        append_lines(self._events, msgspec.json.encode(event) + b"\n")
+
+    def events(self, offset: int = 0) -> tuple[list[Event], int]:
+        """The events from a byte offset on, and the offset behind them."""
+        raw = _tail(self._events, offset)
+        whole = raw[: raw.rfind(b"\n") + 1]
+        return msgspec.json.Decoder(Event).decode_lines(whole), offset + len(whole)
+
+    def ask_to_stop(self) -> None:
+        """What `inv stop` and Ctrl-C do; the agent sees to the rest."""
+        self._stop.touch(mode=0o600)
+
+    @property
+    def stop_asked(self) -> bool:
+        """Whether somebody asked for the job to be stopped."""
+        return self._stop.exists()
+
+    def code_archive(self) -> bytes:
+        """The scripts as launched, as a compressed tar."""
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1) as archive:
+            archive.add(self.code, arcname=".")
+        return packed.getvalue()
+
+    def gpu_bytes(self, node: str) -> int:
+        """How much of a node's GPU samples has arrived: the sum of its lines, which are kept as they came."""
+        mark = f'"node": "{node}"'.encode()
+        return sum(len(line) for line in _tail(self.gpu, 0).splitlines(keepends=True) if mark in line)
+
+    def checkpoints(self) -> list[Path]:
+        """The gathered checkpoints, oldest first."""
+        return sorted((self.folder / "checkpoints").glob("*"), key=lambda path: path.stat().st_mtime)
+
+    def log_files(self) -> list[Path]:
+        """The ranks' logs, in the order of the ranks."""
+        return sorted(
+            (self.folder / "logs").glob("training_rank*.log"), key=lambda path: (len(path.name), path.name)
+        )
+
+
+class Experiments:
+    """All jobs of one controller."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.cluster_state = folder / "cluster_state.json"
+        self._history = folder / "job_history.jsonl"
+        self._lock = folder / ".agent.lock"
+        self.agent_stderr = folder / ".agent.stderr"
+
+    # ---- jobs ----
+
+    def create(self, record: JobRecord, scripts: Path) -> Experiment:
+        """A new job, queued; it appears whole. `record` gets its job_id and the hash of its code here.
+
+        Raises RecordError where the folder cannot be written, UsageError where the scripts cannot be taken along.
+        """
+        self.make_folder()
+        making = self.folder / f".making-{os.getpid()}-{time.time_ns()}"
+        try:
+            code = _snapshot(scripts, making / "code")
+            (making / "logs").mkdir()
+            while True:
+                job_id = f"{record.job_name}_{datetime.now().astimezone():%Y%m%d_%H%M%S}"
+                draft = Experiment(making)
+                draft.save_record(msgspec.structs.replace(record, job_id=job_id, code=code))
+                draft.save_state(JobState(phase=Phase.QUEUED))
+                try:
+                    making.rename(self.folder / job_id)
+                except OSError as error:
+                    if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
+                        raise
+                    time.sleep(0.1)  # two launches of one name in one second: the next second is free
+                else:
+                    return Experiment(self.folder / job_id)
+        except OSError as error:
+            raise RecordError(
+                f"{error.filename or self.folder}: {error.strerror}; the job was not created"
+            ) from error
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
+
+    def all(self) -> Iterator[Experiment]:
+        """Every job folder, the newest first."""
+        try:
+            with os.scandir(self.folder) as entries:
+                names = [e.name for e in entries if STAMP.fullmatch(e.name[-16:]) and e.is_dir()]
+        except FileNotFoundError:
+            return
+        for name in sorted(names, key=lambda name: (name[-16:], name), reverse=True):
+            yield Experiment(self.folder / name)
+
+    def find(self, name: str) -> Experiment:
+        """The job with this id, or the newest with exactly this name (one that ran before one that was refused).
+
+        Raises JobNotFound with the nearest names.
+        """
+        jobs = list(self.all())
+        found = [job for job in jobs if name in (job.job_id, job.name)]
+        for job in found:
+            if len(found) == 1 or _phase(job) is not Phase.REFUSED:
+                return job
+        if found:
+            return found[0]
+        known = dict.fromkeys(job.name for job in jobs)
+        near = difflib.get_close_matches(name, known, 3, 0.4) or list(known)[:3]
+        hint = f"; did you mean {', '.join(near)}?" if near else "; there is none yet: inv launch --name exp1"
+        raise JobNotFound(f"no job called {name!r} in {self.folder}{hint}")
+
+    def unfinished(self) -> list[Experiment]:
+        """The jobs that are queued or under way, oldest first. A job that cannot be read is not one."""
+        ended = self._ended()
+        jobs = [job for job in self.all() if job.job_id not in ended]
+        return [job for job in reversed(jobs) if (phase := _phase(job)) and not phase.finished]
+
+    # ---- the records beside the jobs ----
+
+    def add_to_history(self, experiment: Experiment, record: JobRecord, state: JobState) -> None:
+        """One line about a job that ended."""
+        line = {
+            "job_id": experiment.job_id,
+            "job_name": record.job_name,
+            "state": state.phase,
+            "nodes": record.nodes,
+            "started_at": record.started_at,
+            "seconds": state.seconds,
+            "cause": state.cause.message if state.cause else None,
+        }
+        append_lines(self._history, msgspec.json.encode(line) + b"\n")
+
+    def save_cluster_state(self, health: Any) -> None:
+        """What the last probe saw."""
+        self.make_folder()
+        _replace(self.cluster_state, msgspec.json.format(msgspec.json.encode(health)))
+
+    def make_folder(self) -> None:
+        """Raises RecordError where it cannot be made."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RecordError(
+                f"{error.filename}: {error.strerror}; set paths.experiments in the cluster file"
+            ) from error
+
+    def _ended(self) -> set[str]:
+        # Ids alone, so that a folder of thousands is read quickly; a torn line is not an id that ended.
+        return {
+            match.decode() for match in re.findall(rb'^{"job_id":"([^"]+)"', _tail(self._history, 0), re.M)
+        }
+
+    # ---- the agent ----
+
+    def take_agent_lock(self) -> io.FileIO | None:
+        """The lock of this folder's agent, held for as long as the file is open; None where an agent lives."""
+        self.make_folder()
+        lock = open(os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)  # noqa: SIM115
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            return None
+        return lock
+
+    def agent_pid(self) -> int | None:
+        """The pid of the living agent, None where there is none."""
+        lock = self.take_agent_lock()
+        if lock:
+            lock.close()
+            return None
+        return int(_tail(self._lock, 0) or 0)
+
+
+def append_lines(path: Path, lines: bytes) -> None:
+    """Append in one write, so that no reader and no kill sees half of it."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(descriptor, lines)
+    finally:
+        os.close(descriptor)
+
+
+def _phase(job: Experiment) -> Phase | None:
+    try:
+        return job.state().phase
+    except RecordError:
+        return None
+
+
+def _read(path: Path, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except OSError as error:
+        raise RecordError(f"{path}: {error.strerror}") from error
+    except (msgspec.DecodeError, ValueError) as error:
+        raise RecordError(f"{path}: not written by UGRO, or damaged: {error}") from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(content)
+    temporary.replace(path)
+
+
+def _tail(path: Path, offset: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read()
+    except FileNotFoundError:
+        return b""
+
+
+def _snapshot(scripts: Path, target: Path) -> Code:
+    """Copy the scripts; gives what they are."""
+    if not scripts.is_dir():
+        raise UsageError(f"{scripts}: no such folder; set paths.scripts in the cluster file")
+    files = [
+        path for path in scripts.rglob("*") if path.is_file() and not _is_ignored(path.relative_to(scripts))
+    ]
+    size = sum(path.stat().st_size for path in files)
+    if size > CODE_LIMIT_BYTES:
+        raise UsageError(
+            f"{scripts}: {size >> 20} MiB would travel with each launch (limit {CODE_LIMIT_BYTES >> 20} MiB); "
+            "keep data elsewhere and pass its path"
+        )
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        copy = target / path.relative_to(scripts)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, copy)
+        digest.update(f"{path.relative_to(scripts)}\0".encode() + copy.read_bytes())
+    commit = subprocess.run(
+        ["git", "-C", str(scripts), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ) if shutil.which("git") else None  # fmt: skip
+    known = commit.stdout.strip() if commit and commit.returncode == 0 else None
+    return Code(sha256=digest.hexdigest(), git_commit=known)
+
+
+def _is_ignored(path: Path) -> bool:
+    return any(Path(part).match(pattern) for part in path.parts for pattern in NOT_CODE)

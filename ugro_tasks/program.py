@@ -1,0 +1,11 @@
+"""`ugro`: the tasks as a program of their own, the same that `inv` finds in tasks.py."""
+
+from invoke.program import Program
+
+from . import ns
+from .submit import ugro_version
+
+
+def main() -> None:
+    """Run the task on the command line."""
+    Program(name="ugro", binary="ugro", namespace=ns, version=ugro_version()).run()

@@ -1,0 +1,120 @@
+"""What a job's folder says, put together for a reader: status, logs, results. No node is asked, but by `live`."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from .cluster import Cluster
+from .errors import HostError, RecordError, UsageError
+from .experiments import Experiment, Experiments
+from .hosts import Fleet, Host
+from .job import Event, JobRecord, JobState
+from .plan import job_folder
+from .remote import ask
+from .watch import last_lines
+
+
+class JobLine(msgspec.Struct, frozen=True, kw_only=True):
+    """A job in a list. `damaged` says why nothing more is known."""
+
+    job_id: str
+    state: JobState | None = None
+    nodes: tuple[str, ...] = ()
+    damaged: str | None = None
+
+
+class JobReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One job in full."""
+
+    job_id: str
+    record: JobRecord
+    state: JobState
+    events: list[Event]
+    live: dict[str, dict[str, Any]] | None = None
+
+
+class Results(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a job. Sizes in bytes."""
+
+    job_id: str
+    folder: str
+    record: JobRecord
+    state: JobState
+    metrics: dict[str, Any]
+    checkpoints: dict[str, int]
+    logs: dict[str, int]
+
+
+def all_jobs(experiments: Experiments, limit: int | None) -> list[JobLine]:
+    """The newest jobs, newest first; a folder that cannot be read is among them, with the reason."""
+    lines = []
+    for experiment in islice(experiments.all(), limit):
+        try:
+            lines.append(
+                JobLine(job_id=experiment.job_id, state=experiment.state(), nodes=experiment.record().nodes)
+            )
+        except RecordError as error:
+            lines.append(JobLine(job_id=experiment.job_id, damaged=error.text))
+    return lines
+
+
+def one_job(experiment: Experiment, *, live: bool) -> JobReport:
+    """Everything about one job; with `live` also what its nodes say now. Raises RecordError."""
+    record = experiment.record()
+    return JobReport(
+        job_id=experiment.job_id,
+        record=record,
+        state=experiment.state(),
+        events=experiment.events()[0],
+        live=_ask_nodes(experiment, record) if live else None,
+    )
+
+
+def _ask_nodes(experiment: Experiment, record: JobRecord) -> dict[str, dict[str, Any]]:
+    def state(host: Host) -> dict[str, Any]:
+        folder = job_folder(host.node, experiment.job_id)
+        return ask(host, "state", folder=folder, job_id=experiment.job_id, node=host.node.name)
+
+    with Fleet.of(Cluster.model_validate(record.cluster)) as fleet:
+        answers = fleet.map(state)
+    return {node: {"error": a.text} if isinstance(a, HostError) else a for node, a in answers.items()}
+
+
+def log_tails(experiment: Experiment, rank: int | None, count: int) -> dict[int, list[str]]:
+    """{rank: its last lines}. Raises UsageError for a rank that has no log."""
+    logs = {int(path.stem.removeprefix("training_rank")): path for path in experiment.log_files()}
+    if rank is not None and rank not in logs:
+        known = ", ".join(map(str, logs)) or "none yet"
+        raise UsageError(f"--rank {rank}: {experiment.job_id} has no log of it; there is {known}")
+    return {number: last_lines(path, count) for number, path in logs.items() if rank in {None, number}}
+
+
+def results(experiment: Experiment) -> Results:
+    """The results as they lie in the folder. Raises RecordError."""
+    last: dict[str, Any] = {}
+    if experiment.metrics.exists():
+        for line in reversed(last_lines(experiment.metrics, 20)):
+            try:
+                last = msgspec.json.decode(line, type=dict[str, Any]) | last
+            except msgspec.DecodeError:
+                continue  # not one of ours, or not yet whole
+    return Results(
+        job_id=experiment.job_id,
+        folder=str(experiment.folder),
+        record=experiment.record(),
+        state=experiment.state(),
+        metrics=last,
+        checkpoints={path.name: _size(path) for path in experiment.checkpoints()},
+        logs={
+            str(path.relative_to(experiment.folder)): path.stat().st_size for path in experiment.log_files()
+        },
+    )
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)

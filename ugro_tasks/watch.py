@@ -1,0 +1,115 @@
+"""What happens to a job, read from its folder as it grows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from .agent import ensure_agent
+from .experiments import Experiment, Experiments
+from .job import Event, JobState, Phase
+
+POLL_SECONDS = 0.05
+AGENT_SECONDS = 1.0  # how often to see whether an unfinished job still has its agent
+LINE_BYTES = 1 << 16  # a line that is longer is shown in pieces
+
+
+class Line(msgspec.Struct, frozen=True):
+    """A line that a rank printed, as it is."""
+
+    rank: int
+    text: str
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """The last object of metrics.jsonl."""
+
+    metrics: dict[str, object]
+
+
+class Tail:
+    """The whole lines that come into a file."""
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self.path, self.offset, self._rest = path, offset, b""
+
+    def read(self, *, rest_too: bool = False) -> list[str]:
+        """The lines since the last call; with `rest_too` also one that has no end yet."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                new = file.read(1 << 20)
+        except FileNotFoundError:
+            return []
+        self.offset += len(new)
+        lines, newline, self._rest = (self._rest + new).rpartition(b"\n")
+        if self._rest and (rest_too or len(self._rest) > LINE_BYTES):
+            lines, newline, self._rest = lines + newline + self._rest, b"\n", b""
+        return lines.decode("utf-8", "replace").split("\n") if newline else []
+
+
+def watch(
+    experiments: Experiments,
+    experiment: Experiment,
+    *,
+    ranks: list[int] | None = None,
+    from_start: bool = True,
+    until: frozenset[Phase] = frozenset(),
+) -> Iterator[Event | Line | Progress | JobState]:
+    """Everything as it comes: events, lines of the ranks, metrics, and the state whenever it changes.
+
+    Ends when the job has, or with the first state in `until`. An agent that died meanwhile is started again.
+    """
+    logs: dict[int, Tail] = {}
+    metrics = Tail(experiment.metrics)
+    event_offset, last_state, agent_seen = 0, None, time.monotonic()
+    while True:
+        # The state is read first: whatever belongs to its end is in the files by then.
+        state = experiment.state()
+        for rank in range(len(state.ranks)) if ranks is None else ranks:
+            if rank not in logs:
+                path = experiment.log(rank)
+                logs[rank] = Tail(path, 0 if from_start or not path.exists() else path.stat().st_size)
+        events, event_offset = experiment.events(event_offset)
+        yield from events
+        moved = bool(events)
+        for rank, tail in logs.items():
+            for text in tail.read(rest_too=state.phase.finished):
+                yield Line(rank, text)
+                moved = True
+        if lines := metrics.read():
+            yield from _progress(lines[-1])
+        if state != last_state:
+            yield state
+            last_state = state
+        if state.phase in until or (state.phase.finished and not moved):
+            return
+        if not state.phase.finished and time.monotonic() - agent_seen > AGENT_SECONDS:
+            agent_seen = time.monotonic()
+            ensure_agent(experiments)
+        if not moved:
+            time.sleep(POLL_SECONDS)
+
+
+def _progress(line: str) -> Iterator[Progress]:
+    try:
+        metrics = msgspec.json.decode(line, type=dict[str, object])
+    except msgspec.DecodeError:
+        return  # the script's own affair; it is shown as it is in the file
+    yield Progress(metrics)
+
+
+def last_lines(path: Path, count: int) -> list[str]:
+    """The last lines of a file, read from its end."""
+    with path.open("rb") as file:
+        position = file.seek(0, 2)
+        tail = b""
+        while position > 0 and tail.count(b"\n") <= count and len(tail) < 64 << 20:
+            step = min(1 << 16, position)
+            position -= step
+            file.seek(position)
+            tail = file.read(step) + tail
+    return tail.decode("utf-8", "replace").splitlines()[-count:] if count else []
