@@ -2,7 +2,7 @@
 
 from invoke.collection import Collection
 
-from .commands import cluster, jobs, launch
+from .commands import cluster, develop, jobs, launch
 
 ns = Collection(
     launch.launch,
@@ -16,3 +16,6 @@ ns = Collection(
     cluster.health,
     cluster.reset,
 )
+if develop.in_checkout():
+    ns.add_task(develop.check)
+    ns.add_task(develop.test)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,12 @@ IN_THE_WAKE = re.compile(
     r"Connection (closed|reset|refused)|Broken pipe|Socket Timeout|recvBytes|sendBytes|ProcessGroup(Gloo|NCCL)|"
     r"NCCL (error|communicator)|gloo::|DistStoreError|DistNetworkError|DistBackendError|Timed out waiting"
 )
-# torchrun's own lines around a failure say nothing about it.
-TORCHRUN = re.compile(
-    r"torch/distributed/(elastic|launcher|run)|\b[EWI]\d{4} \d\d:\d\d:\d\d\.\d+ .*torch/distributed"
+# With the first of these, torchrun begins its report about a failure. It stands in the log behind the script's words.
+REPORT = re.compile(
+    r"^[EW]\d{4} [\d:.]+ .*torch/distributed/elastic/(multiprocessing/api|agent).*|^=+\n.* FAILED$", re.M
 )
+# c10d says this at each start on a host that cannot resolve its own name.
+NOISE = re.compile(r"^\[W.* \[c10d\] The hostname of the client socket cannot be retrieved.*\n?", re.M)
 EXIT_CODE = re.compile(r"exitcode\s*:\s*(-?\d+)")
 
 
@@ -41,11 +42,16 @@ def find_cause(ends: Sequence[End], experiment: Experiment) -> Cause | None:
 
 
 def _cause(end: End, log: Path) -> Cause:
-    code, message, traceback = _told(end)
-    number = end.signal if end.signal else -code if code is not None and code < 0 else None
+    words, report = _tail(log)
+    worker_code = EXIT_CODE.search(report)
+    code = int(worker_code[1]) if worker_code else end.code
+    message, traceback = _exception(end.error)
+    number = end.signal or (-code if code is not None and code < 0 else None)
     name = signal.Signals(number).name if number in set(signal.Signals) else None
     if end.lost:
         what = end.lost
+    elif end.code is None and end.signal is None:
+        what = end.error or "it would not end and was killed"
     elif name:
         what = f"killed by {name}" + (" (out of memory, or somebody's kill -9)" if name == "SIGKILL" else "")
     else:
@@ -56,42 +62,35 @@ def _cause(end: End, log: Path) -> Cause:
         rank=end.rank,
         exit_code=None if name or end.lost else code,
         signal=name,
-        last_lines=tuple(traceback or last_lines(log)),
+        last_lines=tuple(line[:LINE_CHARACTERS] for line in (traceback or words)[-LAST_LINES:]),
     )
 
 
-def _told(end: End) -> tuple[int | None, str, list[str]]:
-    """(the worker's exit code, the exception's message, its traceback) as far as torchrun's error file tells.
+def _exception(error_file: str | None) -> tuple[str, list[str]]:
+    """(the exception's message, its traceback) from torchrun's error file, which @record in the script fills.
 
-    With @record in the script the file holds its exception, otherwise torchrun's summary of the worker.
     Format: torch/distributed/elastic/multiprocessing/errors/error_handler.py.
     """
     try:
-        told: Any = json.loads(end.error or "null")
+        told: Any = json.loads(error_file or "null")
     except ValueError:
-        return end.code, (end.error or "").strip()[-LINE_CHARACTERS:], []
+        return "", []
     body = told.get("message") if isinstance(told, dict) else None
     if not isinstance(body, dict):
-        return end.code, str(body or ""), []
-    message = str(body.get("message", ""))
+        return "", []
     extra = body.get("extraInfo")
     stack = str(extra.get("py_callstack", "")) if isinstance(extra, dict) else ""
-    if found := EXIT_CODE.search(message):
-        return int(found[1]), "", []
-    return end.code, message.splitlines()[0] if message else "", _shortened(stack.splitlines()[-LAST_LINES:])
+    return str(body.get("message", "")).partition("\n")[0], stack.splitlines()
 
 
-def last_lines(log: Path) -> list[str]:
-    """What the rank itself said last, without torchrun's own report."""
+def _tail(log: Path) -> tuple[list[str], str]:
+    """The last lines that the rank itself printed, and torchrun's report behind them."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - TAIL_BYTES))
-            text = file.read().decode("utf-8", "replace")
+            text = NOISE.sub("", file.read().decode("utf-8", "replace"))
     except FileNotFoundError:
-        return []
-    own = (line for line in text.splitlines() if line.strip() and not TORCHRUN.search(line))
-    return _shortened(list(deque(own, LAST_LINES)))
-
-
-def _shortened(lines: list[str]) -> list[str]:
-    return [line[:LINE_CHARACTERS] for line in lines]
+        return [], ""
+    report = REPORT.search(text)
+    own, about = (text[: report.start()], text[report.start() :]) if report else (text, "")
+    return [line for line in own.splitlines() if line.strip()], about

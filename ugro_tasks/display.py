@@ -103,7 +103,8 @@ def health(
     for name, check in checks:
         if not check.ok:
             console.print(f"[red]✗ {escape(name)}: {escape(check.name)}:[/] {escape(printable(check.value))}")
-            console.print(f"    {escape(check.fix)}")
+            if check.fix:
+                console.print(f"    {escape(check.fix)}")
         elif verbose or check.note:
             console.print(
                 f"{'·' if check.note else '✓'} {escape(name)}: {escape(check.name)}: {escape(check.value)}"
@@ -136,8 +137,8 @@ def _health_row(node: NodeHealth) -> list[str]:
 
 def _measured(found: dict[str, Any]) -> str:
     if found.get("kind") == "pair":
-        one, other = found["ranks"]
-        return f"rank {one} ↔ rank {other}: {found['round_trip_ms']:.2f} ms, {found['bandwidth_mb_per_second']:.0f} MB/s"
+        pair = " ↔ ".join(found["hosts"])
+        return f"{pair}: {found['round_trip_ms']:.2f} ms, {found['bandwidth_mb_per_second']:.0f} MB/s"
     rest = ", ".join(f"{key} {value}" for key, value in found.items() if key not in {"kind", "time"})
     return f"{found.get('kind')}: {rest}"
 
@@ -272,15 +273,15 @@ def results(found: Results, *, as_json: bool) -> None:
     }
     for key, value in rows.items():
         console.print(f"  {key:14} {escape(value)}")
-    for title, numbers in (
-        ("final metrics", found.metrics),
-        ("checkpoints", found.checkpoints),
-        ("logs", found.logs),
-    ):
-        console.print(f"[bold]{title}[/]" + ("" if numbers else ": none"))
-        for key, value in numbers.items():
-            shown = _short(value) if title == "final metrics" else _bytes(float(value))
-            console.print(f"  {escape(key):32} {escape(shown)}")
+    sections: dict[str, dict[str, str]] = {
+        "final metrics": {key: _short(value) for key, value in found.metrics.items()},
+        "checkpoints": {name: _bytes(size) for name, size in found.checkpoints.items()},
+        "logs": {name: _bytes(size) for name, size in found.logs.items()},
+    }
+    for title, lines in sections.items():
+        console.print(f"[bold]{title}[/]" + ("" if lines else ": none"))
+        for key, value in lines.items():
+            console.print(f"  {escape(key):32} {escape(value)}")
     _show_cause(console, found.state)
     return None
 
@@ -517,7 +518,8 @@ def _coloured(phase: Phase) -> str:
     return f"[{colour}]{phase}[/]"
 
 
-def _bytes(count: float) -> str:
+def _bytes(size: int) -> str:
+    count: float = size
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024 or unit == "GiB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -114,9 +114,9 @@ class HostError(UgroError):
 
     exit_code = 20
 
-    def __init__(self, host: str, message: str) -> None:
-        super().__init__(f"{host}: {message}")
-        self.host = host
+    def __init__(self, host: str, what: str, fix: str = "") -> None:
+        super().__init__(f"{host}: {what}" + (f"\n    {fix}" if fix else ""))
+        self.host, self.what, self.fix = host, what, fix
 
 
 class HostUnreachable(HostError):

@@ -133,8 +133,7 @@ def _probe(host: Host, cluster: Cluster) -> _Answer:
 def _judge_answer(cluster: Cluster, node: Node, answer: _Answer | HostError) -> NodeHealth:
     common: dict[str, Any] = {"node": node.name, "rank": node.rank, "address": node.address}
     if isinstance(answer, HostError):
-        what, _, fix = answer.text.removeprefix(f"{node.name}: ").partition("; ")
-        check = Check(name="reachable", ok=False, value=what, fix=fix or "see the message")
+        check = Check(name="reachable", ok=False, value=answer.what, fix=answer.fix)
         return NodeHealth(**common, reachable=False, checks=(check,))
     facts, holder = answer.facts, _holder(answer.facts)
     return NodeHealth(
@@ -183,7 +182,6 @@ def _environment(node: Node, torch: Mapping[str, Any]) -> Check:
         if node.environment.manager == "existing"
         else "make it: inv sync-envs"
     )
-    wanted = node.environment.torch_version
     if torch["code"] is None:
         return Check(name="environment", ok=False, value=f"{interpreter}: {_last(torch)}", fix=make)
     if torch["code"] != 0:
@@ -191,11 +189,23 @@ def _environment(node: Node, torch: Mapping[str, Any]) -> Check:
     if not torch.get("torch"):
         return Check(name="environment", ok=False, value=f"{interpreter} has no torch", fix=make)
     words = f"Python {torch['python']}, torch {torch['torch']}"
-    if wanted and torch["torch"].split("+")[0] != wanted:
-        return Check(
-            name="environment", ok=False, value=f"{words}, the cluster file wants {wanted}", fix=make
-        )
+    promised = {
+        "Python": (node.environment.python_version, torch["python"]),
+        "torch": (node.environment.torch_version, torch["torch"]),
+        "CUDA": (node.environment.cuda_version, torch.get("cuda") or "none"),
+    }
+    wrong = [
+        f"{what} {wanted}" for what, (wanted, found) in promised.items() if not _is_version(found, wanted)
+    ]
+    if wrong:
+        value = f"{words}; the cluster file says {', '.join(wrong)}"
+        return Check(name="environment", ok=False, value=value, fix=make)
     return Check(name="environment", ok=True, value=words)
+
+
+def _is_version(found: str, wanted: str | None) -> bool:
+    """As far as the wanted version is written: 2.13 is any 2.13.x."""
+    return wanted is None or f"{found.split('+')[0]}.".startswith(f"{wanted}.")
 
 
 def _last(answer: Mapping[str, Any]) -> str:
@@ -267,7 +277,6 @@ def _network(cluster: Cluster, node: Node, facts: Mapping[str, Any]) -> Iterator
     yield Check(
         name="own name",
         ok=True,
-        note=own != node.address,
         value=f"{facts['hostname']} is {own or 'not resolved'}"
         + ("" if own == node.address else " (no harm: launches go by address and interface)"),
     )

@@ -213,6 +213,8 @@ class SshHost(Connection):  # type: ignore[misc]
             if self.is_connected:
                 return
             try:
+                if not self.gateway:
+                    self.connect_kwargs["sock"] = _PromptSocket.to(self.host, self.port, self.connect_timeout)
                 super().open()
             except (paramiko.SSHException, OSError, EOFError) as error:
                 self.close()
@@ -266,6 +268,8 @@ class SshHost(Connection):  # type: ignore[misc]
             begun = time.monotonic()
             channel: paramiko.Channel = self.transport.open_session(timeout=timeout_seconds)
             object.__setattr__(self, "round_trip_seconds", time.monotonic() - begun)
+            if isinstance(self.transport.sock, _PromptSocket):
+                self.transport.sock.prompt = False
             channel.settimeout(timeout_seconds)
             channel.exec_command(shlex.join(argv))
             channel.sendall(stdin)
@@ -276,6 +280,27 @@ class SshHost(Connection):  # type: ignore[misc]
                 return self._execute(argv, stdin, timeout_seconds)
             raise _explained(self, error) from error
         return channel
+
+
+class _PromptSocket(socket.socket):
+    """A socket that never waits to fill a packet, nor, while logging in, to acknowledge one.
+
+    sshd sends the end of the login in several small packets and waits for our word on the first: 40 ms.
+    """
+
+    prompt = hasattr(socket, "TCP_QUICKACK")
+
+    @classmethod
+    def to(cls, host: str, port: int, timeout_seconds: float) -> _PromptSocket:
+        made = socket.create_connection((host, port), timeout_seconds)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return cls(fileno=made.detach())
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        if self.prompt:
+            # The kernel takes it back at each chance.
+            self.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        return super().recv(size, flags)
 
 
 class _SshStream:
@@ -303,10 +328,8 @@ def _stdout_of(node: Node, argv: Sequence[str], code: int, out: bytes, err: byte
         return out
     last = err.decode("utf-8", "replace").strip().splitlines()[-1:] or [f"exit code {code}"]
     if code == 127:
-        last = [
-            f"{argv[0]} was not found (a non-interactive login reads no profile); "
-            f"give its path as `python:` of the node {node.name} in the cluster file"
-        ]
+        last = [f"{argv[0]} was not found (a non-interactive login reads no profile)"]
+        raise NodeFault(node.name, last[0], f"give its path as `python` of {node.name} in the cluster file")
     raise NodeFault(node.name, last[0])
 
 
@@ -427,12 +450,12 @@ def new_key_of(node: Node, connect_seconds: float) -> NewKey | None:
 
 # ---- what went wrong, in words ----
 
-_BY_ERRNO: dict[int, str] = {
-    errno.ECONNREFUSED: "the connection was refused; is sshd running there, and on this port?",
-    errno.EHOSTUNREACH: "no route to it; is the machine on and in this network?",
-    errno.ENETUNREACH: "no route to its network; is this machine online?",
-    errno.ETIMEDOUT: "no answer; is the machine on, and does its firewall let SSH through?",
-    errno.ECONNRESET: "the connection was reset",
+_BY_ERRNO = {
+    errno.ECONNREFUSED: ("the connection was refused", "is sshd running there, and on this port?"),
+    errno.EHOSTUNREACH: ("no route to it", "is the machine on, and in this network?"),
+    errno.ENETUNREACH: ("no route to its network", "is this machine online?"),
+    errno.ETIMEDOUT: ("no answer", "is the machine on, and does its firewall let SSH through?"),
+    errno.ECONNRESET: ("the connection was reset", "see the log of sshd there: journalctl -u ssh"),
 }
 
 
@@ -442,33 +465,33 @@ def _explained(host: SshHost, error: Exception) -> HostError:
     if isinstance(error, paramiko.BadHostKeyException):
         return HostKeyChanged(
             name,
-            f"its host key is not the one in known_hosts ({where}).\n"
-            f"  It shows {fingerprint(error.key)}, known is {fingerprint(error.expected_key)}.\n"
-            f"  If the machine was set up anew: ssh-keygen -R {_known_name(host)} and then inv init",
+            f"its host key has changed ({where}): it shows {fingerprint(error.key)}, "
+            f"known_hosts has {fingerprint(error.expected_key)}",
+            f"if the machine was set up anew: ssh-keygen -R {_known_name(host)}, then: inv init; "
+            "if not, somebody may be in between",
         )
     if isinstance(error, _UnknownKey):
         return HostKeyUnknown(
             name,
-            f"its host key is not in known_hosts: {error.name} shows {fingerprint(error.key)}\n"
-            f"  Compare it on the machine (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then: inv init",
+            f"its host key is not in known_hosts: {error.name} shows {fingerprint(error.key)}",
+            "compare it on the machine (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then: inv init",
         )
     if isinstance(error, paramiko.PasswordRequiredException):
-        return LoginRefused(name, f"the key for {where} needs its passphrase; load it once: ssh-add")
+        return LoginRefused(name, f"the key for {where} has a passphrase", "load it once: ssh-add")
     if isinstance(error, paramiko.AuthenticationException):
-        return LoginRefused(name, f"{where} accepts none of your keys; put one there: {_copy_id(host)}")
+        return LoginRefused(name, f"{where} accepts none of your keys", f"put one there: {_copy_id(host)}")
     if isinstance(error, socket.gaierror):
         return HostUnreachable(
-            name, f"the name {host.host} cannot be resolved; check the cluster file or DNS"
+            name, f"the name {host.host} cannot be resolved", "check the cluster file and DNS"
         )
-    if isinstance(error, TimeoutError):
-        return HostUnreachable(name, f"{where}: {_BY_ERRNO[errno.ETIMEDOUT]}")
-    if isinstance(error, OSError):
-        number = error.errno or next((e.errno for e in getattr(error, "errors", {}).values()), None)
-        words = _BY_ERRNO.get(number or 0, error.strerror or str(error))
-        return HostUnreachable(name, f"{where}: {words}")
-    if isinstance(error, EOFError):
-        return HostUnreachable(name, f"{where}: the connection broke off")
-    return HostUnreachable(name, f"{where}: {error}")
+    number = errno.ETIMEDOUT if isinstance(error, TimeoutError) else getattr(error, "errno", None)
+    if number is None:
+        # paramiko's NoValidConnectionsError holds one error for each address that it tried
+        number = next((e.errno for e in getattr(error, "errors", {}).values()), None)
+    if number in _BY_ERRNO:
+        what, fix = _BY_ERRNO[number]
+        return HostUnreachable(name, f"{where}: {what}", fix)
+    return HostUnreachable(name, f"{where}: {error or 'the connection broke off'}")
 
 
 def _known_name(host: SshHost) -> str:
@@ -537,11 +560,13 @@ class Rsync:
                     progress(percent)
             complaint = process.stderr.read().decode("utf-8", "replace") if process.stderr else ""
         if process.returncode == 127 or "rsync: command not found" in complaint:
-            raise NodeFault(name, "rsync is not installed there; install it: sudo apt install rsync")
+            raise NodeFault(name, "rsync is not installed there", "install it: sudo apt install rsync")
         if process.returncode != 0:
             words = (complaint.strip().splitlines() or [f"rsync ended with {process.returncode}"])[0]
             kind = HostUnreachable if process.returncode in {10, 12, 30, 35, 255} else NodeFault
-            raise kind(name, f"{words} (rsync exit code {process.returncode}); what arrived stays, try again")
+            raise kind(
+                name, f"{words} (rsync exit code {process.returncode})", "what arrived stays; try again"
+            )
 
     def _percentages(self, process: subprocess.Popen[bytes]) -> Iterator[int]:
         assert process.stdout is not None  # noqa: S101

@@ -318,7 +318,12 @@ class Lab:
                 "logs": str(self.folder / "logs"),
             },
             "environment": {"manager": "existing", "python": str(TRAINING_ENV / "bin" / "python")},
-            "training": {"default_script": "train_single_test.py"},
+            "training": {
+                "default_script": "train_single_test.py",
+                "default_model": "char-transformer",
+                "default_dataset": "shakespeare",
+                "default_learning_rate": 0.003,
+            },
         }
         self.cluster_file.write_text(yaml.safe_dump(document, sort_keys=False), "utf-8")
 

@@ -1,0 +1,102 @@
+"""check, test: tasks for those who work on UGRO itself. They read the checkout, so only a checkout has them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from invoke.exceptions import Exit
+
+from ..errors import ToolMissing
+from .common import task
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+CHECKS = {
+    "ruff check": ["ruff", "check"],
+    "ruff format": ["ruff", "format", "--check"],
+    "mypy": ["mypy"],
+    "import-linter": ["lint-imports", "--no-logo"],
+}
+FIXES = {"ruff check": ["ruff", "check", "--fix"], "ruff format": ["ruff", "format"]}
+
+
+def in_checkout() -> bool:
+    """Whether this package lies in its repository, not in some site-packages."""
+    return (CHECKOUT / "pyproject.toml").is_file()
+
+
+@task(help={"fix": "mend what ruff can mend", "tests": "run the tests, too"})
+def check(_context: Any, fix: bool = False, tests: bool = True) -> None:
+    """Run ruff, mypy, import-linter and the tests, all of them, and say which failed."""
+    checks = CHECKS | FIXES if fix else CHECKS
+    failed = [name for name, argv in checks.items() if _run(name, [_program(argv[0]), *argv[1:]]) != 0]
+    if tests and _run_tests([]) != 0:
+        failed.append("tests")
+    if failed:
+        raise Exit(f"failed: {', '.join(failed)}", code=1)
+
+
+@task(help={})
+def test(_context: Any) -> None:
+    """Set up what the tests need and run them; what stands after -- goes to pytest: test -- -k health."""
+    arguments = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
+    if code := _run_tests(arguments):
+        raise Exit(code=code)
+
+
+def _run_tests(arguments: list[str]) -> int:
+    from .. import display, environments
+    from ..cluster_file import load_cluster
+
+    pytest = _program("pytest")
+    _install_packages()
+    environments.ensure_local(load_cluster("local", cwd=CHECKOUT), display.note)
+    return _run("pytest", [pytest, "-p", "tests.left_out", *arguments])
+
+
+def _install_packages() -> None:
+    """As root on Debian and its kin, the packages that the lab lacks; else the tests say what they left out."""
+    from tests.lab.tools import missing_packages
+
+    from .. import display
+
+    packages = missing_packages()
+    if not packages or os.geteuid() != 0 or shutil.which("apt-get") is None:
+        return
+    display.note(f"installing for the lab: {' '.join(packages)}")
+    for step in (["update"], ["install", "--yes", "--no-install-recommends", *packages]):
+        # An update that reached only some archives is often enough; the lab itself says what it still lacks.
+        subprocess.run(
+            ["apt-get", "-o", "DPkg::Lock::Timeout=120", *step],
+            env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr,
+            check=False,
+        )
+
+
+def _program(name: str) -> str:
+    """A program of the Python that runs this; raises ToolMissing."""
+    path = Path(sys.executable).with_name(name)
+    if not path.exists():
+        raise ToolMissing(f"{path} is missing; `bin/ugro check` and `bin/ugro test` install it")
+    return str(path)
+
+
+def _run(name: str, argv: list[str]) -> int:
+    """The exit code of a program that runs in the checkout and shows its own output."""
+    from .. import display
+
+    display.note(f"== {name}")
+    # Ctrl-C is for the program to answer: pytest still takes its lab down.
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        return subprocess.run(argv, cwd=CHECKOUT, check=False).returncode
+    finally:
+        signal.signal(signal.SIGINT, before)
