@@ -44,8 +44,7 @@ class NodeHealth(Struct, frozen=True, kw_only=True):
     checks: tuple[Check, ...]
     round_trip_seconds: float | None = None
     clock_offset_seconds: float | None = None
-    held_job: str | None = None
-    held_by: str | None = None  # the same, in words
+    held_by: str | None = None
     gpus: tuple[dict[str, str], ...] = ()
     facts: dict[str, Any] = {}
 
@@ -75,9 +74,9 @@ class ClusterHealth(Struct, frozen=True, kw_only=True):
         own = [(node.node, check) for node in self.nodes for check in node.checks if not check.ok]
         return own + [("cluster", check) for check in self.across if not check.ok]
 
-    def busy(self, but: str = "") -> dict[str, str]:
-        """{node: who holds it}, the job `but` left out."""
-        return {node.node: node.held_by for node in self.nodes if node.held_by and node.held_job != but}
+    def busy(self) -> dict[str, str]:
+        """{node: who holds it}."""
+        return {node.node: node.held_by for node in self.nodes if node.held_by}
 
     def facts(self) -> dict[str, Mapping[str, Any]]:
         """What each reachable node told of itself."""
@@ -141,7 +140,6 @@ def _judge_answer(cluster: Cluster, node: Node, answer: _Answer | HostError) -> 
         reachable=True,
         round_trip_seconds=answer.round_trip_seconds,
         clock_offset_seconds=answer.clock_offset_seconds,
-        held_job=holder.get("job_id"),
         held_by=describe_holder(holder) if holder else None,
         gpus=parse_gpus(facts["gpus"]["stdout"]),
         checks=tuple(judge(cluster, node, facts, answer.clock_offset_seconds)),
@@ -151,8 +149,8 @@ def _judge_answer(cluster: Cluster, node: Node, answer: _Answer | HostError) -> 
 
 def _holder(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The lease's holder, or an orphan with a token; {} where the node is free."""
-    orphans = [{"job_id": process["job"], "pid": process["pid"]} for process in facts["jobs"]]
-    return facts["lease"] or next(iter(orphans), {})
+    holder: dict[str, Any] = facts["lease"] or next(iter(facts["jobs"]), {})
+    return holder
 
 
 # ---- one node ----

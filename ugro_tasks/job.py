@@ -99,7 +99,7 @@ class NodePlan(Struct, frozen=True, kw_only=True):
     rank: int
     address: str
     interface: str
-    slot: str
+    token: str  # UGRO_TOKEN: what the rank's processes are found by
     folder: str  # on the node; a leading ~/ is the remote user's home, here and in argv and env
     argv: tuple[str, ...]
     env: dict[str, str]
@@ -126,6 +126,7 @@ class JobRecord(Struct, frozen=True, kw_only=True):
     """config.json: the spec, where it goes, and the plan once there is one."""
 
     job_id: str
+    nonce: str  # tells it from a job of the same id and another controller
     job_name: str
     model: str
     dataset: str

@@ -37,11 +37,6 @@ def interface_of(node: Node, facts: Mapping[str, Any]) -> str | None:
     return next((name for name, i in facts["interfaces"].items() if node.address in i["addresses"]), None)
 
 
-def job_folder(node: Node, job_id: str) -> str:
-    """Where a job lives on a node."""
-    return f"{node.project}/jobs/{job_id}"
-
-
 def _node_plan(
     record: JobRecord, cluster: Cluster, node: Node, port: int, facts: Mapping[str, Any]
 ) -> NodePlan:
@@ -50,7 +45,9 @@ def _node_plan(
         raise LaunchFailed(
             f"{node.name}: none of its interfaces has the address {node.address}; correct the cluster file"
         )
-    folder = job_folder(node, record.job_id)
+    # Two controllers may launch jobs of one name in the same second.
+    unique = f"{record.job_id}.{record.nonce}"
+    folder = f"{node.project}/jobs/{unique}"
     torchrun = {
         "nnodes": len(cluster.nodes),
         "node-rank": node.rank,
@@ -74,7 +71,7 @@ def _node_plan(
         rank=node.rank,
         address=node.address,
         interface=interface,
-        slot=node.slot,
+        token=f"{unique}:{node.name}:{node.slot}",
         folder=folder,
         argv=(
             node.environment.interpreter(node.project),

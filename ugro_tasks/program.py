@@ -9,3 +9,7 @@ from .submit import ugro_version
 def main() -> None:
     """Run the task on the command line."""
     Program(name="ugro", binary="ugro", namespace=ns, version=ugro_version()).run()
+
+
+if __name__ == "__main__":
+    main()

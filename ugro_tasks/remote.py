@@ -56,9 +56,9 @@ def ask(
 
 def describe_holder(holder: Any) -> str:
     """Who has a node, in words."""
-    if not isinstance(holder, dict) or not holder.get("job_id"):
+    if not isinstance(holder, dict) or not holder.get("job"):
         return "held by another job"
-    words = f"held by job {holder['job_id']}"
+    words = f"held by job {holder['job']}"
     if holder.get("controller"):
         words += f" of {holder['controller']}"
     return words + (f" (pid {holder['pid']} there)" if holder.get("pid") else "")

@@ -13,7 +13,6 @@ from .errors import HostError, RecordError, UsageError
 from .experiments import Experiment, Experiments
 from .hosts import Fleet, Host
 from .job import Event, JobRecord, JobState
-from .plan import job_folder
 from .remote import ask
 from .watch import last_lines
 
@@ -70,15 +69,19 @@ def one_job(experiment: Experiment, *, live: bool) -> JobReport:
         record=record,
         state=experiment.state(),
         events=experiment.events()[0],
-        live=_ask_nodes(experiment, record) if live else None,
+        live=_ask_nodes(record) if live else None,
     )
 
 
-def _ask_nodes(experiment: Experiment, record: JobRecord) -> dict[str, dict[str, Any]]:
-    def state(host: Host) -> dict[str, Any]:
-        folder = job_folder(host.node, experiment.job_id)
-        return ask(host, "state", folder=folder, job_id=experiment.job_id, node=host.node.name)
+def _ask_nodes(record: JobRecord) -> dict[str, dict[str, Any]]:
+    plans = {plan.node: plan for plan in record.plan.nodes} if record.plan else {}
 
+    def state(host: Host) -> dict[str, Any]:
+        plan = plans[host.node.name]
+        return ask(host, "state", folder=plan.folder, token=plan.token)
+
+    if not plans:
+        return {}
     with Fleet.of(Cluster.model_validate(record.cluster)) as fleet:
         answers = fleet.map(state)
     return {node: {"error": a.text} if isinstance(a, HostError) else a for node, a in answers.items()}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -94,7 +93,7 @@ def follow_rank(
     while True:
         try:
             files = RankFiles(experiment, plan)
-            for number, frame in enumerate(_frames(host, experiment, plan, files, heartbeat_seconds)):
+            for number, frame in enumerate(_frames(host, plan, files, heartbeat_seconds)):
                 if number == 0:
                     connected(True)
                     if away_since:
@@ -115,15 +114,12 @@ def follow_rank(
             attempt += 1
 
 
-def _frames(
-    host: Host, experiment: Experiment, plan: NodePlan, files: RankFiles, heartbeat_seconds: float
-) -> Any:
+def _frames(host: Host, plan: NodePlan, files: RankFiles, heartbeat_seconds: float) -> Iterator[Frame]:
     return follow(
         host,
         HEARTBEATS_MISSED * heartbeat_seconds,
         folder=plan.folder,
-        job_id=experiment.job_id,
-        node=plan.node,
+        token=plan.token,
         offsets=files.offsets,
         heartbeat_seconds=heartbeat_seconds,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shlex
 from collections.abc import Sequence
 from datetime import datetime
@@ -69,6 +70,7 @@ def draft(spec: JobSpec, cluster: Cluster) -> JobRecord:
         raise UsageError(f"--script {spec.script}: not in {cluster.scripts}; there is {known or 'no script'}")
     return JobRecord(
         job_id=f"{spec.name}_<time>",
+        nonce=secrets.token_hex(4),
         job_name=spec.name,
         model=spec.model,
         dataset=spec.dataset,

@@ -93,7 +93,7 @@ class Supervision:
     def _gate(self, health: ClusterHealth) -> None:
         if self.experiment.stop_asked:
             raise _Over(Phase.STOPPED, Interrupted, "stopped before it started")
-        if busy := health.busy(self.experiment.job_id):
+        if busy := health.busy():
             raise _Over(
                 Phase.REFUSED, NodesBusy, "\n".join(f"{node}: {holder}" for node, holder in busy.items())
             )
@@ -104,14 +104,13 @@ class Supervision:
 
     def _prepare(self, host: Host, plan: NodePlan, code: bytes) -> None:
         packed = node_zip()
-        request = {name: getattr(plan, name) for name in ("node", "slot", "folder", "argv", "env")}
+        request = {name: getattr(plan, name) for name in ("token", "node", "folder", "argv", "env")}
         ask(
             host,
             "prepare",
             blob=packed + code,
             node_bytes=len(packed),
             timeout_seconds=self.cluster.timeouts.start_seconds,
-            job_id=self.experiment.job_id,
             controller=str(self.experiments.folder),
             hold_seconds=HOLD_SECONDS,
             **request,
@@ -220,8 +219,7 @@ class Supervision:
                         "stop",
                         timeout_seconds=grace_seconds + 25,
                         folder=plan.folder,
-                        job_id=self.experiment.job_id,
-                        node=plan.node,
+                        token=plan.token,
                         grace_seconds=grace_seconds,
                         reason=reason,
                         discard=discard,

@@ -12,6 +12,6 @@ answers one request (see `main`). A job on a node is a folder and one supervisor
     log, gpu.jsonl     stdout+stderr of the rank; GPU samples
     code/, output/     the scripts as launched; what they write (UGRO_OUTPUT_DIR)
 
-Whatever belongs to a job carries UGRO_TOKEN=<job_id>:<node>:<slot> in its environment and is found by it, whoever its
-parent is by then. A node's lease is an flock that the supervisor holds and the kernel frees.
+Whatever belongs to a rank carries UGRO_TOKEN=<job_id>.<nonce>:<node>:<slot> in its environment and is found by it,
+whoever its parent is by then. A node's lease is an flock that the supervisor holds and the kernel frees.
 """

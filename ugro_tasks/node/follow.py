@@ -9,7 +9,7 @@ import struct
 import time
 import zlib
 
-from .system import Json, boot_id, expand, processes, read_json, supervisor_of
+from .system import Json, boot_id, expand, of_rank, read_json, supervisor_of
 
 # kind, byte offset in its stream, payload length; then the payload
 FRAME = struct.Struct(">BQI")
@@ -68,7 +68,7 @@ def forward(folder: str, kind: int, offsets: "dict[int, int]") -> bool:
 
 def lost(folder: str, request: Json) -> Json:
     was = read_json(os.path.join(folder, "supervisor.json"))
-    left = processes(job=request["job_id"], node=request["node"])
+    left = of_rank(request["token"])
     rebooted = was is not None and was["boot_id"] != boot_id()
     return {"known": was is not None, "rebooted": rebooted, "left": [p.facts() for p in left]}
 

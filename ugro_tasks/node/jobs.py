@@ -12,19 +12,20 @@ import subprocess
 import sys
 import tarfile
 import time
-from typing import Any, List
+from typing import Any
 
 from .main import Refusal
 from .supervisor import clean_environment
 from .system import (
     Json,
-    Process,
     end_all,
     expand,
     lease_holder,
-    processes,
+    of_rank,
+    of_slot,
     read_json,
     read_text,
+    slot_of,
     supervisor_of,
     write_json,
 )
@@ -41,18 +42,17 @@ def prepare(request: Json, blob: bytes) -> Json:
     folder = expand(request["folder"])
     if supervisor_of(folder):
         return {"folder": folder}
-    refuse_if_busy(request["slot"], request["job_id"])
-    end_all(lambda: of_job(request), 0.0)
+    refuse_if_busy(request["token"])
+    end_all(lambda: of_rank(request["token"]), 0.0)
     try:
         lay_out(folder, request, blob)
     except OSError as error:
         raise Refusal("unwritable", "%s: %s" % (error.filename or folder, error.strerror)) from error
-    token = "%s:%s:%s" % (request["job_id"], request["node"], request["slot"])
     with open(os.path.join(folder, "supervisor.log"), "ab") as log:
         supervisor = subprocess.Popen(
             [sys.executable, os.path.join(folder, "node.zip"), "supervise", folder],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
-            env=dict(clean_environment(), UGRO_TOKEN=token), cwd=folder, start_new_session=True,
+            env=dict(clean_environment(), UGRO_TOKEN=request["token"]), cwd=folder, start_new_session=True,
         )  # fmt: skip
     assert supervisor.stdout
     with supervisor.stdout as pipe:
@@ -61,7 +61,7 @@ def prepare(request: Json, blob: bytes) -> Json:
         raise Refusal("broken", read_text(os.path.join(folder, "supervisor.log"))[-2000:])
     answer: Json = json.loads(said)
     if not answer["leased"]:
-        refuse_if_busy(request["slot"], request["job_id"])
+        refuse_if_busy(request["token"])
         raise Refusal("busy", "another launch took this node in the same moment", holder={})
     return {"folder": folder}
 
@@ -106,7 +106,7 @@ def stop(request: Json) -> Json:
         deadline = begun + request["grace_seconds"] + 8  # the supervisor's own KILL comes first
         while supervisor_of(folder) and time.monotonic() < deadline:
             time.sleep(0.01)
-    left = end_all(lambda: of_job(request), 1.0)
+    left = end_all(lambda: of_rank(request["token"]), 1.0)
     ended = read_json(os.path.join(folder, "exit.json"))
     if request.get("discard") and not left:
         shutil.rmtree(folder, ignore_errors=True)
@@ -121,14 +121,14 @@ def state(request: Json) -> Json:
         "supervised": supervisor_of(folder) is not None,
         "started": os.path.exists(os.path.join(folder, "torchrun.json")),
         "exit": read_json(os.path.join(folder, "exit.json")),
-        "processes": [p.facts() for p in of_job(request)],
+        "processes": [p.facts() for p in of_rank(request["token"])],
     }
 
 
 def reset(request: Json) -> Json:
     """Ends every process that carries a UGRO token in this slot, and with it the lease; {ended, left}."""
-    ended = processes(slot=request["slot"])
-    left = end_all(lambda: processes(slot=request["slot"]), request["grace_seconds"])
+    ended = of_slot(request["slot"])
+    left = end_all(lambda: of_slot(request["slot"]), request["grace_seconds"])
     return {"ended": [p.facts() for p in ended], "left": [p.facts() for p in left]}
 
 
@@ -142,13 +142,10 @@ def make_folder(request: Json) -> Json:
     return {"project": folder}
 
 
-def of_job(request: Json) -> List[Process]:
-    return processes(job=request["job_id"], node=request["node"])
-
-
-def refuse_if_busy(slot: str, job_id: str) -> None:
-    holder = lease_holder(slot)
-    others = [p for p in processes(slot=slot) if p.job != job_id]
-    if others or (holder and holder.get("job_id") != job_id):
-        holder = holder or {"job_id": others[0].job, "pid": others[0].pid}
-        raise Refusal("busy", "held by job %s" % holder.get("job_id"), holder=holder)
+def refuse_if_busy(token: str) -> None:
+    holder = lease_holder(slot_of(token))
+    others = [p for p in of_slot(slot_of(token)) if p.token != token]
+    if holder and holder.get("token") != token:
+        raise Refusal("busy", "the node is held", holder=holder)
+    if others:
+        raise Refusal("busy", "the node is not free", holder=others[0].facts())

@@ -23,6 +23,7 @@ from .system import (
     processes,
     read_json,
     read_text,
+    slot_of,
     state_folder,
     write_json,
 )
@@ -56,7 +57,7 @@ def probe(request: Json) -> Json:
         "gpus": run_later(nvidia_smi("gpu", GPU_FIELDS)),
         "apps": run_later(nvidia_smi("compute-apps", APP_FIELDS)),
     }
-    ours = processes()
+    ours = processes(lambda _: True)
     facts: Json = {
         "hostname": socket.gethostname(),
         "resolves_to": resolve(socket.gethostname()),
@@ -68,7 +69,7 @@ def probe(request: Json) -> Json:
         "shm": space("/dev/shm"),  # noqa: S108  (what the data loaders of torch use)
         "rsync": shutil.which("rsync"),
         "lease": lease_holder(request["slot"]),
-        "jobs": [process.facts() for process in ours if process.slot == request["slot"]],
+        "jobs": [process.facts() for process in ours if slot_of(process.token) == request["slot"]],
         "our_pids": [process.pid for process in ours],
     }
     facts.update(try_port(request))

@@ -19,10 +19,12 @@ from .system import (
     end_all,
     expand,
     identity,
-    processes,
+    job_of,
+    of_rank,
     read_json,
     read_text,
     reap,
+    slot_of,
     take_lease,
     write_json,
 )
@@ -51,12 +53,13 @@ def supervise(folder: str) -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
     holder = {
-        "job_id": plan["job_id"],
+        "token": plan["token"],
+        "job": job_of(plan["token"]),
         "controller": plan["controller"],
         "since": time.time(),
         "pid": os.getpid(),
     }
-    lease = take_lease(plan["slot"], holder)
+    lease = take_lease(slot_of(plan["token"]), holder)
     if lease:
         write_json(os.path.join(folder, "supervisor.json"), identity(os.getpid()))
     os.write(1, json.dumps({"leased": lease is not None}).encode())
@@ -95,7 +98,7 @@ def run(folder: str, plan: Json) -> Json:
     status = watch(folder, plan, torchrun.pid)
     # No status: its grace is used up. Otherwise only what the script left behind is still there.
     grace_seconds = 0.0 if status is None else LEFTOVER_GRACE_SECONDS
-    end_all(lambda: processes(job=plan["job_id"], node=plan["node"]), grace_seconds)
+    end_all(lambda: of_rank(plan["token"]), grace_seconds)
     return {
         "code": os.WEXITSTATUS(status) if status is not None and os.WIFEXITED(status) else None,
         "signal": os.WTERMSIG(status) if status is not None and os.WIFSIGNALED(status) else None,

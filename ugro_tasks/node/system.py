@@ -13,20 +13,29 @@ import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 Json = Dict[str, Any]
+TOKEN = re.compile("(?:^|\0)UGRO_TOKEN=([^\0:]*:[^\0:]*:[^\0:]*)(?:\0|$)")
 
 
 class Process(NamedTuple):
     """A living process that carries a UGRO token."""
 
     pid: int
-    job: str
-    node: str
-    slot: str
+    token: str
     command: str
 
     def facts(self) -> Json:
         """As it travels to the controller."""
-        return self._asdict()
+        return dict(self._asdict(), job=job_of(self.token))
+
+
+def job_of(token: str) -> str:
+    """The job id in <job_id>.<nonce>:<node>:<slot>."""
+    return token.split(":")[0].rpartition(".")[0]
+
+
+def slot_of(token: str) -> str:
+    """The slot in <job_id>.<nonce>:<node>:<slot>."""
+    return token.split(":")[2]
 
 
 # ---- files ----
@@ -92,21 +101,27 @@ def supervisor_of(folder: str) -> Optional[int]:
     return was["pid"] if was and identity(was["pid"]) == was else None
 
 
-def processes(**wanted: str) -> List[Process]:
-    """Every living process of this user with a token that fits, e.g. `processes(slot="node")`; never this one."""
+def processes(wanted: Callable[[str], bool]) -> List[Process]:
+    """Every living process of this user with a token that is wanted; never this one."""
     found = []
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
-        match = re.search(
-            "(?:^|\0)UGRO_TOKEN=([^\0:]*):([^\0:]*):([^\0]*)", read_text("/proc/%s/environ" % entry)
-        )
-        if match and start_time(int(entry)) is not None:
-            command = read_text("/proc/%s/cmdline" % entry).replace("\0", " ").strip()[:200]
-            process = Process(int(entry), match[1], match[2], match[3], command)
-            if all(getattr(process, field) == value for field, value in wanted.items()):
-                found.append(process)
+        match = TOKEN.search(read_text("/proc/%s/environ" % entry))
+        if match and wanted(match[1]) and start_time(int(entry)) is not None:
+            command = read_text("/proc/%s/cmdline" % entry).replace("\0", " ").strip()
+            found.append(Process(int(entry), match[1], command[:200]))
     return found
+
+
+def of_rank(token: str) -> List[Process]:
+    """The living processes of one rank."""
+    return processes(lambda found: found == token)
+
+
+def of_slot(slot: str) -> List[Process]:
+    """The living processes of any rank in a slot."""
+    return processes(lambda found: slot_of(found) == slot)
 
 
 def end_all(find: Callable[[], List[Process]], grace_seconds: float) -> List[Process]:

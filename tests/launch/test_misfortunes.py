@@ -1,0 +1,125 @@
+"""Whole launches on three hosts in which something breaks: nothing is lost, nothing is left, the cause is named."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from tests.lab import LabHost
+from tests.lab.tools import wait_until
+from tests.launch.ugro import Ugro
+
+
+def test_a_link_cut_for_twenty_seconds_loses_no_byte(ugro: Ugro, hosts: list[LabHost]) -> None:
+    job = ugro.detach("exp1", "--seconds 30")
+    job.wait_for_log("step 1", rank=1)
+    hosts[1].cut()
+    time.sleep(20)  # the promise is about this very length
+    hosts[1].mend()
+    assert job.wait_for("succeeded", "failed")["state"] == "succeeded"
+    assert all(there == here for there, here in job.digests())
+    assert "connected again" in (job.folder / "events.jsonl").read_text()
+
+
+def test_an_agent_killed_in_mid_run_is_replaced_and_loses_nothing(ugro: Ugro) -> None:
+    job = ugro.detach("exp1", "--seconds 6")
+    job.wait_for_log("step 5")
+    killed = ugro.agent_pid()
+    os.kill(killed, signal.SIGKILL)
+    assert "running" in ugro.run("status").stdout
+    wait_until(lambda: ugro.agent_pid() not in {0, killed}, "another agent")
+    assert ugro.run("attach", "exp1").returncode == 0
+    assert all(there == here for there, here in job.digests())
+    assert (job.folder / "metrics.jsonl").read_bytes().count(b"\n") > 50
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.2, 0.5])
+def test_an_agent_killed_while_it_launches_leaves_a_job_that_the_next_one_launches(
+    ugro: Ugro, moment: float
+) -> None:
+    command = ugro.start("launch", "--name", "exp1", "--args", "--seconds 1")
+    wait_until(lambda: ugro.agent_pid() != 0, "the agent")
+    time.sleep(moment)
+    os.kill(ugro.agent_pid(), signal.SIGKILL)
+    out, err = command.communicate(timeout=60)
+    assert command.returncode == 0, out + err
+    assert all(there == here for there, here in ugro.job("exp1").digests())
+
+
+@pytest.mark.parametrize(
+    ("victim", "words"),
+    [
+        ("rehearse.py", "killed by SIGKILL"),
+        ("torch.distributed.run", "killed by SIGKILL"),
+        ("node.zip", "lost its supervisor"),
+    ],
+    ids=["rank", "torchrun", "supervisor"],
+)
+def test_what_is_killed_on_one_node_ends_the_others_within_five_seconds(
+    ugro: Ugro, hosts: list[LabHost], victim: str, words: str
+) -> None:
+    job = ugro.detach("exp1", "--seconds 600")
+    job.wait_for_log("step 1", rank=1)
+    hosts[1].kill(job.pid(hosts[1], victim))
+    assert job.seconds_until_gone() < 5 + 2
+    state = job.wait_for("failed")
+    assert state["cause"]["node"] == "lab1"
+    assert words in state["cause"]["message"]
+
+
+def test_a_node_that_reboots_is_the_cause(ugro: Ugro, hosts: list[LabHost]) -> None:
+    job = ugro.detach("exp1", "--seconds 600")
+    job.wait_for_log("step 1", rank=2)
+    hosts[2].reboot()
+    state = job.wait_for("failed")
+    assert "lab2 was rebooted" in state["cause"]["message"]
+    assert job.left() == []
+
+
+def test_a_dead_sshd_at_launch_starts_nothing_anywhere(ugro: Ugro, hosts: list[LabHost]) -> None:
+    hosts[2].stop_sshd(sessions=True)
+    done = ugro.launch("unheard", "--seconds 1")
+    assert done.returncode == 5
+    assert "lab2" in done.stderr
+    assert "refused" in done.stderr
+    assert not [path for host in hosts for path in host.path("ugro/jobs").glob("unheard_*")]
+
+
+def test_a_host_with_another_key_is_not_spoken_to(ugro: Ugro, hosts: list[LabHost]) -> None:
+    hosts[0].new_host_key()
+    done = ugro.launch("exp1", "--seconds 1")
+    assert done.returncode == 5
+    assert "host key has changed" in done.stderr
+    assert "ssh-keygen -R 10." in done.stderr
+
+
+def test_a_node_that_cannot_prepare_undoes_the_others(ugro: Ugro, hosts: list[LabHost]) -> None:
+    hosts[1].run(
+        [
+            "sh",
+            "-c",
+            "mkdir -p /root/ugro/jobs && mv /root/ugro/jobs /root/ugro/away && touch /root/ugro/jobs",
+        ]
+    )
+    try:
+        done = ugro.launch("undone", "--seconds 1")
+    finally:
+        hosts[1].run(["sh", "-c", "rm /root/ugro/jobs && mv /root/ugro/away /root/ugro/jobs"])
+    assert done.returncode == 8, done.stderr
+    assert "lab1" in done.stderr
+    assert not [path for host in hosts for path in host.path("ugro/jobs").glob("undone_*")]
+    assert ugro.launch("exp2", "--seconds 0.1").returncode == 0
+
+
+def test_a_stop_reaches_a_node_that_was_cut_off(ugro: Ugro, hosts: list[LabHost]) -> None:
+    job = ugro.detach("exp1", "--seconds 600")
+    job.wait_for_log("step 1", rank=2)
+    hosts[2].cut()
+    stopping = ugro.start("stop", "exp1")
+    wait_until(lambda: not job.processes(hosts[0]), "the first host to be free", 20)
+    assert job.processes(hosts[2])
+    hosts[2].mend()
+    out, err = stopping.communicate(timeout=60)
+    assert stopping.returncode == 0, out + err
+    assert job.left() == []

@@ -1,0 +1,138 @@
+"""UGRO as a user runs it on the lab: the program itself, in a process of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.lab import Lab, LabHost
+from tests.lab.tools import wait_until
+
+SCRIPTS = Path(__file__).parent / "scripts"
+TIMEOUTS = {"heartbeat_seconds": 0.5, "stop_grace_seconds": 4, "agent_linger_seconds": 20}
+
+
+class Ugro:
+    """The commands, with a cluster file, an experiments folder and an agent of their own."""
+
+    def __init__(self, lab: Lab, folder: Path, scripts: Path = SCRIPTS) -> None:
+        self.lab, self.folder = lab, folder
+        self.experiments = folder / "experiments"
+        document = yaml.safe_load(lab.cluster_file.read_text())
+        document["paths"] = {
+            "scripts": str(scripts), "experiments": str(self.experiments), "logs": str(folder / "logs"),
+        }  # fmt: skip
+        document["timeouts"] = TIMEOUTS
+        if scripts == SCRIPTS:
+            document["training"] = {"default_script": "rehearse.py"}
+        self.cluster_file = folder / "cluster.yaml"
+        self.cluster_file.write_text(yaml.safe_dump(document))
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """The command, running in a process group of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "ugro_tasks.program", *words],
+            env={**self.lab.environ, "UGRO_CLUSTER": str(self.cluster_file)},
+            cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, process_group=0,
+        )  # fmt: skip
+
+    def run(self, *words: str, timeout: float = 90) -> subprocess.CompletedProcess[str]:
+        """The command, to its end."""
+        process = self.start(*words)
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise AssertionError(f"{words}: still running; said {process.communicate()}") from None
+        return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+    def launch(self, name: str, args: str = "", *more: str) -> subprocess.CompletedProcess[str]:
+        """A launch to its end."""
+        return self.run("launch", "--name", name, *(["--args", args] if args else []), *more)
+
+    def detach(self, name: str, args: str) -> Job:
+        """A job that runs, and nobody follows."""
+        done = self.launch(name, args, "--detach")
+        assert done.returncode == 0, done.stderr + done.stdout
+        return self.job(name)
+
+    def job(self, name: str) -> Job:
+        """The newest job of this name."""
+        return Job(self, max(self.experiments.glob(f"{name}_*")))
+
+    def agent_pid(self) -> int:
+        """The pid of the living agent, 0 where there is none."""
+        try:
+            pid = int((self.experiments / ".agent.lock").read_text() or 0)
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            return 0
+        return pid if b"ugro_tasks.agent" in command else 0
+
+    def close(self) -> None:
+        """End the agent of this folder."""
+        if pid := self.agent_pid():
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: not self.agent_pid(), "the agent to end")
+
+
+class Job:
+    """One experiment folder, and the same job on the hosts."""
+
+    def __init__(self, ugro: Ugro, folder: Path) -> None:
+        self.ugro, self.folder = ugro, folder
+
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = json.loads((self.folder / "state.json").read_text())
+        return state
+
+    def wait_for(self, *states: str, seconds: float = 60) -> dict[str, Any]:
+        """The state, once it is one of these."""
+        wait_until(lambda: self.state()["state"] in states, f"{states}, not {self.state()}", seconds)
+        return self.state()
+
+    def wait_for_log(self, words: str, rank: int = 0, seconds: float = 30) -> None:
+        """Until the gathered log of a rank holds the words."""
+        path = self.folder / "logs" / f"training_rank{rank}.log"
+        wait_until(lambda: path.exists() and words in path.read_text(errors="replace"), words, seconds)
+
+    def digests(self) -> list[tuple[str, str]]:
+        """For each rank the sha256 of its log on the node and of the gathered one."""
+        pairs = []
+        for rank, host in enumerate(self.ugro.lab.hosts):
+            (there,) = (
+                path.read_bytes() for path in host.path("ugro/jobs").glob(f"{self.folder.name}.*/log")
+            )
+            here = (self.folder / "logs" / f"training_rank{rank}.log").read_bytes()
+            pairs.append((hashlib.sha256(there).hexdigest(), hashlib.sha256(here).hexdigest()))
+        return pairs
+
+    def processes(self, host: LabHost) -> list[tuple[int, list[str]]]:
+        """The job's processes on a host."""
+        return host.processes(token=f"UGRO_TOKEN={self.folder.name}".encode())
+
+    def pid(self, host: LabHost, word: str) -> int:
+        """The one process of the job on the host whose command has the word."""
+        pids = [pid for pid, argv in self.processes(host) if any(word in part for part in argv)]
+        assert pids, (word, self.processes(host))
+        return pids[-1]
+
+    def left(self) -> list[tuple[int, list[str]]]:
+        """Every process of the job on any host."""
+        return [process for host in self.ugro.lab.hosts for process in self.processes(host)]
+
+    def seconds_until_gone(self, limit: float = 20) -> float:
+        """How long until nothing of the job lives anywhere."""
+        begun = time.monotonic()
+        wait_until(lambda: not self.left(), f"{self.left()} to end", limit)
+        return time.monotonic() - begun
