@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -28,24 +27,6 @@ from .supervise import Supervision
 
 POLL_SECONDS = 0.05
 LOCK_SECONDS = 2.0
-
-
-def ensure_agent(experiments: Experiments) -> int | None:
-    """Start an agent for this folder unless one lives; gives the new one's pid."""
-    if experiments.agent_pid() is not None:
-        return None
-    with open(
-        os.open(experiments.agent_stderr, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab"
-    ) as stderr:
-        agent = subprocess.Popen(
-            [sys.executable, "-m", "ugro_tasks.agent", str(experiments.folder.absolute())],
-            cwd=Path(__file__).parent.parent,  # where `-m` finds the package, installed or not
-            stdin=subprocess.DEVNULL,
-            stdout=stderr,
-            stderr=stderr,
-            start_new_session=True,
-        )
-    return agent.pid
 
 
 class Agent:

@@ -7,40 +7,38 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 import sys
-import time
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
 
-from .cluster_file import load_cluster
-from .errors import HostError, Interrupted, StopUnproven, UgroError, by_exit_code
-from .experiments import Experiment, Experiments
-from .health import ClusterHealth, NodeHealth
-from .job import Event, JobState, LaunchPlan, Phase
-from .reports import JobLine, JobReport, Results
-from .watch import Line, watch
-from .watch import Progress as Metrics
+from .errors import HostError
+from .job import JobState, LaunchPlan, Phase
+
+if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
+    from .experiments import Experiment
+    from .health import ClusterHealth, NodeHealth
+    from .reports import JobLine, JobReport, Results
 
 # Where nobody looks at a terminal's width, nothing is cut off.
 PLAIN_WIDTH = 200
-STOP_PATIENCE_SECONDS = 30.0  # beyond the grace, before Ctrl-C says that a node has not answered
-NODE_COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "bright_red")
-PHASE_COLOURS = {
-    Phase.SUCCEEDED: "green", Phase.FAILED: "red", Phase.REFUSED: "red", Phase.STOPPED: "yellow",
+COLOURS = {
+    "succeeded": "green", "failed": "red", "refused": "red", "stopped": "yellow", "unreadable": "red",
+    "running": "cyan", "queued": "cyan", "preparing": "cyan", "stopping": "cyan", "✓": "green", "✗": "red",
 }  # fmt: skip
 ESCAPES = re.compile(
     r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-_])|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 )
 
 
-def _console(stream: Any = None) -> Console:
+def open_console(stream: Any = None) -> Console:
+    """Where to print: coloured and as wide as the terminal, or plain."""
     terminal = (stream or sys.stdout).isatty()
     return Console(file=stream, width=None if terminal else PLAIN_WIDTH, highlight=False, soft_wrap=True)
 
@@ -61,6 +59,18 @@ def note(message: str) -> None:
     sys.stderr.flush()
 
 
+def _columns(console: Console, rows: list[list[str]]) -> None:
+    """The rows in columns, the first one as their heads; a state has its colour."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for number, row in enumerate(rows):
+        cells = [escape(printable(cell).ljust(width)) for cell, width in zip(row, widths, strict=True)]
+        for column, cell in enumerate(row):
+            if colour := COLOURS.get(cell):
+                cells[column] = f"[{colour}]{cells[column]}[/]"
+        line = "  ".join(cells).rstrip()
+        console.print(f"[bold]{line}[/]" if number == 0 else line)
+
+
 def agree(question: str) -> bool:
     """Whether the user says yes; no where there is nobody to ask."""
     if not sys.stdin.isatty():
@@ -72,14 +82,9 @@ def agree(question: str) -> bool:
 @contextlib.contextmanager
 def waiting(message: str) -> Iterator[None]:
     """A spinner while something takes its time, on a terminal."""
-    console = _console(sys.stderr)
+    console = open_console(sys.stderr)
     with console.status(message) if console.is_terminal else contextlib.nullcontext():
         yield
-
-
-def open_experiments(choice: str | None) -> Experiments:
-    """The experiments folder of a cluster."""
-    return Experiments(load_cluster(choice).experiments)
 
 
 # ---- health ----
@@ -91,13 +96,9 @@ def health(
     """A row a node, then each fault with its fix."""
     if as_json:
         return show_json({"fit": found.fit, **msgspec.to_builtins(found), "allreduce": measured})
-    console = _console()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("", "node", "address", "round trip", "GPU", "environment", "disk", "state"):
-        table.add_column(column, no_wrap=True)
-    for node in found.nodes:
-        table.add_row(*map(escape, _health_row(node)))
-    console.print(table)
+    console = open_console()
+    header = ["", "node", "address", "round trip", "GPU", "environment", "disk", "state"]
+    _columns(console, [header, *map(_health_row, found.nodes)])
     checks = [(node.node, check) for node in found.nodes for check in node.checks]
     checks += [("cluster", check) for check in found.across]
     for name, check in checks:
@@ -176,8 +177,6 @@ def rehearsal(found: ClusterHealth, plan: LaunchPlan, *, as_json: bool) -> None:
 
 def show_plan(plan: LaunchPlan) -> None:
     """Every command in full."""
-    import shlex
-
     print(f"{plan.job_id}: {plan.world_size} ranks meet at {plan.master_address} port {plan.master_port}")
     for node in plan.nodes:
         variables = " ".join(f"{key}={shlex.quote(value)}" for key, value in node.env.items())
@@ -192,34 +191,30 @@ def jobs(lines: list[JobLine], *, as_json: bool) -> None:
     if not lines:
         note("no job yet; begin one: inv launch --name exp1")
         return None
-    console = _console()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("job", "state", "nodes", "started", "duration", "cause"):
-        table.add_column(column, no_wrap=True)
-    for line in lines:
-        if line.state is None:
-            table.add_row(escape(line.job_id), "[red]unreadable[/]", "", "", "", escape(line.damaged or ""))
-            continue
-        cause = (
-            line.state.cause.message.splitlines()[0] if line.state.cause and line.state.cause.message else ""
-        )
-        table.add_row(
-            escape(line.job_id),
-            _coloured(line.state.phase),
-            escape(",".join(line.nodes)),
-            _clock(line.state.started_at),
-            duration(line.state.seconds),
-            escape(printable(cause)) if line.state.phase is not Phase.STOPPED else "",
-        )
-    console.print(table)
+    console = open_console()
+    _columns(console, [["job", "state", "nodes", "started", "duration", "cause"], *map(_job_row, lines)])
     return None
+
+
+def _job_row(line: JobLine) -> list[str]:
+    if line.state is None:
+        return [line.job_id, "unreadable", "", "", "", line.damaged or ""]
+    cause = line.state.cause.message.partition("\n")[0] if line.state.cause else ""
+    return [
+        line.job_id,
+        str(line.state.phase),
+        ",".join(line.nodes),
+        clock(line.state.started_at),
+        duration(line.state.seconds),
+        cause if line.state.phase is not Phase.STOPPED else "",
+    ]
 
 
 def job(report: JobReport, *, as_json: bool) -> None:
     """One job: its ranks, what happened, its cause."""
     if as_json:
         return show_json(report)
-    console, state = _console(), report.state
+    console, state = open_console(), report.state
     console.print(f"[bold]{escape(report.job_id)}[/]  {_coloured(state.phase)}  {duration(state.seconds)}")
     for rank in state.ranks:
         how = "in touch" if rank.connected else ("out of touch" if rank.ended_at is None else _ending(rank))
@@ -229,7 +224,7 @@ def job(report: JobReport, *, as_json: bool) -> None:
         console.print(f"  {escape(node)} says: {escape(words)}")
     for event in report.events:
         console.print(
-            f"  {_clock(event.time)}  {escape(event.node or ''):12} {escape(printable(event.message))}"
+            f"  {clock(event.time)}  {escape(event.node or ''):12} {escape(printable(event.message))}"
         )
     _show_cause(console, state)
     return None
@@ -256,7 +251,7 @@ def results(found: Results, *, as_json: bool) -> None:
     """What came of a job."""
     if as_json:
         return show_json(found)
-    console, record = _console(), found.record
+    console, record = open_console(), found.record
     console.print(
         f"[bold]{escape(found.job_id)}[/]  {_coloured(found.state.phase)}  {duration(found.state.seconds)}"
     )
@@ -299,162 +294,7 @@ def printable_lines(text: str) -> str:
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
-# ---- a job as it goes ----
-
-
-class Follower:
-    """Shows a job as it goes: a line an event, the ranks' output behind the name of their node, and how far it is."""
-
-    def __init__(
-        self,
-        experiments: Experiments,
-        experiment: Experiment,
-        *,
-        ranks: list[int] | None = None,
-        from_start: bool = True,
-        quiet: bool = False,
-        verbose: bool = False,
-        as_json: bool = False,
-    ) -> None:
-        self.experiments, self.experiment = experiments, experiment
-        self.ranks, self.from_start = [] if quiet or as_json else ranks, from_start
-        self.verbose, self.as_json, self.quiet = verbose, as_json, quiet
-        self.console = _console()
-        self.state = experiment.state()
-        record = experiment.record()
-        self.nodes = record.nodes
-        self.width = max(len(node) for node in self.nodes)
-        self._begun = time.monotonic()
-        self._stop_by = float("inf")
-        self._metrics: dict[str, object] = {}
-        self._live = self.console.status("") if self.console.is_terminal and not as_json else None
-
-    def until_ended(self, *, interrupt_stops: bool) -> None:
-        """Raises what the job ended with, nothing where it succeeded.
-
-        Ctrl-C asks for the job to be stopped and goes on to the proof, or only leaves.
-        """
-        while True:
-            try:
-                self._show(frozenset())
-                return self._end()
-            except KeyboardInterrupt:
-                if not interrupt_stops:
-                    note(f"{self.experiment.job_id} goes on; again: inv attach {self.experiment.name}")
-                    return None
-                if self._stop_by < float("inf"):
-                    raise self._unproven("left before the proof") from None
-                self._ask_to_stop()
-
-    def until_running(self) -> None:
-        """Returns when all ranks run; raises where they do not come to it."""
-        try:
-            self._show(frozenset({Phase.RUNNING}))
-        except KeyboardInterrupt:
-            self._ask_to_stop()
-            return self.until_ended(interrupt_stops=True)
-        if self.state.phase.finished:
-            return self._end()
-        if self.as_json:
-            return show_json({"job_id": self.experiment.job_id, "state": self.state})
-        note(f"{self.experiment.job_id} runs; follow it: inv attach {self.experiment.name}")
-        return None
-
-    def stop(self) -> None:
-        """Ask for the stop and return with the proof; raises StopUnproven with host and pids."""
-        if self.state.phase.finished:
-            raise UgroError(
-                f"{self.experiment.job_id} has ended already ({self.state.phase}); there is nothing to stop"
-            )
-        self._ask_to_stop()
-        try:
-            self.until_ended(interrupt_stops=True)
-        except Interrupted as done:
-            note(done.text)
-
-    def _ask_to_stop(self) -> None:
-        self.experiment.ask_to_stop()
-        from .cluster import Timeouts
-
-        timeouts = Timeouts.model_validate(self.experiment.record().cluster["timeouts"])
-        self._stop_by = time.monotonic() + timeouts.stop_grace_seconds + STOP_PATIENCE_SECONDS
-        note(f"stopping {self.experiment.job_id} on all nodes")
-
-    def _show(self, until: frozenset[Phase]) -> None:
-        with self._live or contextlib.nullcontext():
-            for item in watch(
-                self.experiments, self.experiment, ranks=self.ranks, from_start=self.from_start, until=until
-            ):
-                if time.monotonic() > self._stop_by:
-                    raise self._unproven("no proof yet")
-                if isinstance(item, JobState):
-                    self._note_state(item)
-                elif isinstance(item, Metrics):
-                    self._metrics = item.metrics
-                elif not self.as_json:
-                    self._show_item(item)
-                self._update_line()
-
-    def _note_state(self, state: JobState) -> None:
-        was, self.state = self.state.phase, state
-        if self.verbose and state.phase is Phase.PREPARING and was is not Phase.PREPARING:
-            plan = self.experiment.record().plan
-            if plan:
-                show_plan(plan)
-
-    def _show_item(self, item: Event | Line) -> None:
-        if isinstance(item, Event):
-            if not self.from_start and item.time < time.time() - 1:
-                return
-            where = f"{item.node}: " if item.node else ""
-            self.console.print(
-                f"[bold]{_clock(item.time)}[/] {escape(where + printable_lines(item.message))}"
-            )
-            return
-        node = self.nodes[item.rank] if item.rank < len(self.nodes) else str(item.rank)
-        colour = NODE_COLOURS[item.rank % len(NODE_COLOURS)]
-        self.console.print(f"[{colour}]{escape(node):{self.width}}[/] │ {escape(printable(item.text))}")
-
-    def _update_line(self) -> None:
-        if self._live:
-            self._live.update(
-                escape(
-                    f"{self.experiment.name} {self.state.phase} {duration(self.state.seconds)}{self._far()}"
-                )
-            )
-
-    def _far(self) -> str:
-        step, total, loss = (self._metrics.get(key) for key in ("step", "total_steps", "loss"))
-        words = f"  step {step}" if step is not None else ""
-        if isinstance(step, int) and isinstance(total, int) and total > 0:
-            words += f"/{total} ({100 * step // total} %)"
-        return words + (f"  loss {loss:.4f}" if isinstance(loss, float) else "")
-
-    def _end(self) -> None:
-        if self.as_json:
-            show_json({"job_id": self.experiment.job_id, "state": self.state})
-        state, name = self.state, self.experiment.name
-        if state.phase is Phase.SUCCEEDED:
-            if not self.as_json:
-                self.console.print(
-                    f"[green]{escape(self.experiment.job_id)} succeeded[/] in {duration(state.seconds)}"
-                    f"{escape(self._far())}; see: inv results {escape(name)}"
-                )
-            return
-        words = [f"{self.experiment.job_id} {state.phase}"]
-        if state.cause:
-            words[0] += f": {printable_lines(state.cause.message)}"
-            words += [f"    {printable(line)}" for line in state.cause.last_lines]
-        if state.phase is Phase.FAILED:
-            words.append(f"see: inv logs {name}")
-        raise by_exit_code(state.exit_code, "\n".join(words))
-
-    def _unproven(self, why: str) -> StopUnproven:
-        missing = [rank.node for rank in self.experiment.state().ranks if not rank.proven_gone]
-        return StopUnproven(
-            f"{self.experiment.job_id}: {why} from {', '.join(missing) or 'any node'}; the agent goes on asking. "
-            f"See: inv status {self.experiment.name}; or: inv reset --nodes {','.join(missing)}"
-        )
+# ---- a bar for each node ----
 
 
 class Percentages:
@@ -465,7 +305,7 @@ class Percentages:
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f} %"),
-            console=_console(sys.stderr),
+            console=open_console(sys.stderr),
         )
         self._tasks: dict[str, Any] = {}
 
@@ -498,7 +338,8 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 
 
-def _clock(at: float | None) -> str:
+def clock(at: float | None) -> str:
+    """The time of day, with the date where it was another day."""
     if at is None:
         return "-"
     moment = datetime.fromtimestamp(at).astimezone()
@@ -514,8 +355,7 @@ def _short(value: object) -> str:
 
 
 def _coloured(phase: Phase) -> str:
-    colour = PHASE_COLOURS.get(phase, "cyan")
-    return f"[{colour}]{phase}[/]"
+    return f"[{COLOURS[phase]}]{phase}[/]"
 
 
 def _bytes(size: int) -> str:

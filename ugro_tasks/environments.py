@@ -47,8 +47,18 @@ def _ensure(path: Path, requirements: Path, say: Callable[[str], None]) -> None:
         # Not what this process was told of other environments.
         clean = {key: value for key, value in os.environ.items() if key not in {"PYTHONHOME", "PYTHONPATH"}}
         for step in (
-            [sys.executable, "-m", "venv", str(path)],
-            [str(path / "bin/python"), "-m", "pip", "install", "-r", str(requirements)],
+            # Debian's Python can make an environment, but none with a pip of its own, until python3-venv is there.
+            [sys.executable, "-m", "venv", "--without-pip", str(path)],
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "--python",
+                str(path / "bin/python"),
+                "install",
+                "-r",
+                str(requirements),
+            ],
         ):
             done = subprocess.run(step, stdout=sys.stderr, env=clean, check=False)
             if done.returncode != 0:

@@ -175,13 +175,9 @@ def judge(
 
 def _environment(node: Node, torch: Mapping[str, Any]) -> Check:
     interpreter = node.environment.interpreter(node.project)
-    make = (
-        f"install one there, or name it as environment.python of {node.name}"
-        if node.environment.manager == "existing"
-        else "make it: inv sync-envs"
-    )
+    make = _how_to_make(node)
     if torch["code"] is None:
-        return Check(name="environment", ok=False, value=f"{interpreter}: {_last(torch)}", fix=make)
+        return Check(name="environment", ok=False, value=_last(torch), fix=make)
     if torch["code"] != 0:
         return Check(name="environment", ok=False, value=f"{interpreter} fails: {_last(torch)}", fix=make)
     if not torch.get("torch"):
@@ -199,6 +195,15 @@ def _environment(node: Node, torch: Mapping[str, Any]) -> Check:
         value = f"{words}; the cluster file says {', '.join(wrong)}"
         return Check(name="environment", ok=False, value=value, fix=make)
     return Check(name="environment", ok=True, value=words)
+
+
+def _how_to_make(node: Node) -> str:
+    manager = node.environment.manager
+    if manager == "venv" and node.transport == "local":
+        return "the next launch makes it"
+    if manager == "existing":
+        return f"install torch there, or name another Python as environment.python of {node.name}"
+    return f"make it there with {manager}, in {node.project}"
 
 
 def _is_version(found: str, wanted: str | None) -> bool:
@@ -254,7 +259,7 @@ def _gpu(node: Node, facts: Mapping[str, Any]) -> Iterator[Check]:
             + (
                 f"the driver may be too old for CUDA {build}, see nvidia-smi"
                 if build
-                else "install a CUDA build: inv sync-envs"
+                else "install a build of torch for CUDA"
             ),
         )
 
@@ -342,7 +347,7 @@ def _across(cluster: Cluster, nodes: tuple[NodeHealth, ...]) -> Iterator[Check]:
                 name=f"same {name}",
                 ok=len(known) == 1,
                 value=known.pop() if len(known) == 1 else ", ".join(f"{n} {v}" for n, v in values.items()),
-                fix="make the environments alike: inv sync-envs",
+                fix="install the same versions everywhere",
             )
     offsets = [node.clock_offset_seconds or 0.0 for node in reached]
     yield Check(

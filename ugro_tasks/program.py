@@ -3,12 +3,12 @@
 from invoke.program import Program
 
 from . import ns
-from .submit import ugro_version
+from .version import __version__
 
 
 def main() -> None:
     """Run the task on the command line."""
-    Program(name="ugro", binary="ugro", namespace=ns, version=ugro_version()).run()
+    Program(name="ugro", binary="ugro", namespace=ns, version=__version__).run()
 
 
 if __name__ == "__main__":

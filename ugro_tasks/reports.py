@@ -8,12 +8,9 @@ from typing import Any
 
 import msgspec
 
-from .cluster import Cluster
 from .errors import HostError, RecordError, UsageError
 from .experiments import Experiment, Experiments
-from .hosts import Fleet, Host
 from .job import Event, JobRecord, JobState
-from .remote import ask
 from .watch import last_lines
 
 
@@ -74,6 +71,11 @@ def one_job(experiment: Experiment, *, live: bool) -> JobReport:
 
 
 def _ask_nodes(record: JobRecord) -> dict[str, dict[str, Any]]:
+    # Nothing else here needs SSH, and loading it takes longer than all the rest.
+    from .cluster import Cluster
+    from .hosts import Fleet, Host
+    from .remote import ask
+
     plans = {plan.node: plan for plan in record.plan.nodes} if record.plan else {}
 
     def state(host: Host) -> dict[str, Any]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import secrets
 import shlex
+import sys
 from collections.abc import Sequence
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from .agent import ensure_agent
+from .applog import open_log
 from .cluster import Cluster, TrainingDefaults
 from .errors import NodesBusy, RecordError, UsageError
 from .experiments import Experiment, Experiments
@@ -17,6 +17,8 @@ from .health import ClusterHealth, examine
 from .hosts import Fleet
 from .job import Code, JobRecord, JobSpec, LaunchPlan
 from .plan import make_plan
+from .summon import ensure_agent
+from .version import __version__
 
 
 def submit(spec: JobSpec, cluster: Cluster) -> Experiment:
@@ -27,8 +29,17 @@ def submit(spec: JobSpec, cluster: Cluster) -> Experiment:
     experiments = Experiments(cluster.experiments)
     record = draft(spec, cluster)
     _refuse_if_taken(experiments, record)
+    log = open_log("launcher", cluster)
     experiment = experiments.create(record, cluster.scripts)
-    ensure_agent(experiments)
+    log.info(
+        "%s: %s on %s, asked for with %s",
+        experiment.job_id,
+        spec.script,
+        ", ".join(record.nodes),
+        sys.argv[1:],
+    )
+    if pid := ensure_agent(experiments):
+        log.info("%s: started agent %d", experiment.job_id, pid)
     return experiment
 
 
@@ -84,7 +95,7 @@ def draft(spec: JobSpec, cluster: Cluster) -> JobRecord:
         nodes=tuple(node.name for node in cluster.nodes),
         code=Code(sha256="", git_commit=None),
         cluster=cluster.model_dump(mode="json"),
-        ugro_version=ugro_version(),
+        ugro_version=__version__,
     )
 
 
@@ -104,11 +115,3 @@ def _refuse_if_taken(experiments: Experiments, record: JobRecord) -> None:
 
 def _machines(record: JobRecord) -> set[tuple[str, str, str]]:
     return {(node["name"], node["address"], node["slot"]) for node in record.cluster["nodes"]}
-
-
-def ugro_version() -> str:
-    """The installed version."""
-    try:
-        return version("ugro")
-    except PackageNotFoundError:  # `inv` in a checkout that was never installed
-        return "uninstalled"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 
-from .agent import ensure_agent
 from .experiments import Experiment, Experiments
 from .job import Event, JobState, Phase
+from .summon import ensure_agent
 
 POLL_SECONDS = 0.05
 AGENT_SECONDS = 1.0  # how often to see whether an unfinished job still has its agent
@@ -58,10 +58,11 @@ def watch(
     ranks: list[int] | None = None,
     from_start: bool = True,
     until: frozenset[Phase] = frozenset(),
-) -> Iterator[Event | Line | Progress | JobState]:
+) -> Iterator[Event | Line | Progress | JobState | None]:
     """Everything as it comes: events, lines of the ranks, metrics, and the state whenever it changes.
 
-    Ends when the job has, or with the first state in `until`. An agent that died meanwhile is started again.
+    None says that nothing came for a moment. Ends when the job has, or with the first state in `until`. An agent
+    that died meanwhile is started again.
     """
     logs: dict[int, Tail] = {}
     metrics = Tail(experiment.metrics)
@@ -91,6 +92,7 @@ def watch(
             agent_seen = time.monotonic()
             ensure_agent(experiments)
         if not moved:
+            yield None
             time.sleep(POLL_SECONDS)
 
 

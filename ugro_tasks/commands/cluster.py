@@ -26,7 +26,7 @@ def health(
     json: bool = False,
 ) -> None:
     """Check every node, and say what is wrong and how it is mended."""
-    from .. import allreduce, display
+    from .. import display
     from ..applog import open_log
     from ..cluster_file import load_cluster
     from ..experiments import Experiments
@@ -43,6 +43,8 @@ def health(
         log.warning("%s: %s: %s", node, check.name, check.value)
     measured = None
     if deep and found.fit:
+        from .. import allreduce
+
         with display.waiting("timing an all-reduce across the nodes"):
             measured = allreduce.measure(chosen)
     display.health(found, measured, verbose=verbose, as_json=json)

@@ -6,11 +6,14 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import invoke.tasks
 
 from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ..experiments import Experiments
 
 CLUSTER_HELP = "cluster: `local`, a name, or a path (default: $UGRO_CLUSTER, else ./cluster.yaml)"
 NODES_HELP = "only these nodes, by name: a,b"
@@ -48,6 +51,14 @@ def _word_after(name: str) -> bool:
     words = sys.argv[sys.argv.index(name) + 1 :] if name in sys.argv else []
     values = {index + 1 for index, word in enumerate(words) if word in {"-c", "--cluster"}}
     return any(not word.startswith("-") for index, word in enumerate(words) if index not in values)
+
+
+def open_experiments(cluster: str | None) -> Experiments:
+    """The experiments folder of the chosen cluster."""
+    from ..cluster_file import load_cluster
+    from ..experiments import Experiments
+
+    return Experiments(load_cluster(cluster).experiments)
 
 
 def given(name: str | None, flag: str) -> str:

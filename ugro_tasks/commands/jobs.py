@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import UsageError
-from .common import CLUSTER_HELP, JOB_HELP, JSON_HELP, task, whole
+from .common import CLUSTER_HELP, JOB_HELP, JSON_HELP, open_experiments, task, whole
 
 
 @task(
@@ -27,11 +27,11 @@ def status(
     json: bool = False,
 ) -> None:
     """Show the jobs, or one of them in full."""
-    from .. import agent, display, reports
+    from .. import display, reports, summon
 
-    experiments = display.open_experiments(cluster)
+    experiments = open_experiments(cluster)
     if experiments.unfinished():
-        agent.ensure_agent(experiments)
+        summon.ensure_agent(experiments)
     if name is None:
         if live:
             raise UsageError("--live needs the name of a job")
@@ -58,16 +58,17 @@ def logs(
 ) -> None:
     """Show what the ranks printed."""
     from .. import display, reports
+    from ..follower import Follower, Interrupts
 
-    experiments = display.open_experiments(cluster)
+    experiments = open_experiments(cluster)
     experiment = experiments.find(name)
     count = whole(lines, "--lines") or 0
     wanted = reports.log_tails(experiment, whole(rank, "--rank"), count)
     display.log_tails(experiment, wanted)
     if follow:
-        display.Follower(experiments, experiment, ranks=list(wanted), from_start=False).until_ended(
-            interrupt_stops=False
-        )
+        with Interrupts() as interrupts:
+            shown = Follower(experiments, experiment, interrupts, ranks=list(wanted), from_start=False)
+            shown.until_ended(interrupt_stops=False)
 
 
 @task(help={"name": JOB_HELP, "cluster": CLUSTER_HELP, "json": JSON_HELP})
@@ -75,7 +76,7 @@ def results(_context: Any, name: str, cluster: str | None = None, json: bool = F
     """Show what came of a job: parameters, duration, final metrics, checkpoints, logs."""
     from .. import display, reports
 
-    display.results(reports.results(display.open_experiments(cluster).find(name)), as_json=json)
+    display.results(reports.results(open_experiments(cluster).find(name)), as_json=json)
 
 
 @task(help={"name": JOB_HELP, "cluster": CLUSTER_HELP})
@@ -83,7 +84,7 @@ def gather(_context: Any, name: str, cluster: str | None = None) -> None:
     """Fetch a job's outputs from the nodes, also while it runs."""
     from .. import display, gather
 
-    experiment = display.open_experiments(cluster).find(name)
+    experiment = open_experiments(cluster).find(name)
     with display.Percentages() as shown:
         gather.gather_again(experiment, shown.update)
     display.note(f"gathered into {experiment.folder}")

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from .common import CLUSTER_HELP, JOB_HELP, JSON_HELP, NODES_HELP, decimal, given, task, whole
+from .common import (
+    CLUSTER_HELP,
+    JOB_HELP,
+    JSON_HELP,
+    NODES_HELP,
+    decimal,
+    given,
+    open_experiments,
+    task,
+    whole,
+)
 
 
 @task(
@@ -51,6 +61,7 @@ def launch(
     from .. import display, environments, submit
     from ..cluster_file import load_cluster
     from ..experiments import Experiments
+    from ..follower import Follower, Interrupts
 
     chosen = load_cluster(cluster).select(nodes)
     spec = submit.spec_from(
@@ -69,11 +80,11 @@ def launch(
     environments.ensure_local(chosen, display.note)
     if dry_run:
         return display.rehearsal(*submit.rehearse(spec, chosen), as_json=json)
-    experiment = submit.submit(spec, chosen)
-    shown = display.Follower(
-        Experiments(chosen.experiments), experiment, quiet=quiet, verbose=verbose, as_json=json
-    )
-    return shown.until_running() if detach else shown.until_ended(interrupt_stops=True)
+    with Interrupts() as interrupts:
+        experiment = submit.submit(spec, chosen)
+        experiments = Experiments(chosen.experiments)
+        shown = Follower(experiments, experiment, interrupts, quiet=quiet, verbose=verbose, as_json=json)
+        return shown.until_running() if detach else shown.until_ended(interrupt_stops=True)
 
 
 @task(help={"name": JOB_HELP, "cluster": CLUSTER_HELP, "quiet": "no output of the ranks", "json": JSON_HELP})
@@ -81,18 +92,19 @@ def attach(
     _context: Any, name: str, cluster: str | None = None, quiet: bool = False, json: bool = False
 ) -> None:
     """Follow a job again, from its beginning; Ctrl-C only leaves."""
-    from .. import display
+    from ..follower import Follower, Interrupts
 
-    experiments = display.open_experiments(cluster)
-    display.Follower(experiments, experiments.find(name), quiet=quiet, as_json=json).until_ended(
-        interrupt_stops=False
-    )
+    experiments = open_experiments(cluster)
+    with Interrupts() as interrupts:
+        shown = Follower(experiments, experiments.find(name), interrupts, quiet=quiet, as_json=json)
+        shown.until_ended(interrupt_stops=False)
 
 
 @task(help={"name": JOB_HELP, "cluster": CLUSTER_HELP, "json": JSON_HELP})
 def stop(_context: Any, name: str, cluster: str | None = None, json: bool = False) -> None:
     """Stop a job on all nodes and wait until each has shown that nothing of it is left."""
-    from .. import display
+    from ..follower import Follower, Interrupts
 
-    experiments = display.open_experiments(cluster)
-    display.Follower(experiments, experiments.find(name), quiet=True, as_json=json).stop()
+    experiments = open_experiments(cluster)
+    with Interrupts() as interrupts:
+        Follower(experiments, experiments.find(name), interrupts, quiet=True, as_json=json).stop()

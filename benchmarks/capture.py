@@ -1,0 +1,99 @@
+"""Log capture: 100 MB printed by each of three ranks, into the experiment folder; beside the same bytes by
+`ssh HOST cat FILE > FILE`, three at once.
+
+    python -m benchmarks.capture [ROUNDS] [MEGABYTES]
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from benchmarks.common import in_turn, lab_with_user, seconds, table
+from tests.lab import Lab
+from tests.launch.ugro import Job, Ugro
+
+
+class Peak:
+    """The peak resident memory of a process, in MiB."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    @property
+    def mib(self) -> float:
+        """As of now."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def captured(ugro: Ugro, megabytes: int, peaks: list[float]) -> float:
+    """Seconds from the first to the last byte in the experiment folder."""
+    done = threading.Event()
+    size, begun, took = megabytes * 1_000_000, 0.0, 0.0
+    command = ugro.start("launch", "--name", "capture", "--quiet", "--args", f"--bytes {size}")
+
+    def wait() -> None:
+        command.communicate()
+        done.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    while not done.wait(0.02):
+        jobs = sorted(ugro.experiments.glob("capture_*"))
+        logs = list(jobs[-1].glob("logs/*.log")) if jobs else []
+        total = sum(path.stat().st_size for path in logs)
+        if total > 100_000 and not begun:
+            begun = time.monotonic()
+        if total >= 3 * size and not took:
+            took = time.monotonic() - begun
+    assert command.returncode == 0
+    peaks.append(Peak(ugro.agent_pid()).mib)
+    job = Job(ugro, jobs[-1])
+    assert all(there == here for there, here in job.digests())
+    for path in jobs[-1].glob("logs/*.log"):
+        path.unlink()
+    return took
+
+
+def fetched(lab: Lab, folder: Path, megabytes: int) -> float:
+    """The same by three ssh at once."""
+    for rank, host in enumerate(lab.hosts):
+        line = f"{rank:07d} " + "x" * 91
+        host.run(["sh", "-c", f"yes '{line}' | head -c {megabytes * 1_000_000} > /root/printed"])
+
+    def fetch() -> None:
+        copies = [
+            subprocess.Popen(["ssh", "-F", str(lab.ssh_config), host.address, "cat", "/root/printed"],
+                             stdin=subprocess.DEVNULL, stdout=(folder / host.name).open("wb"), env=lab.environ)
+            for host in lab.hosts
+        ]  # fmt: skip
+        for copy in copies:
+            copy.wait()
+
+    took = seconds(fetch)
+    for host in lab.hosts:
+        there = hashlib.sha256(host.path("printed").read_bytes()).digest()
+        assert hashlib.sha256((folder / host.name).read_bytes()).digest() == there
+    return took
+
+
+def main(rounds: int, megabytes: int) -> None:
+    peaks: list[float] = []
+    with lab_with_user() as (lab, ugro):
+        figures = in_turn(
+            {
+                "inv launch": lambda: 3 * megabytes / captured(ugro, megabytes, peaks),
+                "ssh cat > file": lambda: 3 * megabytes / fetched(lab, ugro.folder, megabytes),
+            },
+            rounds,
+        )
+    title = f"capture of 3 x {megabytes} MB, {rounds} rounds, {os.cpu_count()} cores (more is better)"
+    table(title, figures, "inv launch", "MB/s")
+    print(f"peak memory of the agent: {max(peaks):.0f} MiB; sha256 equal in every round")
+
+
+if __name__ == "__main__":
+    main(*[int(word) for word in [*sys.argv[1:], *("5", "100")[len(sys.argv) - 1 :]]])

@@ -1,0 +1,190 @@
+"""A job as it goes: a line an event, the ranks' output behind the name of their node, and how far it is."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+
+from rich.markup import escape
+
+from .cluster import Timeouts
+from .display import clock, duration, note, open_console, printable, printable_lines, show_json, show_plan
+from .errors import Interrupted, StopUnproven, UgroError, by_exit_code
+from .experiments import Experiment, Experiments
+from .job import Event, JobState, Phase
+from .watch import Line, Progress, watch
+
+STOP_PATIENCE_SECONDS = 30.0  # beyond the grace, before Ctrl-C says that a node has not answered
+NODE_COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "bright_red")
+
+
+class Interrupts:
+    """Ctrl-C as something to ask for, while it is entered: it must not strike between a job and the word about it."""
+
+    def __init__(self) -> None:
+        self._pressed = 0
+
+    def __enter__(self) -> Interrupts:
+        self._before = signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _press(self, *_: object) -> None:
+        self._pressed += 1
+
+    def take(self) -> bool:
+        """Whether it was pressed since the last time."""
+        pressed, self._pressed = self._pressed, 0
+        return pressed > 0
+
+
+class Follower:
+    """Shows one job on the terminal, or tells it as JSON at the end."""
+
+    def __init__(
+        self,
+        experiments: Experiments,
+        experiment: Experiment,
+        interrupts: Interrupts,
+        *,
+        ranks: list[int] | None = None,
+        from_start: bool = True,
+        quiet: bool = False,
+        verbose: bool = False,
+        as_json: bool = False,
+    ) -> None:
+        self.experiments, self.experiment, self.interrupts = experiments, experiment, interrupts
+        self.ranks, self.from_start = [] if quiet or as_json else ranks, from_start
+        self.verbose, self.as_json, self.quiet = verbose, as_json, quiet
+        self.console = open_console()
+        self.state = experiment.state()
+        record = experiment.record()
+        self.nodes = record.nodes
+        self.width = max(len(node) for node in self.nodes)
+        self._stop_by = float("inf")
+        self._metrics: dict[str, object] = {}
+        self._live = self.console.status("") if self.console.is_terminal and not as_json else None
+
+    def until_ended(self, *, interrupt_stops: bool) -> None:
+        """Raises what the job ended with, nothing where it succeeded.
+
+        Ctrl-C asks for the job to be stopped and goes on to the proof, or only leaves.
+        """
+        if self._follow(frozenset(), interrupt_stops=interrupt_stops):
+            self._end()
+        else:
+            note(f"{self.experiment.job_id} goes on; again: inv attach {self.experiment.name}")
+
+    def until_running(self) -> None:
+        """Returns when all ranks run; raises where they do not come to it."""
+        self._follow(frozenset({Phase.RUNNING}), interrupt_stops=True)
+        if self.state.phase.finished:
+            self._end()
+        elif self.as_json:
+            show_json({"job_id": self.experiment.job_id, "state": self.state})
+        else:
+            note(f"{self.experiment.job_id} runs; follow it: inv attach {self.experiment.name}")
+
+    def stop(self) -> None:
+        """Ask for the stop and return with the proof; raises StopUnproven with host and pids."""
+        if self.state.phase.finished:
+            raise UgroError(
+                f"{self.experiment.job_id} has ended already ({self.state.phase}); there is nothing to stop"
+            )
+        self._ask_to_stop()
+        try:
+            self.until_ended(interrupt_stops=True)
+        except Interrupted as done:
+            note(done.text)
+
+    def _follow(self, until: frozenset[Phase], *, interrupt_stops: bool) -> bool:
+        """Show what comes until the job has ended or is in one of these states; False where Ctrl-C left it."""
+        with self._live or contextlib.nullcontext():
+            for item in watch(
+                self.experiments, self.experiment, ranks=self.ranks, from_start=self.from_start, until=until
+            ):
+                if self.interrupts.take():
+                    if not interrupt_stops:
+                        return False
+                    if self._stop_by < float("inf"):
+                        raise self._unproven("left before the proof")
+                    self._ask_to_stop()
+                    until = frozenset()
+                if time.monotonic() > self._stop_by:
+                    raise self._unproven("no proof yet")
+                if isinstance(item, JobState):
+                    self._note_state(item)
+                elif isinstance(item, Progress):
+                    self._metrics = item.metrics
+                elif item and not self.as_json:
+                    self._show_item(item)
+                self._update_line()
+        return True
+
+    def _ask_to_stop(self) -> None:
+        self.experiment.ask_to_stop()
+        timeouts = Timeouts.model_validate(self.experiment.record().cluster["timeouts"])
+        self._stop_by = time.monotonic() + timeouts.stop_grace_seconds + STOP_PATIENCE_SECONDS
+        note(f"stopping {self.experiment.job_id} on all nodes")
+
+    def _note_state(self, state: JobState) -> None:
+        was, self.state = self.state.phase, state
+        if self.verbose and state.phase is Phase.PREPARING and was is not Phase.PREPARING:
+            plan = self.experiment.record().plan
+            if plan:
+                show_plan(plan)
+
+    def _show_item(self, item: Event | Line) -> None:
+        if isinstance(item, Event):
+            if not self.from_start and item.time < time.time() - 1:
+                return
+            where = f"{item.node}: " if item.node else ""
+            self.console.print(f"[bold]{clock(item.time)}[/] {escape(where + printable_lines(item.message))}")
+            return
+        node = self.nodes[item.rank] if item.rank < len(self.nodes) else str(item.rank)
+        colour = NODE_COLOURS[item.rank % len(NODE_COLOURS)]
+        self.console.print(f"[{colour}]{escape(node):{self.width}}[/] │ {escape(printable(item.text))}")
+
+    def _update_line(self) -> None:
+        if self._live:
+            self._live.update(
+                escape(
+                    f"{self.experiment.name} {self.state.phase} {duration(self.state.seconds)}{self._far()}"
+                )
+            )
+
+    def _far(self) -> str:
+        step, total, loss = (self._metrics.get(key) for key in ("step", "total_steps", "loss"))
+        words = f"  step {step}" if step is not None else ""
+        if isinstance(step, int) and isinstance(total, int) and total > 0:
+            words += f"/{total} ({100 * step // total} %)"
+        return words + (f"  loss {loss:.4f}" if isinstance(loss, float) else "")
+
+    def _end(self) -> None:
+        if self.as_json:
+            show_json({"job_id": self.experiment.job_id, "state": self.state})
+        state, name = self.state, self.experiment.name
+        if state.phase is Phase.SUCCEEDED:
+            if not self.as_json:
+                self.console.print(
+                    f"[green]{escape(self.experiment.job_id)} succeeded[/] in {duration(state.seconds)}"
+                    f"{escape(self._far())}; see: inv results {escape(name)}"
+                )
+            return
+        words = [f"{self.experiment.job_id} {state.phase}"]
+        if state.cause:
+            words[0] += f": {printable_lines(state.cause.message)}"
+            words += [f"    {printable(line)}" for line in state.cause.last_lines]
+        if state.phase is Phase.FAILED:
+            words.append(f"see: inv logs {name}")
+        raise by_exit_code(state.exit_code, "\n".join(words))
+
+    def _unproven(self, why: str) -> StopUnproven:
+        missing = [rank.node for rank in self.experiment.state().ranks if not rank.proven_gone]
+        return StopUnproven(
+            f"{self.experiment.job_id}: {why} from {', '.join(missing) or 'any node'}; the agent goes on asking. "
+            f"See: inv status {self.experiment.name}; or: inv reset --nodes {','.join(missing)}"
+        )
