@@ -140,8 +140,10 @@ def _measured(found: dict[str, Any]) -> str:
     if found.get("kind") == "pair":
         pair = " ↔ ".join(found["hosts"])
         return f"{pair}: {found['round_trip_ms']:.2f} ms, {found['bandwidth_mb_per_second']:.0f} MB/s"
-    rest = ", ".join(f"{key} {value}" for key, value in found.items() if key not in {"kind", "time"})
-    return f"{found.get('kind')}: {rest}"
+    return (
+        f"all-reduce over {len(found['hosts'])} nodes ({found['backend']}): {found['latency_us']:.0f} µs, "
+        f"{found['bandwidth_mb_per_second']:.0f} MB/s (bus {found['bus_bandwidth_mb_per_second']:.0f} MB/s)"
+    )
 
 
 def resets(ended: dict[str, list[dict[str, Any]] | HostError], *, as_json: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import shlex
-import sys
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -31,13 +30,9 @@ def submit(spec: JobSpec, cluster: Cluster) -> Experiment:
     _refuse_if_taken(experiments, record)
     log = open_log("launcher", cluster)
     experiment = experiments.create(record, cluster.scripts)
-    log.info(
-        "%s: %s on %s, asked for with %s",
-        experiment.job_id,
-        spec.script,
-        ", ".join(record.nodes),
-        sys.argv[1:],
-    )
+    # Not the command line: its --env may hold secrets.
+    asked = f"{spec.script}, model {spec.model}, data set {spec.dataset}, epochs {spec.epochs}"
+    log.info("%s: %s, on %s", experiment.job_id, asked, ", ".join(record.nodes))
     if pid := ensure_agent(experiments):
         log.info("%s: started agent %d", experiment.job_id, pid)
     return experiment

@@ -92,7 +92,7 @@ class Supervision:
 
     def _gate(self, health: ClusterHealth) -> None:
         if self.experiment.stop_asked:
-            raise _Over(Phase.STOPPED, Interrupted, "stopped before it started")
+            raise _Over(Phase.STOPPED, Interrupted, "before it started")
         if busy := health.busy():
             raise _Over(
                 Phase.REFUSED, NodesBusy, "\n".join(f"{node}: {holder}" for node, holder in busy.items())
@@ -136,7 +136,7 @@ class Supervision:
         if left:
             raise _Over(Phase.FAILED, StopUnproven, "\n".join([*([words] if words else []), *left]))
         if not faults:
-            raise _Over(Phase.STOPPED, Interrupted, "stopped before it started")
+            raise _Over(Phase.STOPPED, Interrupted, "before it started")
         if all(isinstance(fault, NodesBusy) for fault in faults):
             raise _Over(Phase.REFUSED, NodesBusy, words)
         raise _Over(Phase.FAILED, LaunchFailed, f"the {step} failed, so nothing runs anywhere:\n{words}")
@@ -165,7 +165,7 @@ class Supervision:
         if left:
             raise _Over(Phase.STOPPED if asked else Phase.FAILED, StopUnproven, "\n".join(left))
         if asked:
-            raise _Over(Phase.STOPPED, Interrupted, "stopped, as asked; nothing of it is left on any node")
+            raise _Over(Phase.STOPPED, Interrupted, "as asked; nothing of it is left on any node")
         if cause := find_cause(ends, self.experiment):
             raise _Over(Phase.FAILED, JobFailed, cause.message, cause)
         raise _Over(Phase.SUCCEEDED)

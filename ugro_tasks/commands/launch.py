@@ -107,4 +107,5 @@ def stop(_context: Any, name: str, cluster: str | None = None, json: bool = Fals
 
     experiments = open_experiments(cluster)
     with Interrupts() as interrupts:
-        Follower(experiments, experiments.find(name), interrupts, quiet=True, as_json=json).stop()
+        experiment = experiments.find(name)
+        Follower(experiments, experiment, interrupts, quiet=True, as_json=json, from_start=False).stop()
