@@ -74,7 +74,8 @@ def _exception(error_file: str | None) -> tuple[str, list[str]]:
     try:
         told: Any = json.loads(error_file or "null")
     except ValueError:
-        return "", []
+        # Not torchrun's file but the supervisor's own word: torchrun itself could not be started.
+        return (error_file or "").strip()[:LINE_CHARACTERS].partition("\n")[0], []
     body = told.get("message") if isinstance(told, dict) else None
     if not isinstance(body, dict):
         return "", []

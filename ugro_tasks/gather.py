@@ -8,8 +8,9 @@ from collections.abc import Callable, Collection, Sequence
 from .cluster import Cluster
 from .errors import RecordError, UgroError
 from .experiments import Experiment
-from .hosts import Fleet, Host, Rsync
+from .hosts import Fleet, Host
 from .job import NodePlan
+from .rsync import Rsync
 
 
 def gather(

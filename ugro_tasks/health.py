@@ -11,7 +11,7 @@ from msgspec import Struct
 from .cluster import Cluster, Node
 from .errors import HostError
 from .hosts import Fleet, Host
-from .node.probe import GPU_FIELDS
+from .nvidia import is_number, parse_apps, parse_gpus
 from .plan import interface_of
 from .remote import ask, describe_holder
 
@@ -229,7 +229,7 @@ def _gpu(node: Node, facts: Mapping[str, Any]) -> Iterator[Check]:
         )
         return
     card = found[0]
-    total_mib = float(card["memory.total"]) if _is_number(card["memory.total"]) else 0.0
+    total_mib = float(card["memory.total"]) if is_number(card["memory.total"]) else 0.0
     same = (node.gpu_model or "").lower() in card["name"].lower()
     large = node.vram_gb is None or total_mib / 1024 >= node.vram_gb * (1 - VRAM_TOLERANCE)
     yield Check(
@@ -382,27 +382,3 @@ def _interface(cluster: Cluster, health: NodeHealth) -> str:
 
 def _is_local(cluster: Cluster, name: str) -> bool:
     return next(node for node in cluster.nodes if node.name == name).transport == "local"
-
-
-# ---- nvidia-smi ----
-
-
-def parse_gpus(output: str) -> tuple[dict[str, str], ...]:
-    """The cards in the answer to `nvidia-smi --query-gpu`, by field name; memory in MiB, power in W."""
-    names = GPU_FIELDS.split(",")
-    rows = [[value.strip() for value in line.split(",")] for line in output.splitlines()]
-    return tuple(dict(zip(names, row, strict=True)) for row in rows if len(row) == len(names))
-
-
-def parse_apps(output: str) -> list[dict[str, Any]]:
-    """The processes in the answer to `nvidia-smi --query-compute-apps`: pid, used_mib, name."""
-    apps = []
-    for line in output.splitlines():
-        pid, used, name = ([value.strip() for value in line.split(",", 2)] + ["", ""])[:3]
-        if pid.isdigit():
-            apps.append({"pid": int(pid), "used_mib": int(used) if used.isdigit() else 0, "name": name})
-    return apps
-
-
-def _is_number(text: str) -> bool:
-    return text.replace(".", "", 1).isdigit()

@@ -8,8 +8,9 @@ from typing import Any
 from .cluster import Cluster
 from .errors import HostError, HostKeyUnknown, StopUnproven
 from .health import ClusterHealth, examine
-from .hosts import Fleet, Host, new_key_of
+from .hosts import Fleet, Host
 from .remote import ask
+from .ssh import new_key_of
 
 HOPS_AT_MOST = 4  # the host itself and the jump hosts before it
 RESET_GRACE_SECONDS = 3.0
