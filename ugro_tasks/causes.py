@@ -73,7 +73,7 @@ def _exception(error_file: str | None) -> tuple[str, list[str]]:
     """
     try:
         told: Any = json.loads(error_file or "null")
-    except ValueError:
+    except (ValueError, RecursionError):
         # Not torchrun's file but the supervisor's own word: torchrun itself could not be started.
         return (error_file or "").strip()[:LINE_CHARACTERS].partition("\n")[0], []
     body = told.get("message") if isinstance(told, dict) else None
@@ -81,7 +81,7 @@ def _exception(error_file: str | None) -> tuple[str, list[str]]:
         return "", []
     extra = body.get("extraInfo")
     stack = str(extra.get("py_callstack", "")) if isinstance(extra, dict) else ""
-    return str(body.get("message", "")).partition("\n")[0], stack.splitlines()
+    return str(body.get("message", "")).partition("\n")[0], stack.split("\n")
 
 
 def _tail(log: Path) -> tuple[list[str], str]:
@@ -94,4 +94,4 @@ def _tail(log: Path) -> tuple[list[str], str]:
         return [], ""
     report = REPORT.search(text)
     own, about = (text[: report.start()], text[report.start() :]) if report else (text, "")
-    return [line for line in own.splitlines() if line.strip()], about
+    return [line for line in own.split("\n") if line.strip()], about

@@ -6,7 +6,6 @@ Nothing that came from a node reaches the terminal raw.
 from __future__ import annotations
 
 import contextlib
-import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from .errors import HostError
 from .job import JobState, LaunchPlan, Phase
+from .plaintext import printable, printable_lines
 
 if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
     from .experiments import Experiment
@@ -32,9 +32,6 @@ COLOURS = {
     "succeeded": "green", "failed": "red", "refused": "red", "stopped": "yellow", "unreadable": "red",
     "running": "cyan", "queued": "cyan", "preparing": "cyan", "stopping": "cyan", "✓": "green", "✗": "red",
 }  # fmt: skip
-ESCAPES = re.compile(
-    r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-_])|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
-)
 
 
 def open_console(stream: Any = None) -> Console:
@@ -43,9 +40,9 @@ def open_console(stream: Any = None) -> Console:
     return Console(file=stream, width=None if terminal else PLAIN_WIDTH, highlight=False, soft_wrap=True)
 
 
-def printable(text: str) -> str:
-    """The text without terminal escapes and control characters; of a line redrawn with CR, the last drawing."""
-    return ESCAPES.sub("", text.rstrip("\r").rpartition("\r")[2])
+def shown(text: str) -> str:
+    """The text as rich may have it: no control sequences, and what looks like markup is none."""
+    return escape(printable_lines(text))
 
 
 def show_json(value: Any) -> None:
@@ -55,7 +52,7 @@ def show_json(value: Any) -> None:
 
 def note(message: str) -> None:
     """A line for the user, on stderr."""
-    sys.stderr.write(f"{message}\n")
+    sys.stderr.write(f"{printable_lines(message)}\n")
     sys.stderr.flush()
 
 
@@ -63,7 +60,7 @@ def _columns(console: Console, rows: list[list[str]]) -> None:
     """The rows in columns, the first one as their heads; a state has its colour."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for number, row in enumerate(rows):
-        cells = [escape(printable(cell).ljust(width)) for cell, width in zip(row, widths, strict=True)]
+        cells = [shown(cell.ljust(width)) for cell, width in zip(row, widths, strict=True)]
         for column, cell in enumerate(row):
             if colour := COLOURS.get(cell):
                 cells[column] = f"[{colour}]{cells[column]}[/]"
@@ -103,17 +100,17 @@ def health(
     checks += [("cluster", check) for check in found.across]
     for name, check in checks:
         if not check.ok:
-            console.print(f"[red]✗ {escape(name)}: {escape(check.name)}:[/] {escape(printable(check.value))}")
+            console.print(f"[red]✗ {shown(name)}: {shown(check.name)}:[/] {shown(check.value)}")
             if check.fix:
-                console.print(f"    {escape(check.fix)}")
+                console.print(f"    {shown(check.fix)}")
         elif verbose or check.note:
             console.print(
-                f"{'·' if check.note else '✓'} {escape(name)}: {escape(check.name)}: {escape(check.value)}"
+                f"{'·' if check.note else '✓'} {shown(name)}: {shown(check.name)}: {shown(check.value)}"
             )
     for measurement in measured or []:
-        console.print(escape(_measured(measurement)))
+        console.print(shown(_measured(measurement)))
     verdict = "[green]fit[/]" if found.fit else "[red]not fit[/]"
-    console.print(f"{escape(found.cluster)}: {verdict}, {len(found.nodes)} nodes in {found.seconds:.1f} s")
+    console.print(f"{shown(found.cluster)}: {verdict}, {len(found.nodes)} nodes in {found.seconds:.1f} s")
     return None
 
 
@@ -158,7 +155,7 @@ def resets(ended: dict[str, list[dict[str, Any]] | HostError], *, as_json: bool)
             note(answer.text)
             continue
         for process in answer:
-            print(f"{node}: ended pid {process['pid']} of {process['job']}: {printable(process['command'])}")
+            print(printable(f"{node}: ended pid {process['pid']} of {process['job']}: {process['command']}"))
         if not answer:
             print(f"{node}: nothing of UGRO was running")
     return None
@@ -217,17 +214,15 @@ def job(report: JobReport, *, as_json: bool) -> None:
     if as_json:
         return show_json(report)
     console, state = open_console(), report.state
-    console.print(f"[bold]{escape(report.job_id)}[/]  {_coloured(state.phase)}  {duration(state.seconds)}")
+    console.print(f"[bold]{shown(report.job_id)}[/]  {_coloured(state.phase)}  {duration(state.seconds)}")
     for rank in state.ranks:
         how = "in touch" if rank.connected else ("out of touch" if rank.ended_at is None else _ending(rank))
-        console.print(f"  rank {rank.rank}  {escape(rank.node):12} {escape(how)}")
+        console.print(f"  rank {rank.rank}  {shown(rank.node):12} {shown(how)}")
     for node, told in (report.live or {}).items():
         words = told.get("error") or f"{len(told['processes'])} processes, supervised: {told['supervised']}"
-        console.print(f"  {escape(node)} says: {escape(words)}")
+        console.print(f"  {shown(node)} says: {shown(words)}")
     for event in report.events:
-        console.print(
-            f"  {clock(event.time)}  {escape(event.node or ''):12} {escape(printable(event.message))}"
-        )
+        console.print(f"  {clock(event.time)}  {shown(event.node or ''):12} {shown(event.message)}")
     _show_cause(console, state)
     return None
 
@@ -255,7 +250,7 @@ def results(found: Results, *, as_json: bool) -> None:
         return show_json(found)
     console, record = open_console(), found.record
     console.print(
-        f"[bold]{escape(found.job_id)}[/]  {_coloured(found.state.phase)}  {duration(found.state.seconds)}"
+        f"[bold]{shown(found.job_id)}[/]  {_coloured(found.state.phase)}  {duration(found.state.seconds)}"
     )
     rows = {
         "folder": found.folder,
@@ -269,7 +264,7 @@ def results(found: Results, *, as_json: bool) -> None:
         "code": f"sha256 {record.code.sha256[:12]}, git {(record.code.git_commit or 'none')[:12]}",
     }
     for key, value in rows.items():
-        console.print(f"  {key:14} {escape(value)}")
+        console.print(f"  {key:14} {shown(value)}")
     sections: dict[str, dict[str, str]] = {
         "final metrics": {key: _short(value) for key, value in found.metrics.items()},
         "checkpoints": {name: _bytes(size) for name, size in found.checkpoints.items()},
@@ -278,7 +273,7 @@ def results(found: Results, *, as_json: bool) -> None:
     for title, lines in sections.items():
         console.print(f"[bold]{title}[/]" + ("" if lines else ": none"))
         for key, value in lines.items():
-            console.print(f"  {escape(key):32} {escape(value)}")
+            console.print(f"  {shown(key):32} {shown(value)}")
     _show_cause(console, found.state)
     return None
 
@@ -286,14 +281,9 @@ def results(found: Results, *, as_json: bool) -> None:
 def _show_cause(console: Console, state: JobState) -> None:
     if state.cause is None or state.phase is Phase.STOPPED:
         return
-    console.print(f"[red]{escape(printable_lines(state.cause.message))}[/]")
+    console.print(f"[red]{shown(state.cause.message)}[/]")
     for line in state.cause.last_lines:
-        console.print(f"    {escape(printable(line))}")
-
-
-def printable_lines(text: str) -> str:
-    """`printable`, line by line."""
-    return "\n".join(printable(line) for line in text.split("\n"))
+        console.print(f"    {shown(line)}")
 
 
 # ---- a bar for each node ----
@@ -333,9 +323,9 @@ def duration(seconds: float | None) -> str:
     """As in 3 s, 2:05, 1:02:05."""
     if seconds is None:
         return "-"
-    whole = int(seconds)
-    if whole < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
+    whole = max(60, int(seconds))
     hours, rest = divmod(whole, 3600)
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 

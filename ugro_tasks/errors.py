@@ -25,17 +25,23 @@ A job that was stopped on purpose ends `inv launch` and `inv attach` with 130 as
 
 from invoke.exceptions import Exit
 
+from .plaintext import printable_lines
+
 
 class UgroError(Exit):
     """One clear message and an exit code; Invoke prints the one and exits with the other.
 
-    The message says what happened, where, and what to do next, in that order.
+    The message says what happened, where, and what to do next, in that order. It may quote what a node said: Invoke
+    prints it, so control sequences are taken out here.
     """
 
     exit_code = 1
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, self.exit_code)
+        super().__init__(printable_lines(message), self.exit_code)
+
+    def __str__(self) -> str:
+        return self.text
 
     @property
     def text(self) -> str:
@@ -157,7 +163,8 @@ class Interrupted(UgroError):
 
 def by_exit_code(code: int, message: str) -> UgroError:
     """The error whose class has this exit code, as it stands in a job's record."""
-    for kind in UgroError.__subclasses__():
-        if kind.exit_code == code and kind is not HostError:
-            return kind(message)
-    return UgroError(message)
+    kinds = [*UgroError.__subclasses__(), *HostError.__subclasses__()]
+    kind = next((kind for kind in kinds if kind.exit_code == code), UgroError)
+    error = kind.__new__(kind)
+    UgroError.__init__(error, message)  # the record has the whole message, whatever the class makes it of
+    return error

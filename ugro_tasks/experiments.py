@@ -12,6 +12,7 @@ Files are replaced whole or appended to in whole lines, and are readable by thei
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import fcntl
@@ -22,6 +23,7 @@ import re
 import shutil
 import subprocess
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -31,9 +33,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from .errors import JobNotFound, RecordError, UsageError
-from .job import Code, Event, JobRecord, JobState, Phase
+from .job import UNREADABLE, Code, Event, JobRecord, JobState, Phase
 
 T = TypeVar("T")
+_appending = threading.Lock()
 STAMP = re.compile(r"_\d{8}_\d{6}")
 NOT_CODE = ("__pycache__", "*.pyc", ".git", ".*_cache", ".venv")
 CODE_LIMIT_BYTES = 64 << 20
@@ -99,7 +102,7 @@ class Experiment:
         """The events from a byte offset on, and the offset behind them."""
         raw = _tail(self._events, offset)
         whole = raw[: raw.rfind(b"\n") + 1]
-        return msgspec.json.Decoder(Event).decode_lines(whole), offset + len(whole)
+        return list(_events(whole)), offset + len(whole)
 
     def ask_to_stop(self) -> None:
         """What `inv stop` and Ctrl-C do; the agent sees to the rest."""
@@ -191,7 +194,7 @@ class Experiments:
         Raises JobNotFound with the nearest names.
         """
         jobs = list(self.all())
-        found = [job for job in jobs if name in (job.job_id, job.name)]
+        found = [job for job in jobs if name == job.job_id] or [job for job in jobs if name == job.name]
         for job in found:
             if len(found) == 1 or _phase(job) is not Phase.REFUSED:
                 return job
@@ -266,12 +269,15 @@ class Experiments:
 
 
 def append_lines(path: Path, lines: bytes) -> None:
-    """Append in one write, so that no reader and no kill sees half of it."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(descriptor, lines)
-    finally:
-        os.close(descriptor)
+    """Append in one write: no reader and no kill sees half of it. Where OSError is raised, nothing was written."""
+    with (
+        _appending,
+        open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "wb", buffering=0) as file,
+    ):
+        size = os.fstat(file.fileno()).st_size
+        if file.write(lines) != len(lines):
+            file.truncate(size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def _phase(job: Experiment) -> Phase | None:
@@ -286,8 +292,14 @@ def _read(path: Path, kind: type[T]) -> T:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror}") from error
-    except (msgspec.DecodeError, ValueError) as error:
+    except UNREADABLE as error:
         raise RecordError(f"{path}: not written by UGRO, or damaged: {error}") from error
+
+
+def _events(lines: bytes) -> Iterator[Event]:
+    for line in lines.splitlines():
+        with contextlib.suppress(*UNREADABLE):  # a line that UGRO did not write
+            yield msgspec.json.decode(line, type=Event)
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -324,7 +336,7 @@ def _snapshot(scripts: Path, target: Path) -> Code:
         copy = target / path.relative_to(scripts)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, copy)
-        digest.update(f"{path.relative_to(scripts)}\0".encode() + copy.read_bytes())
+        digest.update(os.fsencode(path.relative_to(scripts)) + b"\0" + copy.read_bytes())
     commit = subprocess.run(
         ["git", "-C", str(scripts), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     ) if shutil.which("git") else None  # fmt: skip

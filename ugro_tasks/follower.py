@@ -6,10 +6,8 @@ import contextlib
 import signal
 import time
 
-from rich.markup import escape
-
 from .cluster import Timeouts
-from .display import clock, duration, note, open_console, printable, printable_lines, show_json, show_plan
+from .display import clock, duration, note, open_console, show_json, show_plan, shown
 from .errors import Interrupted, StopUnproven, UgroError, by_exit_code
 from .experiments import Experiment, Experiments
 from .job import Event, JobState, Phase
@@ -142,16 +140,16 @@ class Follower:
             if not self.from_start and item.time < time.time() - 1:
                 return
             where = f"{item.node}: " if item.node else ""
-            self.console.print(f"[bold]{clock(item.time)}[/] {escape(where + printable_lines(item.message))}")
+            self.console.print(f"[bold]{clock(item.time)}[/] {shown(where + item.message)}")
             return
         node = self.nodes[item.rank] if item.rank < len(self.nodes) else str(item.rank)
         colour = NODE_COLOURS[item.rank % len(NODE_COLOURS)]
-        self.console.print(f"[{colour}]{escape(node):{self.width}}[/] │ {escape(printable(item.text))}")
+        self.console.print(f"[{colour}]{shown(node):{self.width}}[/] │ {shown(item.text)}")
 
     def _update_line(self) -> None:
         if self._live:
             self._live.update(
-                escape(
+                shown(
                     f"{self.experiment.name} {self.state.phase} {duration(self.state.seconds)}{self._far()}"
                 )
             )
@@ -170,14 +168,14 @@ class Follower:
         if state.phase is Phase.SUCCEEDED:
             if not self.as_json:
                 self.console.print(
-                    f"[green]{escape(self.experiment.job_id)} succeeded[/] in {duration(state.seconds)}"
-                    f"{escape(self._far())}; see: inv results {escape(name)}"
+                    f"[green]{shown(self.experiment.job_id)} succeeded[/] in {duration(state.seconds)}"
+                    f"{shown(self._far())}; see: inv results {shown(name)}"
                 )
             return
         words = [f"{self.experiment.job_id} {state.phase}"]
         if state.cause:
-            words[0] += f": {printable_lines(state.cause.message)}"
-            words += [f"    {printable(line)}" for line in state.cause.last_lines]
+            words[0] += f": {state.cause.message}"
+            words += [f"    {line}" for line in state.cause.last_lines]
         if state.phase is Phase.FAILED:
             words.append(f"see: inv logs {name}")
         raise by_exit_code(state.exit_code, "\n".join(words))

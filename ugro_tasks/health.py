@@ -219,7 +219,8 @@ def _last(answer: Mapping[str, Any]) -> str:
 def _gpu(node: Node, facts: Mapping[str, Any]) -> Iterator[Check]:
     answer, found = facts["gpus"], parse_gpus(facts["gpus"]["stdout"])
     if answer["code"] != 0 or not found:
-        value = _last(answer) if answer["stderr"] else (answer["stdout"].strip() or "no GPU").splitlines()[-1]
+        said = answer["stderr"].strip() or answer["stdout"].strip() or "no GPU"
+        value = said.splitlines()[0]  # "No devices were found" comes last, whatever the reason
         yield Check(
             name="gpu",
             ok=False,
@@ -356,10 +357,8 @@ def _across(cluster: Cluster, nodes: tuple[NodeHealth, ...]) -> Iterator[Check]:
         value=f"{max(offsets) - min(offsets):.1f} s",
         fix="let all machines keep time: sudo timedatectl set-ntp true",
     )
-    mtus = {
-        node.node: node.facts["interfaces"].get(_interface(cluster, node), {}).get("mtu") for node in reached
-    }
-    if len({mtu for name, mtu in mtus.items() if not _is_local(cluster, name)}) > 1:
+    mtus = {node.node: mtu for node in reached if (mtu := _mtu(cluster, node))}
+    if len(set(mtus.values())) > 1:
         yield Check(
             name="same MTU",
             ok=False,
@@ -371,14 +370,15 @@ def _across(cluster: Cluster, nodes: tuple[NodeHealth, ...]) -> Iterator[Check]:
 _COMPARED: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
     "Python": lambda facts: ".".join(str(facts["torch"].get("python", "")).split(".")[:2]),
     "torch": lambda facts: facts["torch"].get("torch"),
-    "CUDA": lambda facts: facts["torch"].get("cuda"),
+    "CUDA": lambda facts: facts["torch"].get("cuda") or ("none" if facts["torch"].get("torch") else None),
 }
 
 
-def _interface(cluster: Cluster, health: NodeHealth) -> str:
+def _mtu(cluster: Cluster, health: NodeHealth) -> int | None:
+    """The MTU of the interface that the others reach a node by; None where it has none, or is this machine."""
     node = next(node for node in cluster.nodes if node.name == health.node)
-    return interface_of(node, health.facts) or ""
-
-
-def _is_local(cluster: Cluster, name: str) -> bool:
-    return next(node for node in cluster.nodes if node.name == name).transport == "local"
+    interface = interface_of(node, health.facts)
+    mtu: int | None = (
+        health.facts["interfaces"][interface]["mtu"] if interface and node.transport == "ssh" else None
+    )
+    return mtu

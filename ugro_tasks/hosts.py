@@ -14,7 +14,7 @@ from fabric.group import ThreadingGroup
 
 from .cluster import Cluster, Node
 from .errors import HostError, HostUnreachable, NodeFault
-from .ssh import READ_BYTES, SshHost, stdout_of
+from .ssh import ANSWER_LIMIT_BYTES, READ_BYTES, SshHost, answer_too_long, stdout_of
 
 T = TypeVar("T")
 
@@ -107,6 +107,8 @@ class LocalHost:
             raise NodeFault(self.node.name, f"{argv[0]} did not end within {timeout_seconds:g} s") from error
         except OSError as error:
             raise NodeFault(self.node.name, f"{argv[0]}: {error.strerror}") from error
+        if len(done.stdout) > ANSWER_LIMIT_BYTES:
+            raise answer_too_long(self.node, argv)
         return stdout_of(self.node, argv, done.returncode, done.stdout, done.stderr)
 
     def stream(self, argv: Sequence[str], stdin: bytes = b"") -> Stream:

@@ -10,12 +10,15 @@ import time
 from enum import StrEnum
 from typing import Any
 
+import msgspec
 from msgspec import Struct, field
 
 from .errors import UsageError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SCRIPT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*\.py")
+# What decoding a record that is damaged, or that a hostile node sent, can raise.
+UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -50,6 +53,11 @@ class JobSpec(Struct, frozen=True, kw_only=True):
     env: dict[str, str] = field(default_factory=dict)
     force: bool = False
 
+    def _words(self) -> dict[str, tuple[str, ...]]:
+        """{flag: the words that come from it}."""
+        env = tuple(self.env.values())
+        return {"--model": (self.model,), "--dataset": (self.dataset,), "--args": self.args, "--env": env}
+
     def checked(self) -> JobSpec:
         """The same spec; raises UsageError, naming every value that cannot be used."""
         faults = [
@@ -80,9 +88,14 @@ class JobSpec(Struct, frozen=True, kw_only=True):
                     (not VARIABLE.fullmatch(key), f"--env {key!r}: not a variable's name; use KEY=VALUE")
                     for key in self.env
                 ),
-                (
-                    any("\0" in word for word in (*self.args, *self.env.values())),
-                    "a NUL byte in --args or --env",
+                *((key.startswith("UGRO_"), f"--env {key}: UGRO sets this itself") for key in self.env),
+                *(
+                    (
+                        not _can_travel(word),
+                        f"{flag} {word!r}: a NUL byte or no UTF-8; a program cannot be given that",
+                    )
+                    for flag, words in self._words().items()
+                    for word in words
                 ),
             )
             if wrong
@@ -90,6 +103,13 @@ class JobSpec(Struct, frozen=True, kw_only=True):
         if faults:
             raise UsageError("\n".join(faults))
         return self
+
+
+def _can_travel(word: str) -> bool:
+    try:
+        return b"\0" not in word.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 class NodePlan(Struct, frozen=True, kw_only=True):

@@ -88,7 +88,7 @@ def _node_plan(
             "NCCL_SOCKET_IFNAME": interface,
             "PYTHONUNBUFFERED": "1",
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(max(1, round(cluster.timeouts.stop_grace_seconds))),
-            **record.env,
+            **{key: value for key, value in record.env.items() if not key.startswith("UGRO_")},
             "UGRO_JOB_ID": record.job_id,
             "UGRO_NODE": node.name,
             "UGRO_OUTPUT_DIR": f"{folder}/output",

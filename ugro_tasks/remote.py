@@ -45,7 +45,7 @@ def ask(
         answer = json.loads(said.rpartition(MARK)[2])
         if MARK not in said or not isinstance(answer, dict):
             raise ValueError("no answer")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NodeFault(host.node.name, f"{operation}: its answer cannot be read: {said[-200:]!r}") from error
     if answer.get("error") == "busy":
         raise NodesBusy(f"{host.node.name}: {describe_holder(answer.get('holder'))}")
@@ -128,6 +128,6 @@ def _unpacked(host: Host, payload: bytes) -> bytes:
         unpacked = unpacker.decompress(payload, 2 * CHUNK_BYTES)
     except zlib.error as error:
         raise NodeFault(host.node.name, "it sent a frame that cannot be unpacked") from error
-    if unpacker.unconsumed_tail:
-        raise NodeFault(host.node.name, "it sent a frame that is too large")
+    if not unpacker.eof:
+        raise NodeFault(host.node.name, "it sent a frame that is too large, or not whole")
     return unpacked

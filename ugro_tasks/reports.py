@@ -10,7 +10,7 @@ import msgspec
 
 from .errors import HostError, RecordError, UsageError
 from .experiments import Experiment, Experiments
-from .job import Event, JobRecord, JobState
+from .job import UNREADABLE, Event, JobRecord, JobState
 from .watch import last_lines
 
 
@@ -105,7 +105,7 @@ def results(experiment: Experiment) -> Results:
         for line in reversed(last_lines(experiment.metrics, 20)):
             try:
                 last = msgspec.json.decode(line, type=dict[str, Any]) | last
-            except msgspec.DecodeError:
+            except UNREADABLE:
                 continue  # not one of ours, or not yet whole
     return Results(
         job_id=experiment.job_id,

@@ -21,8 +21,8 @@ def trust_host_keys(
 ) -> None:
     """Record each unknown host key in the user's known_hosts, after `agree` said yes to it; None agrees to all.
 
-    A key that changed is never recorded: HostKeyChanged is raised. Other trouble on the way to a host is left for
-    the health check to report.
+    A key that changed is never recorded; that, and any other trouble on the way to a host, is left for the health
+    check to report. Raises HostKeyUnknown where `agree` says no.
     """
     fleet = Fleet.of(cluster)
     for _ in range(HOPS_AT_MOST):

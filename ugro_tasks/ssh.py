@@ -8,17 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import os
-import pwd
-import re
+import logging
 import shlex
-import shutil
 import socket
-import subprocess
 import threading
 import time
-from base64 import b64encode
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -35,12 +29,18 @@ from .errors import (
     LoginRefused,
     NodeFault,
 )
+from .host_keys import NewKey, Refuse, UnknownKey, fingerprint, known_hosts, load_host_keys
+from .ssh_config import alias_of, openssh_options, ssh_config_faults, user_ssh_config
 
 T = TypeVar("T")
 READ_BYTES = 1 << 18
 # More than any answer needs: a node must not fill the controller's memory.
 ANSWER_LIMIT_BYTES = 16 << 20
 KEEPALIVE_SECONDS = 15
+
+# Whatever goes wrong is told as a HostError; paramiko would tell it a second time, on stderr.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
+logging.getLogger("paramiko").propagate = False
 
 
 class SshHost(Connection):  # type: ignore[misc]
@@ -49,64 +49,74 @@ class SshHost(Connection):  # type: ignore[misc]
     # Declared on the class: Fabric's Connection would otherwise take them for configuration.
     node: Node
     round_trip_seconds: float = 0.0
+    _alias: str | None = None
     _opening: Any = None
 
     def __init__(self, node: Node, connect_seconds: float) -> None:
-        config = Config(**_ssh_config_arguments(node.address))
-        host = _alias(config, node) or node.address
-        super().__init__(
-            host,
-            user=node.user,
-            port=node.ssh_port,
-            gateway=_gateway(node.jump, config),
-            config=config,
-            connect_timeout=max(1, round(connect_seconds)),
-            # A dict of its own: Fabric changes it.
-            connect_kwargs=dict.fromkeys(
-                ("banner_timeout", "auth_timeout", "channel_timeout"), 3 * connect_seconds
-            ),
-        )
+        with ssh_config_faults():
+            config = Config(ssh_config=user_ssh_config())
+            alias = alias_of(config.base_ssh_config, node)
+            super().__init__(
+                alias or node.address,
+                user=node.user,
+                port=node.ssh_port,
+                gateway=Connection(node.jump, config=config.clone()) if node.jump else None,
+                config=config,
+            )
         object.__setattr__(self, "node", node)
+        object.__setattr__(self, "_alias", alias)
         object.__setattr__(self, "_opening", threading.Lock())
-        _verify_host_keys(self)
+        for connection in _hops(self):
+            _be_strict(connection, connect_seconds)
 
     def open(self) -> None:
-        """Log in where not yet done; raises HostError."""
+        """Log in where not yet done, on every hop of the way; raises HostError."""
         with self._opening:
-            if self.is_connected:
-                return
-            try:
-                if not self.gateway:
-                    self.connect_kwargs["sock"] = _PromptSocket.to(self.host, self.port, self.connect_timeout)
-                super().open()
-            except (paramiko.SSHException, OSError, EOFError) as error:
-                self.close()
-                raise _explained(self, error) from error
-            self.transport.set_keepalive(KEEPALIVE_SECONDS)
+            for connection in _hops(self):
+                if connection.is_connected:
+                    continue
+                try:
+                    if not connection.gateway:
+                        socket_ = _PromptSocket.to(
+                            connection.host, connection.port, connection.connect_timeout
+                        )
+                        connection.connect_kwargs["sock"] = socket_
+                    # Not self.open(): Fabric's own, for the host as for its jump hosts.
+                    Connection.open(connection)
+                except (paramiko.SSHException, OSError, EOFError) as error:
+                    connection.close()
+                    raise _explained(self, error, connection) from error
+                connection.transport.set_keepalive(KEEPALIVE_SECONDS)
 
     def run(self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0) -> bytes:
         """See Host."""
         deadline = time.monotonic() + timeout_seconds
         with contextlib.closing(self._execute(argv, stdin, timeout_seconds)) as channel:
+            complaint = _Tail(channel)
             output = bytearray()
             try:
                 while chunk := _receive(channel, deadline):
                     output += chunk
                     if len(output) > ANSWER_LIMIT_BYTES:
-                        raise NodeFault(
-                            self.node.name, f"{argv[0]} sent more than {ANSWER_LIMIT_BYTES >> 20} MiB"
-                        )
-                complaint = channel.recv_stderr(READ_BYTES) if channel.recv_stderr_ready() else b""
-                # Without a status the connection broke: the output may be cut short.
-                if (
-                    not channel.status_event.wait(max(0.1, deadline - time.monotonic()))
-                    or channel.exit_status < 0
-                ):
-                    raise EOFError
+                        raise answer_too_long(self.node, argv)
+                if not channel.status_event.wait(max(0.1, deadline - time.monotonic())):
+                    raise TimeoutError
+                complaint.thread.join(max(0.1, deadline - time.monotonic()))
+            except TimeoutError as error:
+                self.close()  # it may be the command that hangs, or the network that is gone
+                what = f"{argv[0]} did not end within {timeout_seconds:g} s"
+                raise HostUnreachable(
+                    self.node.name, what, "is the machine overloaded, or the network gone?"
+                ) from error
             except (paramiko.SSHException, OSError, EOFError) as error:
                 self.close()
                 raise _explained(self, error) from error
-        return stdout_of(self.node, argv, channel.exit_status, bytes(output), complaint)
+            if channel.exit_status < 0:
+                if self.transport.is_active():
+                    raise NodeFault(self.node.name, f"{argv[0]} was ended by a signal")
+                self.close()
+                raise _explained(self, EOFError())
+        return stdout_of(self.node, argv, channel.exit_status, bytes(output), complaint.last)
 
     def stream(self, argv: Sequence[str], stdin: bytes = b"") -> _SshStream:
         """See Host."""
@@ -116,33 +126,79 @@ class SshHost(Connection):  # type: ignore[misc]
         """See Host."""
         shell = shlex.join(["ssh", *openssh_options(self.node)])
         user = f"{self.node.user}@" if self.node.user else ""
-        address = f"[{self.node.address}]" if ":" in self.node.address else self.node.address
-        return ["-e", shell], f"{user}{address}:"
+        name = self._alias or (f"[{self.node.address}]" if ":" in self.node.address else self.node.address)
+        return ["-e", shell], f"{user}{name}:"
 
     def call(self, function: Callable[[Self], T]) -> T:
         """See Host."""
         return function(self)
 
     def _execute(self, argv: Sequence[str], stdin: bytes, timeout_seconds: float) -> paramiko.Channel:
-        """The channel of the started command. A connection found dead is opened anew, once."""
+        """The channel of the started command, fed in the background. A connection found dead is opened anew, once."""
         warm = self.is_connected
         self.open()
+        begun = time.monotonic()
         try:
-            begun = time.monotonic()
             channel: paramiko.Channel = self.transport.open_session(timeout=timeout_seconds)
-            object.__setattr__(self, "round_trip_seconds", time.monotonic() - begun)
-            if isinstance(self.transport.sock, _PromptSocket):
-                self.transport.sock.prompt = False
-            channel.settimeout(timeout_seconds)
-            channel.exec_command(shlex.join(argv))
-            channel.sendall(stdin)
-            channel.shutdown_write()
         except (paramiko.SSHException, OSError, EOFError) as error:
             self.close()
             if warm:
                 return self._execute(argv, stdin, timeout_seconds)
             raise _explained(self, error) from error
+        object.__setattr__(self, "round_trip_seconds", time.monotonic() - begun)
+        if isinstance(self.transport.sock, _PromptSocket):
+            self.transport.sock.prompt = False
+        try:
+            channel.settimeout(timeout_seconds)
+            channel.exec_command(shlex.join(argv))
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            self.close()
+            raise _explained(self, error) from error
+        threading.Thread(target=_feed, args=(channel, stdin), daemon=True).start()
         return channel
+
+
+def _feed(channel: paramiko.Channel, stdin: bytes) -> None:
+    # A command need not read all that it is given; whatever else is wrong shows where its output is read.
+    with contextlib.suppress(OSError, EOFError):
+        channel.sendall(stdin)
+        channel.shutdown_write()
+
+
+class _Tail:
+    """The last of a command's stderr, read as it comes: unread, it would hold up stdout, too."""
+
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self.last = b""
+        self.thread = threading.Thread(target=self._read, args=(channel,), daemon=True)
+        self.thread.start()
+
+    def _read(self, channel: paramiko.Channel) -> None:
+        with contextlib.suppress(OSError):
+            while received := channel.recv_stderr(READ_BYTES):
+                self.last = (self.last + received)[-READ_BYTES:]
+
+
+def _hops(connection: Connection) -> list[Connection]:
+    """The jump hosts on the way, the first one first, and the host itself."""
+    before = _hops(connection.gateway) if isinstance(connection.gateway, Connection) else []
+    return [*before, connection]
+
+
+def _be_strict(connection: Connection, connect_seconds: float) -> None:
+    """Fabric trusts every key, waits without a limit and stumbles over keys that are not there."""
+    connection.connect_timeout = max(1, round(connect_seconds))
+    # A dict of its own for each: Fabric shares and changes them.
+    connection.connect_kwargs = {
+        **dict.fromkeys(("banner_timeout", "auth_timeout", "channel_timeout"), 2 * connect_seconds),
+        "key_filename": [
+            name
+            for name in connection.connect_kwargs.get("key_filename", [])
+            if Path(name).expanduser().is_file()
+        ],
+    }
+    load_host_keys(connection.client, Path("/etc/ssh/ssh_known_hosts"), known_hosts())
+    connection.client.set_missing_host_key_policy(Refuse())
 
 
 class _PromptSocket(socket.socket):
@@ -197,99 +253,9 @@ def stdout_of(node: Node, argv: Sequence[str], code: int, out: bytes, err: bytes
     raise NodeFault(node.name, last[0])
 
 
-# ---- the user's ssh configuration ----
-
-
-def _ssh_config_arguments(address: str) -> dict[str, Any]:
-    """Fabric reads the user's files itself, but knows no Include; OpenSSH then says what they amount to."""
-    path = Path("~/.ssh/config").expanduser()
-    text = path.read_text(errors="replace") if path.exists() else ""
-    if not re.search(r"(?im)^\s*include\s", text) or not shutil.which("ssh"):
-        return {}
-    resolved = subprocess.run(
-        ["ssh", "-F", str(path), "-G", "--", address], capture_output=True, text=True, timeout=10, check=False
-    )
-    return {"ssh_config": paramiko.SSHConfig.from_text(resolved.stdout)} if resolved.returncode == 0 else {}
-
-
-def _alias(config: Config, node: Node) -> str | None:
-    """The Host entry under which the user's ssh configuration knows the node's address."""
-    for name in filter(None, (node.name, node.hostname)):
-        if config.base_ssh_config.lookup(name).get("hostname") == node.address:
-            return name
-    return None
-
-
-def _gateway(jump: str | None, config: Config) -> Connection | None:
-    return Connection(jump, config=config.clone()) if jump else None
-
-
-def _verify_host_keys(connection: Connection | None) -> None:
-    """Fabric trusts every key; this trusts known_hosts only, for the host and for every hop on the way to it."""
-    while isinstance(connection, Connection):
-        system = Path("/etc/ssh/ssh_known_hosts")
-        if system.exists():
-            connection.client.load_system_host_keys(str(system))
-        if known_hosts().exists():
-            connection.client.load_system_host_keys(str(known_hosts()))
-        connection.client.set_missing_host_key_policy(_Refuse())
-        connection = connection.gateway
-
-
-def known_hosts() -> Path:
-    """The user's own file of host keys."""
-    return Path("~/.ssh/known_hosts").expanduser()
-
-
-def openssh_options(node: Node) -> list[str]:
-    """What OpenSSH (under rsync) needs to reach a node just as `SshHost` does."""
-    options = ["-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o", "ConnectTimeout=10"]
-    options += ["-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"]
-    if Path.home() != Path(pwd.getpwuid(os.getuid()).pw_dir):
-        # OpenSSH takes the home from the password file, this program from HOME.
-        options += ["-o", f"UserKnownHostsFile={known_hosts()}"]
-        config = known_hosts().with_name("config")
-        options += ["-F", str(config)] if config.exists() else []
-        for key in sorted(known_hosts().parent.glob("id_*")):
-            options += ["-i", str(key)] if key.suffix != ".pub" else []
-    options += ["-p", str(node.ssh_port)] if node.ssh_port else []
-    options += ["-J", node.jump] if node.jump else []
-    return options
-
-
-# ---- host keys ----
-
-
-class _UnknownKey(paramiko.SSHException):
-    def __init__(self, name: str, key: paramiko.PKey) -> None:
-        super().__init__(name)
-        self.name, self.key = name, key
-
-
-class _Refuse(paramiko.MissingHostKeyPolicy):
-    def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:  # noqa: ARG002
-        raise _UnknownKey(hostname, key)
-
-
-def fingerprint(key: paramiko.PKey) -> str:
-    """As `ssh-keygen -l` shows it."""
-    digest = b64encode(hashlib.sha256(key.asbytes()).digest()).decode().rstrip("=")
-    return f"{key.get_name()} SHA256:{digest}"
-
-
-class NewKey:
-    """A host's key that known_hosts does not hold yet."""
-
-    def __init__(self, name: str, key: paramiko.PKey) -> None:
-        self.name = name
-        self.fingerprint = fingerprint(key)
-        self._line = f"{name} {key.get_name()} {key.get_base64()}\n"
-
-    def trust(self) -> None:
-        """Record it in the user's known_hosts."""
-        known_hosts().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(os.open(known_hosts(), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a") as file:
-            file.write(self._line)
+def answer_too_long(node: Node, argv: Sequence[str]) -> NodeFault:
+    """For more output than any answer has."""
+    return NodeFault(node.name, f"{argv[0]} sent more than {ANSWER_LIMIT_BYTES >> 20} MiB")
 
 
 def new_key_of(node: Node, connect_seconds: float) -> NewKey | None:
@@ -304,7 +270,7 @@ def new_key_of(node: Node, connect_seconds: float) -> NewKey | None:
         host.open()
     except HostKeyUnknown as error:
         unknown = error.__cause__
-        if isinstance(unknown, _UnknownKey):
+        if isinstance(unknown, UnknownKey):
             return NewKey(unknown.name, unknown.key)
         raise
     finally:
@@ -323,18 +289,29 @@ _BY_ERRNO = {
 }
 
 
-def _explained(host: SshHost, error: Exception) -> HostError:
-    """The HostError for an exception of paramiko or the socket layer."""
-    name, where = host.node.name, f"{host.user}@{host.host} port {host.port}"
+_BY_PARAMIKO = {
+    "Error reading SSH protocol banner": "it answers, but not as an SSH server does",
+    "No existing session": "it answers, but does not go on with the login",
+    "Timeout opening channel": "it takes no more commands",
+    "Connect failed": "it takes no more commands",
+}
+
+
+def _explained(host: SshHost, error: Exception, hop: Connection | None = None) -> HostError:
+    """The HostError for an exception of paramiko or the socket layer, on the way to the host or to a hop before it."""
+    hop = hop or host
+    name, where = host.node.name, f"{hop.user}@{hop.host} port {hop.port}"
+    if hop is not host:
+        where = f"jump host {where}"
     if isinstance(error, paramiko.BadHostKeyException):
         return HostKeyChanged(
             name,
             f"its host key has changed ({where}): it shows {fingerprint(error.key)}, "
             f"known_hosts has {fingerprint(error.expected_key)}",
-            f"if the machine was set up anew: ssh-keygen -R {_known_name(host)}, then: inv init; "
+            f"if the machine was set up anew: ssh-keygen -R {_known_name(hop)}, then: inv init; "
             "if not, somebody may be in between",
         )
-    if isinstance(error, _UnknownKey):
+    if isinstance(error, UnknownKey):
         return HostKeyUnknown(
             name,
             f"its host key is not in known_hosts: {error.name} shows {fingerprint(error.key)}",
@@ -342,26 +319,30 @@ def _explained(host: SshHost, error: Exception) -> HostError:
         )
     if isinstance(error, paramiko.PasswordRequiredException):
         return LoginRefused(name, f"the key for {where} has a passphrase", "load it once: ssh-add")
-    if isinstance(error, paramiko.AuthenticationException):
-        return LoginRefused(name, f"{where} accepts none of your keys", f"put one there: {_copy_id(host)}")
+    if isinstance(error, paramiko.AuthenticationException) or "authentication methods" in str(error):
+        return LoginRefused(name, f"{where} accepts none of your keys", f"put one there: {_copy_id(hop)}")
     if isinstance(error, socket.gaierror):
         return HostUnreachable(
-            name, f"the name {host.host} cannot be resolved", "check the cluster file and DNS"
+            name, f"the name {hop.host} cannot be resolved", "check the cluster file and DNS"
+        )
+    if isinstance(error, paramiko.ChannelException) and hop.gateway:
+        return HostUnreachable(
+            name, f"the jump host cannot reach {where}", "is the machine on, and sshd running?"
         )
     number = errno.ETIMEDOUT if isinstance(error, TimeoutError) else getattr(error, "errno", None)
-    if number is None:
-        # paramiko's NoValidConnectionsError holds one error for each address that it tried
-        number = next((e.errno for e in getattr(error, "errors", {}).values()), None)
     if number in _BY_ERRNO:
         what, fix = _BY_ERRNO[number]
         return HostUnreachable(name, f"{where}: {what}", fix)
-    return HostUnreachable(name, f"{where}: {error or 'the connection broke off'}")
+    what = next((words for said, words in _BY_PARAMIKO.items() if said in str(error)), str(error))
+    return HostUnreachable(
+        name, f"{where}: {what or 'the connection broke off'}", "see its log: journalctl -u ssh"
+    )
 
 
-def _known_name(host: SshHost) -> str:
+def _known_name(host: Connection) -> str:
     return shlex.quote(host.host if host.port == 22 else f"[{host.host}]:{host.port}")
 
 
-def _copy_id(host: SshHost) -> str:
+def _copy_id(host: Connection) -> str:
     port = [] if host.port == 22 else ["-p", str(host.port)]
     return shlex.join(["ssh-copy-id", *port, f"{host.user}@{host.host}"])

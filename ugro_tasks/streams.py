@@ -11,7 +11,7 @@ import msgspec
 from .errors import HostError, NodeFault
 from .experiments import Experiment, append_lines
 from .hosts import Host
-from .job import NodePlan
+from .job import UNREADABLE, NodePlan
 from .node.follow import EXIT, GPU, LOG, LOST, METRICS
 from .remote import Frame, follow
 
@@ -144,7 +144,7 @@ def _end(host: Host, plan: NodePlan, frame: Frame) -> End:
             record = msgspec.json.decode(frame.payload, type=_ExitRecord)
             return End(node=plan.node, rank=plan.rank, at=time.time(), **msgspec.structs.asdict(record))
         lost = msgspec.json.decode(frame.payload, type=_LostRecord)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise NodeFault(host.node.name, f"its exit record cannot be read: {error}") from error
     why = (
         "was rebooted"

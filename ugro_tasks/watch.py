@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from .experiments import Experiment, Experiments
-from .job import Event, JobState, Phase
+from .job import UNREADABLE, Event, JobState, Phase
 from .summon import ensure_agent
 
 POLL_SECONDS = 0.05
@@ -99,7 +99,7 @@ def watch(
 def _progress(line: str) -> Iterator[Progress]:
     try:
         metrics = msgspec.json.decode(line, type=dict[str, object])
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return  # the script's own affair; it is shown as it is in the file
     yield Progress(metrics)
 
@@ -114,4 +114,5 @@ def last_lines(path: Path, count: int) -> list[str]:
             position -= step
             file.seek(position)
             tail = file.read(step) + tail
-    return tail.decode("utf-8", "replace").splitlines()[-count:] if count else []
+    lines = tail.decode("utf-8", "replace").removesuffix("\n").split("\n")
+    return lines[-count:] if tail and count else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import NotFit
+from ..errors import HostError, NotFit
 from .common import CLUSTER_HELP, JSON_HELP, NODES_HELP, task
 
 
@@ -82,4 +82,7 @@ def reset(_context: Any, nodes: str | None = None, cluster: str | None = None, j
     from .. import display, setup
     from ..cluster_file import load_cluster
 
-    display.resets(setup.reset(load_cluster(cluster).select(nodes)), as_json=json)
+    ended = setup.reset(load_cluster(cluster).select(nodes))
+    display.resets(ended, as_json=json)
+    if unreached := [answer for answer in ended.values() if isinstance(answer, HostError)]:
+        raise unreached[0]

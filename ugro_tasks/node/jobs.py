@@ -68,7 +68,8 @@ def prepare(request: Json, blob: bytes) -> Json:
 
 def lay_out(folder: str, request: Json, blob: bytes) -> None:
     shutil.rmtree(os.path.join(folder, "code"), ignore_errors=True)
-    os.makedirs(os.path.join(folder, "output"), mode=0o700, exist_ok=True)
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    os.makedirs(os.path.join(folder, "output"), exist_ok=True)
     for name in LEFTOVERS:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(folder, name))

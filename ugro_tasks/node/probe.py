@@ -76,10 +76,18 @@ def probe(request: Json) -> Json:
     facts.update((name, finish()) for name, finish in later.items())
     torch = facts["torch"]
     if torch["code"] == 0:
-        torch.update(json.loads(torch.pop("stdout").strip().splitlines()[-1]))
-        if request["wants_cuda"] and torch.get("torch"):
-            torch["cuda_available"] = cuda_available(interpreter, facts)
+        read_answer(torch)
+    if torch.get("torch") and request["wants_cuda"]:
+        torch["cuda_available"] = cuda_available(interpreter, facts)
     return dict(facts, started=started, ended=time.time())
+
+
+def read_answer(torch: Json) -> None:
+    """Put what LOOK_AT_TORCH found beside how it ended; a Python that says something else is a broken one."""
+    try:
+        torch.update(json.loads(torch["stdout"]))
+    except (ValueError, TypeError):
+        torch.update(code=None, stderr="it says other things than it was asked: %r" % torch["stdout"][:200])
 
 
 def nvidia_smi(what: str, fields: str) -> List[str]:

@@ -82,8 +82,9 @@ def supervise(folder: str) -> None:
 
 def run(folder: str, plan: Json) -> Json:
     """The exit record of torchrun, once nothing of the job is left."""
-    environment = dict(clean_environment(), UGRO_TOKEN=os.environ["UGRO_TOKEN"])
+    environment = clean_environment()
     environment.update((key, expand(value)) for key, value in plan["env"].items())
+    environment["UGRO_TOKEN"] = plan["token"]
     environment["TORCHELASTIC_ERROR_FILE"] = os.path.join(folder, "error.json")
     with open(os.path.join(folder, "log"), "ab") as log:
         try:

@@ -1,0 +1,18 @@
+"""Text from elsewhere (a node, a script, a file) as a terminal may have it."""
+
+import re
+
+# A terminal's control sequences, whole or cut short, and every other control character but tab and newline.
+ESCAPES = re.compile(
+    r"\x1b(\[[0-?]*[ -/]*[@-~]?|\][^\x07\x1b]*(\x07|\x1b\\)?|[ -/]*[0-~]?)|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)
+
+
+def printable(line: str) -> str:
+    """The line without terminal escapes and control characters; of one redrawn with CR, the last drawing."""
+    return ESCAPES.sub("", line.rstrip("\r").rpartition("\r")[2])
+
+
+def printable_lines(text: str) -> str:
+    """`printable`, line by line."""
+    return "\n".join(printable(line) for line in text.split("\n"))
