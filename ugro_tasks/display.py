@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from .errors import HostError
 from .job import JobState, LaunchPlan, Phase
-from .plaintext import printable, printable_lines
+from .plaintext import as_called, printable, printable_lines
 
 if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
     from .experiments import Experiment
@@ -52,7 +52,7 @@ def show_json(value: Any) -> None:
 
 def note(message: str) -> None:
     """A line for the user, on stderr."""
-    sys.stderr.write(f"{printable_lines(message)}\n")
+    sys.stderr.write(f"{as_called(printable_lines(message))}\n")
     sys.stderr.flush()
 
 
@@ -102,7 +102,7 @@ def health(
         if not check.ok:
             console.print(f"[red]✗ {shown(name)}: {shown(check.name)}:[/] {shown(check.value)}")
             if check.fix:
-                console.print(f"    {shown(check.fix)}")
+                console.print(f"    {shown(as_called(check.fix))}")
         elif verbose or check.note:
             console.print(
                 f"{'·' if check.note else '✓'} {shown(name)}: {shown(check.name)}: {shown(check.value)}"
@@ -266,7 +266,7 @@ def results(found: Results, *, as_json: bool) -> None:
     for key, value in rows.items():
         console.print(f"  {key:14} {shown(value)}")
     sections: dict[str, dict[str, str]] = {
-        "final metrics": {key: _short(value) for key, value in found.metrics.items()},
+        "final metrics": {key: _short(value) for key, value in found.metrics.items() if key != "time"},
         "checkpoints": {name: _bytes(size) for name, size in found.checkpoints.items()},
         "logs": {name: _bytes(size) for name, size in found.logs.items()},
     }
@@ -307,7 +307,8 @@ class Percentages:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._progress.live.is_started:
+            self._progress.stop()
 
     def update(self, node: str, percent: int) -> None:
         """The node has come so far."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -46,20 +47,13 @@ def _ensure(path: Path, requirements: Path, say: Callable[[str], None]) -> None:
         say(f"making the training environment in {path} (once; torch is large)")
         # Not what this process was told of other environments.
         clean = {key: value for key, value in os.environ.items() if key not in {"PYTHONHOME", "PYTHONPATH"}}
-        for step in (
-            # Debian's Python can make an environment, but none with a pip of its own, until python3-venv is there.
-            [sys.executable, "-m", "venv", "--without-pip", str(path)],
-            [
-                sys.executable,
-                "-m",
-                "pip",
-                "--python",
-                str(path / "bin/python"),
-                "install",
-                "-r",
-                str(requirements),
-            ],
-        ):
+        python = str(path / "bin/python")
+        # This Python's own pip where it has one (Debian's can make no environment with a pip of its own until
+        # python3-venv is there); else the new environment's (one made by uv has none).
+        own = importlib.util.find_spec("pip") is not None
+        make = [sys.executable, "-m", "venv", *(["--without-pip"] if own else []), str(path)]
+        pip = [sys.executable, "-m", "pip", "--python", python] if own else [python, "-m", "pip"]
+        for step in (make, [*pip, "install", "-r", str(requirements)]):
             done = subprocess.run(step, stdout=sys.stderr, env=clean, check=False)
             if done.returncode != 0:
                 raise EnvironmentFault(

@@ -25,7 +25,7 @@ A job that was stopped on purpose ends `inv launch` and `inv attach` with 130 as
 
 from invoke.exceptions import Exit
 
-from .plaintext import printable_lines
+from .plaintext import as_called, printable_lines
 
 
 class UgroError(Exit):
@@ -38,7 +38,7 @@ class UgroError(Exit):
     exit_code = 1
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable_lines(message), self.exit_code)
+        super().__init__(as_called(printable_lines(message)), self.exit_code)
 
     def __str__(self) -> str:
         return self.text

@@ -38,6 +38,7 @@ from .job import UNREADABLE, Code, Event, JobRecord, JobState, Phase
 T = TypeVar("T")
 _appending = threading.Lock()
 STAMP = re.compile(r"_\d{8}_\d{6}")
+LOG_NAME = re.compile(r"training_rank(\d+)\.log")
 NOT_CODE = ("__pycache__", "*.pyc", ".git", ".*_cache", ".venv")
 CODE_LIMIT_BYTES = 64 << 20
 
@@ -127,13 +128,12 @@ class Experiment:
 
     def checkpoints(self) -> list[Path]:
         """The gathered checkpoints, oldest first."""
-        return sorted((self.folder / "checkpoints").glob("*"), key=lambda path: path.stat().st_mtime)
+        return sorted((self.folder / "checkpoints").glob("*"), key=lambda path: path.lstat().st_mtime)
 
-    def log_files(self) -> list[Path]:
-        """The ranks' logs, in the order of the ranks."""
-        return sorted(
-            (self.folder / "logs").glob("training_rank*.log"), key=lambda path: (len(path.name), path.name)
-        )
+    def logs(self) -> dict[int, Path]:
+        """{rank: its log}, in the order of the ranks; other files in the folder are none of ours."""
+        found = {LOG_NAME.fullmatch(path.name): path for path in (self.folder / "logs").glob("*")}
+        return dict(sorted((int(match[1]), path) for match, path in found.items() if match))
 
 
 class Experiments:
@@ -248,12 +248,12 @@ class Experiments:
 
     # ---- the agent ----
 
-    def take_agent_lock(self) -> io.FileIO | None:
+    def take_agent_lock(self, how: int = fcntl.LOCK_EX) -> io.FileIO | None:
         """The lock of this folder's agent, held for as long as the file is open; None where an agent lives."""
         self.make_folder()
         lock = open(os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)  # noqa: SIM115
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, how | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.close()
             return None
@@ -261,7 +261,7 @@ class Experiments:
 
     def agent_pid(self) -> int | None:
         """The pid of the living agent, None where there is none."""
-        lock = self.take_agent_lock()
+        lock = self.take_agent_lock(fcntl.LOCK_SH)  # two commands that look at once do not see each other
         if lock:
             lock.close()
             return None

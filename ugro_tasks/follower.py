@@ -11,6 +11,7 @@ from .display import clock, duration, note, open_console, show_json, show_plan, 
 from .errors import Interrupted, StopUnproven, UgroError, by_exit_code
 from .experiments import Experiment, Experiments
 from .job import Event, JobState, Phase
+from .plaintext import as_called
 from .watch import Line, Progress, watch
 
 STOP_PATIENCE_SECONDS = 30.0  # beyond the grace, before Ctrl-C says that a node has not answered
@@ -169,7 +170,7 @@ class Follower:
             if not self.as_json:
                 self.console.print(
                     f"[green]{shown(self.experiment.job_id)} succeeded[/] in {duration(state.seconds)}"
-                    f"{shown(self._far())}; see: inv results {shown(name)}"
+                    f"{shown(self._far())}; see: {as_called('inv results')} {shown(name)}"
                 )
             return
         words = [f"{self.experiment.job_id} {state.phase}"]

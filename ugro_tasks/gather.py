@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Collection, Sequence
 
@@ -47,6 +48,8 @@ def gather(
             )
         except UgroError as error:
             return error
+        with contextlib.suppress(OSError):
+            target.rmdir()  # of a rank that wrote nothing
         return None
 
     return [error for error in fleet.map(pull).values() if error]

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct, field
 
 from .errors import UsageError
+from .node.supervisor import MISLEADING
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SCRIPT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*\.py")
@@ -88,7 +89,10 @@ class JobSpec(Struct, frozen=True, kw_only=True):
                     (not VARIABLE.fullmatch(key), f"--env {key!r}: not a variable's name; use KEY=VALUE")
                     for key in self.env
                 ),
-                *((key.startswith("UGRO_"), f"--env {key}: UGRO sets this itself") for key in self.env),
+                *(
+                    (MISLEADING.match(key), f"--env {key}: UGRO or torchrun sets this itself")
+                    for key in self.env
+                ),
                 *(
                     (
                         not _can_travel(word),

@@ -1,16 +1,25 @@
 """Text from elsewhere (a node, a script, a file) as a terminal may have it."""
 
 import re
+import sys
+from pathlib import Path
 
 # A terminal's control sequences, whole or cut short, and every other control character but tab and newline.
 ESCAPES = re.compile(
     r"\x1b(\[[0-?]*[ -/]*[@-~]?|\][^\x07\x1b]*(\x07|\x1b\\)?|[ -/]*[0-~]?)|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 )
+# A task named in a message.
+COMMAND = re.compile(r"\binv (?=-|[a-z])")
 
 
 def printable(line: str) -> str:
     """The line without terminal escapes and control characters; of one redrawn with CR, the last drawing."""
     return ESCAPES.sub("", line.rstrip("\r").rpartition("\r")[2])
+
+
+def as_called(message: str) -> str:
+    """The message for whoever called `ugro`: the tasks that it names are written for `inv`."""
+    return COMMAND.sub("ugro ", message) if Path(sys.argv[0]).name == "ugro" else message
 
 
 def printable_lines(text: str) -> str:

@@ -10,8 +10,8 @@ import msgspec
 
 from .errors import HostError, RecordError, UsageError
 from .experiments import Experiment, Experiments
-from .job import UNREADABLE, Event, JobRecord, JobState
-from .watch import last_lines
+from .job import Event, JobRecord, JobState
+from .watch import last_lines, read_metrics
 
 
 class JobLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,11 +90,10 @@ def _ask_nodes(record: JobRecord) -> dict[str, dict[str, Any]]:
 
 
 def log_tails(experiment: Experiment, rank: int | None, count: int) -> dict[int, list[str]]:
-    """{rank: its last lines}. Raises UsageError for a rank that has no log."""
-    logs = {int(path.stem.removeprefix("training_rank")): path for path in experiment.log_files()}
-    if rank is not None and rank not in logs:
-        known = ", ".join(map(str, logs)) or "none yet"
-        raise UsageError(f"--rank {rank}: {experiment.job_id} has no log of it; there is {known}")
+    """{rank: its last lines}; a rank that has not printed yet has none. Raises UsageError for a rank that is none."""
+    logs, ranks = experiment.logs(), len(experiment.record().nodes)
+    if rank is not None and not 0 <= rank < ranks:
+        raise UsageError(f"--rank {rank}: {experiment.job_id} has the ranks 0 to {ranks - 1}")
     return {number: last_lines(path, count) for number, path in logs.items() if rank in {None, number}}
 
 
@@ -102,11 +101,8 @@ def results(experiment: Experiment) -> Results:
     """The results as they lie in the folder. Raises RecordError."""
     last: dict[str, Any] = {}
     if experiment.metrics.exists():
-        for line in reversed(last_lines(experiment.metrics, 20)):
-            try:
-                last = msgspec.json.decode(line, type=dict[str, Any]) | last
-            except UNREADABLE:
-                continue  # not one of ours, or not yet whole
+        for line in last_lines(experiment.metrics, 20):
+            last |= read_metrics(line) or {}
     return Results(
         job_id=experiment.job_id,
         folder=str(experiment.folder),
@@ -115,7 +111,8 @@ def results(experiment: Experiment) -> Results:
         metrics=last,
         checkpoints={path.name: _size(path) for path in experiment.checkpoints()},
         logs={
-            str(path.relative_to(experiment.folder)): path.stat().st_size for path in experiment.log_files()
+            str(path.relative_to(experiment.folder)): path.stat().st_size
+            for path in experiment.logs().values()
         },
     )
 

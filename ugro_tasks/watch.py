@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from .experiments import Experiment, Experiments
-from .job import UNREADABLE, Event, JobState, Phase
+from .job import Event, JobState, Phase
 from .summon import ensure_agent
 
 POLL_SECONDS = 0.05
@@ -81,8 +82,8 @@ def watch(
             for text in tail.read(rest_too=state.phase.finished):
                 yield Line(rank, text)
                 moved = True
-        if lines := metrics.read():
-            yield from _progress(lines[-1])
+        if (lines := metrics.read()) and (logged := read_metrics(lines[-1])):
+            yield Progress(logged)
         if state != last_state:
             yield state
             last_state = state
@@ -96,12 +97,13 @@ def watch(
             time.sleep(POLL_SECONDS)
 
 
-def _progress(line: str) -> Iterator[Progress]:
+def read_metrics(line: str) -> dict[str, object] | None:
+    """A line of metrics.jsonl, NaN and Infinity included; None where it is no object, which is the script's affair."""
     try:
-        metrics = msgspec.json.decode(line, type=dict[str, object])
-    except UNREADABLE:
-        return  # the script's own affair; it is shown as it is in the file
-    yield Progress(metrics)
+        metrics = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return metrics if isinstance(metrics, dict) else None
 
 
 def last_lines(path: Path, count: int) -> list[str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import invoke.exceptions
 import invoke.tasks
 
 from ..errors import UsageError
@@ -37,7 +39,13 @@ def task(
             if {"--help", "-h"} & {value for value in (*args, *flags.values()) if isinstance(value, str)}:
                 name = body.__name__.rstrip("_").replace("_", "-")
                 os.execv(sys.executable, [sys.executable, sys.argv[0], "--help", name])  # noqa: S606
-            body(*args, **flags)
+            try:
+                body(*args, **flags)
+                sys.stdout.flush()
+            except BrokenPipeError:
+                # Whoever read the output has gone (`| head`): no fault, and nothing more to say.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise invoke.exceptions.Exit(code=128 + signal.SIGPIPE) from None
 
         # Invoke knows no positional that may be left out, so it is told whether there is one this time.
         named = optional_name and _word_after(body.__name__)
@@ -64,7 +72,7 @@ def open_experiments(cluster: str | None) -> Experiments:
 def given(name: str | None, flag: str) -> str:
     """The value; raises UsageError where it was left out."""
     if not name:
-        raise UsageError(f"{flag} is missing; see `{program()} --help {invoked_task()}`")
+        raise UsageError(f"{flag} is missing; see `inv --help {invoked_task()}`")
     return name
 
 
@@ -86,11 +94,6 @@ def _number(text: Any, flag: str, kind: type[Any], rule: str, least: int | None)
     if value is None or (least is not None and value < least):
         raise UsageError(f"{flag} {text}: use {rule}")
     return value
-
-
-def program() -> str:
-    """`inv` or `ugro`, as it was called."""
-    return os.path.basename(sys.argv[0]) or "ugro"  # noqa: PTH119
 
 
 def invoked_task() -> str:

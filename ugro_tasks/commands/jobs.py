@@ -62,12 +62,13 @@ def logs(
 
     experiments = open_experiments(cluster)
     experiment = experiments.find(name)
-    count = whole(lines, "--lines") or 0
-    wanted = reports.log_tails(experiment, whole(rank, "--rank"), count)
-    display.log_tails(experiment, wanted)
+    only = whole(rank, "--rank")
+    tails = reports.log_tails(experiment, only, whole(lines, "--lines") or 0)
+    display.log_tails(experiment, tails)
     if follow:
         with Interrupts() as interrupts:
-            shown = Follower(experiments, experiment, interrupts, ranks=list(wanted), from_start=False)
+            ranks = None if only is None else [only]
+            shown = Follower(experiments, experiment, interrupts, ranks=ranks, from_start=False)
             shown.until_ended(interrupt_stops=False)
 
 

@@ -13,6 +13,9 @@ import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 Json = Dict[str, Any]
+PF_KTHREAD = 0x200000  # a kernel thread, in field 9 of /proc/<pid>/stat
+# A process may fork and end between two looks at the process table; only twice nothing is nothing.
+SECOND_LOOK_SECONDS = 0.02
 TOKEN = re.compile("(?:^|\0)UGRO_TOKEN=([^\0:]*:[^\0:]*:[^\0:]*)(?:\0|$)")
 
 
@@ -86,8 +89,13 @@ def boot_id() -> str:
 
 def start_time(pid: int) -> Optional[str]:
     """Clock ticks since boot (field 22 of /proc/<pid>/stat); None where there is no such process or only a zombie."""
-    fields = read_text("/proc/%d/stat" % pid).rpartition(")")[2].split()
+    fields = stat_of(pid)
     return fields[19] if fields and fields[0] not in "ZX" else None
+
+
+def stat_of(pid: int) -> List[str]:
+    """/proc/<pid>/stat from its third field, the state, on; [] where there is no such process."""
+    return read_text("/proc/%d/stat" % pid).rpartition(")")[2].split()
 
 
 def identity(pid: int) -> Json:
@@ -107,11 +115,31 @@ def processes(wanted: Callable[[str], bool]) -> List[Process]:
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
-        match = TOKEN.search(read_text("/proc/%s/environ" % entry))
+        match = TOKEN.search(environment_of(int(entry)))
         if match and wanted(match[1]) and start_time(int(entry)) is not None:
             command = read_text("/proc/%s/cmdline" % entry).replace("\0", " ").strip()
             found.append(Process(int(entry), match[1], command[:200]))
     return found
+
+
+def environment_of(pid: int) -> str:
+    """The environment that a process of this user was started with; "" where it cannot be known.
+
+    In the midst of an execve it reads as empty, so that is read again for some milliseconds.
+    """
+    path = "/proc/%d/environ" % pid
+    try:
+        if os.stat(path).st_uid != os.getuid():
+            return ""
+    except OSError:
+        return ""
+    for _ in range(5):
+        raw = read_text(path)
+        fields = stat_of(pid)
+        if raw or not fields or fields[0] in "ZX" or int(fields[6]) & PF_KTHREAD:
+            return raw
+        time.sleep(0.001)
+    return ""
 
 
 def of_rank(token: str) -> List[Process]:
@@ -133,7 +161,10 @@ def end_all(find: Callable[[], List[Process]], grace_seconds: float) -> List[Pro
             list(reap())
             found = find()
             if not found:
-                return []
+                time.sleep(SECOND_LOOK_SECONDS)
+                found = find()
+                if not found:
+                    return []
             for process in found:
                 if process.pid not in told:
                     told.add(process.pid)
