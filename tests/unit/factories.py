@@ -1,0 +1,110 @@
+"""Small builders: a whole and harmless value, of which a test names only what it is about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ugro_tasks.cluster import Cluster, Environment, Node, TrainingDefaults
+from ugro_tasks.job import Code, JobRecord, JobSpec, LaunchPlan, NodePlan
+
+EXISTING = Environment(manager="existing", python="/opt/env/bin/python")
+
+
+def make_node(rank: int = 0, **changes: Any) -> Node:
+    """A node reached by SSH, 10.0.0.1 and up; nothing contacts it."""
+    given: dict[str, Any] = {
+        "name": f"gpu{rank}",
+        "rank": rank,
+        "address": f"10.0.0.{rank + 1}",
+        "environment": EXISTING,
+    }
+    return Node(**{**given, **changes})
+
+
+def make_cluster(root: Path, nodes: int | tuple[Node, ...] = 3, **changes: Any) -> Cluster:
+    """A cluster whose folders lie in `root`."""
+    gang = tuple(make_node(rank) for rank in range(nodes)) if isinstance(nodes, int) else nodes
+    given: dict[str, Any] = {
+        "name": "lab",
+        "nodes": gang,
+        "environment": EXISTING,
+        "training": TrainingDefaults(),
+        "root": root,
+        "experiments": root / "experiments",
+        "scripts": root / "scripts",
+        "logs": root / "logs",
+        "source": str(root / "cluster.yaml"),
+    }
+    return Cluster(**{**given, **changes})
+
+
+def make_scripts(folder: Path, **files: str) -> Path:
+    """A scripts folder with a train.py."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "train.py").write_text("print('hello')\n")
+    for stem, text in files.items():
+        (folder / f"{stem}.py").write_text(text)
+    return folder
+
+
+def make_spec(**changes: Any) -> JobSpec:
+    """A spec that can be run."""
+    given: dict[str, Any] = {
+        "name": "exp1",
+        "script": "train.py",
+        "model": "tiny",
+        "dataset": "text",
+        "epochs": 3,
+        "learning_rate": 2e-4,
+    }
+    return JobSpec(**{**given, **changes})
+
+
+def make_record(cluster: Cluster, **changes: Any) -> JobRecord:
+    """The record of a job that has no id yet."""
+    given: dict[str, Any] = {
+        "job_id": "exp1_<time>",
+        "nonce": "c0ffee00",
+        "job_name": "exp1",
+        "model": "tiny",
+        "dataset": "text",
+        "epochs": 3,
+        "learning_rate": 2e-4,
+        "script": "train.py",
+        "args": (),
+        "env": {},
+        "force": False,
+        "started_at": "2026-01-20T12:00:00+01:00",
+        "nodes": tuple(node.name for node in cluster.nodes),
+        "code": Code(sha256="", git_commit=None),
+        "cluster": cluster.model_dump(mode="json"),
+        "ugro_version": "0.1.0",
+    }
+    return JobRecord(**{**given, **changes})
+
+
+def make_node_plan(rank: int = 0, **changes: Any) -> NodePlan:
+    """What one node runs."""
+    given: dict[str, Any] = {
+        "node": f"gpu{rank}",
+        "rank": rank,
+        "address": f"10.0.0.{rank + 1}",
+        "interface": "eth0",
+        "token": f"exp1_20260120_120000.c0ffee00:gpu{rank}:node",
+        "folder": "/nowhere/jobs/exp1_20260120_120000.c0ffee00",
+        "argv": ("true",),
+        "env": {},
+    }
+    return NodePlan(**{**given, **changes})
+
+
+def make_plan_of(plans: tuple[NodePlan, ...]) -> LaunchPlan:
+    """A launch of these nodes."""
+    return LaunchPlan(
+        job_id="exp1_20260120_120000",
+        world_size=len(plans),
+        master_address="10.0.0.1",
+        master_port=29500,
+        nodes=plans,
+    )

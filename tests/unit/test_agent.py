@@ -1,0 +1,144 @@
+"""The agent as a process: one, when there is something to do, and it may be killed."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab.tools import wait_until
+from tests.unit.factories import make_cluster, make_node, make_record, make_scripts
+from ugro_tasks.cluster import Environment, Timeouts
+from ugro_tasks.experiments import Experiment, Experiments
+from ugro_tasks.job import JobState, Phase
+from ugro_tasks.summon import ensure_agent
+
+# An agent outlives the command that started it: nobody waits for it.
+pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+
+
+@pytest.fixture
+def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Experiments]:
+    """A folder of this test's own, with the agents of it ended afterwards."""
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    made = Experiments(tmp_path / "experiments")
+    made.make_folder()
+    yield made
+
+    def gone() -> bool:
+        pid = made.agent_pid()
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return pid is None
+
+    wait_until(gone, "the agent to end")
+
+
+def queue(experiments: Experiments, linger_seconds: float, name: str = "exp1") -> Experiment:
+    """A job that its one node refuses, since the node has no such Python: the shortest life of a job."""
+    root = experiments.folder.parent
+    node = make_node(
+        transport="local", address="127.0.0.1", python=sys.executable, project=str(root / "node"),
+        environment=Environment(manager="existing", python="/nowhere/python"),
+    )  # fmt: skip
+    cluster = make_cluster(root, (node,), timeouts=Timeouts(agent_linger_seconds=linger_seconds))
+    scripts = make_scripts(root / "scripts")
+    return experiments.create(make_record(cluster, job_name=name), scripts)
+
+
+def agent_of(experiments: Experiments) -> int:
+    """The pid of the agent that is there, or comes."""
+    wait_until(lambda: bool(experiments.agent_pid()), "an agent")
+    return experiments.agent_pid() or 0
+
+
+def ended(experiment: Experiment) -> JobState:
+    wait_until(lambda: experiment.state().phase.finished, "the job to end", 30)
+    return experiment.state()
+
+
+def test_an_agent_is_started_once(experiments: Experiments) -> None:
+    queue(experiments, linger_seconds=60)
+    pid = ensure_agent(experiments)
+    assert agent_of(experiments) == pid
+    assert ensure_agent(experiments) is None
+    assert experiments.agent_pid() == pid
+
+
+def test_of_agents_that_are_started_at_once_one_stays(experiments: Experiments) -> None:
+    queue(experiments, linger_seconds=60)
+    argv = [sys.executable, "-m", "ugro_tasks.agent", str(experiments.folder)]
+    agents = [subprocess.Popen(argv, cwd=Path(__file__).parents[2]) for _ in range(2)]
+    wait_until(lambda: any(agent.poll() is not None for agent in agents), "one of them to leave", 20)
+    [left] = [agent for agent in agents if agent.poll() is not None]
+    [stays] = [agent for agent in agents if agent is not left]
+    assert (left.returncode, experiments.agent_pid()) == (0, stays.pid)
+    stays.kill()
+    stays.wait()
+
+
+def test_an_agent_sees_a_queued_job_through_and_leaves(experiments: Experiments) -> None:
+    experiment = queue(experiments, linger_seconds=0.1)
+    ensure_agent(experiments)
+    assert ended(experiment).phase is Phase.REFUSED
+    wait_until(lambda: experiments.agent_pid() is None, "the agent to leave")
+    assert experiments.agent_stderr.read_text() == ""
+
+
+def test_an_agent_that_lingers_takes_the_next_job(experiments: Experiments) -> None:
+    first = queue(experiments, linger_seconds=60)
+    ensure_agent(experiments)
+    pid = agent_of(experiments)
+    ended(first)
+    second = queue(experiments, linger_seconds=60, name="exp2")
+    assert ended(second).phase is Phase.REFUSED
+    assert experiments.agent_pid() == pid
+
+
+def test_after_an_agent_was_killed_the_next_goes_on(experiments: Experiments) -> None:
+    queue(experiments, linger_seconds=60)
+    ensure_agent(experiments)
+    first = agent_of(experiments)
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: experiments.agent_pid() is None, "the agent to end")
+    experiment = queue(experiments, linger_seconds=60, name="exp2")
+    second = ensure_agent(experiments)
+    assert second not in {None, first}
+    assert ended(experiment).phase is Phase.REFUSED
+
+
+def test_an_agent_without_a_job_leaves_at_once(experiments: Experiments) -> None:
+    ensure_agent(experiments)
+    wait_until(lambda: experiments.agent_pid() is None, "the agent to leave")
+
+
+def test_an_agent_lives_in_a_session_of_its_own(experiments: Experiments) -> None:
+    queue(experiments, linger_seconds=60)
+    ensure_agent(experiments)
+    pid = agent_of(experiments)
+    assert os.getsid(pid) == pid
+
+
+def test_a_damaged_job_is_no_harm_to_the_next(experiments: Experiments) -> None:
+    damaged = queue(experiments, linger_seconds=0.1)
+    (damaged.folder / "config.json").write_bytes(b"{")
+    experiment = queue(experiments, linger_seconds=0.1, name="exp2")
+    ensure_agent(experiments)
+    assert ended(experiment).phase is Phase.REFUSED
+    assert damaged.job_id in experiments.agent_stderr.read_text()
+
+
+def test_a_job_is_not_run_again_by_the_next_agent(experiments: Experiments) -> None:
+    experiment = queue(experiments, linger_seconds=0.1)
+    ensure_agent(experiments)
+    state = ended(experiment)
+    wait_until(lambda: experiments.agent_pid() is None, "the agent to leave")
+    ensure_agent(experiments)
+    wait_until(lambda: experiments.agent_pid() is None, "the agent to leave")
+    assert experiment.state() == state

@@ -1,0 +1,210 @@
+"""What a user sees. Nothing that came from a node reaches the terminal raw."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.factories import make_cluster, make_node_plan, make_plan_of, make_record
+from ugro_tasks import display
+from ugro_tasks.display import duration
+from ugro_tasks.errors import NodeFault
+from ugro_tasks.experiments import Experiment
+from ugro_tasks.health import Check, ClusterHealth, NodeHealth
+from ugro_tasks.job import Cause, Event, JobState, Phase, RankState
+from ugro_tasks.plaintext import printable, printable_lines
+from ugro_tasks.reports import JobLine, JobReport, Results
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Clears the screen, sets the title, answers back, moves up, and comes as a C1 byte.
+HOSTILE = "\x1b[2J\x1b]0;owned\x07\x1b[6n\x1b[1A\x9b31m\x08evil"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain", "plain"),
+        ("tabs\tstay", "tabs\tstay"),
+        ("é ü 漢 🏖️", "é ü 漢 🏖️"),
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("\x1b[38;2;1;2;3mtrue colour\x1b[m", "true colour"),
+        ("\x1b[?25lno cursor\x1b[?25h", "no cursor"),
+        ("\x1b]0;title\x07text", "text"),
+        ("\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\", "link"),
+        ("\x1b]52;c;ZXZpbA==\x07text", "text"),
+        ("\x1b[2J\x1b[Htext", "text"),
+        ("\x1bctext", "text"),
+        ("\x9b31mtext", "31mtext"),
+        ("back\b\b\bspace", "backspace"),
+        ("bell\a nul\0 del\x7f", "bell nul del"),
+        ("10%\r50%\r100%", "100%"),
+        ("100%\r", "100%"),
+        ("windows\r", "windows"),
+        ("\r\r\r", ""),
+        ("lone \x1b", "lone "),
+        ("\x1b\x1b[31m[31mtwice", "[31mtwice"),
+        ("\x1b(B\x1b[mas tput sgr0 says it", "as tput sgr0 says it"),
+        ("", ""),
+    ],
+)
+def test_a_line_as_it_may_be_shown(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+@given(st.text(alphabet=st.sampled_from("\x1b[]0;m\x07\\\x9b\r\n\tPa?\x90\x9c")) | st.text())
+def test_no_control_character_is_ever_shown(text: str) -> None:
+    assert not CONTROL.search(printable(text))
+    assert not CONTROL.search(printable_lines(text))
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=("Cc", "Cs"))))
+def test_plain_text_is_shown_as_it_is(text: str) -> None:
+    assert printable(text) == text
+
+
+def test_lines_are_redrawn_one_by_one() -> None:
+    assert printable_lines("a\rb\nc\r\x1b[1md") == "b\nd"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (None, "-"),
+        (0.0, "0.0 s"),
+        (3.04, "3.0 s"),
+        (59.4, "59.4 s"),
+        (60.0, "1:00"),
+        (125.4, "2:05"),
+        (3599.0, "59:59"),
+        (3600.0, "1:00:00"),
+        (3725.0, "1:02:05"),
+        (360_000.0, "100:00:00"),
+    ],
+)
+def test_a_duration_in_words(seconds: float | None, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_a_duration_never_shows_sixty_seconds() -> None:
+    assert duration(59.96) in {"59.9 s", "1:00"}
+
+
+# ---- hostile nodes ----
+
+
+def hostile_health() -> ClusterHealth:
+    checks = tuple(
+        Check(name=name, ok=ok, value=f"{name} {HOSTILE}", fix=f"fix {HOSTILE}", note=ok)
+        for name, ok in (("environment", True), ("disk", True), ("gpu", False))
+    )
+    card = {"name": HOSTILE, "memory.used": HOSTILE, "memory.total": HOSTILE, "temperature.gpu": HOSTILE}
+    node = NodeHealth(
+        node="gpu0", rank=0, address="10.0.0.1", reachable=True, checks=checks, held_by=HOSTILE, gpus=(card,)
+    )
+    away = Check(name="reachable", ok=False, value=HOSTILE, fix=HOSTILE)
+    gone = NodeHealth(node="gpu1", rank=1, address="10.0.0.2", reachable=False, checks=(away,))
+    same = Check(name="same torch", ok=False, value=HOSTILE)
+    return ClusterHealth(cluster="lab", probed_at=1.0, seconds=1.0, nodes=(node, gone), across=(same,))
+
+
+def hostile_state() -> JobState:
+    cause = Cause(message=f"first\n{HOSTILE}", last_lines=(HOSTILE, "x\rlast"))
+    ranks = (RankState(rank=0, node="gpu0", lost=HOSTILE, ended_at=1.0),)
+    return JobState(phase=Phase.FAILED, started_at=1.0, ended_at=2.0, ranks=ranks, cause=cause)
+
+
+def show_health(tmp_path: Path) -> None:
+    display.health(hostile_health(), None, verbose=True, as_json=False)
+
+
+def show_resets(tmp_path: Path) -> None:
+    process = {"pid": 7, "job": HOSTILE, "command": HOSTILE}
+    display.resets({"gpu0": [process], "gpu1": NodeFault("gpu1", HOSTILE, HOSTILE)}, as_json=False)
+
+
+def show_jobs(tmp_path: Path) -> None:
+    line = JobLine(job_id="exp1_20260120_120000", state=hostile_state(), nodes=("gpu0",))
+    damaged = JobLine(job_id=f"evil{HOSTILE}_20260120_120000", damaged=HOSTILE)
+    display.jobs([line, damaged], as_json=False)
+
+
+def show_job(tmp_path: Path) -> None:
+    report = JobReport(
+        job_id="exp1_20260120_120000",
+        record=make_record(make_cluster(tmp_path)),
+        state=hostile_state(),
+        events=[Event(time=1.0, node="gpu0", message=HOSTILE)],
+        live={"gpu0": {"error": HOSTILE}, "gpu1": {"processes": [], "supervised": HOSTILE}},
+    )
+    display.job(report, as_json=False)
+
+
+def show_log_tails(tmp_path: Path) -> None:
+    display.log_tails(Experiment(tmp_path), {0: [HOSTILE], 1: ["x\r" + HOSTILE]})
+
+
+def show_results(tmp_path: Path) -> None:
+    found = Results(
+        job_id="exp1_20260120_120000",
+        folder=str(tmp_path),
+        record=make_record(make_cluster(tmp_path)),
+        state=hostile_state(),
+        metrics={HOSTILE: HOSTILE, "loss": 1.0},
+        checkpoints={HOSTILE: 1},
+        logs={"logs/training_rank0.log": 1 << 40},
+    )
+    display.results(found, as_json=False)
+
+
+def show_rehearsal(tmp_path: Path) -> None:
+    display.rehearsal(hostile_health(), make_plan_of((make_node_plan(0),)), as_json=False)
+
+
+SHOWS = [show_health, show_resets, show_jobs, show_job, show_log_tails, show_results, show_rehearsal]
+
+
+@pytest.mark.parametrize("show", SHOWS)
+def test_what_a_node_says_cannot_play_tricks_on_the_terminal(
+    show: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show(tmp_path)
+    captured = capsys.readouterr()
+    assert "evil" in captured.out + captured.err
+    assert CONTROL.findall(captured.out + captured.err) == []
+
+
+@pytest.mark.parametrize(
+    "words", ["[red]x[/red]", "[/]", "[/red]", "[bold", "\\[x]", "[link=http://x]y[/link]"]
+)
+def test_what_looks_like_markup_is_shown_as_it_is(
+    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = JobReport(
+        job_id="exp1_20260120_120000",
+        record=make_record(make_cluster(tmp_path)),
+        state=JobState(phase=Phase.FAILED, cause=Cause(message=words, last_lines=(words,))),
+        events=[Event(time=1.0, message=words)],
+    )
+    display.job(report, as_json=False)
+    assert capsys.readouterr().out.count(words) == 3
+
+
+def test_a_long_line_is_not_cut_where_nobody_looks_at_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "x" * 5000
+    line = JobLine(
+        job_id="exp1_20260120_120000", state=JobState(phase=Phase.FAILED, cause=Cause(message=words))
+    )
+    display.jobs([line], as_json=False)
+    assert words in capsys.readouterr().out
+
+
+def test_json_is_json_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    display.health(hostile_health(), None, verbose=False, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["fit"], told["nodes"][0]["held_by"]) == (False, HOSTILE)

@@ -1,0 +1,260 @@
+"""Fit or not? Judged from what probes told (recordings/health.json: a fit node, and what is changed in each case)."""
+# ruff: noqa: ARG002 (a stand-in has the whole seam, whether it needs it or not)
+
+import copy
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.factories import make_cluster, make_node
+from ugro_tasks.cluster import Cluster, Environment, Node
+from ugro_tasks.errors import HostUnreachable
+from ugro_tasks.health import Check, ClusterHealth, NodeHealth, examine, judge
+from ugro_tasks.hosts import Fleet
+from ugro_tasks.node.main import MARK
+from ugro_tasks.node.probe import APP_FIELDS, GPU_FIELDS, nvidia_smi
+from ugro_tasks.nvidia import parse_apps, parse_gpus
+
+RECORDED = json.loads((Path(__file__).parent / "recordings" / "health.json").read_text())
+CASES = RECORDED["cases"]
+LAB = Path(__file__).parents[1] / "lab"
+GPU = {"gpu_model": "RTX 4070", "vram_gb": 8}
+
+
+def facts_with(changes: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a fit node with these changed; `torch.code` is a value in an object."""
+    facts: dict[str, Any] = copy.deepcopy(RECORDED["fit"])
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        place = facts
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+    return facts
+
+
+def node_with(changes: dict[str, Any]) -> Node:
+    given = {**GPU, **changes}
+    if "environment" in given:
+        given["environment"] = Environment(**given["environment"])
+    return make_node(**given)
+
+
+def checks_of(cluster: Cluster, node: Node, facts: dict[str, Any], clock: float = 0.0) -> dict[str, Check]:
+    return {check.name: check for check in judge(cluster, node, facts, clock)}
+
+
+def test_a_fit_node_passes_every_check(tmp_path: Path) -> None:
+    node = node_with({})
+    checks = checks_of(make_cluster(tmp_path, (node,)), node, facts_with({}))
+    assert [name for name, check in checks.items() if not check.ok] == []
+    assert list(checks) == [
+        "environment", "gpu", "vram", "cuda", "address", "own name", "port", "disk", "shared memory", "rsync", "clock",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["what"])
+def test_a_check_as_recorded(case: dict[str, Any], tmp_path: Path) -> None:
+    node = node_with(case["node"])
+    cluster = make_cluster(tmp_path, (make_node(0),))
+    check = checks_of(cluster, node, facts_with(case["facts"]), case["clock_offset_seconds"])[case["check"]]
+    assert (check.ok, check.value) == (case["ok"], check.value)
+    assert case["value"] in check.value
+    assert case["fix"] in check.fix
+    assert check.ok or check.fix
+
+
+@pytest.mark.parametrize("name", sorted({case["check"] for case in CASES} - {"own name"}))
+def test_every_check_is_recorded_passing_and_failing(name: str) -> None:
+    assert {case["ok"] for case in CASES if case["check"] == name} == {True, False}
+
+
+def test_a_node_without_a_promised_gpu_is_not_asked_for_one(tmp_path: Path) -> None:
+    node = make_node()
+    broken = facts_with(
+        {"gpus": {"code": None, "stdout": "", "stderr": "nvidia-smi: No such file or directory"}}
+    )
+    assert {"gpu", "vram", "cuda"}.isdisjoint(checks_of(make_cluster(tmp_path, (node,)), node, broken))
+
+
+# ---- nvidia-smi ----
+
+
+def answered(recording: str, what: str, fields: str, folder: Path) -> tuple[int, str]:
+    """What nvidia-smi says to the probe's own question, as recorded."""
+    shutil.copy(LAB / "nvidia_smi.py", folder / "nvidia_smi.py")
+    shutil.copy(LAB / "recordings" / f"{recording}.json", folder / "gpus.json")
+    argv = [sys.executable, str(folder / "nvidia_smi.py"), *nvidia_smi(what, fields)[1:]]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("recording", "model", "vram_gb"),
+    [
+        ("rtx5070ti", "RTX 5070 Ti", 12),
+        ("rtx4070", "RTX 4070", 8),
+        ("rtx3070ti", "RTX 3070 Ti", 8),
+        ("ecc_errors", "RTX 4000 Ada", 20),
+    ],
+)
+def test_a_recorded_card_keeps_its_promise(
+    recording: str, model: str, vram_gb: float, tmp_path: Path
+) -> None:
+    code, output = answered(recording, "gpu", GPU_FIELDS, tmp_path)
+    node = node_with({"gpu_model": model, "vram_gb": vram_gb})
+    facts = facts_with({"gpus": {"code": code, "stdout": output, "stderr": ""}})
+    assert checks_of(make_cluster(tmp_path, (node,)), node, facts)["gpu"].ok
+
+
+@pytest.mark.parametrize("recording", ["driver_not_loaded", "fallen_off_bus"])
+def test_a_recorded_card_out_of_order_is_not_fit(recording: str, tmp_path: Path) -> None:
+    code, output = answered(recording, "gpu", GPU_FIELDS, tmp_path)
+    node = node_with({})
+    facts = facts_with({"gpus": {"code": code, "stdout": output, "stderr": ""}})
+    check = checks_of(make_cluster(tmp_path, (node,)), node, facts)["gpu"]
+    assert (check.ok, output.splitlines()[0] in check.value) == (False, True)
+
+
+def test_the_values_of_a_recorded_card(tmp_path: Path) -> None:
+    [card] = parse_gpus(answered("vram_held", "gpu", GPU_FIELDS, tmp_path)[1])
+    assert card == {
+        "index": "0", "name": "NVIDIA GeForce RTX 4070 Laptop GPU",
+        "uuid": "GPU-3f0c6f1e-8a52-4c7d-9e0b-52d1a7c4b901", "driver_version": "580.95.05",
+        "memory.total": "8188", "memory.used": "6154", "utilization.gpu": "97", "temperature.gpu": "71",
+        "power.draw": "98.43",
+    }  # fmt: skip
+
+
+def test_the_processes_on_a_recorded_card(tmp_path: Path) -> None:
+    _, output = answered("vram_held", "compute-apps", APP_FIELDS, tmp_path)
+    assert parse_apps(output) == [{"pid": 4127, "used_mib": 6130, "name": "/usr/bin/blender"}]
+
+
+@pytest.mark.parametrize(
+    "output",
+    ["", "\n\n", "hello", "pid, used, name", "," * 8 + ",,", "\0\x1b[31m", "No devices were found\n"],
+)
+def test_nonsense_is_no_card_and_no_process(output: str) -> None:
+    assert (parse_gpus(output), parse_apps(output)) == ((), [])
+
+
+@pytest.mark.parametrize(
+    ("line", "app"),
+    [
+        ("7, 100, a, b, c", {"pid": 7, "used_mib": 100, "name": "a, b, c"}),
+        ("7, [N/A], x", {"pid": 7, "used_mib": 0, "name": "x"}),
+        ("7", {"pid": 7, "used_mib": 0, "name": ""}),
+    ],
+)
+def test_a_process_whose_line_is_odd(line: str, app: dict[str, Any]) -> None:
+    assert parse_apps(line) == [app]
+
+
+# ---- the whole cluster ----
+
+
+class Told:
+    """A node that answers its probe with these facts."""
+
+    round_trip_seconds = 0.001
+
+    def __init__(self, node: Node, facts: dict[str, Any]) -> None:
+        self.node, self.facts = node, facts
+
+    def run(self, argv: Any, stdin: bytes = b"", timeout_seconds: float = 30.0) -> bytes:
+        return MARK + json.dumps(self.facts).encode()
+
+    def call(self, function: Any) -> Any:
+        return function(self)
+
+    def close(self) -> None: ...
+
+
+class Silent(Told):
+    """A node that cannot be reached."""
+
+    def run(self, argv: Any, stdin: bytes = b"", timeout_seconds: float = 30.0) -> bytes:
+        raise HostUnreachable(self.node.name, "no route to it", "is the machine on?")
+
+
+def examined(tmp_path: Path, *changes: dict[str, Any] | None) -> ClusterHealth:
+    """The health of a cluster whose nodes differ from a fit one in this; None: it cannot be reached."""
+    gang = tuple(make_node(rank, address="10.0.0.1", name=f"gpu{rank}") for rank in range(len(changes)))
+    cluster = make_cluster(tmp_path, gang)
+    hosts = [
+        Silent(node, {}) if change is None else Told(node, facts_with(change))
+        for node, change in zip(gang, changes, strict=True)
+    ]
+    return examine(Fleet.from_connections(hosts), cluster)
+
+
+def faults(health: ClusterHealth) -> list[tuple[str, str]]:
+    # The recorded clock stands still, so every clock is wrong; that check has its own tests.
+    return [(node, check.name) for node, check in health.faults if "clock" not in check.name]
+
+
+def test_a_cluster_of_equals_has_no_fault(tmp_path: Path) -> None:
+    assert faults(examined(tmp_path, {}, {}, {})) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "check"),
+    [
+        ({"torch.torch": "2.12.0+cu128"}, "same torch"),
+        ({"torch.cuda": "13.0"}, "same CUDA"),
+        ({"torch.cuda": None}, "same CUDA"),
+        ({"torch.python": "3.12.1"}, "same Python"),
+        ({"interfaces.enp3s0.mtu": 9000}, "same MTU"),
+    ],
+)
+def test_a_node_unlike_the_others_is_a_fault_of_the_cluster(
+    tmp_path: Path, change: dict[str, Any], check: str
+) -> None:
+    assert faults(examined(tmp_path, {}, change)) == [("cluster", check)]
+
+
+def test_another_patch_of_python_is_no_fault(tmp_path: Path) -> None:
+    assert faults(examined(tmp_path, {}, {"torch.python": "3.11.9"})) == []
+
+
+def test_a_node_out_of_reach_is_the_only_one_with_a_fault(tmp_path: Path) -> None:
+    health = examined(tmp_path, {}, None, {})
+    assert [node.reachable for node in health.nodes] == [True, False, True]
+    assert faults(health) == [("gpu1", "reachable")]
+    [check] = health.nodes[1].checks
+    assert (check.value, check.fix) == ("no route to it", "is the machine on?")
+
+
+def test_a_cluster_that_is_not_reached_at_all_is_judged_all_the_same(tmp_path: Path) -> None:
+    health = examined(tmp_path, None, None)
+    assert (health.fit, health.facts(), health.busy()) == (False, {}, {})
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        {"lease": {"job": "exp1", "token": "exp1.c0:gpu1:node", "pid": 7, "controller": "/a"}},
+        {"jobs": [{"job": "exp1", "token": "exp1.c0:gpu1:node", "pid": 7, "command": "python"}]},
+    ],
+    ids=["lease", "orphan"],
+)
+def test_a_node_that_a_job_holds_is_busy_and_fit(tmp_path: Path, held: dict[str, Any]) -> None:
+    health = examined(tmp_path, {}, held)
+    assert list(health.busy()) == ["gpu1"]
+    assert health.busy()["gpu1"].startswith("held by job exp1")
+    assert faults(health) == []
+
+
+def test_health_is_what_it_says() -> None:
+    good, bad = Check(name="a", ok=True, value=""), Check(name="b", ok=False, value="", fix="x")
+    node = NodeHealth(node="gpu0", rank=0, address="10.0.0.1", reachable=True, checks=(good, bad))
+    assert (node.fit, NodeHealth(node="n", rank=0, address="", reachable=True, checks=(good,)).fit) == (
+        False,
+        True,
+    )

@@ -1,0 +1,783 @@
+"""What runs on a node, with real processes on this machine: torchrun's place is taken by small programs."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tarfile
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab.tools import wait_until
+from tests.unit.factories import make_node
+from ugro_tasks import remote
+from ugro_tasks.errors import NodeFault, NodesBusy, UgroError
+from ugro_tasks.hosts import LocalHost
+from ugro_tasks.node import follow, probe, system
+from ugro_tasks.remote import Frame, ask, node_zip
+
+NVIDIA_SMI = Path(__file__).parents[1] / "lab" / "nvidia_smi.py"
+RECORDED_GPUS = Path(__file__).parents[1] / "lab" / "recordings" / "rtx4070.json"
+
+
+def pythons() -> list[str]:
+    """This one, and every other here that a node might have."""
+    found = [sys.executable]
+    for path in sorted(Path("~/.pyenv/versions").expanduser().glob("3.*/bin/python3")):
+        minor = int(path.parts[-3].split(".")[1])
+        if minor >= 8 and minor != sys.version_info.minor:
+            found.append(str(path))
+    return found
+
+
+class Rank:
+    """A job's rank on this machine, as a controller speaks to it."""
+
+    def __init__(self, host: LocalHost, home: Path, slot: str, job: str = "exp1_20260120_120000") -> None:
+        self.host, self.home, self.slot, self.job = host, home, slot, job
+        self.token = f"{job}.c0ffee00:{host.node.name}:{slot}"
+        self.at = f"~/ugro/jobs/{job}.c0ffee00"
+        self.folder = home / self.at[2:]
+
+    def prepare(self, *argv: str, env: dict[str, str] | None = None, hold_seconds: float = 30.0) -> None:
+        zipped, code = node_zip(), archive({"train.py": "print('hello')\n"})
+        ask(
+            self.host, "prepare", blob=zipped + code, node_bytes=len(zipped), token=self.token, folder=self.at,
+            node=self.host.node.name, argv=argv or ("true",), env=env or {}, controller="/home/ada/experiments",
+            hold_seconds=hold_seconds,
+        )  # fmt: skip
+
+    def start(self) -> dict[str, Any]:
+        return ask(self.host, "start", folder=self.at)
+
+    def run(self, *argv: str, env: dict[str, str] | None = None) -> None:
+        self.prepare(*argv, env=env)
+        self.start()
+
+    def script(self, text: str, env: dict[str, str] | None = None) -> None:
+        """Run a shell script, and return when it says `ready` where it means to."""
+        self.run("sh", "-c", text, env=env)
+        if "echo ready" in text:
+            wait_until(lambda: "ready" in self.log, "the script to be ready")
+
+    def stop(self, grace_seconds: float = 5.0, **more: Any) -> dict[str, Any]:
+        return ask(
+            self.host, "stop", folder=self.at, token=self.token, grace_seconds=grace_seconds,
+            reason="asked", **more,
+        )  # fmt: skip
+
+    def state(self) -> dict[str, Any]:
+        return ask(self.host, "state", folder=self.at, token=self.token)
+
+    def follow(self, *, quiet_seconds: float = 0.1, **offsets: int) -> Iterator[Frame]:
+        """The frames up to the one that says how it ended."""
+        wanted = {getattr(follow, kind): offset for kind, offset in offsets.items()} or {follow.LOG: 0}
+        for frame in remote.follow(
+            self.host, 10.0, folder=self.at, token=self.token, offsets=wanted, heartbeat_seconds=quiet_seconds
+        ):
+            yield frame
+            if frame.kind in {follow.EXIT, follow.LOST}:
+                return
+
+    def ended(self) -> dict[str, Any]:
+        """The exit record, once it is there."""
+        wait_until((self.folder / "exit.json").exists, "the exit record")
+        record: dict[str, Any] = json.loads((self.folder / "exit.json").read_text())
+        return record
+
+    def read(self, name: str) -> dict[str, Any]:
+        value: dict[str, Any] = json.loads((self.folder / name).read_text())
+        return value
+
+    @property
+    def log(self) -> str:
+        return system.read_text(str(self.folder / "log"))
+
+    @property
+    def supervisor(self) -> int:
+        return int(self.read("supervisor.json")["pid"])
+
+    def processes(self) -> list[system.Process]:
+        return system.of_rank(self.token)
+
+
+def archive(files: dict[str, str]) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name, text in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text.encode()))
+    return packed.getvalue()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The node's home: leases and jobs of these tests are nobody else's."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def slot(home: Path) -> Iterator[str]:
+    """A slot of this test's own. What is left in it afterwards is ended."""
+    made = f"test-{uuid.uuid4().hex[:8]}"
+    yield made
+
+    def left() -> list[system.Process]:
+        found = system.of_slot(made)
+        for process in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+        return found
+
+    wait_until(lambda: not left(), "the test's processes to end")
+
+
+@pytest.fixture
+def rank(home: Path, slot: str) -> Rank:
+    node = make_node(transport="local", address="127.0.0.1", python=sys.executable, slot=slot)
+    return Rank(LocalHost(node), home, slot)
+
+
+@pytest.fixture
+def other(rank: Rank) -> Rank:
+    """Another job that wants the same node."""
+    return Rank(rank.host, rank.home, rank.slot, "exp2_20260120_120001")
+
+
+@pytest.fixture
+def spawn(slot: str) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Starts a shell script with a token and returns when it says `ready`."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(script: str, token: str = "") -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            ["sh", "-c", script], stdout=subprocess.PIPE,
+            env=dict(os.environ, UGRO_TOKEN=token or f"exp1.c0ffee:gpu0:{slot}"),
+        )  # fmt: skip
+        started.append(process)
+        assert process.stdout
+        if "ready" in script:
+            assert process.stdout.readline() == b"ready\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        assert process.stdout
+        process.stdout.close()
+
+
+# ---- processes ----
+
+SLEEP = "echo ready; exec sleep 60"
+
+
+def test_a_process_is_found_by_its_token(spawn: Any, slot: str) -> None:
+    process = spawn(SLEEP)
+    [found] = system.of_slot(slot)
+    assert found.facts() == {
+        "pid": process.pid, "token": f"exp1.c0ffee:gpu0:{slot}", "command": "sleep 60", "job": "exp1",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "token", ["exp1.c0ffee:gpu1:{}", "exp1.c0ffe:gpu0:{}", "exp1_b.c0ffee:gpu0:{}", "x:{}"]
+)
+def test_a_token_is_matched_whole(spawn: Any, slot: str, token: str) -> None:
+    spawn(SLEEP, token.format(slot))
+    assert system.of_rank(f"exp1.c0ffee:gpu0:{slot}") == []
+
+
+def test_a_variable_whose_name_only_ends_like_the_token_is_none(slot: str) -> None:
+    env = {"MY_UGRO_TOKEN": f"a.b:c:{slot}", "PATH": os.environ["PATH"]}
+    with subprocess.Popen(["sleep", "60"], env=env) as process:
+        assert system.of_slot(slot) == []
+        process.kill()
+
+
+def test_a_zombie_is_not_alive(spawn: Any, slot: str) -> None:
+    process = spawn("echo ready")
+    wait_until(lambda: " Z " in Path(f"/proc/{process.pid}/stat").read_text(), "the process to end")
+    assert (system.of_slot(slot), system.start_time(process.pid)) == ([], None)
+
+
+def test_a_process_may_be_called_as_its_stat_line_would_confuse(tmp_path: Path, spawn: Any) -> None:
+    program = tmp_path / "a) Z 1 (b"
+    program.symlink_to("/bin/sleep")
+    process = spawn(f"echo ready; exec '{program}' 60")
+    wait_until(lambda: "a)" in Path(f"/proc/{process.pid}/stat").read_text(), "the program")
+    after = Path(f"/proc/{process.pid}/stat").read_text().rsplit(") ", 1)[1].split()
+    assert system.start_time(process.pid) == after[19]
+
+
+def test_a_process_is_known_by_pid_start_time_and_boot(spawn: Any) -> None:
+    process = spawn(SLEEP)
+    assert system.identity(process.pid) == {
+        "pid": process.pid,
+        "start_time": system.start_time(process.pid),
+        "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+    }
+
+
+@pytest.mark.parametrize("change", [{"start_time": "1"}, {"boot_id": "another"}, {"pid": 2**22 + 1}])
+def test_a_pid_that_was_used_again_is_no_supervisor(
+    spawn: Any, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    identity = system.identity(spawn(SLEEP).pid)
+    system.write_json(str(tmp_path / "supervisor.json"), identity)
+    assert system.supervisor_of(str(tmp_path)) == identity["pid"]
+    system.write_json(str(tmp_path / "supervisor.json"), {**identity, **change})
+    assert system.supervisor_of(str(tmp_path)) is None
+
+
+def test_ending_is_polite_first(spawn: Any, slot: str) -> None:
+    process = spawn("trap 'exit 7' TERM; echo ready; while :; do sleep 0.02; done")
+    assert system.end_all(lambda: system.of_slot(slot), 5.0) == []
+    assert process.poll() is not None
+
+
+def test_what_ignores_term_is_killed_after_the_grace(spawn: Any, slot: str) -> None:
+    spawn("trap '' TERM; echo ready; sleep 60")
+    assert system.end_all(lambda: system.of_slot(slot), 0.2) == []
+    assert system.of_slot(slot) == []
+
+
+def test_what_forks_while_it_is_ended_is_ended_with_its_children(spawn: Any, slot: str) -> None:
+    spawn("trap 'setsid sleep 60 & exit' TERM; echo ready; while :; do sleep 0.02; done")
+    assert system.end_all(lambda: system.of_slot(slot), 5.0) == []
+
+
+def test_nothing_escapes_while_it_becomes_another_program(slot: str) -> None:
+    """In the midst of execve a process shows no environment; one try in ten or so used to miss it."""
+    env = dict(os.environ, UGRO_TOKEN=f"exp1.c0ffee:gpu0:{slot}")
+    script = "setsid sleep 60 > /dev/null & echo $!"
+    for _ in range(60):
+        with subprocess.Popen(["sh", "-c", script], env=env, stdout=subprocess.PIPE) as process:
+            process.wait()
+            assert system.end_all(lambda: system.of_slot(slot), 1.0) == []
+            assert process.stdout
+            assert system.start_time(int(process.stdout.read())) is None
+
+
+def test_nothing_to_end_takes_no_time(slot: str) -> None:
+    assert system.end_all(lambda: system.of_slot(slot), 1e9) == []
+
+
+# ---- files ----
+
+
+def test_a_file_is_readable_by_its_owner_only(tmp_path: Path) -> None:
+    umask = os.umask(0)
+    try:
+        system.write_json(str(tmp_path / "x.json"), {})
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "x.json").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("path", ["~", "~root/x", "/~/x", "a/~/b", "$HOME/x"])
+def test_only_a_leading_home_is_expanded(home: Path, path: str) -> None:
+    assert (system.expand(path), system.expand("~/x")) == (path, f"{home}/x")
+
+
+# ---- the lease ----
+
+
+def holder_process(slot: str) -> subprocess.Popen[bytes]:
+    code = (
+        "import sys; from ugro_tasks.node.system import take_lease\n"
+        f"lease = take_lease({slot!r}, {{'job': 'exp1', 'pid': 7}})\n"
+        "print(lease is not None, flush=True); sys.stdin.read()"
+    )
+    return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def test_a_lease_that_nobody_took_is_free(slot: str) -> None:
+    assert system.lease_holder(slot) is None
+
+
+def test_a_lease_is_held_by_one_and_says_by_whom(slot: str) -> None:
+    with holder_process(slot) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"True\n"
+        assert system.lease_holder(slot) == {"job": "exp1", "pid": 7}
+        assert system.take_lease(slot, {"job": "exp2"}) is None
+        assert system.lease_holder(slot) == {"job": "exp1", "pid": 7}, (
+            "a refusal leaves the holder's words alone"
+        )
+        process.kill()
+
+
+def test_a_lease_is_free_when_its_holder_was_killed(slot: str) -> None:
+    with holder_process(slot) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"True\n"
+        process.kill()
+    assert system.lease_holder(slot) is None
+    lease = system.take_lease(slot, {"job": "exp2"})
+    assert lease
+    with lease:
+        assert system.lease_holder(slot) == {"job": "exp2"}
+
+
+def test_slots_of_one_machine_are_independent(slot: str) -> None:
+    lease = system.take_lease(slot, {"job": "exp1"})
+    assert lease
+    with lease:
+        assert system.lease_holder(f"{slot}-2") is None
+
+
+# ---- prepare ----
+
+
+def test_preparing_again_only_says_so(rank: Rank) -> None:
+    rank.prepare()
+    first = rank.supervisor
+    rank.prepare()
+    assert (rank.supervisor, [process.pid for process in rank.processes()]) == (first, [first])
+
+
+def test_a_second_job_is_refused_and_told_who_has_the_node(rank: Rank, other: Rank) -> None:
+    rank.prepare()
+    with pytest.raises(NodesBusy) as refused:
+        other.prepare()
+    assert refused.value.text == (
+        f"gpu0: held by job {rank.job} of /home/ada/experiments (pid {rank.supervisor} there)"
+    )
+    assert not other.folder.exists()
+
+
+def test_of_jobs_that_come_at_once_one_gets_the_node(rank: Rank) -> None:
+    rivals = [Rank(rank.host, rank.home, rank.slot, f"exp{number}_20260120_120000") for number in range(4)]
+    faults: dict[str, UgroError] = {}
+
+    def attempt(rival: Rank) -> None:
+        try:
+            rival.prepare()
+        except UgroError as error:
+            faults[rival.job] = error
+
+    threads = [threading.Thread(target=attempt, args=(rival,)) for rival in rivals]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [type(fault) for fault in faults.values()] == [NodesBusy] * 3
+    [winner] = [rival for rival in rivals if rival.job not in faults]
+    holder = system.lease_holder(rank.slot)
+    assert holder
+    assert holder["token"] == winner.token
+
+
+def test_a_prepared_node_that_is_never_told_to_start_frees_itself(rank: Rank, other: Rank) -> None:
+    rank.prepare(hold_seconds=0.1)
+    assert rank.ended()["error"] == "prepared, but not told to start within 0.1 s"
+    wait_until(lambda: not rank.processes(), "the supervisor to leave")
+    other.prepare()
+
+
+def test_a_job_of_another_job_that_lost_its_supervisor_still_has_the_node(rank: Rank, other: Rank) -> None:
+    rank.script("setsid sh -c 'trap \"\" TERM; echo ready; sleep 60' & wait")
+    os.kill(rank.supervisor, signal.SIGKILL)
+    wait_until(lambda: system.lease_holder(rank.slot) is None, "the lease to be free")
+    with pytest.raises(NodesBusy, match=f"held by job {rank.job}"):
+        other.prepare()
+
+
+def test_preparing_ends_what_an_earlier_try_of_the_same_job_left(rank: Rank) -> None:
+    rank.script("setsid sh -c 'trap \"\" TERM; echo ready; sleep 60' & wait")
+    orphans = {process.pid for process in rank.processes()}
+    os.kill(rank.supervisor, signal.SIGKILL)
+    wait_until(lambda: system.lease_holder(rank.slot) is None, "the lease to be free")
+    rank.prepare()
+    assert [process.pid for process in rank.processes()] == [rank.supervisor]
+    assert rank.supervisor not in orphans
+
+
+def test_the_scripts_lie_where_the_script_runs(rank: Rank) -> None:
+    rank.script("pwd; cat train.py")
+    rank.ended()
+    assert rank.log == f"{rank.folder}/code\nprint('hello')\n"
+
+
+def test_the_plan_with_its_variables_is_readable_by_its_owner_only(rank: Rank) -> None:
+    umask = os.umask(0)
+    try:
+        rank.prepare("true", env={"HF_TOKEN": "secret"})
+    finally:
+        os.umask(umask)
+    readable = [
+        path.name for path in rank.folder.iterdir()
+        if path.is_file() and b"secret" in path.read_bytes() and path.stat().st_mode & 0o077
+    ]  # fmt: skip
+    assert readable == []
+
+
+def test_the_folder_of_a_job_is_open_to_its_owner_only(rank: Rank) -> None:
+    umask = os.umask(0)
+    try:
+        rank.prepare()
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE(rank.folder.stat().st_mode) == 0o700
+
+
+def test_a_folder_that_cannot_be_made_is_a_fault_with_its_path(rank: Rank) -> None:
+    (rank.home / "ugro").write_text("a file in the way")
+    with pytest.raises(NodeFault) as refused:
+        rank.prepare()
+    assert refused.value.text == f"gpu0: prepare: {rank.home}/ugro/jobs: Not a directory"
+
+
+def test_making_the_project_folder_where_a_file_lies_is_a_fault(rank: Rank) -> None:
+    (rank.home / "ugro").write_text("a file in the way")
+    with pytest.raises(NodeFault, match=r"make_folder: .*/ugro: File exists"):
+        ask(rank.host, "make_folder", project="~/ugro")
+
+
+# ---- start, and how it ends ----
+
+
+def test_starting_again_only_says_so(rank: Rank) -> None:
+    rank.prepare("sh", "-c", "echo begun; exec sleep 60")
+    assert rank.start() == rank.start()
+    wait_until(lambda: bool(rank.log), "the first line")
+    assert rank.log == "begun\n"
+
+
+def test_what_was_never_prepared_cannot_start(rank: Rank) -> None:
+    with pytest.raises(NodeFault, match="start: the supervisor is gone"):
+        rank.start()
+
+
+@pytest.mark.parametrize("code", [0, 3, 143, 255])
+def test_an_exit_code_is_recorded(rank: Rank, code: int) -> None:
+    rank.script(f"exit {code}")
+    record = rank.ended()
+    assert (record["code"], record["signal"], record["error"], record["stopped"]) == (code, None, None, None)
+    assert record["started_at"] <= record["ended_at"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
+def test_a_signal_is_recorded(rank: Rank, signum: signal.Signals) -> None:
+    rank.script(f"kill -{signum.value} $$")
+    record = rank.ended()
+    assert (record["code"], record["signal"]) == (None, signum.value)
+
+
+def test_a_program_that_is_not_there_is_recorded_and_told(rank: Rank) -> None:
+    rank.prepare("~/env/bin/python")
+    with pytest.raises(NodeFault, match=r"start: .*env/bin/python: No such file"):
+        rank.start()
+    assert rank.ended()["code"] == 127
+
+
+def test_the_scripts_own_error_file_is_in_the_record(rank: Rank) -> None:
+    rank.script('echo \'{"message": "it broke"}\' > "$TORCHELASTIC_ERROR_FILE"; exit 1')
+    assert rank.ended()["error"] == '{"message": "it broke"}\n'
+
+
+def test_outputs_are_counted_but_for_the_metrics(rank: Rank) -> None:
+    rank.script("cd ../output; mkdir checkpoints; touch metrics.jsonl checkpoints/a checkpoints/b")
+    assert rank.ended()["output_files"] == 2
+
+
+def test_both_streams_come_in_the_order_of_their_writing(rank: Rank) -> None:
+    rank.script("echo 1; echo 2 >&2; echo 3; printf '\\377\\000'")
+    rank.ended()
+    assert (rank.folder / "log").read_bytes() == b"1\n2\n3\n\xff\0"
+
+
+MISLEADING = (
+    "PET_NNODES", "TORCHELASTIC_RUN_ID", "TORCH_ELASTIC_WORKER_IDENTICAL", "UGRO_CLUSTER", "RANK", "LOCAL_RANK",
+    "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+)  # fmt: skip
+
+
+def test_only_what_misleads_torchrun_is_taken_from_its_environment(
+    rank: Rank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (*MISLEADING, "RANKING", "MY_RANK"):
+        monkeypatch.setenv(name, "stray")
+    rank.run("env")
+    rank.ended()
+    seen = dict(line.split("=", 1) for line in rank.log.splitlines() if "=" in line)
+    assert [name for name in MISLEADING if seen.get(name) == "stray"] == []
+    assert (seen["RANKING"], seen["MY_RANK"], seen["UGRO_TOKEN"]) == ("stray", "stray", rank.token)
+
+
+@pytest.mark.parametrize("name", ["UGRO_TOKEN", "TORCHELASTIC_ERROR_FILE"])
+def test_a_plan_cannot_hide_a_rank_from_its_supervisor(rank: Rank, name: str) -> None:
+    rank.run("sh", "-c", f'echo "${name}"', env={name: "mine"})
+    rank.ended()
+    assert rank.log != "mine\n"
+
+
+def test_the_home_of_the_node_is_filled_in(rank: Rank) -> None:
+    rank.run("sh", "-c", 'echo "$0" "$DATA" "$OTHER"', "~/a", env={"DATA": "~/data", "OTHER": "a:~/b"})
+    rank.ended()
+    assert rank.log == f"{rank.home}/a {rank.home}/data a:~/b\n"
+
+
+def test_the_gpus_are_sampled_meanwhile(rank: Rank, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = rank.home / "bin"
+    programs.mkdir()
+    shutil.copy(RECORDED_GPUS, programs / "gpus.json")
+    program = programs / "nvidia-smi"
+    program.write_text(f"#!{sys.executable}\n{NVIDIA_SMI.read_text()}")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    rank.run("sleep", "60")
+    samples = rank.folder / "gpu.jsonl"
+    wait_until(lambda: samples.exists() and samples.read_bytes().endswith(b"\n"), "the first sample")
+    sample = json.loads(samples.read_text().splitlines()[0])
+    assert (sample["node"], sample["memory.used"], sample["temperature.gpu"]) == ("gpu0", "12", "43")
+    assert set(probe.GPU_FIELDS.split(",")) < sample.keys()
+
+
+# ---- stop ----
+
+
+def test_a_script_that_obeys_term_ends_in_its_own_way(rank: Rank) -> None:
+    rank.script("trap 'echo saved; exit 5' TERM; echo ready; while :; do sleep 0.02; done")
+    answer = rank.stop()
+    assert (answer["left"], answer["exit"]["code"], answer["exit"]["stopped"]) == ([], 5, "asked")
+    assert rank.log == "ready\nsaved\n"
+
+
+def test_a_script_that_ignores_term_is_killed_after_its_grace(rank: Rank) -> None:
+    rank.script("trap '' TERM; echo ready; sleep 60")
+    answer = rank.stop(grace_seconds=0.3)
+    assert answer["left"] == []
+    assert (answer["exit"]["code"], answer["exit"]["signal"], answer["exit"]["stopped"]) == (
+        None,
+        None,
+        "asked",
+    )
+    assert 0.3 <= answer["seconds"] < 5
+
+
+def test_daemons_are_stopped_with_the_script(rank: Rank) -> None:
+    rank.script("setsid sleep 60 & setsid sh -c 'trap \"\" TERM; (sleep 60 &); echo ready; sleep 60' & wait")
+    assert rank.stop(grace_seconds=1)["left"] == []
+    assert rank.processes() == []
+
+
+def test_daemons_do_not_outlive_a_script_that_ended(rank: Rank) -> None:
+    rank.script("setsid sleep 60 & exit 0")
+    assert (rank.ended()["code"], len(rank.processes()) <= 1) == (0, True)
+    wait_until(lambda: not rank.processes(), "the supervisor to leave")
+
+
+def test_stopping_what_is_only_prepared_starts_nothing(rank: Rank) -> None:
+    rank.prepare("sh", "-c", "echo begun")
+    answer = rank.stop()
+    assert (answer["left"], answer["exit"]["stopped"], answer["exit"]["started_at"]) == ([], "asked", None)
+    assert rank.log == ""
+
+
+def test_stopping_what_has_ended_proves_it(rank: Rank) -> None:
+    rank.script("exit 3")
+    rank.ended()
+    answer = rank.stop()
+    assert (answer["left"], answer["exit"]["code"], answer["exit"]["stopped"]) == ([], 3, None)
+
+
+def test_stopping_what_was_never_there_proves_it(rank: Rank) -> None:
+    answer = rank.stop()
+    assert (answer["left"], answer["exit"]) == ([], None)
+
+
+def test_stopping_leaves_other_jobs_alone(rank: Rank, other: Rank) -> None:
+    rank.prepare()
+    assert other.stop(grace_seconds=0.1)["left"] == []
+    assert rank.state()["supervised"]
+
+
+def test_a_stop_that_discards_takes_the_folder(rank: Rank) -> None:
+    rank.prepare()
+    rank.stop(discard=True)
+    assert not rank.folder.exists()
+
+
+def test_when_the_supervisor_is_killed_its_script_ends_and_the_node_is_free(rank: Rank, other: Rank) -> None:
+    rank.script("trap 'echo saved; exit' TERM; echo ready; while :; do sleep 0.02; done")
+    os.kill(rank.supervisor, signal.SIGKILL)
+    wait_until(lambda: not rank.processes(), "the script to end")
+    assert "saved" in rank.log
+    other.prepare()
+
+
+def test_what_outlives_a_killed_supervisor_is_stopped_by_its_token(rank: Rank) -> None:
+    rank.script("setsid sh -c 'trap \"\" TERM; echo ready; sleep 60' & wait")
+    os.kill(rank.supervisor, signal.SIGKILL)
+    wait_until(lambda: not rank.state()["supervised"], "the supervisor to end")
+    assert rank.state()["processes"]
+    assert rank.stop(grace_seconds=0.1)["left"] == []
+    assert rank.state()["processes"] == []
+
+
+# ---- state and reset ----
+
+
+def test_the_state_of_what_was_never_there(rank: Rank) -> None:
+    assert rank.state() == {
+        "known": False, "supervised": False, "started": False, "exit": None, "processes": [],
+    }  # fmt: skip
+
+
+def test_the_state_from_prepared_to_ended(rank: Rank) -> None:
+    rank.prepare("true")
+    prepared = rank.state()
+    rank.start()
+    rank.ended()
+    wait_until(lambda: not rank.processes(), "the supervisor to leave")
+    ended = rank.state()
+    assert [(s["known"], s["supervised"], s["started"]) for s in (prepared, ended)] == [
+        (True, True, False), (True, False, True),
+    ]  # fmt: skip
+    assert (prepared["exit"], ended["exit"]["code"]) == (None, 0)
+
+
+def test_a_reset_ends_everything_in_its_slot_and_nothing_else(rank: Rank, spawn: Any, slot: str) -> None:
+    rank.script("trap '' TERM; echo ready; sleep 60")
+    neighbour = spawn(SLEEP, f"exp9.c0ffee:gpu0:{slot}-2")
+    supervisor = rank.supervisor
+    answer = ask(rank.host, "reset", slot=slot, grace_seconds=0.1)
+    assert supervisor in [process["pid"] for process in answer["ended"]]
+    assert (answer["left"], system.of_slot(slot), system.lease_holder(slot)) == ([], [], None)
+    assert neighbour.poll() is None
+
+
+# ---- follow ----
+
+
+def joined(frames: list[Frame], kind: int) -> bytes:
+    return b"".join(frame.payload for frame in frames if frame.kind == kind)
+
+
+def test_a_stream_comes_from_its_offset_and_the_end_comes_last(rank: Rank) -> None:
+    rank.script("printf abcdef")
+    rank.ended()
+    frames = [frame for frame in rank.follow(LOG=2) if frame.kind != follow.HEARTBEAT]
+    assert frames[0] == Frame(follow.LOG, 2, b"cdef")
+    assert [frame.kind for frame in frames] == [follow.LOG, follow.EXIT]
+    assert json.loads(frames[-1].payload) == rank.ended()
+
+
+def test_what_is_printed_meanwhile_comes_meanwhile(rank: Rank) -> None:
+    rank.prepare("sh", "-c", "echo one; while [ ! -e go ]; do sleep 0.02; done; echo two")
+    frames = rank.follow()
+    assert next(frames).kind == follow.HEARTBEAT
+    rank.start()
+    assert next(f for f in frames if f.kind == follow.LOG) == Frame(follow.LOG, 0, b"one\n")
+    (rank.folder / "code" / "go").touch()
+    assert next(f for f in frames if f.kind == follow.LOG) == Frame(follow.LOG, 4, b"two\n")
+
+
+@pytest.mark.parametrize("source", ["/dev/zero", "/dev/urandom"])
+def test_a_bulk_of_output_comes_whole(rank: Rank, source: str) -> None:
+    rank.script(f"head -c 1000000 {source}")
+    frames = list(rank.follow())
+    assert joined(frames, follow.LOG) == (rank.folder / "log").read_bytes()
+    assert frames[-1].kind == follow.EXIT
+
+
+def test_each_stream_has_offsets_of_its_own(rank: Rank) -> None:
+    rank.script("echo log; echo '{}' >> ../gpu.jsonl; echo '{\"step\": 1}' > ../output/metrics.jsonl")
+    rank.ended()
+    frames = list(rank.follow(LOG=0, METRICS=3, GPU=0))
+    streams = [joined(frames, kind) for kind in (follow.LOG, follow.METRICS, follow.GPU)]
+    assert streams == [b"log\n", b'tep": 1}\n', b"{}\n"]
+
+
+def test_a_quiet_job_gives_signs_of_life(rank: Rank) -> None:
+    rank.prepare()
+    frames = rank.follow(quiet_seconds=0.05)
+    assert [next(frames).kind for _ in range(3)] == [follow.HEARTBEAT] * 3
+
+
+def test_a_killed_supervisor_is_a_rank_that_is_lost(rank: Rank) -> None:
+    rank.script("setsid sh -c 'trap \"\" TERM; echo ready; sleep 60' & wait")
+    os.kill(rank.supervisor, signal.SIGKILL)
+    wait_until(lambda: len(rank.processes()) == 2, "the script to end")
+    last = list(rank.follow())[-1]
+    told = json.loads(last.payload)
+    assert (last.kind, told["known"], told["rebooted"]) == (follow.LOST, True, False)
+    assert {process["pid"] for process in told["left"]} == {process.pid for process in rank.processes()}
+
+
+def test_a_supervisor_of_an_earlier_boot_is_a_node_that_was_rebooted(rank: Rank) -> None:
+    rank.script("exec sleep 60")
+    identity = rank.read("supervisor.json")
+    rank.stop(grace_seconds=1)
+    (rank.folder / "exit.json").unlink()
+    system.write_json(str(rank.folder / "supervisor.json"), {**identity, "boot_id": "another"})
+    assert json.loads(list(rank.follow())[-1].payload) == {"known": True, "rebooted": True, "left": []}
+
+
+def test_a_job_that_the_node_does_not_know_is_lost(rank: Rank) -> None:
+    assert json.loads(list(rank.follow())[-1].payload) == {"known": False, "rebooted": False, "left": []}
+
+
+def test_following_ends_when_the_reader_has_gone(rank: Rank) -> None:
+    rank.prepare()
+    request = {
+        "op": "follow", "folder": rank.at, "token": rank.token, "offsets": {str(follow.LOG): 0},
+        "heartbeat_seconds": 0.05,
+    }  # fmt: skip
+    zipped = node_zip()
+    process = subprocess.Popen(
+        [sys.executable, "-c", remote.BOOTSTRAP, str(len(zipped))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write(zipped + json.dumps(request).encode() + b"\n")
+    process.stdin.close()
+    assert process.stdout.read(8)
+    process.stdout.close()
+    assert process.wait(timeout=10) == 0
+
+
+# ---- the zip and its Pythons ----
+
+
+@pytest.mark.parametrize("python", pythons(), ids=lambda path: Path(path).parts[-3])
+def test_a_whole_life_under_each_python_of_this_machine(rank: Rank, python: str) -> None:
+    rank.host.node = rank.host.node.model_copy(update={"python": python})
+    version = subprocess.run([python, "-V"], capture_output=True, text=True, check=True).stdout.split()[1]
+    facts = ask(
+        rank.host, "probe", interpreter=python, project="~/ugro", slot=rank.slot, wants_cuda=False,
+        role="single", address="127.0.0.1", master="127.0.0.1", port=29500, workers=0, port_seconds=0.1,
+    )  # fmt: skip
+    assert facts["python"] == version
+    rank.run("sh", "-c", "echo hello; exec sleep 60")
+    wait_until(lambda: bool(rank.log), "the first line")
+    answer = rank.stop()
+    frames = list(rank.follow())
+    assert (answer["left"], answer["exit"]["signal"]) == ([], signal.SIGTERM)
+    assert (joined(frames, follow.LOG), frames[-1].kind) == (b"hello\n", follow.EXIT)
+
+
+def test_the_zip_holds_no_file_of_the_rest_of_the_package() -> None:
+    import zipfile
+
+    with zipfile.ZipFile(io.BytesIO(node_zip())) as packed:
+        assert {name.split("/")[0] for name in packed.namelist()} == {"__main__.py", "node"}
+        assert len(node_zip()) < 64 << 10

@@ -1,0 +1,243 @@
+"""The controller's end of the wire: whatever a node says, an answer or a HostError comes of it."""
+# ruff: noqa: ARG002 (a stand-in has the whole seam, whether it needs it or not)
+
+import contextlib
+import itertools
+import json
+import os
+import sys
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tests.unit.factories import make_node
+from ugro_tasks.errors import HostUnreachable, NodeFault, NodesBusy
+from ugro_tasks.hosts import LocalHost
+from ugro_tasks.node.follow import CHUNK_BYTES, COMPRESSED, EXIT, FRAME, HEARTBEAT, LOG
+from ugro_tasks.node.main import MARK
+from ugro_tasks.remote import PREFACE_LIMIT_BYTES, Frame, ask, describe_holder, follow
+
+
+class Said:
+    """A host that has said all that it will say."""
+
+    round_trip_seconds = 0.0
+
+    def __init__(self, *chunks: bytes) -> None:
+        self.node = make_node()
+        self.chunks = list(chunks)
+        self.closed = False
+
+    def run(self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0) -> bytes:
+        return b"".join(self.chunks)
+
+    def stream(self, argv: Sequence[str], stdin: bytes = b"") -> "Said":
+        return self
+
+    def read(self, silence_seconds: float) -> bytes:
+        return self.chunks.pop(0) if self.chunks else b""
+
+    def close(self) -> None:
+        self.closed = True
+
+    def call(self, function: Any) -> Any:
+        return function(self)
+
+    def rsync_remote(self) -> tuple[list[str], str]:
+        return [], ""
+
+
+def frame(kind: int, offset: int, payload: bytes) -> bytes:
+    return FRAME.pack(kind, offset, len(payload)) + payload
+
+
+def frames_of(*chunks: bytes) -> list[Frame]:
+    """What comes before the stream breaks off, as each of these streams does in the end."""
+    came: list[Frame] = []
+    host = Said(*chunks)
+    with pytest.raises(NodeFault):
+        came.extend(follow(host, 1.0))
+    assert host.closed
+    return came
+
+
+# ---- answers ----
+
+
+@pytest.mark.parametrize(
+    "preface",
+    [b"", b"Welcome!\n", b"\x1b[31mmotd\x1b[0m\r\n", b'{"error": "busy"}\n', MARK, b"\xff\0" * 1000],
+)
+def test_an_answer_is_found_behind_whatever_a_login_shell_prints(preface: bytes) -> None:
+    assert ask(Said(preface + MARK + b'{"pid": 7}\n'), "state") == {"pid": 7}
+
+
+GARBAGE = {
+    "nothing": b"",
+    "no mark": b'{"pid": 7}\n',
+    "only the mark": MARK,
+    "a word": MARK + b"hello\n",
+    "a list": MARK + b"[1]\n",
+    "a number": MARK + b"1" * 10_000,
+    "cut short": MARK + b'{"pid": ',
+    "two answers": MARK + b'{"pid": 7}\n{"pid": 8}\n',
+    "not UTF-8": MARK + b'{"a": "\xff\xfe"}\n',
+    "too deep": MARK + b'{"a": ' + b"[" * 200_000,
+}
+
+
+@pytest.mark.parametrize("said", GARBAGE.values(), ids=GARBAGE.keys())
+def test_garbage_is_a_fault_of_the_node(said: bytes) -> None:
+    with pytest.raises(NodeFault) as fault:
+        ask(Said(said), "state")
+    assert fault.value.host == "gpu0"
+    assert len(fault.value.text) < 1500
+
+
+@given(st.binary() | st.binary().map(MARK.__add__) | st.text().map(lambda t: MARK + json.dumps(t).encode()))
+@example(MARK + b'{"error": "busy", "holder": 7}')
+@example(MARK + b'{"error": null}')
+def test_any_bytes_are_an_answer_or_a_fault(said: bytes) -> None:
+    with contextlib.suppress(NodeFault, NodesBusy):
+        assert isinstance(ask(Said(said), "state"), dict)
+
+
+def test_garbage_is_shown_without_its_control_characters() -> None:
+    with pytest.raises(NodeFault) as fault:
+        ask(Said(b"\x1b[2J\x07boo"), "state")
+    assert "boo" in fault.value.text
+    assert "\x1b" not in fault.value.text
+
+
+def test_a_refusal_is_a_fault_in_the_nodes_own_words() -> None:
+    said = MARK + json.dumps({"error": "unwritable", "message": "/x: Read-only file system"}).encode()
+    with pytest.raises(NodeFault) as fault:
+        ask(Said(said), "prepare")
+    assert fault.value.text == "gpu0: prepare: /x: Read-only file system"
+
+
+@pytest.mark.parametrize(
+    ("holder", "words"),
+    [
+        ({"job": "exp1", "controller": "/a", "pid": 7}, "held by job exp1 of /a (pid 7 there)"),
+        ({"job": "exp1"}, "held by job exp1"),
+        ({"pid": 7}, "held by another job"),
+        ({}, "held by another job"),
+        (None, "held by another job"),
+        ([1], "held by another job"),
+        ("exp1", "held by another job"),
+    ],
+)
+def test_the_holder_of_a_node_in_words(holder: Any, words: str) -> None:
+    assert describe_holder(holder) == words
+
+
+# ---- frames ----
+
+FRAMES = [Frame(HEARTBEAT, 0, b""), Frame(LOG, 0, b"one\n"), Frame(LOG, 4, b"two\n"), Frame(EXIT, 0, b"{}")]
+WIRE = MARK + b"".join(frame(*one) for one in FRAMES)
+
+
+@given(st.lists(st.integers(1, len(WIRE) - 1), max_size=20))
+def test_frames_are_the_same_however_the_network_cuts_them(cuts: list[int]) -> None:
+    edges = sorted({0, len(WIRE), *cuts})
+    chunks = [WIRE[begin:end] for begin, end in itertools.pairwise(edges)]
+    assert frames_of(*chunks) == FRAMES
+
+
+@pytest.mark.parametrize("length", range(len(WIRE)))
+def test_a_stream_cut_short_gives_whole_frames_and_then_a_fault(length: int) -> None:
+    came = frames_of(WIRE[:length])
+    assert came == FRAMES[: len(came)]
+
+
+@given(st.binary(max_size=300), st.binary(max_size=300))
+def test_any_bytes_are_frames_or_a_fault(preface: bytes, rest: bytes) -> None:
+    for came in frames_of(preface, MARK, rest):
+        assert len(came.payload) <= 2 * CHUNK_BYTES
+
+
+def test_a_stream_begins_behind_what_a_login_shell_prints() -> None:
+    assert frames_of(b"Welcome!\n" + WIRE[:3], WIRE[3:]) == FRAMES
+
+
+def test_a_shell_that_never_stops_talking_is_a_fault() -> None:
+    talk = [b"x" * (1 << 14)] * 100
+    host = Said(*talk)
+    with pytest.raises(NodeFault, match="does not follow"):
+        list(follow(host, 1.0))
+    assert len(host.chunks) > len(talk) - 2 * PREFACE_LIMIT_BYTES // (1 << 14)
+
+
+def test_a_compressed_frame_is_unpacked() -> None:
+    bulk = b"0" * CHUNK_BYTES
+    assert frames_of(MARK + frame(LOG | COMPRESSED, 5, zlib.compress(bulk))) == [Frame(LOG, 5, bulk)]
+
+
+HOSTILE = {
+    "too long": FRAME.pack(LOG, 0, 2 * CHUNK_BYTES + 1),
+    "as long as can be": FRAME.pack(LOG, 0, 2**32 - 1),
+    "not packed": frame(LOG | COMPRESSED, 0, b"this is not zlib"),
+    "packed, and cut short": frame(LOG | COMPRESSED, 0, zlib.compress(os.urandom(1000))[:500]),
+    "packed, and nothing": frame(LOG | COMPRESSED, 0, b""),
+    "a bomb": frame(LOG | COMPRESSED, 0, zlib.compress(bytes(200 << 20), 9)),
+}
+
+
+@pytest.mark.parametrize("sent", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_frame_that_no_node_of_ours_sends_is_a_fault(sent: bytes) -> None:
+    assert frames_of(MARK + sent) == []
+
+
+@given(st.binary(max_size=200))
+def test_what_is_said_to_be_packed_is_unpacked_or_a_fault(payload: bytes) -> None:
+    for came in frames_of(MARK + frame(LOG | COMPRESSED, 0, payload)):
+        assert zlib.decompress(payload) == came.payload
+
+
+# ---- with a real process ----
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Path:
+    """A stand-in for a node's python that does what the test writes into it."""
+    program = tmp_path / "python"
+    program.touch(0o755)
+    return program
+
+
+def local(python: Path) -> LocalHost:
+    return LocalHost(make_node(transport="local", address="127.0.0.1", python=str(python)))
+
+
+def test_a_node_that_says_nothing_is_out_of_reach(python: Path) -> None:
+    python.write_text("#!/bin/sh\nexec sleep 60\n")
+    with pytest.raises(HostUnreachable, match=r"no word for 0.2 s"):
+        list(follow(local(python), 0.2))
+
+
+def test_a_node_that_reads_nothing_and_leaves_is_a_fault(python: Path) -> None:
+    python.write_text("#!/bin/sh\nexit 0\n")
+    with pytest.raises(NodeFault):
+        list(follow(local(python), 5.0))
+
+
+def test_a_node_whose_python_fails_is_a_fault_with_its_last_words(python: Path) -> None:
+    python.write_text("#!/bin/sh\ncat > /dev/null\necho 'no such thing' >&2\nexit 3\n")
+    with pytest.raises(NodeFault) as fault:
+        ask(local(python), "state")
+    assert fault.value.text == "gpu0: no such thing"
+
+
+def test_a_python_in_the_nodes_home_is_found_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "a home; with $(oddities)"
+    (home / "bin").mkdir(parents=True)
+    (home / "bin" / "python").symlink_to(sys.executable)
+    monkeypatch.setenv("HOME", str(home))
+    host = LocalHost(make_node(transport="local", address="127.0.0.1", python="~/bin/python"))
+    assert ask(host, "make_folder", project="~/ugro") == {"project": f"{home}/ugro"}
