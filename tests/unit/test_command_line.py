@@ -1,0 +1,58 @@
+"""Bad command lines: one clear error, an exit code of its own, no traceback, and nothing written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BAD = [
+    (["launch"], 2, "--name is missing"),
+    (["launch", "--name", "../../etc/x"], 2, "--name '../../etc/x'"),
+    (["launch", "--name", "exp1", "--epochs", "three"], 2, "--epochs three: use a whole number from 1 on"),
+    (["launch", "--name", "exp1", "--epochs", "0"], 2, "--epochs 0"),
+    (["launch", "--name", "exp1", "--lr", "abc"], 2, "--lr abc: use a number"),
+    (["launch", "--name", "exp1", "--lr", "-1"], 2, "--lr -1"),
+    (["launch", "--name", "exp1", "--lr", "nan"], 2, "--lr nan"),
+    (["launch", "--name", "exp1", "--env", "NOVALUE"], 2, "--env NOVALUE: use KEY=VALUE"),
+    (["launch", "--name", "exp1", "--env", "UGRO_TOKEN=x"], 2, "--env UGRO_TOKEN"),
+    (["launch", "--name", "exp1", "--args", "'open"], 2, "No closing quotation"),
+    (["launch", "--name", "exp1", "--script", "../evil.py"], 2, "--script '../evil.py'"),
+    (["launch", "--name", "exp1", "--script", "absent.py"], 2, "train_single_test.py"),
+    (["launch", "--name", "exp1", "--nodes", "local0,gpu9"], 2, "there is no node 'gpu9'"),
+    (["launch", "--name", "exp1", "--nodes", "local0,local0"], 2, "given 2 times"),
+    (["health", "--cluster", "nowhere.yaml"], 3, "nowhere.yaml"),
+    (["attach", "exp9"], 4, "no job called 'exp9'"),
+    (["logs", "exp9"], 4, "no job called 'exp9'"),
+    (["stop", "exp9"], 4, "no job called 'exp9'"),
+    (["status", "--live"], 2, "--live needs the name of a job"),
+    (["launch", "--name", "exp1", "--epoch", "3"], 1, "--epoch"),
+    (["lunch"], 1, "lunch"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "says"), BAD, ids=[" ".join(words) for words, _, _ in BAD])
+def test_a_bad_command_line_is_one_clear_error(
+    words: list[str], code: int, says: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ugro_tasks.program", *words],
+        cwd=tmp_path, env={"PATH": "/usr/bin:/bin", "UGRO_CLUSTER": "local", "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_a_name_left_out_before_help_means_the_help(flag: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("ugro"), "logs", flag],
+        cwd=tmp_path, env={"PATH": "/usr/bin:/bin", "UGRO_CLUSTER": "local"},
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "--follow" in done.stdout
