@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -86,7 +87,8 @@ class ClusterHealth(Struct, frozen=True, kw_only=True):
 def examine(fleet: Fleet, cluster: Cluster) -> ClusterHealth:
     """Probe all nodes at once, one round trip each, and judge what they say."""
     begun, probed_at = time.monotonic(), time.time()
-    answers = fleet.map(lambda host: _probe(host, cluster))
+    nonce = secrets.token_hex(8)
+    answers = fleet.map(lambda host: _probe(host, cluster, nonce))
     nodes = tuple(_judge_answer(cluster, node, answers[node.name]) for node in cluster.nodes)
     return ClusterHealth(
         cluster=cluster.name,
@@ -103,7 +105,7 @@ class _Answer(Struct, frozen=True):
     clock_offset_seconds: float
 
 
-def _probe(host: Host, cluster: Cluster) -> _Answer:
+def _probe(host: Host, cluster: Cluster, nonce: str) -> _Answer:
     node, master = host.node, cluster.master
     alone = len(cluster.nodes) == 1
     sent = time.time()
@@ -121,6 +123,7 @@ def _probe(host: Host, cluster: Cluster) -> _Answer:
         port=cluster.master_port,
         workers=0 if alone else len(cluster.nodes) - 1,
         port_seconds=PORT_SECONDS,
+        nonce=nonce,
     )
     received = time.time()
     # The node's clock at the middle of its own work against ours at the middle of the whole.

@@ -764,7 +764,7 @@ def test_a_whole_life_under_each_python_of_this_machine(rank: Rank, python: str)
     version = subprocess.run([python, "-V"], capture_output=True, text=True, check=True).stdout.split()[1]
     facts = ask(
         rank.host, "probe", interpreter=python, project="~/ugro", slot=rank.slot, wants_cuda=False,
-        role="single", address="127.0.0.1", master="127.0.0.1", port=29500, workers=0, port_seconds=0.1,
+        role="single", address="127.0.0.1", master="127.0.0.1", port=29500, workers=0, port_seconds=0.1, nonce="n",
     )  # fmt: skip
     assert facts["python"] == version
     rank.run("sh", "-c", "echo hello; exec sleep 60")

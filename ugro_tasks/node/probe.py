@@ -33,6 +33,7 @@ GPU_FIELDS = (
 )
 APP_FIELDS = "pid,used_memory,process_name"
 SIOCGIFADDR = 0x8915
+GREETING_SECONDS = 0.5  # for the nonce of the port check and its answer
 PORTS_TRIED = 20  # a short range, so that one firewall rule serves
 
 # Run by the training environment's own Python. It reads torch's version file instead of importing torch (3 s).
@@ -141,15 +142,19 @@ def cuda_available(interpreter: str, facts: Json) -> bool:
 def try_port(request: Json) -> Json:
     """Whether the rendezvous will work: the master listens for a moment, and each worker connects to it."""
     deadline = time.monotonic() + request["port_seconds"]
+    nonce = request["nonce"].encode()
     if request["role"] == "worker":
-        return {"reach": connect(request["master"], request["port"], deadline)}
+        return {"reach": connect(request["master"], request["port"], nonce, deadline)}
     if request["role"] == "master":
-        return listen(request["address"], request["port"], request["workers"], deadline)
+        return listen(request["address"], request["port"], nonce, request["workers"], deadline)
     return {}
 
 
-def listen(address: str, port: int, workers: int, deadline: float) -> Json:
-    """{port: free|taken|unbindable, free_port}, after `workers` have connected or the deadline has passed."""
+def listen(address: str, port: int, nonce: bytes, workers: int, deadline: float) -> Json:
+    """{port: free|taken|unbindable, free_port}, after `workers` have answered the nonce or the deadline has passed.
+
+    The nonce tells our own workers from those of another probe of the same master in the same moment.
+    """
     with bindable(address) as listener:
         try:
             listener.bind((address, port))
@@ -158,10 +163,12 @@ def listen(address: str, port: int, workers: int, deadline: float) -> Json:
             free = next_free(address, port) if kind == "taken" else None
             return {"port": kind, "port_error": error.strerror, "free_port": free}
         listener.listen(64)
-        for _ in range(workers):
+        while workers and time.monotonic() < deadline:
             listener.settimeout(max(0.01, deadline - time.monotonic()))
-            with contextlib.suppress(socket.timeout):
-                listener.accept()[0].close()
+            with contextlib.suppress(OSError), listener.accept()[0] as peer:
+                peer.settimeout(GREETING_SECONDS)
+                peer.sendall(nonce)
+                workers -= len(peer.recv(1))
     return {"port": "free", "free_port": port}
 
 
@@ -179,14 +186,21 @@ def bindable(address: str) -> socket.socket:
     return made
 
 
-def connect(address: str, port: int, deadline: float) -> Json:
+def connect(address: str, port: int, nonce: bytes, deadline: float) -> Json:
     """{ok, milliseconds} or {ok, error}. A refusal is tried again: the master's probe may not listen yet."""
     error = "no answer"
     while time.monotonic() < deadline:
         begun = time.monotonic()
         try:
-            socket.create_connection((address, port), max(0.05, deadline - begun)).close()
-            return {"ok": True, "milliseconds": (time.monotonic() - begun) * 1000}
+            with socket.create_connection((address, port), max(0.05, deadline - begun)) as master:
+                took = (time.monotonic() - begun) * 1000
+                master.settimeout(GREETING_SECONDS)
+                with contextlib.suppress(
+                    OSError
+                ):  # what listens there may be something else, e.g. a running job
+                    if master.recv(len(nonce), socket.MSG_WAITALL) == nonce:
+                        master.sendall(b"!")
+            return {"ok": True, "milliseconds": took}
         except OSError as fault:
             error = fault.strerror or str(fault)
             time.sleep(0.02)
