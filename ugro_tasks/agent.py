@@ -25,7 +25,7 @@ from .hosts import Fleet, Host, connect
 from .job import Cause, Phase
 from .supervise import Supervision
 
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.03
 LOCK_SECONDS = 2.0
 
 

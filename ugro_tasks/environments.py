@@ -8,7 +8,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from .cluster import Cluster
@@ -17,20 +16,20 @@ from .errors import EnvironmentFault
 STAMP = "made-from.sha256"  # written last: an environment without it is not whole
 
 
-def ensure_local(cluster: Cluster, say: Callable[[str], None]) -> None:
+def ensure_local(cluster: Cluster) -> None:
     """Every local node that trains from a venv has it, made from scripts/requirements.txt; else EnvironmentFault.
 
-    What pip says goes to stderr as it comes.
+    What is done, and what pip says of it, goes to stderr as it comes.
     """
     for path in {
         Path(node.environment.path or f"{node.project}/.venv").expanduser()
         for node in cluster.nodes
         if node.transport == "local" and node.environment.manager == "venv"
     }:
-        _ensure(path, cluster.scripts / "requirements.txt", say)
+        _ensure(path, cluster.scripts / "requirements.txt")
 
 
-def _ensure(path: Path, requirements: Path, say: Callable[[str], None]) -> None:
+def _ensure(path: Path, requirements: Path) -> None:
     try:
         wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
         path.mkdir(parents=True, exist_ok=True)
@@ -44,7 +43,7 @@ def _ensure(path: Path, requirements: Path, say: Callable[[str], None]) -> None:
         stamp = path / STAMP
         if stamp.exists() and stamp.read_text() == wanted:
             return
-        say(f"making the training environment in {path} (once; torch is large)")
+        sys.stderr.write(f"making the training environment in {path} (once; torch is large)\n")
         # Not what this process was told of other environments.
         clean = {key: value for key, value in os.environ.items() if key not in {"PYTHONHOME", "PYTHONPATH"}}
         python = str(path / "bin/python")

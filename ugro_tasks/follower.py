@@ -3,41 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import time
 
 from .cluster import Timeouts
 from .display import clock, duration, note, open_console, show_json, show_plan, shown
 from .errors import Interrupted, StopUnproven, UgroError, by_exit_code
 from .experiments import Experiment, Experiments
+from .interrupts import Interrupts
 from .job import Event, JobState, Phase
 from .plaintext import as_called
 from .watch import Line, Progress, watch
 
 STOP_PATIENCE_SECONDS = 30.0  # beyond the grace, before Ctrl-C says that a node has not answered
 NODE_COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "bright_red")
-
-
-class Interrupts:
-    """Ctrl-C as something to ask for, while it is entered: it must not strike between a job and the word about it."""
-
-    def __init__(self) -> None:
-        self._pressed = 0
-
-    def __enter__(self) -> Interrupts:
-        self._before = signal.signal(signal.SIGINT, self._press)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
-
-    def _press(self, *_: object) -> None:
-        self._pressed += 1
-
-    def take(self) -> bool:
-        """Whether it was pressed since the last time."""
-        pressed, self._pressed = self._pressed, 0
-        return pressed > 0
 
 
 class Follower:

@@ -105,7 +105,8 @@ def _call(host: Host, request: dict[str, Any], blob: bytes) -> tuple[list[str], 
         request["blob_bytes"] = len(blob)
     packed = node_zip()
     python = host.node.python
-    argv = [python, "-c", BOOTSTRAP, str(len(packed))]
+    # -E and -S: nothing of the node's own Python set-up is wanted, and it starts in half the time.
+    argv = [python, "-ES", "-c", BOOTSTRAP, str(len(packed))]
     if python.startswith("~/"):
         # Only the remote shell knows its home; the path itself stays quoted.
         argv = ["sh", "-c", 'exec "$HOME/$0" "$@"', python[2:], *argv[1:]]

@@ -6,18 +6,19 @@ import secrets
 import shlex
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .applog import open_log
 from .cluster import Cluster, TrainingDefaults
 from .errors import NodesBusy, RecordError, UsageError
 from .experiments import Experiment, Experiments
-from .health import ClusterHealth, examine
-from .hosts import Fleet
 from .job import Code, JobRecord, JobSpec, LaunchPlan
 from .plan import make_plan
 from .summon import ensure_agent
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .health import ClusterHealth
 
 
 def submit(spec: JobSpec, cluster: Cluster) -> Experiment:
@@ -40,6 +41,10 @@ def submit(spec: JobSpec, cluster: Cluster) -> Experiment:
 
 def rehearse(spec: JobSpec, cluster: Cluster) -> tuple[ClusterHealth, LaunchPlan]:
     """What a launch would find and do now; nothing is written anywhere."""
+    # A launch needs no SSH: that is the agent's part, and loading it takes longer than all the rest.
+    from .health import examine
+    from .hosts import Fleet
+
     record = draft(spec, cluster)
     with Fleet.of(cluster) as fleet:
         health = examine(fleet, cluster)

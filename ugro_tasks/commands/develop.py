@@ -51,12 +51,12 @@ def test(_context: Any) -> None:
 
 
 def _run_tests(arguments: list[str]) -> int:
-    from .. import display, environments
+    from .. import environments
     from ..cluster_file import load_cluster
 
     pytest = _program("pytest")
     _install_packages()
-    environments.ensure_local(load_cluster("local", cwd=CHECKOUT), display.note)
+    environments.ensure_local(load_cluster("local", cwd=CHECKOUT))
     return _run("pytest", [pytest, "-p", "tests.left_out", *arguments])
 
 

@@ -58,7 +58,8 @@ def logs(
 ) -> None:
     """Show what the ranks printed."""
     from .. import display, reports
-    from ..follower import Follower, Interrupts
+    from ..follower import Follower
+    from ..interrupts import Interrupts
 
     experiments = open_experiments(cluster)
     experiment = experiments.find(name)

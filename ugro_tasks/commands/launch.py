@@ -58,10 +58,10 @@ def launch(
     json: bool = False,
 ) -> None:
     """Train on all nodes at once and follow the run; Ctrl-C stops it everywhere."""
-    from .. import display, environments, submit
+    from .. import environments, submit
     from ..cluster_file import load_cluster
     from ..experiments import Experiments
-    from ..follower import Follower, Interrupts
+    from ..interrupts import Interrupts
 
     chosen = load_cluster(cluster).select(nodes)
     spec = submit.spec_from(
@@ -77,11 +77,16 @@ def launch(
         force=force,
     )
     submit.draft(spec, chosen)
-    environments.ensure_local(chosen, display.note)
+    environments.ensure_local(chosen)
     if dry_run:
+        from .. import display
+
         return display.rehearsal(*submit.rehearse(spec, chosen), as_json=json)
     with Interrupts() as interrupts:
         experiment = submit.submit(spec, chosen)
+        # What shows the job is loaded while the agent is at work on it.
+        from ..follower import Follower
+
         experiments = Experiments(chosen.experiments)
         shown = Follower(experiments, experiment, interrupts, quiet=quiet, verbose=verbose, as_json=json)
         return shown.until_running() if detach else shown.until_ended(interrupt_stops=True)
@@ -92,7 +97,8 @@ def attach(
     _context: Any, name: str, cluster: str | None = None, quiet: bool = False, json: bool = False
 ) -> None:
     """Follow a job again, from its beginning; Ctrl-C only leaves."""
-    from ..follower import Follower, Interrupts
+    from ..follower import Follower
+    from ..interrupts import Interrupts
 
     experiments = open_experiments(cluster)
     with Interrupts() as interrupts:
@@ -103,7 +109,8 @@ def attach(
 @task(help={"name": JOB_HELP, "cluster": CLUSTER_HELP, "json": JSON_HELP})
 def stop(_context: Any, name: str, cluster: str | None = None, json: bool = False) -> None:
     """Stop a job on all nodes and wait until each has shown that nothing of it is left."""
-    from ..follower import Follower, Interrupts
+    from ..follower import Follower
+    from ..interrupts import Interrupts
 
     experiments = open_experiments(cluster)
     with Interrupts() as interrupts:

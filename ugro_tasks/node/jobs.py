@@ -50,7 +50,7 @@ def prepare(request: Json, blob: bytes) -> Json:
         raise Refusal("unwritable", "%s: %s" % (error.filename or folder, error.strerror)) from error
     with open(os.path.join(folder, "supervisor.log"), "ab") as log:
         supervisor = subprocess.Popen(
-            [sys.executable, os.path.join(folder, "node.zip"), "supervise", folder],
+            [sys.executable, "-ES", os.path.join(folder, "node.zip"), "supervise", folder],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
             env=dict(clean_environment(), UGRO_TOKEN=request["token"]), cwd=folder, start_new_session=True,
         )  # fmt: skip

@@ -44,7 +44,8 @@ spec = importlib.util.find_spec("torch")
 if spec and spec.origin:
     path = os.path.join(os.path.dirname(spec.origin), "version.py")
     facts = runpy.run_path(path)
-    found.update(torch=str(facts.get("__version__")), cuda=facts.get("cuda"), stamp=os.stat(path).st_mtime)
+    found.update(torch=str(facts.get("__version__")), cuda=facts.get("cuda"))
+    found["files"] = [path, os.path.dirname(os.path.dirname(spec.origin))]
 print(json.dumps(found))
 """
 
@@ -54,7 +55,7 @@ def probe(request: Json) -> Json:
     started = time.time()
     interpreter = expand(request["interpreter"])
     later = {
-        "torch": run_later([interpreter, "-c", LOOK_AT_TORCH]),
+        "torch": look_at_torch(interpreter),
         "gpus": run_later(nvidia_smi("gpu", GPU_FIELDS)),
         "apps": run_later(nvidia_smi("compute-apps", APP_FIELDS)),
     }
@@ -75,20 +76,44 @@ def probe(request: Json) -> Json:
     }
     facts.update(try_port(request))
     facts.update((name, finish()) for name, finish in later.items())
-    torch = facts["torch"]
-    if torch["code"] == 0:
-        read_answer(torch)
-    if torch.get("torch") and request["wants_cuda"]:
-        torch["cuda_available"] = cuda_available(interpreter, facts)
+    if facts["torch"].get("torch") and request["wants_cuda"]:
+        facts["torch"]["cuda_available"] = cuda_available(interpreter, facts)
     return dict(facts, started=started, ended=time.time())
 
 
-def read_answer(torch: Json) -> None:
-    """Put what LOOK_AT_TORCH found beside how it ended; a Python that says something else is a broken one."""
-    try:
-        torch.update(json.loads(torch["stdout"]))
-    except (ValueError, TypeError):
-        torch.update(code=None, stderr="it says other things than it was asked: %r" % torch["stdout"][:200])
+def look_at_torch(interpreter: str) -> Callable[[], Json]:
+    """What LOOK_AT_TORCH finds. It is remembered until the interpreter, torch or the folder of packages change."""
+    memory = os.path.join(state_folder(), "torch.json")
+    known = read_json(memory)
+    if known and known["stamps"] == stamps_of(interpreter, known["answer"]["files"]):
+        answer: Json = known["answer"]
+        return lambda: answer
+    finish = run_later([interpreter, "-c", LOOK_AT_TORCH])
+
+    def look() -> Json:
+        answer = finish()
+        if answer["code"] == 0:
+            try:
+                answer.update(json.loads(answer["stdout"]))
+            except (ValueError, TypeError):
+                said = "it says other things than it was asked: %r" % answer["stdout"][:200]
+                return dict(answer, code=None, stderr=said)
+        if answer.get("torch"):
+            write_json(memory, {"answer": answer, "stamps": stamps_of(interpreter, answer["files"])})
+        return answer
+
+    return look
+
+
+def stamps_of(interpreter: str, files: List[str]) -> List[object]:
+    """What changes with an environment: its interpreter, and the time stamps of its files."""
+    stamps: List[object] = [interpreter]
+    for path in [shutil.which(interpreter) or interpreter, *files]:
+        try:
+            stamps.append(os.stat(path).st_mtime_ns)
+        except OSError:
+            stamps.append(None)
+    return stamps
 
 
 def nvidia_smi(what: str, fields: str) -> List[str]:
@@ -125,7 +150,7 @@ def run_later(argv: List[str], limit_seconds: float = 20.0) -> Callable[[], Json
 def cuda_available(interpreter: str, facts: Json) -> bool:
     """torch.cuda.is_available(). A yes is remembered until torch, the cards, their driver or the boot change."""
     cards = [line.split(",")[:4] for line in facts["gpus"]["stdout"].splitlines()]
-    key = json.dumps([interpreter, facts["torch"]["stamp"], cards, facts["boot_id"]])
+    key = json.dumps([stamps_of(interpreter, facts["torch"]["files"]), cards, facts["boot_id"]])
     memory = os.path.join(state_folder(), "cuda_available.json")
     if (read_json(memory) or {}).get("key") == key:
         return True
