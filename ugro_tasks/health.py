@@ -84,11 +84,14 @@ class ClusterHealth(Struct, frozen=True, kw_only=True):
         return {node.node: node.facts for node in self.nodes if node.reachable}
 
 
-def examine(fleet: Fleet, cluster: Cluster) -> ClusterHealth:
-    """Probe all nodes at once, one round trip each, and judge what they say."""
+def examine(fleet: Fleet, cluster: Cluster, asking: Callable[..., dict[str, Any]] = ask) -> ClusterHealth:
+    """Probe all nodes at once, one round trip each, and judge what they say.
+
+    `asking` is how a node is asked: `remote.ask`, or a conversation that goes on.
+    """
     begun, probed_at = time.monotonic(), time.time()
     nonce = secrets.token_hex(8)
-    answers = fleet.map(lambda host: _probe(host, cluster, nonce))
+    answers = fleet.map(lambda host: _probe(host, cluster, nonce, asking))
     nodes = tuple(_judge_answer(cluster, node, answers[node.name]) for node in cluster.nodes)
     return ClusterHealth(
         cluster=cluster.name,
@@ -105,11 +108,11 @@ class _Answer(Struct, frozen=True):
     clock_offset_seconds: float
 
 
-def _probe(host: Host, cluster: Cluster, nonce: str) -> _Answer:
+def _probe(host: Host, cluster: Cluster, nonce: str, asking: Callable[..., dict[str, Any]]) -> _Answer:
     node, master = host.node, cluster.master
     alone = len(cluster.nodes) == 1
     sent = time.time()
-    facts = ask(
+    facts = asking(
         host,
         "probe",
         timeout_seconds=PROBE_SECONDS,

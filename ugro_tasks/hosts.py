@@ -25,6 +25,9 @@ class Stream(Protocol):
     def read(self, silence_seconds: float) -> bytes:
         """What has come, b"" at the end; raises HostUnreachable after that long without a byte."""
 
+    def write(self, data: bytes) -> None:
+        """Give the command more to read, where its stdin was left open; raises HostUnreachable."""
+
     def close(self) -> None:
         """End it; the command gets a closed pipe."""
 
@@ -41,8 +44,8 @@ class Host(Protocol):
     def run(self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0) -> bytes:
         """The command's stdout; raises HostError, NodeFault where the exit code is not 0."""
 
-    def stream(self, argv: Sequence[str], stdin: bytes = b"") -> Stream:
-        """The command's stdout as it comes."""
+    def stream(self, argv: Sequence[str], stdin: bytes | None = b"") -> Stream:
+        """The command's stdout as it comes. With None its stdin stays open, for `Stream.write`."""
 
     def rsync_remote(self) -> tuple[list[str], str]:
         """What rsync needs to reach the host: its options, and what stands before a path."""
@@ -111,7 +114,7 @@ class LocalHost:
             raise answer_too_long(self.node, argv)
         return stdout_of(self.node, argv, done.returncode, done.stdout, done.stderr)
 
-    def stream(self, argv: Sequence[str], stdin: bytes = b"") -> Stream:
+    def stream(self, argv: Sequence[str], stdin: bytes | None = b"") -> Stream:
         """See Host."""
         return _LocalStream(self.node, argv, stdin)
 
@@ -128,24 +131,37 @@ class LocalHost:
 
 
 class _LocalStream:
-    def __init__(self, node: Node, argv: Sequence[str], stdin: bytes) -> None:
+    def __init__(self, node: Node, argv: Sequence[str], stdin: bytes | None) -> None:
         self.node = node
-        self.process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        process = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
         )
-        assert self.process.stdin is not None  # noqa: S101
-        with contextlib.suppress(BrokenPipeError), self.process.stdin as pipe:
-            pipe.write(stdin)
+        assert process.stdin is not None  # noqa: S101
+        assert process.stdout is not None  # noqa: S101
+        self.process, self.stdin, self.stdout = process, process.stdin, process.stdout
+        if stdin is not None:
+            with contextlib.suppress(BrokenPipeError), self.stdin:
+                _write_all(self.stdin.fileno(), stdin)
 
     def read(self, silence_seconds: float) -> bytes:
-        assert self.process.stdout is not None  # noqa: S101
-        descriptor = self.process.stdout.fileno()
-        if not select.select([descriptor], [], [], silence_seconds)[0]:
+        if not select.select([self.stdout], [], [], silence_seconds)[0]:
             raise HostUnreachable(self.node.name, f"no word for {silence_seconds:g} s")
-        return os.read(descriptor, READ_BYTES)
+        return os.read(self.stdout.fileno(), READ_BYTES)
+
+    def write(self, data: bytes) -> None:
+        try:
+            _write_all(self.stdin.fileno(), data)
+        except OSError as error:
+            raise HostUnreachable(self.node.name, "it has stopped listening") from error
 
     def close(self) -> None:
-        assert self.process.stdout is not None  # noqa: S101
-        self.process.stdout.close()
+        self.stdin.close()
+        self.stdout.close()
         self.process.kill()
         self.process.wait()
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -11,10 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import NodeFault, NodesBusy
+from .errors import HostError, NodeFault, NodesBusy
 from .hosts import Host, Stream
 from .node.follow import CHUNK_BYTES, COMPRESSED, FRAME
 from .node.main import MARK
+from .ssh import ANSWER_LIMIT_BYTES
 
 # What the remote login shell runs. The zip lives in memory only (memfd), so nothing is left on the node.
 BOOTSTRAP = (
@@ -39,8 +41,56 @@ def ask(
     host: Host, operation: str, *, blob: bytes = b"", timeout_seconds: float = 30.0, **request: Any
 ) -> dict[str, Any]:
     """The node's answer to one request; raises HostError, NodesBusy or NodeFault."""
-    argv, stdin = _call(host, dict(request, op=operation), blob)
-    said = host.run(argv, stdin, timeout_seconds)
+    argv, program = _program(host)
+    said = host.run(argv, program + _request(operation, request, blob), timeout_seconds)
+    return _answer(host, operation, said)
+
+
+class Conversation:
+    """Several requests to one process on a node, as `ask` would make each to one of its own.
+
+    A launch is three requests in a row, and to start a Python for each takes longer than the answer.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._stream: Stream | None = None
+
+    def ask(
+        self, operation: str, *, blob: bytes = b"", timeout_seconds: float = 30.0, **request: Any
+    ) -> dict[str, Any]:
+        """See `ask`. After an error the next request begins anew."""
+        deadline = time.monotonic() + timeout_seconds
+        try:
+            if self._stream is None:
+                argv, program = _program(self.host)
+                self._stream = self.host.stream(argv, None)
+                self._stream.write(program)
+            self._stream.write(_request(operation, request, blob))
+            said = bytearray()
+            while MARK not in said or not said.endswith(b"\n"):
+                received = self._stream.read(max(0.01, deadline - time.monotonic()))
+                if not received or len(said) > ANSWER_LIMIT_BYTES:
+                    break
+                said += received
+        except HostError:
+            self.close()
+            self.host.close()
+            raise
+        if not said:
+            # It did not even start. `ask` is told why: it reads the exit code and what stands on stderr.
+            self.close()
+            return ask(self.host, operation, blob=blob, timeout_seconds=timeout_seconds, **request)
+        return _answer(self.host, operation, bytes(said))
+
+    def close(self) -> None:
+        """End the process on the node."""
+        if self._stream:
+            self._stream.close()
+            self._stream = None
+
+
+def _answer(host: Host, operation: str, said: bytes) -> dict[str, Any]:
     try:
         answer = json.loads(said.rpartition(MARK)[2])
         if MARK not in said or not isinstance(answer, dict):
@@ -77,7 +127,8 @@ def follow(host: Host, silence_seconds: float, **request: Any) -> Iterator[Frame
 
     A node that is silent for `silence_seconds` counts as lost; it sends a heartbeat when it has nothing to say.
     """
-    stream = host.stream(*_call(host, dict(request, op="follow"), b""))
+    argv, program = _program(host)
+    stream = host.stream(argv, program + _request("follow", request, b""))
     try:
         buffer = _after_mark(host, stream, silence_seconds)
         while True:
@@ -100,9 +151,8 @@ def follow(host: Host, silence_seconds: float, **request: Any) -> Iterator[Frame
         stream.close()
 
 
-def _call(host: Host, request: dict[str, Any], blob: bytes) -> tuple[list[str], bytes]:
-    if blob:
-        request["blob_bytes"] = len(blob)
+def _program(host: Host) -> tuple[list[str], bytes]:
+    """(argv, the beginning of stdin) of the process on the node that answers requests."""
     packed = node_zip()
     python = host.node.python
     # -E and -S: nothing of the node's own Python set-up is wanted, and it starts in half the time.
@@ -110,7 +160,12 @@ def _call(host: Host, request: dict[str, Any], blob: bytes) -> tuple[list[str], 
     if python.startswith("~/"):
         # Only the remote shell knows its home; the path itself stays quoted.
         argv = ["sh", "-c", 'exec "$HOME/$0" "$@"', python[2:], *argv[1:]]
-    return argv, packed + json.dumps(request).encode() + b"\n" + blob
+    return argv, packed
+
+
+def _request(operation: str, request: dict[str, Any], blob: bytes) -> bytes:
+    sized = {"blob_bytes": len(blob)} if blob else {}
+    return json.dumps({**request, **sized, "op": operation}).encode() + b"\n" + blob
 
 
 def _after_mark(host: Host, stream: Stream, silence_seconds: float) -> bytearray:

@@ -37,6 +37,7 @@ READ_BYTES = 1 << 18
 # More than any answer needs: a node must not fill the controller's memory.
 ANSWER_LIMIT_BYTES = 16 << 20
 KEEPALIVE_SECONDS = 15
+WRITE_SECONDS = 30.0  # for a node to take the next piece of what it is given
 
 # Whatever goes wrong is told as a HostError; paramiko would tell it a second time, on stderr.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
@@ -118,7 +119,7 @@ class SshHost(Connection):  # type: ignore[misc]
                 raise _explained(self, EOFError())
         return stdout_of(self.node, argv, channel.exit_status, bytes(output), complaint.last)
 
-    def stream(self, argv: Sequence[str], stdin: bytes = b"") -> _SshStream:
+    def stream(self, argv: Sequence[str], stdin: bytes | None = b"") -> _SshStream:
         """See Host."""
         return _SshStream(self, self._execute(argv, stdin, timeout_seconds=30.0))
 
@@ -133,7 +134,7 @@ class SshHost(Connection):  # type: ignore[misc]
         """See Host."""
         return function(self)
 
-    def _execute(self, argv: Sequence[str], stdin: bytes, timeout_seconds: float) -> paramiko.Channel:
+    def _execute(self, argv: Sequence[str], stdin: bytes | None, timeout_seconds: float) -> paramiko.Channel:
         """The channel of the started command, fed in the background. A connection found dead is opened anew, once."""
         warm = self.is_connected
         self.open()
@@ -154,7 +155,8 @@ class SshHost(Connection):  # type: ignore[misc]
         except (paramiko.SSHException, OSError, EOFError) as error:
             self.close()
             raise _explained(self, error) from error
-        threading.Thread(target=_feed, args=(channel, stdin), daemon=True).start()
+        if stdin is not None:
+            threading.Thread(target=_feed, args=(channel, stdin), daemon=True).start()
         return channel
 
 
@@ -230,6 +232,13 @@ class _SshStream:
         try:
             return _receive(self.channel, time.monotonic() + silence_seconds)
         except (paramiko.SSHException, OSError) as error:
+            raise _explained(self.host, error) from error
+
+    def write(self, data: bytes) -> None:
+        try:
+            self.channel.settimeout(WRITE_SECONDS)
+            self.channel.sendall(data)
+        except (paramiko.SSHException, OSError, EOFError) as error:
             raise _explained(self.host, error) from error
 
     def close(self) -> None:

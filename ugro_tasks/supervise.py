@@ -33,7 +33,7 @@ from .health import ClusterHealth, examine
 from .hosts import Fleet, Host
 from .job import Cause, Event, NodePlan, Phase, RankState
 from .plan import make_plan
-from .remote import ask, node_zip
+from .remote import Conversation, ask, node_zip
 from .streams import RETRY_SECONDS, End, follow_rank
 
 T = TypeVar("T")
@@ -56,12 +56,17 @@ class Supervision:
         self.record, self.state = experiment.record(), experiment.state()
         self.cluster = Cluster.model_validate(self.record.cluster)
         self._changing = threading.RLock()
+        self._talks: dict[str, Conversation] = {}
 
     def run(self) -> None:
         """Returns when the job has ended: nothing of it is left, or its record names what is."""
         try:
             if self.state.phase in {Phase.QUEUED, Phase.PREPARING}:
-                self._launch()
+                try:
+                    self._launch()
+                finally:
+                    for talk in self._talks.values():
+                        talk.close()
             self._see_through()
         except _Over as over:
             self._finish(over)
@@ -74,7 +79,7 @@ class Supervision:
         """All ranks run; otherwise none does, and `_Over` or UgroError says why."""
         if self.record.plan is None:
             self._say(f"checking {len(self.cluster.nodes)} nodes")
-            health = examine(self.fleet, self.cluster)
+            health = examine(self.fleet, self.cluster, self._ask)
             self._insist(lambda: self.experiments.save_cluster_state(health))
             self._gate(health)
             made = make_plan(self.record, self.cluster, health.facts())
@@ -85,7 +90,7 @@ class Supervision:
         )
         code = self.experiment.code_archive()
         self._on_all("prepare", lambda host, plan: self._prepare(host, plan, code))
-        self._on_all("start", lambda host, plan: ask(host, "start", folder=plan.folder))
+        self._on_all("start", lambda host, plan: self._ask(host, "start", folder=plan.folder))
         self._change(phase=Phase.RUNNING, started_at=time.time())
         for plan in self._plans:
             self._say(f"rank {plan.rank} runs", plan.node)
@@ -105,7 +110,7 @@ class Supervision:
     def _prepare(self, host: Host, plan: NodePlan, code: bytes) -> None:
         packed = node_zip()
         request = {name: getattr(plan, name) for name in ("token", "node", "folder", "argv", "env")}
-        ask(
+        self._ask(
             host,
             "prepare",
             blob=packed + code,
@@ -115,6 +120,10 @@ class Supervision:
             hold_seconds=HOLD_SECONDS,
             **request,
         )
+
+    def _ask(self, host: Host, operation: str, **request: Any) -> dict[str, Any]:
+        talk = self._talks.setdefault(host.node.name, Conversation(host))
+        return talk.ask(operation, **request)
 
     def _on_all(self, step: str, action: Callable[[Host, NodePlan], Any]) -> None:
         """The step on all nodes at once. Where one cannot do it, or a stop is asked for, everything is undone."""

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from typing import Any
 
@@ -75,6 +74,8 @@ def lay_out(folder: str, request: Json, blob: bytes) -> None:
             os.unlink(os.path.join(folder, name))
     with open(os.path.join(folder, "node.zip"), "wb") as file:
         file.write(blob[: request["node_bytes"]])
+    import tarfile  # only this request needs it
+
     with tarfile.open(fileobj=io.BytesIO(blob[request["node_bytes"] :])) as archive:
         # The controller made the archive; newer Pythons want to hear that it is trusted only so far.
         safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
