@@ -17,6 +17,8 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
+
 from .applog import open_log
 from .cluster import Cluster, Node
 from .errors import RecordError, UgroError
@@ -43,7 +45,7 @@ class Agent:
     def run(self) -> None:
         """Until no job has been unfinished for the linger time of the last cluster, or UGRO itself was updated."""
         idle_since = time.monotonic()
-        while True:
+        while self.experiments.folder.is_dir():
             if self._folder_changed():
                 if not self._jobs and self._code != _newest_code():
                     return
@@ -84,16 +86,12 @@ class Agent:
             self._give_up(experiment, error, log)
 
     def _give_up(self, experiment: Experiment, error: Exception, log: logging.Logger) -> None:
+        words = f"UGRO itself failed ({error!r}); see agent.log, and end what is left: inv reset"
+        cause = Cause(message=words)
         try:
-            words = f"UGRO itself failed ({error!r}); see agent.log, and end what is left: inv reset"
             state = experiment.state()
-            over = Phase.FAILED
-            experiment.save_state(
-                type(state)(
-                    phase=over, submitted_at=state.submitted_at, started_at=state.started_at,
-                    ended_at=time.time(), ranks=state.ranks, cause=Cause(message=words), exit_code=1,
-                )
-            )  # fmt: skip
+            over = {"phase": Phase.FAILED, "ended_at": time.time(), "cause": cause, "exit_code": 1}
+            experiment.save_state(msgspec.structs.replace(state, **over))
         except (RecordError, OSError):
             log.exception("%s: its state could not be written", experiment.job_id)
 

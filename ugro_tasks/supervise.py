@@ -57,6 +57,7 @@ class Supervision:
         self.cluster = Cluster.model_validate(self.record.cluster)
         self._changing = threading.RLock()
         self._talks: dict[str, Conversation] = {}
+        self._wrote: list[str] = []  # the nodes with something to gather
 
     def run(self) -> None:
         """Returns when the job has ended: nothing of it is left, or its record names what is."""
@@ -70,6 +71,8 @@ class Supervision:
             self._see_through()
         except _Over as over:
             self._finish(over)
+            if over.phase is not Phase.SUCCEEDED:
+                self._gather()  # whoever waits for the proof of a stop, or for the cause, need not wait for this
         except UgroError as error:
             self._finish(_Over(Phase.FAILED, type(error), error.text))
 
@@ -160,7 +163,7 @@ class Supervision:
         ends: list[End] = []
         stopping: threading.Thread | None = None
         left: list[str] = []
-        asked = self.state.phase is Phase.STOPPING
+        asked = False
         while len(ends) < len(self._plans) or (stopping and stopping.is_alive()):
             if end := _get(heard, 0.1):
                 ends.append(end)
@@ -170,13 +173,14 @@ class Supervision:
                 stopping = self._in_thread(
                     "stop", lambda by_request: left.extend(self._stop_gang(by_request)), asked
                 )
-        self._gather(ends)
+        self._wrote = [end.node for end in ends if end.output_files or end.lost]
         if left:
             raise _Over(Phase.STOPPED if asked else Phase.FAILED, StopUnproven, "\n".join(left))
         if asked:
             raise _Over(Phase.STOPPED, Interrupted, "as asked; nothing of it is left on any node")
         if cause := find_cause(ends, self.experiment):
             raise _Over(Phase.FAILED, JobFailed, cause.message, cause)
+        self._gather()
         raise _Over(Phase.SUCCEEDED)
 
     def _follow(self, plan: NodePlan) -> End:
@@ -253,12 +257,11 @@ class Supervision:
 
     # ---- the end ----
 
-    def _gather(self, ends: list[End]) -> None:
-        wanted = [end.node for end in ends if end.output_files]
-        if not wanted:
+    def _gather(self) -> None:
+        if not self._wrote:
             return
-        self._say(f"gathering outputs of {', '.join(wanted)}")
-        for error in gather(self.experiment, self._plans, self.fleet, only=wanted):
+        self._say(f"gathering outputs of {', '.join(self._wrote)}")
+        for error in gather(self.experiment, self._plans, self.fleet, only=self._wrote):
             self._say(f"not gathered: {error.text}. Later: inv gather {self.experiment.job_id}")
 
     def _finish(self, over: _Over) -> None:

@@ -1,5 +1,6 @@
 """Whole launches on three hosts in which something breaks: nothing is lost, nothing is left, the cause is named."""
 
+import json
 import os
 import signal
 import time
@@ -123,3 +124,15 @@ def test_a_stop_reaches_a_node_that_was_cut_off(ugro: Ugro, hosts: list[LabHost]
     out, err = stopping.communicate(timeout=60)
     assert stopping.returncode == 0, out + err
     assert job.left() == []
+
+
+def test_a_job_that_ended_while_no_agent_lived_is_not_run_again(ugro: Ugro) -> None:
+    job = ugro.detach("exp1", "--seconds 2")
+    ugro.close()
+    # As an agent leaves it that is killed between the start and its word about it.
+    state = job.state()
+    (job.folder / "state.json").write_text(json.dumps({**state, "state": "preparing", "started_at": None}))
+    wait_until(lambda: not job.left(), "the ranks to end", 20)
+    assert ugro.run("attach", "exp1").returncode == 0
+    assert (job.folder / "logs" / "training_rank0.log").read_text().count("rank 0 step 0\n") == 1
+    assert all(there == here for there, here in job.digests())

@@ -36,8 +36,11 @@ class Said:
     def run(self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0) -> bytes:
         return b"".join(self.chunks)
 
-    def stream(self, argv: Sequence[str], stdin: bytes = b"") -> "Said":
+    def stream(self, argv: Sequence[str], stdin: bytes | None = b"") -> "Said":
         return self
+
+    def write(self, data: bytes) -> None:
+        raise NotImplementedError
 
     def read(self, silence_seconds: float) -> bytes:
         return self.chunks.pop(0) if self.chunks else b""

@@ -142,9 +142,9 @@ class Breaking:
         self.log, self.lives, self.end = log, list(lives), end
         self.connections = 0
 
-    def stream(self, argv: Sequence[str], stdin: bytes = b"") -> "Breaking":
+    def stream(self, argv: Sequence[str], stdin: bytes | None = b"") -> "Breaking":
         self.connections += 1
-        request = json.loads(stdin[len(node_zip()) :])
+        request = json.loads((stdin or b"")[len(node_zip()) :])
         at = request["offsets"][str(LOG)]
         wire = MARK + FRAME.pack(HEARTBEAT, 0, 0)
         for offset in range(at, len(self.log), 10):
@@ -153,6 +153,9 @@ class Breaking:
         wire += FRAME.pack(EXIT, 0, len(self.end)) + self.end
         self.wire = wire[: self.lives.pop(0)] if self.lives else wire
         return self
+
+    def write(self, data: bytes) -> None:
+        raise NotImplementedError
 
     def read(self, silence_seconds: float) -> bytes:
         came, self.wire = self.wire[:50], self.wire[50:]

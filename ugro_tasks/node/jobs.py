@@ -36,10 +36,11 @@ def prepare(request: Json, blob: bytes) -> Json:
     """The job's folder is there and its supervisor holds the lease, waiting for `start`.
 
     `blob` is node.zip (its first `node_bytes` bytes) and a tar of the scripts. Asked again for the same job, it
-    only says so. Refuses with "busy" and the holder where another job has the node.
+    only says so: what has run, or runs, is never begun a second time. Refuses with "busy" and the holder where
+    another job has the node.
     """
     folder = expand(request["folder"])
-    if supervisor_of(folder):
+    if supervisor_of(folder) or os.path.exists(os.path.join(folder, "torchrun.json")):
         return {"folder": folder}
     refuse_if_busy(request["token"])
     end_all(lambda: of_rank(request["token"]), 0.0)
