@@ -2,7 +2,9 @@
 
 from invoke.collection import Collection
 
-from .commands import cluster, develop, jobs, launch
+# Not by the name of `ugro_tasks.cluster`, which it would hide.
+from .commands import cluster as machines
+from .commands import develop, jobs, launch
 
 ns = Collection(
     launch.launch,
@@ -12,9 +14,9 @@ ns = Collection(
     jobs.logs,
     jobs.results,
     jobs.gather,
-    cluster.init,
-    cluster.health,
-    cluster.reset,
+    machines.init,
+    machines.health,
+    machines.reset,
 )
 if develop.in_checkout():
     ns.add_task(develop.check)

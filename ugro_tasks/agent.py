@@ -10,7 +10,6 @@ connections make the next launch fast.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import threading
@@ -21,7 +20,7 @@ import msgspec
 
 from .applog import open_log
 from .cluster import Cluster, Node
-from .errors import RecordError, UgroError
+from .errors import RecordError
 from .experiments import Experiment, Experiments
 from .hosts import Fleet, Host, connect
 from .job import Cause, Phase
@@ -29,6 +28,7 @@ from .supervise import Supervision
 
 POLL_SECONDS = 0.03
 LOCK_SECONDS = 2.0
+CLOCK_TICK_NS = 100_000_000
 
 
 class Agent:
@@ -60,7 +60,9 @@ class Agent:
     def _folder_changed(self) -> bool:
         """Whether there may be a new job: it changes the folder's time stamp."""
         was, self._seen = self._seen, self.experiments.folder.stat().st_mtime_ns
-        return was != self._seen
+        if time.time_ns() - self._seen < CLOCK_TICK_NS:
+            self._seen = -1  # the next job may come within the same tick of the file system's clock
+        return was != self._seen or self._seen == -1
 
     def _begin_new_jobs(self) -> None:
         for experiment in self.experiments.unfinished():
@@ -72,28 +74,29 @@ class Agent:
 
     def _supervise(self, experiment: Experiment) -> None:
         try:
-            cluster = Cluster.model_validate(experiment.record().cluster)
+            cluster = experiment.cluster()
             self._linger_seconds = cluster.timeouts.agent_linger_seconds
             log = open_log("agent", cluster)
-        except (UgroError, ValueError) as error:
-            # Somebody damaged the record: there is nothing left to tell where the job runs.
+        except RecordError as error:
             sys.stderr.write(f"{experiment.job_id}: {error}\n")
+            self._give_up(experiment, error.text)
             return
         try:
             Supervision(self.experiments, experiment, self._fleet(cluster), log).run()
         except Exception as error:  # a thread's edge: a bug must be seen, and its job must not hang
             log.exception("%s: a bug in UGRO", experiment.job_id)
-            self._give_up(experiment, error, log)
+            self._give_up(experiment, f"UGRO itself failed ({error!r}); see agent.log")
 
-    def _give_up(self, experiment: Experiment, error: Exception, log: logging.Logger) -> None:
-        words = f"UGRO itself failed ({error!r}); see agent.log, and end what is left: inv reset"
-        cause = Cause(message=words)
+    def _give_up(self, experiment: Experiment, why: str) -> None:
+        """The job's record says why nobody supervises it; one that had ended keeps its end."""
+        cause = Cause(message=f"{why}\n    end what may be left of it: inv reset")
         try:
             state = experiment.state()
-            over = {"phase": Phase.FAILED, "ended_at": time.time(), "cause": cause, "exit_code": 1}
-            experiment.save_state(msgspec.structs.replace(state, **over))
-        except (RecordError, OSError):
-            log.exception("%s: its state could not be written", experiment.job_id)
+            if not state.phase.finished:
+                over = {"phase": Phase.FAILED, "ended_at": time.time(), "cause": cause, "exit_code": 1}
+                experiment.save_state(msgspec.structs.replace(state, **over))
+        except (RecordError, OSError) as error:
+            sys.stderr.write(f"{experiment.job_id}: its state could not be written: {error}\n")
 
     def _fleet(self, cluster: Cluster) -> Fleet:
         """The cluster's hosts, with the connections that are open already."""

@@ -241,7 +241,7 @@ class Timeouts(Fact):
     connect_seconds: PositiveFloat = 5.0
     """For a node to answer, login included."""
     start_seconds: PositiveFloat = 60.0
-    """For all nodes to have started their rank."""
+    """For a node to prepare its rank, and again to start it."""
     rendezvous_seconds: PositiveInt = 300
     """For the ranks to find each other; `communication.timeout_seconds` is the same."""
     stop_grace_seconds: PositiveFloat = 15.0

@@ -32,6 +32,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from .cluster import Cluster
 from .errors import JobNotFound, RecordError, UsageError
 from .job import UNREADABLE, Code, Event, JobRecord, JobState, Phase
 
@@ -41,6 +42,11 @@ STAMP = re.compile(r"_\d{8}_\d{6}")
 LOG_NAME = re.compile(r"training_rank(\d+)\.log")
 NOT_CODE = ("__pycache__", "*.pyc", ".git", ".*_cache", ".venv")
 CODE_LIMIT_BYTES = 64 << 20
+METRICS_NAME = "metrics.jsonl"
+# What is UGRO's in a job's folder; a script's output must not take its place.
+OWN_NAMES = (
+    "config.json", "state.json", "events.jsonl", METRICS_NAME, "gpu.jsonl", "code", "logs", "ranks", "stop",
+)  # fmt: skip
 
 
 class Experiment:
@@ -58,7 +64,7 @@ class Experiment:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.job_id = folder.name
-        self.metrics = folder / "metrics.jsonl"
+        self.metrics = folder / METRICS_NAME
         self.gpu = folder / "gpu.jsonl"
         self.code = folder / "code"
         self._config = folder / "config.json"
@@ -83,6 +89,13 @@ class Experiment:
         """config.json; raises RecordError where it is not one."""
         return _read(self._config, JobRecord)
 
+    def cluster(self) -> Cluster:
+        """The cluster that the job was launched on, as it was then; raises RecordError."""
+        try:
+            return Cluster.model_validate(self.record().cluster)
+        except ValueError as error:
+            raise RecordError(f"{self._config}: its cluster is none that this UGRO knows: {error}") from error
+
     def save_record(self, record: JobRecord) -> None:
         """Replace config.json."""
         _replace(self._config, msgspec.json.format(msgspec.json.encode(record)))
@@ -106,8 +119,11 @@ class Experiment:
         return list(_events(whole)), offset + len(whole)
 
     def ask_to_stop(self) -> None:
-        """What `inv stop` and Ctrl-C do; the agent sees to the rest."""
-        self._stop.touch(mode=0o600)
+        """What `inv stop` and Ctrl-C do; the agent sees to the rest. Raises RecordError."""
+        try:
+            self._stop.touch(mode=0o600)
+        except OSError as error:
+            raise RecordError(f"{self._stop}: {error.strerror}; the job was not asked to stop") from error
 
     @property
     def stop_asked(self) -> bool:
@@ -303,7 +319,7 @@ def _events(lines: bytes) -> Iterator[Event]:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(content)
     temporary.replace(path)

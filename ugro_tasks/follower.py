@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 
-from .cluster import Timeouts
 from .display import clock, duration, note, open_console, show_json, show_plan, shown
 from .errors import Interrupted, StopUnproven, UgroError, by_exit_code
 from .experiments import Experiment, Experiments
@@ -81,7 +80,7 @@ class Follower:
         """Show what comes until the job has ended or is in one of these states; False where Ctrl-C left it."""
         with self._live or contextlib.nullcontext():
             for item in watch(
-                self.experiments, self.experiment, ranks=self.ranks, from_start=self.from_start, until=until
+                self.experiments, self.experiment, ranks=self.ranks, from_start=self.from_start
             ):
                 if self.interrupts.take():
                     if not interrupt_stops:
@@ -94,6 +93,8 @@ class Follower:
                     raise self._unproven("no proof yet")
                 if isinstance(item, JobState):
                     self._note_state(item)
+                    if item.phase in until:
+                        return True
                 elif isinstance(item, Progress):
                     self._metrics = item.metrics
                 elif item and not self.as_json:
@@ -103,7 +104,7 @@ class Follower:
 
     def _ask_to_stop(self) -> None:
         self.experiment.ask_to_stop()
-        timeouts = Timeouts.model_validate(self.experiment.record().cluster["timeouts"])
+        timeouts = self.experiment.cluster().timeouts
         self._stop_by = time.monotonic() + timeouts.stop_grace_seconds + STOP_PATIENCE_SECONDS
         note(f"stopping {self.experiment.job_id} on all nodes")
 

@@ -6,9 +6,8 @@ import contextlib
 import threading
 from collections.abc import Callable, Collection, Sequence
 
-from .cluster import Cluster
 from .errors import RecordError, UgroError
-from .experiments import Experiment
+from .experiments import METRICS_NAME, OWN_NAMES, Experiment
 from .hosts import Fleet, Host
 from .job import NodePlan
 from .rsync import Rsync
@@ -20,11 +19,13 @@ def gather(
     fleet: Fleet,
     *,
     only: Collection[str] | None = None,
+    clashing: Collection[str] = OWN_NAMES,
     progress: Callable[[str, int], None] | None = None,
 ) -> list[UgroError]:
     """Pull each rank's output folder, all nodes at once; gives what went wrong, [] if nothing did.
 
-    `progress` is told (node, percent). What arrived before a failure stays and is not pulled again.
+    What rank 0 wrote under a name of UGRO's own (`clashing`: what there may be of it) goes to ranks/0/. `progress` is
+    told (node, percent). What arrived before a failure stays and is not pulled again.
     """
     by_node = {plan.node: plan for plan in plans if only is None or plan.node in only}
     telling = threading.Lock()
@@ -33,8 +34,6 @@ def gather(
         plan = by_node.get(host.node.name)
         if plan is None:
             return None
-        target = experiment.outputs(plan.rank)
-        target.mkdir(parents=True, exist_ok=True)
 
         def tell(percent: int) -> None:
             with telling:
@@ -42,22 +41,37 @@ def gather(
                     progress(plan.node, percent)
 
         try:
-            # metrics.jsonl came as a stream already, and is still being written to where the job runs.
-            Rsync(host).pull(
-                rsync_path(plan.folder) + "/output/", f"{target}/", exclude=["/metrics.jsonl"], progress=tell
-            )
+            _pull(experiment, plan, Rsync(host), clashing, tell)
         except UgroError as error:
             return error
-        with contextlib.suppress(OSError):
-            target.rmdir()  # of a rank that wrote nothing
+        except OSError as error:
+            return RecordError(f"{error.filename or experiment.folder}: {error.strerror}")
         return None
 
     return [error for error in fleet.map(pull).values() if error]
 
 
-def rsync_path(folder: str) -> str:
-    """A folder on a node as rsync takes it: relative to the remote home, where a login begins."""
-    return folder.removeprefix("~/")
+def _pull(
+    experiment: Experiment,
+    plan: NodePlan,
+    rsync: Rsync,
+    clashing: Collection[str],
+    tell: Callable[[int], None],
+) -> None:
+    source = f"{plan.folder}/output/"
+    target = experiment.outputs(plan.rank)
+    target.mkdir(parents=True, exist_ok=True)
+    # metrics.jsonl came as a stream already, and is still being written where the job runs.
+    own = OWN_NAMES if plan.rank == 0 else [METRICS_NAME]
+    rsync.pull(source, f"{target}/", exclude=[f"/{name}" for name in own], progress=tell)
+    if plan.rank == 0 and (
+        aside := [name for name in clashing if name in OWN_NAMES and name != METRICS_NAME]
+    ):
+        target = experiment.folder / "ranks" / "0"
+        target.mkdir(parents=True, exist_ok=True)
+        rsync.pull(source, f"{target}/", only=[f"/{name}" for name in aside])
+    with contextlib.suppress(OSError):
+        target.rmdir()  # of a rank that wrote nothing
 
 
 def gather_again(experiment: Experiment, progress: Callable[[str, int], None]) -> None:
@@ -65,7 +79,7 @@ def gather_again(experiment: Experiment, progress: Callable[[str, int], None]) -
     record = experiment.record()
     if record.plan is None:
         raise RecordError(f"{experiment.job_id} never ran, so there is nothing to gather")
-    with Fleet.of(Cluster.model_validate(record.cluster)) as fleet:
+    with Fleet.of(experiment.cluster()) as fleet:
         errors = gather(experiment, record.plan.nodes, fleet, progress=progress)
     if len(errors) == 1:
         raise errors[0]

@@ -133,9 +133,12 @@ class LocalHost:
 class _LocalStream:
     def __init__(self, node: Node, argv: Sequence[str], stdin: bytes | None) -> None:
         self.node = node
-        process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
-        )
+        try:
+            process = subprocess.Popen(
+                argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
+            )
+        except OSError as error:
+            raise NodeFault(node.name, f"{argv[0]}: {error.strerror}") from error
         assert process.stdin is not None  # noqa: S101
         assert process.stdout is not None  # noqa: S101
         self.process, self.stdin, self.stdout = process, process.stdin, process.stdout

@@ -87,6 +87,8 @@ def _node_plan(
             "GLOO_SOCKET_IFNAME": interface,
             "NCCL_SOCKET_IFNAME": interface,
             "PYTHONUNBUFFERED": "1",
+            # Several ranks on one machine that promises no GPU: they must not all take the one that may be there.
+            **({"CUDA_VISIBLE_DEVICES": ""} if node.slot == node.name and node.gpu_model is None else {}),
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(max(1, round(cluster.timeouts.stop_grace_seconds))),
             **{key: value for key, value in record.env.items() if not key.startswith("UGRO_")},
             "UGRO_JOB_ID": record.job_id,

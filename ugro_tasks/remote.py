@@ -77,8 +77,8 @@ class Conversation:
             self.close()
             self.host.close()
             raise
-        if not said:
-            # It did not even start. `ask` is told why: it reads the exit code and what stands on stderr.
+        if MARK not in said or not said.endswith(b"\n"):
+            # It did not start, or broke down. `ask` is told why: it reads the exit code and what stands on stderr.
             self.close()
             return ask(self.host, operation, blob=blob, timeout_seconds=timeout_seconds, **request)
         return _answer(self.host, operation, bytes(said))

@@ -66,13 +66,12 @@ def one_job(experiment: Experiment, *, live: bool) -> JobReport:
         record=record,
         state=experiment.state(),
         events=experiment.events()[0],
-        live=_ask_nodes(record) if live else None,
+        live=_ask_nodes(experiment, record) if live else None,
     )
 
 
-def _ask_nodes(record: JobRecord) -> dict[str, dict[str, Any]]:
+def _ask_nodes(experiment: Experiment, record: JobRecord) -> dict[str, dict[str, Any]]:
     # Nothing else here needs SSH, and loading it takes longer than all the rest.
-    from .cluster import Cluster
     from .hosts import Fleet, Host
     from .remote import ask
 
@@ -84,7 +83,7 @@ def _ask_nodes(record: JobRecord) -> dict[str, dict[str, Any]]:
 
     if not plans:
         return {}
-    with Fleet.of(Cluster.model_validate(record.cluster)) as fleet:
+    with Fleet.of(experiment.cluster()) as fleet:
         answers = fleet.map(state)
     return {node: {"error": a.text} if isinstance(a, HostError) else a for node, a in answers.items()}
 

@@ -85,7 +85,7 @@ class SshHost(Connection):  # type: ignore[misc]
                     # Not self.open(): Fabric's own, for the host as for its jump hosts.
                     Connection.open(connection)
                 except (paramiko.SSHException, OSError, EOFError) as error:
-                    connection.close()
+                    connection.client.close()  # Fabric's close() passes over a login that failed half way
                     raise _explained(self, error, connection) from error
                 connection.transport.set_keepalive(KEEPALIVE_SECONDS)
 

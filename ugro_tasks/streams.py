@@ -34,7 +34,7 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     stopped: str | None = None
     lost: str | None = None
-    output_files: int = 0
+    outputs: tuple[str, ...] = ()  # the topmost names of what it wrote
 
     @property
     def failed(self) -> bool:
@@ -130,7 +130,7 @@ class _ExitRecord(msgspec.Struct, frozen=True):
     signal: int | None = None
     error: str | None = None
     stopped: str | None = None
-    output_files: int = 0
+    outputs: tuple[str, ...] = ()  # the topmost names of what it wrote
 
 
 class _LostRecord(msgspec.Struct, frozen=True):

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import msgspec
 
 from .causes import find_cause
-from .cluster import Cluster
 from .errors import (
     HostError,
     Interrupted,
@@ -27,7 +26,7 @@ from .errors import (
     StopUnproven,
     UgroError,
 )
-from .experiments import Experiment, Experiments
+from .experiments import METRICS_NAME, Experiment, Experiments
 from .gather import gather
 from .health import ClusterHealth, examine
 from .hosts import Fleet, Host
@@ -40,10 +39,8 @@ T = TypeVar("T")
 
 # A rank whose peer is gone waits in a collective and cannot react to TERM.
 FAILURE_GRACE_SECONDS = 2.0
-# How long a prepared node waits to be started before it frees itself.
-HOLD_SECONDS = 60.0
-# Other ranks fail in the wake of the first: the true cause may be heard of a moment later.
-WAKE_SECONDS = 0.5
+# How long a prepared node waits for the start, beyond the time that the slowest may take to prepare.
+HOLD_SECONDS = 30.0
 
 
 class Supervision:
@@ -54,10 +51,13 @@ class Supervision:
     ) -> None:
         self.experiments, self.experiment, self.fleet, self.log = experiments, experiment, fleet, log
         self.record, self.state = experiment.record(), experiment.state()
-        self.cluster = Cluster.model_validate(self.record.cluster)
+        self.cluster = experiment.cluster()
         self._changing = threading.RLock()
         self._talks: dict[str, Conversation] = {}
-        self._wrote: list[str] = []  # the nodes with something to gather
+        self._wrote: dict[
+            str, tuple[str, ...]
+        ] = {}  # the nodes with something to gather, and its topmost names
+        self._results: queue.SimpleQueue[End | list[str] | Exception] = queue.SimpleQueue()
 
     def run(self) -> None:
         """Returns when the job has ended: nothing of it is left, or its record names what is."""
@@ -93,7 +93,7 @@ class Supervision:
         )
         code = self.experiment.code_archive()
         self._on_all("prepare", lambda host, plan: self._prepare(host, plan, code))
-        self._on_all("start", lambda host, plan: self._ask(host, "start", folder=plan.folder))
+        self._on_all("start", self._start)
         self._change(phase=Phase.RUNNING, started_at=time.time())
         for plan in self._plans:
             self._say(f"rank {plan.rank} runs", plan.node)
@@ -120,9 +120,12 @@ class Supervision:
             node_bytes=len(packed),
             timeout_seconds=self.cluster.timeouts.start_seconds,
             controller=str(self.experiments.folder),
-            hold_seconds=HOLD_SECONDS,
+            hold_seconds=self.cluster.timeouts.start_seconds + HOLD_SECONDS,
             **request,
         )
+
+    def _start(self, host: Host, plan: NodePlan) -> None:
+        self._ask(host, "start", timeout_seconds=self.cluster.timeouts.start_seconds, folder=plan.folder)
 
     def _ask(self, host: Host, operation: str, **request: Any) -> dict[str, Any]:
         talk = self._talks.setdefault(host.node.name, Conversation(host))
@@ -157,23 +160,27 @@ class Supervision:
 
     def _see_through(self) -> None:
         """Follow every rank; the first failure, or a stop that is asked for, stops the others. Raises `_Over`."""
-        heard: queue.SimpleQueue[End] = queue.SimpleQueue()
         for plan in self._plans:
-            self._in_thread(f"follow-{plan.node}", lambda one: heard.put(self._follow(one)), plan)
+            self._in_thread(f"follow-{plan.node}", self._follow, plan)
         ends: list[End] = []
-        stopping: threading.Thread | None = None
-        left: list[str] = []
-        asked = False
-        while len(ends) < len(self._plans) or (stopping and stopping.is_alive()):
-            if end := _get(heard, 0.1):
-                ends.append(end)
-                self._note(end)
-            asked = asked or (self.experiment.stop_asked and not any(end.failed for end in ends))
-            if stopping is None and (asked or any(end.failed for end in ends)):
-                stopping = self._in_thread(
-                    "stop", lambda by_request: left.extend(self._stop_gang(by_request)), asked
-                )
-        self._wrote = [end.node for end in ends if end.output_files or end.lost]
+        stopping, asked = False, False
+        left: list[str] | None = (
+            None  # after a stop: a line for each node that could not show that nothing is left
+        )
+        while len(ends) < len(self._plans) or (stopping and left is None):
+            told = self._told(0.1)
+            if isinstance(told, End):
+                ends.append(told)
+                self._note(told)
+            elif told is not None:
+                left = told
+            failed = any(end.failed for end in ends)
+            if not stopping and not failed and len(ends) < len(self._plans):
+                asked = self.experiment.stop_asked
+            if not stopping and (asked or failed):
+                stopping = True
+                self._in_thread("stop", self._stop_gang, asked)
+        self._wrote = {end.node: end.outputs for end in ends if set(end.outputs) - {METRICS_NAME} or end.lost}
         if left:
             raise _Over(Phase.STOPPED if asked else Phase.FAILED, StopUnproven, "\n".join(left))
         if asked:
@@ -261,7 +268,8 @@ class Supervision:
         if not self._wrote:
             return
         self._say(f"gathering outputs of {', '.join(self._wrote)}")
-        for error in gather(self.experiment, self._plans, self.fleet, only=self._wrote):
+        clashing = {name for names in self._wrote.values() for name in names}
+        for error in gather(self.experiment, self._plans, self.fleet, only=self._wrote, clashing=clashing):
             self._say(f"not gathered: {error.text}. Later: inv gather {self.experiment.job_id}")
 
     def _finish(self, over: _Over) -> None:
@@ -308,10 +316,25 @@ class Supervision:
                 warned = True
                 time.sleep(1)
 
-    def _in_thread(self, name: str, work: Callable[[T], object], argument: T) -> threading.Thread:
-        thread = threading.Thread(target=work, args=(argument,), name=name, daemon=True)
-        thread.start()
-        return thread
+    def _in_thread(self, name: str, work: Callable[[T], End | list[str]], argument: T) -> None:
+        """`_told` gives what the work returns, or raises what it raises: no result is no proof of anything."""
+
+        def run() -> None:
+            try:
+                self._results.put(work(argument))
+            except Exception as error:  # a thread's edge
+                self._results.put(error)
+
+        threading.Thread(target=run, name=name, daemon=True).start()
+
+    def _told(self, seconds: float) -> End | list[str] | None:
+        try:
+            result = self._results.get(timeout=seconds)
+        except queue.Empty:
+            return None
+        if isinstance(result, Exception):
+            raise result
+        return result
 
 
 class _Over(Exception):
@@ -323,10 +346,3 @@ class _Over(Exception):
         super().__init__(words)
         self.phase, self.words, self.cause = phase, words, cause
         self.exit_code = error.exit_code if error else 0
-
-
-def _get(ends: queue.SimpleQueue[End], seconds: float) -> End | None:
-    try:
-        return ends.get(timeout=seconds)
-    except queue.Empty:
-        return None

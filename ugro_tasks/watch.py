@@ -9,12 +9,15 @@ from pathlib import Path
 
 import msgspec
 
+from .errors import RecordError
 from .experiments import Experiment, Experiments
-from .job import Event, JobState, Phase
+from .job import Event, JobState
 from .summon import ensure_agent
 
 POLL_SECONDS = 0.05
 AGENT_SECONDS = 1.0  # how often to see whether an unfinished job still has its agent
+AGENTS_TRIED = 5  # in a row
+READ_BYTES = 1 << 20
 LINE_BYTES = 1 << 16  # a line that is longer is shown in pieces
 
 
@@ -42,12 +45,12 @@ class Tail:
         try:
             with self.path.open("rb") as file:
                 file.seek(self.offset)
-                new = file.read(1 << 20)
+                new = file.read(READ_BYTES)
         except FileNotFoundError:
             return []
         self.offset += len(new)
         lines, newline, self._rest = (self._rest + new).rpartition(b"\n")
-        if self._rest and (rest_too or len(self._rest) > LINE_BYTES):
+        if self._rest and ((rest_too and len(new) < READ_BYTES) or len(self._rest) > LINE_BYTES):
             lines, newline, self._rest = lines + newline + self._rest, b"\n", b""
         return lines.decode("utf-8", "replace").split("\n") if newline else []
 
@@ -58,16 +61,15 @@ def watch(
     *,
     ranks: list[int] | None = None,
     from_start: bool = True,
-    until: frozenset[Phase] = frozenset(),
 ) -> Iterator[Event | Line | Progress | JobState | None]:
     """Everything as it comes: events, lines of the ranks, metrics, and the state whenever it changes.
 
-    None says that nothing came for a moment. Ends when the job has, or with the first state in `until`. An agent
-    that died meanwhile is started again.
+    None says that nothing came for a moment. Ends when the job has. An agent that died meanwhile is started again;
+    RecordError is raised where none of them lives.
     """
     logs: dict[int, Tail] = {}
     metrics = Tail(experiment.metrics)
-    event_offset, last_state, agent_seen = 0, None, time.monotonic()
+    event_offset, last_state, agent_seen, agents_begun = 0, None, time.monotonic(), 0
     while True:
         # The state is read first: whatever belongs to its end is in the files by then.
         state = experiment.state()
@@ -87,11 +89,15 @@ def watch(
         if state != last_state:
             yield state
             last_state = state
-        if state.phase in until or (state.phase.finished and not moved):
+        if state.phase.finished and not moved:
             return
         if not state.phase.finished and time.monotonic() - agent_seen > AGENT_SECONDS:
             agent_seen = time.monotonic()
-            ensure_agent(experiments)
+            agents_begun = agents_begun + 1 if ensure_agent(experiments) else 0
+            if agents_begun > AGENTS_TRIED:
+                raise RecordError(
+                    f"the agent dies as soon as it starts; it says why in {experiments.agent_stderr}"
+                )
         if not moved:
             yield None
             time.sleep(POLL_SECONDS)

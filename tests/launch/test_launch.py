@@ -78,6 +78,15 @@ def test_five_megabytes_from_each_rank_arrive_whole(ugro: Ugro) -> None:
     assert (ugro.job("exp1").folder / "logs" / "training_rank2.log").stat().st_size >= 5_000_000
 
 
+def test_the_cards_are_sampled_while_a_job_runs(ugro: Ugro, hosts: list[LabHost]) -> None:
+    hosts[1].nvidia_smi("rtx4070")  # a stand-in that replays recorded output
+    assert ugro.launch("exp1", "--seconds 1").returncode == 0
+    samples = [json.loads(line) for line in (ugro.job("exp1").folder / "gpu.jsonl").read_text().splitlines()]
+    assert {sample["node"] for sample in samples} == {"lab1"}
+    assert "RTX 4070" in samples[0]["name"]
+    assert float(samples[0]["memory.used"]) >= 0
+
+
 def test_detach_returns_when_all_ranks_run_and_attach_follows_to_the_end(ugro: Ugro) -> None:
     job = ugro.detach("exp1", "--seconds 4")
     assert job.state()["state"] == "running"
@@ -236,3 +245,12 @@ def test_the_local_cluster_runs_and_stops(lab: Lab, tmp_path: Path) -> None:
     pid = int((tmp_path / "experiments" / ".agent.lock").read_text())
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the agent to end")
+
+
+def test_an_output_with_a_name_of_ugros_own_takes_nothings_place(ugro: Ugro) -> None:
+    assert ugro.launch("exp1", "--clash").returncode == 0
+    job = ugro.job("exp1").folder
+    assert json.loads((job / "config.json").read_text())["job_name"] == "exp1"
+    assert (job / "ranks" / "0" / "config.json").read_text() == "a model's"
+    assert not (job / "ranks" / "0" / "checkpoints").exists()
+    assert "succeeded" in ugro.run("status", "exp1").stdout

@@ -9,7 +9,7 @@ import struct
 import time
 import zlib
 
-from .system import Json, boot_id, expand, of_rank, read_json, supervisor_of
+from .system import Json, boot_id, expand, read_json, supervisor_of
 
 # kind, byte offset in its stream, payload length; then the payload
 FRAME = struct.Struct(">BQI")
@@ -25,8 +25,7 @@ STREAMS = {LOG: "log", METRICS: "output/metrics.jsonl", GPU: "gpu.jsonl"}
 def follow(request: Json) -> None:
     """Send what is new in each stream, a HEARTBEAT when quiet, and EXIT or LOST as the last frame.
 
-    EXIT carries exit.json. LOST says that no supervisor lives and none left a record:
-    {known, rebooted, left: processes of the job}.
+    EXIT carries exit.json. LOST says that no supervisor lives and none left a record: {known, rebooted}.
     """
     folder = expand(request["folder"])
     offsets = {int(kind): offset for kind, offset in request["offsets"].items()}
@@ -41,7 +40,7 @@ def follow(request: Json) -> None:
             return send(EXIT, 0, json.dumps(ended).encode())
         elif time.monotonic() - quiet_since > request["heartbeat_seconds"]:
             if not supervisor_of(folder) and not os.path.exists(os.path.join(folder, "exit.json")):
-                return send(LOST, 0, json.dumps(lost(folder, request)).encode())
+                return send(LOST, 0, json.dumps(lost(folder)).encode())
             send(HEARTBEAT, 0, b"")
             quiet_since = time.monotonic()
         else:
@@ -66,11 +65,10 @@ def forward(folder: str, kind: int, offsets: "dict[int, int]") -> bool:
     return True
 
 
-def lost(folder: str, request: Json) -> Json:
+def lost(folder: str) -> Json:
     was = read_json(os.path.join(folder, "supervisor.json"))
-    left = of_rank(request["token"])
     rebooted = was is not None and was["boot_id"] != boot_id()
-    return {"known": was is not None, "rebooted": rebooted, "left": [p.facts() for p in left]}
+    return {"known": was is not None, "rebooted": rebooted}
 
 
 def send(kind: int, offset: int, payload: bytes) -> None:

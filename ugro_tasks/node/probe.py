@@ -135,8 +135,10 @@ def run_later(argv: List[str], limit_seconds: float = 20.0) -> Callable[[], Json
         try:
             out, err = process.communicate(timeout=limit_seconds)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
+            process.kill()  # and no waiting: with a card off the bus, nvidia-smi cannot even be killed
+            for pipe in (process.stdout, process.stderr):
+                if pipe:
+                    pipe.close()
             return {
                 "code": None,
                 "stdout": "",

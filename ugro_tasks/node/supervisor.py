@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
-from typing import Dict, Optional
+from typing import Dict, Optional, Tuple
 
 from .probe import GPU_FIELDS, nvidia_smi
 from .system import (
@@ -35,6 +35,7 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 GPU_SAMPLE_SECONDS = 5.0
 LEFTOVER_GRACE_SECONDS = 2.0  # for what a script forked and left behind
 ERROR_CHARACTERS = 20_000
+OUTPUTS_TOLD = 1000
 
 # Variables that would change torchrun's flags or a rank's place in the gang.
 MISLEADING = re.compile(
@@ -65,19 +66,27 @@ def supervise(folder: str) -> None:
     os.write(1, json.dumps({"leased": lease is not None}).encode())
     os.dup2(2, 1)
     if not lease:
-        return
+        return None
     with lease:
         signum = wait_for((GO, *STOP), plan["hold_seconds"])
-        record: Json = {"code": None, "signal": None, "error": None, "started_at": None}
+        record: Json = {"code": None, "signal": None, "error": None, "started_at": None, "stopped": None}
         if signum == GO:
             record.update(run(folder, plan))
         elif signum is None:
             record["error"] = "prepared, but not told to start within %g s" % plan["hold_seconds"]
-        order = read_json(os.path.join(folder, "stop.json")) or {"reason": None}
-        write_json(
-            os.path.join(folder, "exit.json"),
-            dict(record, stopped=order["reason"], ended_at=time.time()),
-        )
+        else:
+            record["stopped"] = stop_order(folder)["reason"]
+        while True:
+            try:
+                return write_json(os.path.join(folder, "exit.json"), dict(record, ended_at=time.time()))
+            except OSError:  # the disk is full: what is known of the end must not be lost
+                time.sleep(1.0)
+
+
+def stop_order(folder: str) -> Json:
+    """What `stop` was asked for; it may have come by a bare signal, or on a full disk."""
+    order = read_json(os.path.join(folder, "stop.json"))
+    return order or {"grace_seconds": LEFTOVER_GRACE_SECONDS, "reason": "asked"}
 
 
 def run(folder: str, plan: Json) -> Json:
@@ -96,7 +105,7 @@ def run(folder: str, plan: Json) -> Json:
             return {"code": 127, "error": "%s: %s" % (plan["argv"][0], error.strerror)}
     started_at = time.time()
     write_json(os.path.join(folder, "torchrun.json"), identity(torchrun.pid))
-    status = watch(folder, plan, torchrun.pid)
+    status, stopped = watch(folder, plan, torchrun.pid)
     # No status: its grace is used up. Otherwise only what the script left behind is still there.
     grace_seconds = 0.0 if status is None else LEFTOVER_GRACE_SECONDS
     end_all(lambda: of_rank(plan["token"]), grace_seconds)
@@ -105,40 +114,41 @@ def run(folder: str, plan: Json) -> Json:
         "signal": os.WTERMSIG(status) if status is not None and os.WIFSIGNALED(status) else None,
         "error": read_text(os.path.join(folder, "error.json"))[-ERROR_CHARACTERS:] or None,
         "started_at": started_at,
-        "output_files": count_outputs(os.path.join(folder, "output")),
+        "stopped": stopped,
+        "outputs": sorted(os.listdir(os.path.join(folder, "output")))[:OUTPUTS_TOLD],
     }
 
 
-def count_outputs(folder: str) -> int:
-    """How many files there are to gather; metrics.jsonl went home as a stream."""
-    return sum(len(files) for _, _, files in os.walk(folder)) - os.path.exists(
-        os.path.join(folder, "metrics.jsonl")
-    )
+def watch(folder: str, plan: Json, torchrun: int) -> Tuple[Optional[int], Optional[str]]:
+    """torchrun's wait status, None where its grace ran out; and why it was told to stop, None where it was not.
 
-
-def watch(folder: str, plan: Json, torchrun: int) -> Optional[int]:
-    """torchrun's wait status; None where its grace ran out. Reaps orphans and samples the GPU meanwhile."""
+    Reaps orphans and samples the GPU meanwhile.
+    """
     deadline = float("inf")
+    stopped: Optional[str] = None
     sampler: Optional[subprocess.Popen[bytes]] = None
     next_sample = time.monotonic() if shutil.which("nvidia-smi") else float("inf")
     while True:
         for pid, status in reap():
             if pid == torchrun:
-                return status
+                return status, stopped
             if sampler and pid == sampler.pid:
-                record_sample(folder, plan, sampler)
+                with contextlib.suppress(OSError):
+                    record_sample(folder, plan, sampler)
                 sampler = None
         now = time.monotonic()
         if now >= deadline:
-            return None
+            return None, stopped
         if now >= next_sample:
             next_sample = now + GPU_SAMPLE_SECONDS
             if sampler is None:
-                sampler = subprocess.Popen(
-                    nvidia_smi("gpu", GPU_FIELDS), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-                )
+                with contextlib.suppress(OSError):  # a sample is not worth a training
+                    sampler = subprocess.Popen(
+                        nvidia_smi("gpu", GPU_FIELDS), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+                    )
         if wait_for(WATCHED, min(next_sample, deadline, now + 3600) - now) in STOP:
-            order = read_json(os.path.join(folder, "stop.json")) or {"grace_seconds": LEFTOVER_GRACE_SECONDS}
+            order = stop_order(folder)
+            stopped = order["reason"]
             deadline = min(deadline, time.monotonic() + order["grace_seconds"])
             with contextlib.suppress(ProcessLookupError):
                 os.kill(torchrun, signal.SIGTERM)

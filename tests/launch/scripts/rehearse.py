@@ -19,6 +19,7 @@ parser.add_argument("--fail-rank", type=int, default=-1)
 parser.add_argument("--fail-code", type=int, default=0, help="0: raise instead")
 parser.add_argument("--ignore-term", action="store_true")
 parser.add_argument("--daemon", action="store_true", help="leave a process of a session of its own behind")
+parser.add_argument("--clash", action="store_true", help="write a file with the name of one of UGRO's own")
 parser.add_argument("--echo", default="")
 options = parser.parse_args()
 
@@ -51,5 +52,7 @@ if rank == options.fail_rank:
     raise ValueError("the learning rate went to the moon")
 if options.fail_rank >= 0:
     time.sleep(600)  # as a peer that waits in a collective
+if options.clash:
+    (output / "config.json").write_text("a model's")
 (output / "checkpoints").mkdir(exist_ok=True)
 (output / "checkpoints" / "last.pt").write_bytes(b"weights of rank %d" % rank)
