@@ -34,7 +34,7 @@ class Follower:
     ) -> None:
         self.experiments, self.experiment, self.interrupts = experiments, experiment, interrupts
         self.ranks, self.from_start = [] if quiet or as_json else ranks, from_start
-        self.verbose, self.as_json, self.quiet = verbose, as_json, quiet
+        self.verbose, self.as_json = verbose, as_json
         self.console = open_console()
         self.state = experiment.state()
         record = experiment.record()

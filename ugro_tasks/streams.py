@@ -42,6 +42,11 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
         return self.stopped is None and self.code != 0
 
 
+def retry_pause(attempt: int) -> float:
+    """Seconds to wait before a node that could not be reached is tried again; `attempt` counts from 0."""
+    return RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)]
+
+
 class RankFiles:
     """Where a rank's streams go. The size of a file is the offset at which its stream goes on."""
 
@@ -110,7 +115,7 @@ def follow_rank(
                 connected(False)
                 say(f"not in touch, trying again; the rank goes on meanwhile. {error}")
             host.close()
-            time.sleep(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
+            time.sleep(retry_pause(attempt))
             attempt += 1
 
 

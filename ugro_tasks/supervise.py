@@ -33,7 +33,7 @@ from .hosts import Fleet, Host
 from .job import Cause, Event, NodePlan, Phase, RankState
 from .plan import make_plan
 from .remote import Conversation, ask, node_zip
-from .streams import RETRY_SECONDS, End, follow_rank
+from .streams import End, follow_rank, retry_pause
 
 T = TypeVar("T")
 
@@ -54,9 +54,8 @@ class Supervision:
         self.cluster = experiment.cluster()
         self._changing = threading.RLock()
         self._talks: dict[str, Conversation] = {}
-        self._wrote: dict[
-            str, tuple[str, ...]
-        ] = {}  # the nodes with something to gather, and its topmost names
+        # The nodes with something to gather, and its topmost names.
+        self._wrote: dict[str, tuple[str, ...]] = {}
         self._results: queue.SimpleQueue[End | list[str] | Exception] = queue.SimpleQueue()
 
     def run(self) -> None:
@@ -164,9 +163,8 @@ class Supervision:
             self._in_thread(f"follow-{plan.node}", self._follow, plan)
         ends: list[End] = []
         stopping, asked = False, False
-        left: list[str] | None = (
-            None  # after a stop: a line for each node that could not show that nothing is left
-        )
+        # After a stop: a line for each node that could not show that nothing is left.
+        left: list[str] | None = None
         while len(ends) < len(self._plans) or (stopping and left is None):
             told = self._told(0.1)
             if isinstance(told, End):
@@ -250,7 +248,7 @@ class Supervision:
                         return f"{error.text}\n    it could not be told to stop; later: inv reset --nodes {plan.node}"
                     if tried == 1:
                         self._say(f"cannot be told to stop, trying again. {error.text}", plan.node)
-                    time.sleep(RETRY_SECONDS[min(tried, len(RETRY_SECONDS) - 1)])
+                    time.sleep(retry_pause(tried))
                     continue
                 pids = tuple(int(process["pid"]) for process in answer["left"])
                 if not discard:

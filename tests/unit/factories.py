@@ -1,7 +1,10 @@
-"""Small builders: a whole and harmless value, of which a test names only what it is about."""
+"""Small builders: a whole and harmless value, of which a test names only what it is about; and a full disk."""
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +111,14 @@ def make_plan_of(plans: tuple[NodePlan, ...]) -> LaunchPlan:
         master_port=29500,
         nodes=plans,
     )
+
+
+@contextmanager
+def disk_full_beyond(file_bytes: int) -> Iterator[None]:
+    """No file may grow beyond this: what fits is written, the rest is an error, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -2,19 +2,24 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.unit.factories import make_cluster, make_node_plan, make_plan_of, make_record, make_scripts
+from tests.unit.factories import (
+    disk_full_beyond,
+    make_cluster,
+    make_node_plan,
+    make_plan_of,
+    make_record,
+    make_scripts,
+)
 from ugro_tasks import experiments as module
 from ugro_tasks.errors import JobNotFound, RecordError, UsageError
 from ugro_tasks.experiments import Experiment, Experiments
@@ -88,16 +93,6 @@ def test_processes_that_create_at_once_get_a_job_each(
     ids = [process.communicate(msgspec.json.encode(record).decode())[0].strip() for process in processes]
     assert sorted(path.name for path in (tmp_path / "experiments").iterdir()) == sorted(ids)
     assert len(set(ids)) == 3
-
-
-@contextmanager
-def disk_full_beyond(file_bytes: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("file_bytes", [0, 10, 100])

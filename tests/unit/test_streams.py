@@ -2,10 +2,8 @@
 # ruff: noqa: ARG002 (a stand-in has the whole seam, whether it needs it or not)
 
 import json
-import resource
 import stat
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.factories import make_node, make_node_plan
+from tests.unit.factories import disk_full_beyond, make_node, make_node_plan
 from ugro_tasks import streams
 from ugro_tasks.errors import NodeFault
 from ugro_tasks.experiments import Experiment
@@ -32,17 +30,6 @@ def experiment(tmp_path: Path) -> Experiment:
 def sample(node: str, number: int) -> bytes:
     """A line as a node's supervisor writes it."""
     return (json.dumps({"index": "0", "power.draw": str(number), "node": node, "time": 1.5}) + "\n").encode()
-
-
-@contextmanager
-def disk_full_beyond(file_bytes: int) -> Iterator[None]:
-    """No file may grow beyond this: what fits is written, the rest is an error, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_log_is_stored_byte_for_byte(experiment: Experiment) -> None:

@@ -47,7 +47,7 @@ def prepare(request: Json, blob: bytes) -> Json:
     try:
         lay_out(folder, request, blob)
     except OSError as error:
-        raise Refusal("unwritable", "%s: %s" % (error.filename or folder, error.strerror)) from error
+        raise unwritable(folder, error) from error
     with open(os.path.join(folder, "supervisor.log"), "ab") as log:
         supervisor = subprocess.Popen(
             [sys.executable, "-ES", os.path.join(folder, "node.zip"), "supervise", folder],
@@ -67,6 +67,8 @@ def prepare(request: Json, blob: bytes) -> Json:
 
 
 def lay_out(folder: str, request: Json, blob: bytes) -> None:
+    import tarfile  # only this request needs it
+
     shutil.rmtree(os.path.join(folder, "code"), ignore_errors=True)
     os.makedirs(folder, mode=0o700, exist_ok=True)
     os.makedirs(os.path.join(folder, "output"), exist_ok=True)
@@ -75,8 +77,6 @@ def lay_out(folder: str, request: Json, blob: bytes) -> None:
             os.unlink(os.path.join(folder, name))
     with open(os.path.join(folder, "node.zip"), "wb") as file:
         file.write(blob[: request["node_bytes"]])
-    import tarfile  # only this request needs it
-
     with tarfile.open(fileobj=io.BytesIO(blob[request["node_bytes"] :])) as archive:
         # The controller made the archive; newer Pythons want to hear that it is trusted only so far.
         safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
@@ -145,8 +145,12 @@ def make_folder(request: Json) -> Json:
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
     except OSError as error:
-        raise Refusal("unwritable", "%s: %s" % (error.filename or folder, error.strerror)) from error
+        raise unwritable(folder, error) from error
     return {"project": folder}
+
+
+def unwritable(folder: str, error: OSError) -> Refusal:
+    return Refusal("unwritable", "%s: %s" % (error.filename or folder, error.strerror))
 
 
 def refuse_if_busy(token: str) -> None:
