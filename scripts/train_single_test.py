@@ -11,8 +11,8 @@ On from where a run stopped:
     ... scripts/train_single_test.py --num-epochs 6 --resume latest
 
 Rank 0 writes into $UGRO_OUTPUT_DIR (default ./output): `metrics.jsonl`, one object a logged step;
-`checkpoints/epoch_<n>.pt` after n whole epochs, `epoch_<n>_step_<s>.pt` if stopped within the next;
-`artifacts/sample.txt`, what the model writes in the end. The other ranks write nothing.
+`checkpoints/epoch_<n>.pt` after n whole epochs, `epoch_<n>_step_<s>.pt` if stopped within the next, each with its
+manifest; `artifacts/sample.txt`, what the model writes in the end. The other ranks write nothing.
 
 Exit code: 0 done; 2 an argument or a file cannot be used; 143 stopped by TERM, after a checkpoint.
 """
@@ -23,22 +23,21 @@ import hashlib
 import json
 import os
 import pickle
-import re
-import signal
 import socket
 import sys
-import threading
 import time
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from training.checkpoints import manifest_of, whole_ones, write_manifest
+from training.stopping import STOPPED_BY_TERM, Stop
+
 RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 OUTPUT = Path(os.environ.get("UGRO_OUTPUT_DIR", "output"))
 MODELS = ("char-transformer",)
 DATASETS = {"shakespeare": Path(__file__).parent / "data" / "shakespeare.txt"}
-STOPPED_BY_TERM = 128 + signal.SIGTERM
 STOP_GRACE_SECONDS = 3.0  # a step takes milliseconds: after these, a rank waits for a dead peer
 
 
@@ -68,7 +67,10 @@ parser.add_argument("--layers", type=positive, default=2)
 parser.add_argument("--heads", type=positive, default=4)
 parser.add_argument("--width", type=positive, default=64)
 parser.add_argument("--seed", type=int, default=1)
-parser.add_argument("--resume", metavar="PATH|latest", help="a checkpoint that rank 0 can read")
+resume_help = "a checkpoint that rank 0 can read; default: UGRO_RESUME"
+parser.add_argument(
+    "--resume", default=os.environ.get("UGRO_RESUME"), metavar="PATH|latest", help=resume_help
+)
 parser.add_argument("--save-every-epochs", type=positive, default=1)
 parser.add_argument("--log-every", type=positive, default=5, help="steps per line of metrics.jsonl")
 args = parser.parse_args()
@@ -145,38 +147,13 @@ def join_ranks() -> torch.device:
     return device
 
 
-def watch_for_term() -> tuple[threading.Event, threading.Event]:
-    """(asked, agreed): TERM sets the first, the caller sets the second once all ranks know.
-
-    A thread does it, for a rank inside a collective runs no Python signal handler. If the ranks do
-    not agree in time, because a peer is gone, the thread ends this rank.
-    """
-    asked, agreed = threading.Event(), threading.Event()
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer)  # written to by the C handler, whatever Python is doing
-    signal.signal(signal.SIGTERM, lambda *_: None)
-
-    def watch() -> None:
-        while os.read(reader, 1)[0] != signal.SIGTERM:
-            pass
-        asked.set()
-        if not agreed.wait(STOP_GRACE_SECONDS):
-            say(f"rank {RANK}: stopped by TERM with no step in common, so without a checkpoint")
-            os._exit(STOPPED_BY_TERM)
-
-    threading.Thread(target=watch, name="watch-for-term", daemon=True).start()
-    return asked, agreed
-
-
 def load_checkpoint(model_shape: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """The checkpoint of --resume, on every rank. Rank 0 reads it, and its fault ends all ranks."""
     box: list[Any] = [None]
     if RANK == 0:
         path = Path(args.resume)
         if args.resume == "latest":
-            saved = {p: re.findall(r"\d+", p.name) for p in OUTPUT.glob("checkpoints/epoch_*.pt")}
-            path = max(saved, key=lambda p: [int(n) for n in saved[p]], default=OUTPUT / "checkpoints")
+            path = [OUTPUT / "checkpoints", *whole_ones(OUTPUT / "checkpoints", "epoch_*.pt")][-1]
         try:
             box[0] = torch.load(path, map_location="cpu", weights_only=True)
             if box[0]["model_shape"] != model_shape:
@@ -239,7 +216,7 @@ def train() -> None:
         steps = f"{step} of {total_steps} steps done, {steps_per_epoch} an epoch"
         say(f"{parameters:,} parameters, {len(text):,} characters, {steps}")
 
-    asked, agreed = watch_for_term()
+    stop = Stop(say, agree_seconds=lambda: STOP_GRACE_SECONDS)
     started = last_logged = time.monotonic()
     characters = 0
     while step < total_steps:
@@ -264,14 +241,14 @@ def train() -> None:
 
         # One all-reduce of two numbers a step tells all ranks the mean loss and whether any of them
         # was told to stop: so all leave after the same step. It costs what a small message costs.
-        shared = torch.stack((loss.detach(), loss.new_tensor(float(asked.is_set()))))
+        shared = torch.stack((loss.detach(), loss.new_tensor(float(stop.asked.is_set()))))
         dist.all_reduce(shared)
-        mean_loss, stop = float(shared[0]) / WORLD_SIZE, float(shared[1]) > 0
-        if stop:
-            agreed.set()
+        mean_loss, stopping = float(shared[0]) / WORLD_SIZE, float(shared[1]) > 0
+        if stopping:
+            stop.agreed.set()
         characters += global_batch * args.context
 
-        if RANK == 0 and (stop or step in (1, total_steps) or step % args.log_every == 0):
+        if RANK == 0 and (stopping or step in (1, total_steps) or step % args.log_every == 0):
             now = time.monotonic()
             line = {"step": step, "total_steps": total_steps, "epoch": epoch + 1}
             line |= {"total_epochs": args.num_epochs, "loss": mean_loss, "learning_rate": rate}
@@ -285,17 +262,20 @@ def train() -> None:
             last_logged, characters = now, 0
 
         due = step == total_steps or step % (steps_per_epoch * args.save_every_epochs) == 0
-        if RANK == 0 and (stop or due):
+        if RANK == 0 and (stopping or due):
             epoch, within = divmod(step, steps_per_epoch)
             suffix = f"_step_{step}" if within else ""
             path = OUTPUT / "checkpoints" / f"epoch_{epoch}{suffix}.pt"
             content = {"step": step, "epoch": epoch, "config": config, "model_shape": model_shape}
             content |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             content["rng"] = torch.get_rng_state()
+            manifest_of(path).unlink(missing_ok=True)  # of an earlier run's checkpoint of this name
             torch.save(content, path.with_suffix(".tmp"))
             path.with_suffix(".tmp").replace(path)  # no reader meets half a checkpoint
+            part = epoch + within / steps_per_epoch
+            write_manifest(path, step=step, epoch=part, rank=0, ranks=[0], world_size=WORLD_SIZE)
             say(f"saved {path}")
-        if stop:
+        if stopping:
             dist.barrier()  # a rank that left first would have its torchrun end the one that saves
             say(f"rank {RANK}: stopped by TERM after step {step}")
             sys.exit(STOPPED_BY_TERM)

@@ -1,0 +1,207 @@
+"""Fine-tune a causal language model: LoRA on top of frozen, perhaps quantised weights, or all of them.
+
+On one CPU, a minute; a model and a text of your own, both in folders here:
+    python scripts/train_production.py --model-name ./tiny-llama --dataset-name ./book.txt --num-epochs 1 \
+        --set model.max_seq_length=128 --set training.gradient_accumulation_steps=1
+Three ranks on this machine, uneven micro-batches:
+    UGRO_BATCH_SIZES=3,2,2 torchrun --nproc-per-node 3 scripts/train_production.py --model-name ./tiny-llama ...
+As UGRO starts it, one rank per host:
+    inv launch --name exp1 --epochs 3 --set lora.rank=32
+On from where a run stopped:
+    ... scripts/train_production.py --resume latest
+
+What can be set, and the defaults: config/training_defaults.yaml; by hand: --config FILE, --set SECTION.KEY=VALUE.
+Models and data sets are names on the hub or paths that every rank can read. UGRO gives a run UGRO_SETTINGS (JSON),
+UGRO_BATCH_SIZES (sequences of each rank's micro-step) and UGRO_RESUME (a checkpoint).
+
+A run writes into $UGRO_OUTPUT_DIR (default ./output): `metrics.jsonl`, `tensorboard/` and `artifacts/` on rank 0, and
+`checkpoints/checkpoint-<step>/` with a manifest on every node. `artifacts/adapter` or `artifacts/model` is the result.
+
+Exit code: 0 done; 2 something cannot be used, said in one line; 143 stopped by TERM, after a checkpoint.
+"""
+# mypy: allow-subclassing-any, allow-untyped-decorators, disable-error-code="import-not-found"
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from training import preflight
+from training.faults import STOPPED_BY_FAULT, Fault
+from training.settings import read
+from training.stopping import STOPPED_BY_TERM
+
+RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+OUTPUT = Path(os.environ.get("UGRO_OUTPUT_DIR", "output"))
+
+say = partial(print, flush=True)  # a line of progress is of use when it is written
+
+
+def refuse(fault: Fault) -> None:
+    """End this rank with one line."""
+    sys.stdout.flush()
+    print(f"train_production: {fault}", file=sys.stderr, flush=True)
+    os._exit(STOPPED_BY_FAULT)
+
+
+# What cannot be used is said before torch is imported, which takes seconds.
+try:
+    settings, options = read(sys.argv[1:], os.environ)
+    inputs = preflight.look(settings, options.resume, os.environ, OUTPUT)
+except Fault as fault:
+    refuse(fault)
+
+if inputs.offline:  # nothing here has a name on the hub, so nothing may ask it
+    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
+if "RANK" not in os.environ:  # plain python takes one GPU; the Trainer would spread over all
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+say(f"train_production: rank {RANK} of {WORLD_SIZE}, job {options.job_id}, importing torch and transformers")
+
+import torch  # noqa: E402  (late on purpose, see above)
+import torch.distributed as dist  # noqa: E402
+import transformers  # noqa: E402
+from torch.distributed.elastic.multiprocessing.errors import record  # noqa: E402
+from training import model as models  # noqa: E402
+from training.arguments import training_arguments  # noqa: E402
+from training.card import write_card  # noqa: E402
+from training.data import prepare  # noqa: E402
+from training.gang import Gang  # noqa: E402
+from training.trainer import ProductionTrainer, make_readable  # noqa: E402
+
+
+def train() -> int:
+    """The exit code of this rank."""
+    gang = Gang.join()
+    notes = list(options.notes)
+    talks = RANK == 0 and settings.logging.log_level in ("DEBUG", "INFO")
+    progress = say if talks else lambda _: None
+    say(f"rank {RANK} of {WORLD_SIZE} on {gang.name}: {gang.device}, micro-batch {inputs.batch_sizes[RANK]}")
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity("WARNING" if RANK == 0 else "ERROR")
+
+    config, tokenizer = gang.all_or_none(lambda: models.open_model(settings, inputs, notes))
+    length = models.sequence_length(settings, config, notes)
+    precision = gang.all_or_none(lambda: models.choose_precision(settings, config, gang.device, notes))
+    data = gang.all_or_none(
+        lambda: prepare(settings, inputs, tokenizer, config.get_text_config().vocab_size, length)
+    )
+    gang.same(data.digest, f"the data set {settings.dataset.name}")
+    for note in (*notes, *data.notes):
+        progress(f"note: {note}")
+    held_out = f", {len(data.validation)} for validation" if data.validation else ""
+    progress(f"{len(data.train)} sequences of {length} tokens to train on{held_out}")
+
+    batch_size = inputs.batch_sizes[RANK]
+    memory = gang.all_or_none(
+        lambda: models.refuse_if_too_large(settings, config, precision, length, batch_size, gang)
+    )
+    say(f"rank {RANK}: {memory}")
+    model = gang.all_or_none(lambda: models.load_model(settings, inputs, config, precision, gang.device))
+    gang.same(models.digest_of(model), f"the model {settings.model.name}")
+    transformers.set_seed(settings.training.seed)  # the same on all ranks: they start with the same adapter
+    if settings.lora.enabled:
+        model = gang.all_or_none(lambda: models.add_adapter(settings, model))
+    models.spare_the_network(model)
+
+    trainer = ProductionTrainer(
+        settings=settings,
+        inputs=inputs,
+        data=data,
+        gang=gang,
+        output=OUTPUT,
+        say=progress,
+        model=model,
+        processing_class=tokenizer,
+        args=training_arguments(settings, inputs, precision, gang, OUTPUT, evaluates=bool(data.validation)),
+    )
+    transformers.set_seed(settings.training.seed + RANK)  # from here on each rank drops out for itself
+    trained, everything = models.count_parameters(model)
+    of_all = f"{trained:,} of {everything:,} parameters"
+    progress(f"training {of_all}; weights {precision.bits or precision.weights.itemsize * 8} bits")
+    if settings.logging.use_tensorboard and RANK == 0:
+        add_tensorboard(trainer)
+    if not trainer.model_accepts_loss_kwargs and len(set(inputs.batch_sizes)) > 1:
+        progress("note: this model's loss cannot be weighted by tokens: uneven ranks count alike")
+
+    if not trainer.go(inputs.resume):
+        gang.barrier()  # a rank that left first would have its torchrun end the one that saves
+        trainer.stop.saved.set()
+        say(f"rank {RANK}: stopped by TERM after step {trainer.state.global_step}")
+        return STOPPED_BY_TERM
+    peak = torch.cuda.max_memory_allocated() / 2**20 if gang.device.type == "cuda" else None
+    peaks = gang.gather(peak)
+    if RANK == 0:
+        keep(trainer, tokenizer, {"trained parameters": of_all, **facts_of(trainer, length, peaks)})
+    gang.barrier()
+    return 0
+
+
+def facts_of(trainer: ProductionTrainer, length: int, peaks: list[float | None]) -> dict[str, object]:
+    """What the card says of the run itself."""
+    accumulated = settings.training.gradient_accumulation_steps
+    facts: dict[str, object] = {
+        "steps": trainer.state.global_step,
+        "ranks": WORLD_SIZE,
+        "sequences in a step": f"{sum(inputs.batch_sizes) * accumulated} of up to {length} tokens",
+        "micro-batch of each rank": inputs.batch_sizes,
+    }
+    if any(peaks):
+        facts["peak GPU memory of each rank, MiB"] = [round(peak) for peak in peaks if peak]
+    return facts
+
+
+def add_tensorboard(trainer: ProductionTrainer) -> None:
+    """Events for TensorBoard, where it is installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        say("note: no tensorboard in this environment, so no events are written")
+        return
+    from transformers.integrations import TensorBoardCallback
+
+    wanted = settings.logging.tensorboard_dir
+    folder = (
+        Path(wanted.replace("{job_id}", options.job_id)).expanduser() if wanted else OUTPUT / "tensorboard"
+    )
+    trainer.add_callback(TensorBoardCallback(SummaryWriter(log_dir=str(folder))))
+
+
+def keep(trainer: ProductionTrainer, tokenizer: Any, facts: dict[str, object]) -> None:
+    """Write the result: the adapter or the model, its tokenizer and its card."""
+    folder = OUTPUT / "artifacts" / ("adapter" if settings.lora.enabled else "model")
+    trainer.model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_card(folder, settings, job_id=options.job_id, history=trainer.state.log_history, facts=facts)
+    make_readable(folder)
+    say(f"wrote {folder}")
+
+
+@record  # the traceback goes into the file that torchrun, and with it UGRO, reads the cause from
+def main() -> int:
+    try:
+        return train()
+    except Fault as fault:
+        print(f"train_production: {fault}", file=sys.stderr, flush=True)
+        return STOPPED_BY_FAULT
+    except torch.OutOfMemoryError as error:
+        said = " ".join(str(error).split())[:300]
+        print(
+            f"train_production: rank {RANK} ran out of GPU memory: take a smaller batch size or model.max_seq_length, "
+            f"or training.gradient_checkpointing=true ({said})",
+            file=sys.stderr,
+            flush=True,
+        )
+        return STOPPED_BY_FAULT
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    code = main()
+    # Not by way of Python's own shutdown: gloo's threads survive their group, and one that drops
+    # its last tensor then aborts the process (torch 2.13, some runs in a hundred).
+    sys.stdout.flush()
+    os._exit(code)

@@ -1,0 +1,262 @@
+"""Texts -> sequences of tokens, and which of them a rank gets in which step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from .faults import Fault, in_one_line
+from .preflight import Inputs, refuse_row
+
+TEXTS_AT_ONCE = 1000  # handed to the tokenizer, which works on them in parallel
+LINES_IN_A_PIECE = 1000  # of a text file: all of it at once would take the tokenizer far longer
+VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
+CONFIGS = {"wikitext": "wikitext-2-raw-v1", "Salesforce/wikitext": "wikitext-2-raw-v1"}
+NO_LABEL = -100  # what the loss passes over
+
+
+class Sequences(Dataset):
+    """Sequences of tokens in one flat array; item i is a tensor of at most `max_seq_length`."""
+
+    def __init__(self, tokens: np.ndarray, ends: np.ndarray) -> None:
+        self.tokens, self.ends = tokens, ends
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        begin = self.ends[index - 1] if index else 0
+        return torch.from_numpy(self.tokens[begin : self.ends[index]].astype(np.int64))
+
+    def cut(self, begin: int, end: int) -> Sequences:
+        """Some of the sequences, one after another."""
+        first = self.ends[begin - 1] if begin else 0
+        last = self.ends[end - 1] if end else 0
+        return Sequences(self.tokens[first:last], self.ends[begin:end] - first)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is trained on, and what is held out; `digest` tells one data set from another."""
+
+    train: Sequences
+    validation: Sequences | None
+    digest: str
+    notes: tuple[str, ...]
+
+
+class Shares:
+    """This rank's part of each global micro-batch, as a list of indices: its batch size of every sum of all.
+
+    The order follows from seed and epoch alone, so that any number of ranks sees the same sequences in the same steps.
+    What does not fill the last micro-batch of an epoch is left out of it. Without a seed: in order, nothing left out.
+    """
+
+    def __init__(
+        self, samples: int, batch_sizes: tuple[int, ...], rank: int, seed: int | None = None
+    ) -> None:
+        self.samples, self.seed, self.epoch = samples, seed, 0
+        self.step = sum(batch_sizes)
+        self.begin = sum(batch_sizes[:rank])
+        self.end = self.begin + batch_sizes[rank]
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.samples // self.step if self.seed is not None else -(-self.samples // self.step)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(range(self.samples))
+        if self.seed is not None:
+            shuffle = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
+            order = torch.randperm(self.samples, generator=shuffle).tolist()
+        for number in range(len(self)):
+            whole = order[number * self.step : (number + 1) * self.step]
+            if mine := whole[self.begin : self.end]:
+                yield mine
+
+
+class Loader(DataLoader):
+    """Batches by `Shares`. It draws nothing from torch's global generator, whose state a resumed run restores."""
+
+    def __init__(self, sequences: Sequences, shares: Shares, pad_id: int, *, pin_memory: bool) -> None:
+        super().__init__(
+            sequences,
+            batch_sampler=shares,
+            collate_fn=collator(pad_id),
+            generator=torch.Generator(),
+            pin_memory=pin_memory,
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer before each epoch."""
+        self.batch_sampler.set_epoch(epoch)
+
+
+def collator(pad_id: int) -> Callable[[list[torch.Tensor]], dict[str, torch.Tensor]]:
+    """A function from sequences to a batch, padded to the longest."""
+
+    def collate(sequences: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        pad = torch.nn.utils.rnn.pad_sequence
+        inputs = pad(sequences, batch_first=True, padding_value=pad_id)
+        batch = {"input_ids": inputs, "labels": pad(sequences, batch_first=True, padding_value=NO_LABEL)}
+        if len({len(sequence) for sequence in sequences}) > 1:  # without a mask attention is faster
+            batch["attention_mask"] = pad([torch.ones_like(s) for s in sequences], batch_first=True)
+        return batch
+
+    return collate
+
+
+def prepare(
+    settings: SimpleNamespace, inputs: Inputs, tokenizer: Any, vocabulary: int, max_length: int
+) -> Data:
+    """The sequences of a data set. Raises Fault for one that cannot be used."""
+    wanted = settings.dataset
+    notes: list[str] = []
+    evaluates = settings.training.evaluation_strategy != "no"
+    texts, held_out = _texts(wanted, inputs, evaluates, notes)
+    train = _sequences(texts, wanted, inputs, tokenizer, max_length)
+    if len(train) == 0:
+        raise Fault(f"data set {wanted.name}: no text in it (split {wanted.split})")
+    validation = None
+    if held_out is not None:
+        validation = _sequences(held_out, wanted, inputs, tokenizer, max_length)
+    elif evaluates and wanted.validation_fraction > 0 and len(train) > 1:
+        count = max(1, round(wanted.validation_fraction * len(train)))
+        train, validation = train.cut(0, len(train) - count), train.cut(len(train) - count, len(train))
+        notes.append(f"the last {count} sequences are held out for validation")
+    if evaluates and not validation:
+        validation = None
+        notes.append("there is nothing to evaluate on, so only the training loss will be known")
+    step = sum(inputs.batch_sizes)
+    if len(train) < step:
+        raise Fault(
+            f"data set {wanted.name}: it gives {len(train)} sequences of {max_length} tokens to train on, and one "
+            f"micro-step of all ranks takes {step}; make the batch sizes or model.max_seq_length smaller"
+        )
+    if (largest := int(train.tokens.max())) >= vocabulary:
+        raise Fault(
+            f"the tokenizer gives token {largest}, but the model knows only {vocabulary}; do they belong together?"
+        )
+    digest = hashlib.sha256()
+    for part in (train, validation):
+        digest.update(part.tokens.tobytes() + part.ends.tobytes() if part else b"")
+    return Data(train, validation, digest.hexdigest(), tuple(notes))
+
+
+def _texts(
+    wanted: SimpleNamespace, inputs: Inputs, evaluates: bool, notes: list[str]
+) -> tuple[Iterable[str], Iterable[str] | None]:
+    """The texts to train on, and those of a validation split if there is one."""
+    if inputs.dataset_kind == "text":
+        return _of_text_file(inputs.dataset, whole=wanted.packing), None
+    if inputs.dataset_kind == "jsonl":
+        return _of_jsonl(inputs.dataset, wanted), None
+    splits, train = _load_splits(wanted, inputs, notes)
+    name = wanted.validation_split or next((name for name in VALIDATION_SPLITS if name in splits), None)
+    held_out = splits[name] if evaluates and name and name != wanted.split else None
+    return _of_column(train, wanted), None if held_out is None else _of_column(held_out, wanted)
+
+
+def _load_splits(wanted: SimpleNamespace, inputs: Inputs, notes: list[str]) -> tuple[Any, Any]:
+    """({name: split}, the split to train on) of a folder or of the hub."""
+    import datasets  # takes a second, and a text file or a .jsonl needs it not
+
+    datasets.disable_progress_bars()
+    try:
+        if inputs.dataset_kind == "folder":
+            found = datasets.load_from_disk(inputs.dataset)
+            splits = found if isinstance(found, datasets.DatasetDict) else {}
+            return splits, splits[wanted.split] if splits else found
+        variant = wanted.config or CONFIGS.get(wanted.name)
+        if variant != wanted.config:
+            notes.append(f"data set {wanted.name}: the variant {variant} is used (dataset.config)")
+        cache = str(Path(wanted.cache_dir).expanduser())
+        train = datasets.load_dataset(inputs.dataset, variant, split=wanted.split, cache_dir=cache)
+        names = datasets.get_dataset_split_names(inputs.dataset, variant)
+        held_out = [name for name in names if name in (wanted.validation_split, *VALIDATION_SPLITS)]
+        load = {
+            name: datasets.load_dataset(inputs.dataset, variant, split=name, cache_dir=cache)
+            for name in held_out
+        }
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise Fault(f"data set {wanted.name}: {in_one_line(error)}") from error
+    if wanted.validation_split and wanted.validation_split not in load:
+        raise Fault(
+            f"data set {wanted.name}: it has no split {wanted.validation_split!r}; there is {', '.join(names)}"
+        )
+    return load, train
+
+
+def _of_text_file(path: str, *, whole: bool) -> Iterator[str]:
+    with open(path, encoding="utf-8") as file:
+        if not whole:
+            yield from (line.strip() for line in file)
+            return
+        while piece := "".join(islice(file, LINES_IN_A_PIECE)):
+            yield piece
+
+
+def _of_jsonl(path: str, wanted: SimpleNamespace) -> Iterator[str]:
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                where = f"data set {wanted.name}, line {number}"
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise Fault(f"{where}: it is no JSON: {error}") from error
+                refuse_row(row, wanted.text_column, where)
+                yield row[wanted.text_column]
+
+
+def _of_column(rows: Any, wanted: SimpleNamespace) -> Iterator[str]:
+    if wanted.text_column not in rows.column_names:
+        refuse_row(dict.fromkeys(rows.column_names), wanted.text_column, f"data set {wanted.name}")
+    for batch in rows.select_columns([wanted.text_column]).iter(TEXTS_AT_ONCE):
+        for text in batch[wanted.text_column]:
+            if not isinstance(text, str):
+                raise Fault(
+                    f"data set {wanted.name}: the column {wanted.text_column!r} holds no text, but {text!r:.40}"
+                )
+            yield text
+
+
+def _sequences(
+    texts: Iterable[str], wanted: SimpleNamespace, inputs: Inputs, tokenizer: Any, max_length: int
+) -> Sequences:
+    """Packed: texts one after another, cut into full sequences and a rest. Else one text each, cut off."""
+    pieces = inputs.dataset_kind == "text" and wanted.packing  # of one single text
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    chunks: list[np.ndarray] = []
+    lengths: list[int] = []
+    source = iter(text for text in islice(texts, None if pieces else wanted.max_texts) if text.strip())
+    while batch := list(islice(source, 8 if pieces else TEXTS_AT_ONCE)):
+        for tokens in tokenizer(batch, add_special_tokens=not pieces, verbose=False)["input_ids"]:
+            if not pieces and tokens[-1:] != end:
+                tokens = tokens + end
+            tokens = tokens if wanted.packing else tokens[:max_length]
+            if wanted.packing or len(tokens) > 1:  # the loss needs a token before the one it asks for
+                chunks.append(np.asarray(tokens, dtype=np.int32))
+                lengths.append(len(tokens))
+    if pieces and chunks:
+        chunks.append(np.asarray(end, dtype=np.int32))
+    flat = np.concatenate(chunks) if chunks else np.empty(0, dtype=np.int32)
+    if not wanted.packing:
+        return Sequences(flat, np.cumsum(lengths, dtype=np.int64))
+    ends = np.arange(max_length, len(flat) + max_length, max_length, dtype=np.int64)
+    ends = np.minimum(ends, len(flat))
+    if len(flat) % max_length == 1:
+        ends = ends[:-1]
+    return Sequences(flat[: ends[-1] if len(ends) else 0], ends)

@@ -1,0 +1,129 @@
+"""The ranks of a run: who this one is, and what they have to agree upon."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from .faults import Fault
+
+PATIENCE = timedelta(minutes=30)  # one rank may have to fetch a model while the others wait
+
+
+@dataclass(frozen=True)
+class Gang:
+    """This rank among all."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+    name: str  # of the node
+
+    @classmethod
+    def join(cls) -> Gang:
+        """This rank, when all have met; with plain python, one alone."""
+        rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        # CUDA_VISIBLE_DEVICES="" asks for the CPU.
+        use_cuda = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+        if use_cuda:
+            torch.cuda.set_device(device)
+        gang = cls(rank, world_size, local_rank, device, os.environ.get("UGRO_NODE") or socket.gethostname())
+        if "RANK" in os.environ:
+            store, *_ = next(dist.rendezvous("env://", timeout=PATIENCE))
+            _refuse_mixed(store, rank, world_size, device)
+            dist.init_process_group(
+                "nccl" if use_cuda else "gloo",
+                store=store,
+                rank=rank,
+                world_size=world_size,
+                timeout=PATIENCE,
+                device_id=device if use_cuda else None,
+            )
+        if not use_cuda:
+            gang._share_cores()
+        return gang
+
+    @property
+    def together(self) -> bool:
+        """Whether there is a process group, if only of one."""
+        return dist.is_initialized()
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each rank gave, in the order of the ranks."""
+        if not self.together:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def sum(self, values: list[float | torch.Tensor]) -> list[float]:
+        """Each number added up over all ranks, by one message."""
+        numbers = [torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values]
+        total = torch.stack(numbers)
+        if self.together:
+            dist.all_reduce(total)
+        return [float(number) for number in total.tolist()]
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.together:
+            dist.barrier()
+
+    def all_or_none(self, step: Callable[[], Any]) -> Any:
+        """What `step` returns, if it worked on every rank; else Fault on all of them, with the first rank's words.
+
+        So no rank waits for one that has left.
+        """
+        result, fault = None, None
+        try:
+            result = step()
+        except Fault as error:
+            fault = str(error)
+        faults = {rank: said for rank, (said, _) in enumerate(self.gather((fault, self.name))) if said}
+        if faults:
+            first = min(faults)
+            alike = len(set(faults.values())) == 1 and len(faults) == self.world_size
+            raise Fault(faults[first] if alike else f"rank {first}: {faults[first]}")
+        return result
+
+    def same(self, value: str, what: str) -> None:
+        """Raise Fault on all ranks unless `value` is the same on all of them."""
+        values = self.gather((value, self.name))
+        odd = [f"rank {rank} ({name})" for rank, (other, name) in enumerate(values) if other != values[0][0]]
+        if odd:
+            raise Fault(f"{what} of {', '.join(odd)} is another than that of rank 0 ({values[0][1]})")
+
+    def _share_cores(self) -> None:
+        """Give each rank its part of the machine's cores, unless somebody has decided already."""
+        if "OMP_NUM_THREADS" in os.environ:
+            return
+        # Namespaces and containers of one machine have host names of their own, but one boot id.
+        boot_id = Path("/proc/sys/kernel/random/boot_id")
+        machine = boot_id.read_text() if boot_id.exists() else socket.gethostname()
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        threads = max(1, (cores or 1) // self.gather(machine).count(machine))
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # else accelerate decides once more, and warns
+
+
+def _refuse_mixed(store: Any, rank: int, world_size: int, device: torch.device) -> None:
+    """Raise Fault on all ranks where some have a GPU and some have none: their backends would wait for each other."""
+    store.set(f"device_of_{rank}", device.type)
+    kinds = [store.get(f"device_of_{other}").decode() for other in range(world_size)]
+    if len(set(kinds)) > 1:
+        without = ", ".join(str(other) for other, kind in enumerate(kinds) if kind == "cpu")
+        raise Fault(
+            f"rank {without} found no GPU, but the others did; leave those nodes out, or hide all GPUs with "
+            '--env CUDA_VISIBLE_DEVICES=""'
+        )

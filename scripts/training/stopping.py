@@ -1,0 +1,49 @@
+"""TERM, as a rank hears of it that waits inside a collective and so runs no Python signal handler.
+
+stop = Stop(say, agree_seconds=lambda: 3.0)
+... each step: tell the other ranks whether stop.asked is set; once all know: stop.agreed.set()
+... save a checkpoint; stop.saved.set(); sys.exit(STOPPED_BY_TERM)
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+STOPPED_BY_TERM = 128 + signal.SIGTERM
+# From TERM to KILL. UGRO gives torchrun this time for its workers, less a little to be the first to end.
+GRACE_SECONDS = float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "15")) - 1.0
+
+
+class Stop:
+    """`asked` is set by TERM, `agreed` by the caller once all ranks know, `saved` when the checkpoint is whole.
+
+    If the ranks do not agree within `agree_seconds`, because a peer is gone, or if the checkpoint takes longer than the
+    grace time, this rank says so and ends with STOPPED_BY_TERM.
+    """
+
+    def __init__(self, say: Callable[[str], None], *, agree_seconds: Callable[[], float]) -> None:
+        self.asked, self.agreed, self.saved = threading.Event(), threading.Event(), threading.Event()
+        self._say, self._agree_seconds = say, agree_seconds
+        self._reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer)  # written to by the C handler, whatever Python is doing
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        threading.Thread(target=self._watch, name="watch-for-term", daemon=True).start()
+
+    def _watch(self) -> None:
+        while os.read(self._reader, 1)[0] != signal.SIGTERM:
+            pass
+        deadline = time.monotonic() + GRACE_SECONDS
+        self.asked.set()
+        if not self.agreed.wait(min(self._agree_seconds(), GRACE_SECONDS)):
+            self._leave("with no step in common, so without a checkpoint")
+        if not self.saved.wait(max(0.0, deadline - time.monotonic())):
+            self._leave("before all ranks had saved")
+
+    def _leave(self, how: str) -> None:
+        self._say(f"rank {os.environ.get('RANK', '0')}: stopped by TERM {how}")
+        os._exit(STOPPED_BY_TERM)

@@ -1,0 +1,482 @@
+"""train_production.py, run by real ranks over gloo on a tiny Llama that the tests make themselves."""
+
+import hashlib
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.training.ranks import (
+    DEADLINE_SECONDS,
+    REPOSITORY,
+    SCRIPTS,
+    Ended,
+    Nursery,
+    Rank,
+    clean_environment,
+    free_port,
+)
+
+SCRIPT = str(SCRIPTS / "train_production.py")
+# Steps of 16 sequences of uneven length; no dropout, which on two ranks is another than on one.
+SAME_ON_ANY_RANKS = {
+    "model.max_seq_length": 32,
+    "dataset.packing": False,
+    "training.gradient_accumulation_steps": 2,
+    "training.learning_rate": 0.01,
+    "training.warmup_steps": 5,
+    "lora.dropout": 0,
+    "logging.steps": 1,
+}
+EPOCHS = 5
+
+
+def arguments(inputs: Path, model: str = "llama", data: str = "texts.jsonl", **sets: Any) -> list[str]:
+    """The script and its flags; `sets` has __ for the dot in a setting's name."""
+    argv = [SCRIPT, "--model-name", str(inputs / model), "--dataset-name", str(inputs / data)]
+    settings = SAME_ON_ANY_RANKS | {name.replace("__", "."): value for name, value in sets.items()}
+    return [*argv, *(word for name, value in settings.items() for word in ("--set", f"{name}={value}"))]
+
+
+def run(nursery: Nursery, argv: list[str], output: Path, size: int = 1, **environment: str) -> list[Ended]:
+    """How the ranks of a run ended."""
+    return [rank.end() for rank in nursery.gang(argv, output, size, **environment)]
+
+
+def lines(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "0" / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps(output: Path) -> dict[int, dict[str, Any]]:
+    """The training lines by step; the last one of a step counts."""
+    return {line["step"]: line for line in lines(output) if "loss" in line}
+
+
+def wait_for_step(output: Path, step: int, ranks: list[Rank]) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    metrics = output / "0" / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < step:
+        assert time.monotonic() < deadline, ranks[0].log.read_text()
+        time.sleep(0.01)
+
+
+def vouched(output: Path, rank: int, checkpoint: str) -> dict[str, Any]:
+    """The manifest of a rank's part, all of whose files have been found as it says."""
+    folder = output / str(rank) / "checkpoints"
+    manifest: dict[str, Any] = json.loads((folder / f"{checkpoint}.manifest.json").read_text())
+    for name, part in manifest["files"].items():
+        content = (folder / name).read_bytes()
+        assert part == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return manifest
+
+
+@pytest.fixture(scope="module")
+def whole(nursery: Nursery, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process with micro-batches of 8, from beginning to end."""
+    output = tmp_path_factory.mktemp("whole")
+    (ended,) = run(nursery, arguments(inputs, training__num_epochs=EPOCHS), output, UGRO_BATCH_SIZES="8")
+    assert ended.code == 0, ended.said
+    return output
+
+
+@pytest.fixture(scope="module")
+def stopped(
+    nursery: Nursery, inputs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[Ended]]:
+    """Two ranks with 6 and 2, of which the second was told to stop in the midst."""
+    output = tmp_path_factory.mktemp("stopped")
+    argv = arguments(inputs, training__num_epochs=EPOCHS, training__save_strategy="no")
+    ranks = nursery.gang(argv, output, 2, UGRO_BATCH_SIZES="6,2")
+    wait_for_step(output, 20, ranks)
+    ranks[1].signal(signal.SIGTERM)
+    return output, [rank.end() for rank in ranks]
+
+
+@pytest.fixture(scope="module")
+def resumed(
+    nursery: Nursery,
+    inputs: Path,
+    stopped: tuple[Path, list[Ended]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The same two ranks from there to the end, each with its own part of the checkpoint."""
+    before, _ = stopped
+    name = checkpoint_of(before).name
+    output = tmp_path_factory.mktemp("resumed")
+    argv = arguments(inputs, training__num_epochs=EPOCHS)
+    parts = str(before / "{rank}" / "checkpoints" / name)
+    for ended in run(nursery, argv, output, 2, UGRO_BATCH_SIZES="6,2", UGRO_RESUME=parts):
+        assert ended.code == 0, ended.said
+    return output
+
+
+def checkpoint_of(output: Path) -> Path:
+    (only,) = (path for path in (output / "0" / "checkpoints").iterdir() if path.is_dir())
+    return only
+
+
+# ---- uneven cards, stop, resume ----
+
+
+def test_six_and_two_equal_eight_over_a_stop_and_a_resume(
+    whole: Path, stopped: tuple[Path, list[Ended]], resumed: Path
+) -> None:
+    expected, first, second = steps(whole), steps(stopped[0]), steps(resumed)
+    assert max(first) + 1 == min(second)
+    assert set(first) | set(second) == set(expected)
+    for step, line in {**first, **second}.items():
+        assert line["loss"] == pytest.approx(expected[step]["loss"], rel=1e-5)
+        assert line["grad_norm"] == pytest.approx(expected[step]["grad_norm"], rel=1e-5)
+        assert line["learning_rate"] == expected[step]["learning_rate"]
+
+
+def test_the_validation_loss_is_the_same_on_uneven_ranks(whole: Path, resumed: Path) -> None:
+    def evaluated(output: Path) -> dict[int, float]:
+        return {line["step"]: line["eval_loss"] for line in lines(output) if "eval_loss" in line}
+
+    here = evaluated(resumed)
+    assert here
+    assert here == pytest.approx(
+        {step: loss for step, loss in evaluated(whole).items() if step in here}, rel=1e-5
+    )
+
+
+def test_term_on_one_rank_saves_on_all_and_ends_them_with_143(stopped: tuple[Path, list[Ended]]) -> None:
+    output, ended = stopped
+    assert [rank.code for rank in ended] == [143, 143]
+    name = checkpoint_of(output).name
+    for rank in range(2):
+        manifest = vouched(output, rank, name)
+        assert (manifest["rank"], manifest["ranks"], manifest["world_size"]) == (rank, [0, 1], 2)
+        assert manifest["checkpoint"] == f"checkpoint-{manifest['step']}" == name
+        assert f"{name}/rng_state_{rank}.pth" in manifest["files"]
+
+
+def test_an_epoch_broken_off_by_term_is_not_evaluated(stopped: tuple[Path, list[Ended]]) -> None:
+    output, _ = stopped
+    last = lines(output)[-1]
+    assert "loss" in last
+    assert checkpoint_of(output).name == f"checkpoint-{last['step']}"
+
+
+def test_a_line_of_metrics_says_all_that_is_shown(whole: Path) -> None:
+    line = lines(whole)[0]
+    assert set(line) == {
+        "step",
+        "total_steps",
+        "epoch",
+        "total_epochs",
+        "loss",
+        "learning_rate",
+        "grad_norm",
+        "tokens_per_second",
+        "samples_per_second",
+        "elapsed_seconds",
+        "time",
+    }
+    evaluated = next(line for line in lines(whole) if "eval_loss" in line)
+    assert {"step", "total_steps", "epoch", "total_epochs", "eval_loss", "time"} <= set(evaluated)
+
+
+def test_something_is_learnt(whole: Path) -> None:
+    logged = list(steps(whole).values())
+    assert logged[0]["loss"] > 5.5  # ln(320 tokens) is 5.8
+    assert logged[-1]["loss"] < 5.2
+
+
+def test_the_adapter_comes_with_a_card_and_anyone_may_read_it(whole: Path) -> None:
+    folder = whole / "0" / "artifacts" / "adapter"
+    card = (folder / "README.md").read_text()
+    assert "| lora.rank | 16 |" in card
+    assert "| training.learning_rate | 0.01 |" in card
+    assert {path.name for path in folder.iterdir()} >= {"adapter_model.safetensors", "adapter_config.json"}
+    assert all(path.stat().st_mode & 0o044 for path in folder.iterdir())
+    assert list((whole / "0" / "tensorboard").glob("events.*"))
+
+
+def test_old_checkpoints_make_room_and_their_manifests_go_with_them(whole: Path) -> None:
+    folder = whole / "0" / "checkpoints"
+    names = {path.name for path in folder.iterdir()}
+    kept = {name for name in names if not name.endswith(".manifest.json")}
+    assert len(kept) == 3
+    assert names == kept | {f"{name}.manifest.json" for name in kept}
+
+
+def test_only_rank_0_talks_of_steps(stopped: tuple[Path, list[Ended]]) -> None:
+    _, (first, second) = stopped
+    assert "step 3/" in first.said
+    assert "step 3/" not in second.said
+    assert len(second.said.splitlines()) < 8
+
+
+def test_term_ends_a_rank_whose_peer_is_frozen(nursery: Nursery, inputs: Path, tmp_path: Path) -> None:
+    ranks = nursery.gang(arguments(inputs, training__num_epochs=1000), tmp_path, 2, UGRO_BATCH_SIZES="6,2")
+    wait_for_step(tmp_path, 3, ranks)
+    ranks[1].signal(signal.SIGSTOP)
+    ranks[0].signal(signal.SIGTERM)
+    since = time.monotonic()
+    ended = ranks[0].end()
+    ranks[1].signal(signal.SIGKILL)
+    ranks[1].end()
+    assert ended.code == 143
+    assert "no step in common" in ended.said
+    assert time.monotonic() - since < 15
+
+
+# ---- nf4 under torchrun; resume in other circumstances ----
+
+NF4: dict[str, Any] = {
+    "training__num_epochs": 3,
+    "training__save_strategy": "steps",
+    "training__save_steps": 4,
+    "training__save_total_limit": "null",
+    "lora__dropout": 0.1,
+    "logging__steps": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def nf4(training_python: str, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ranks of one node under torchrun: a quantised model, with dropout, on a folder that `datasets` saved."""
+    output = tmp_path_factory.mktemp("nf4")
+    command = [training_python, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    done = subprocess.run(
+        [*command, *arguments(inputs, "nf4", "saved", **NF4)],
+        env=clean_environment(UGRO_OUTPUT_DIR=str(output / "0"), UGRO_BATCH_SIZES="5,3"),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (output / "said").write_text(done.stdout + done.stderr)
+    return output
+
+
+def test_a_quantised_model_trains_under_torchrun(nf4: Path) -> None:
+    logged = list(steps(nf4).values())
+    assert logged[-1]["loss"] < logged[0]["loss"] - 0.5
+    assert "weights 4 bits" in (nf4 / "said").read_text()
+
+
+def test_ranks_that_share_a_folder_have_one_manifest(nf4: Path) -> None:
+    manifest = vouched(nf4, 0, "checkpoint-4")
+    assert (manifest["ranks"], manifest["world_size"]) == ([0], 2)
+    assert {"checkpoint-4/rng_state_0.pth", "checkpoint-4/rng_state_1.pth"} <= set(manifest["files"])
+
+
+def test_a_resumed_run_has_the_same_losses_to_the_last_digit(
+    nursery: Nursery, inputs: Path, nf4: Path, tmp_path: Path
+) -> None:
+    """Dropout and all; and a line that averages over steps before the checkpoint and after it."""
+    (tmp_path / "resume").symlink_to(nf4 / "0" / "checkpoints" / "checkpoint-4")
+    argv = arguments(inputs, "nf4", "saved", **NF4)
+    resume = str(tmp_path / "resume")
+    for ended in run(nursery, argv, tmp_path, 2, UGRO_BATCH_SIZES="5,3", UGRO_RESUME=resume):
+        assert ended.code == 0, ended.said
+    expected = {step: line["loss"] for step, line in steps(nf4).items() if step > 4}
+    assert min(expected) == 6
+    assert {step: line["loss"] for step, line in steps(tmp_path).items()} == expected
+
+
+def test_fewer_ranks_go_on_at_the_same_part_of_the_epoch(
+    nursery: Nursery, inputs: Path, nf4: Path, tmp_path: Path
+) -> None:
+    before = steps(nf4)
+    argv = arguments(inputs, "nf4", "saved", **NF4)
+    resume = str(nf4 / "0" / "checkpoints" / "checkpoint-16")
+    (ended,) = run(nursery, argv, tmp_path, UGRO_BATCH_SIZES="4", UGRO_RESUME=resume)
+    assert ended.code == 0, ended.said
+    # 200 sequences are 25 micro-batches of 8, so 13 steps; or 50 of 4, so 25 steps.
+    assert (before[1]["total_steps"], lines(tmp_path)[0]["total_steps"]) == (39, 75)
+    assert "other batch sizes: step 16 of the checkpoint is step 30 of this run" in ended.said
+    first = next(iter(steps(tmp_path).values()))
+    assert (first["step"], first["epoch"]) == (33, 1.32)
+
+
+def test_all_weights_can_be_trained_and_resumed_with_another_learning_rate(
+    nursery: Nursery, inputs: Path, tmp_path: Path
+) -> None:
+    few: dict[str, Any] = {
+        "training__save_strategy": "steps",
+        "training__save_steps": 2,
+        "dataset__packing": True,
+    }
+    argv = arguments(inputs, data="texts.txt", lora__enabled=False, training__max_steps=2, **few)
+    (first,) = run(nursery, argv, tmp_path / "a")
+    assert first.code == 0, first.said
+    assert "training 115,008 of 115,008 parameters; weights 32 bits" in first.said
+    model = tmp_path / "a" / "0" / "artifacts" / "model"
+    assert {path.name for path in model.iterdir()} >= {"model.safetensors", "config.json", "tokenizer.json"}
+    other = {
+        "training__learning_rate": 0.5,
+        "training__lr_scheduler": "constant",
+        "training__warmup_steps": 0,
+    }
+    argv = arguments(inputs, data="texts.txt", lora__enabled=False, training__max_steps=4, **(few | other))
+    argv += ["--resume", str(tmp_path / "a" / "0" / "checkpoints" / "checkpoint-2")]
+    (second,) = run(nursery, argv, tmp_path / "b")
+    assert second.code == 0, second.said
+    assert {step: line["learning_rate"] for step, line in steps(tmp_path / "b").items()} == {3: 0.5, 4: 0.5}
+
+
+# ---- what cannot be used ----
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "sets", "said"),
+    [
+        ("no_end", "texts.txt", {}, "neither a pad token nor an end-of-text token"),
+        ("empty", "texts.txt", {}, "empty: "),
+        (
+            "llama",
+            "texts.txt",
+            {"training__batch_size_per_gpu": 999},
+            "one micro-step of all ranks takes 999",
+        ),
+        ("llama", "broken.jsonl", {}, "broken.jsonl, line 2: it is no JSON"),
+        (
+            "llama",
+            "texts.txt",
+            {"lora__target_modules": "[query]"},
+            "the model has no query; it has q_proj, k_proj",
+        ),
+        ("huge", "texts.txt", {}, "not enough memory on"),
+    ],
+)
+def test_what_is_found_after_the_imports_is_one_line_and_exit_2(
+    nursery: Nursery, inputs: Path, tmp_path: Path, model: str, data: str, sets: dict[str, Any], said: str
+) -> None:
+    (ended,) = run(nursery, arguments(inputs, model, data, **sets), tmp_path)
+    faults = [
+        line
+        for line in ended.said.splitlines()
+        if line.startswith("train_production: ") and "rank 0" not in line
+    ]
+    assert ended.code == 2, ended.said
+    assert len(faults) == 1
+    assert said in faults[0]
+    assert "Traceback" not in ended.said
+
+
+def test_a_fault_of_one_rank_ends_all(nursery: Nursery, inputs: Path, tmp_path: Path) -> None:
+    """The second rank has another data set under the same name."""
+    for rank, text in enumerate(("one two three\n" * 200, "four five six\n" * 200)):
+        (tmp_path / str(rank)).mkdir()
+        (tmp_path / str(rank) / "data.txt").write_text(text)
+    argv = [SCRIPT, "--model-name", str(inputs / "llama"), "--set", "dataset.packing=false"]
+    settings = json.dumps({"dataset": {"name": str(tmp_path / "{rank}" / "data.txt")}})
+    ended = run(nursery, argv, tmp_path, 2, UGRO_SETTINGS=settings)
+    assert [rank.code for rank in ended] == [2, 2]
+    for each in ended:
+        assert "of rank 1 (" in each.said
+        assert "is another than that of rank 0" in each.said
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "said"),
+    [
+        (
+            ["--model-name", "/nowhere/llama"],
+            {},
+            "model /nowhere/llama: there is no such folder on this node",
+        ),
+        (["--model-name", "."], {}, "has no config.json"),
+        (["--model-name", "nobody/nothing"], {}, "HF_HUB_OFFLINE forbids to fetch it"),
+        (["--dataset-name", "/nowhere.txt"], {}, "data set /nowhere.txt: there is no such file on this node"),
+        (["--dataset-name", "{here}/empty.txt"], {}, "the file is empty"),
+        (
+            ["--dataset-name", "{here}/rows.jsonl"],
+            {},
+            "the column 'text' is missing; there is 'body', 'title'",
+        ),
+        (["--dataset-name", "{here}/words.jsonl"], {}, "its first line is no JSON object"),
+        (["--dataset-name", "{here}"], {}, "the folder is none that `save_to_disk` of datasets wrote"),
+        (["--set", "trainin.seed=1"], {}, "there is no setting trainin.seed; did you mean training.seed?"),
+        (["--set", "seed"], {}, "write SECTION.KEY=VALUE"),
+        (["--learning-rate", "fast"], {}, "--learning-rate: 'fast' must be a number"),
+        (["--num-epochs", "0"], {}, "--num-epochs: '0' must be more than 0"),
+        (["--set", "model.dtype=float8"], {}, "must be one of: float16, bfloat16, float32"),
+        (["--set", "lora.dropout=1"], {}, "must be less than 1"),
+        (["--set", "optimizer.betas=[0.9]"], {}, "must be a list like [0.9, 0.999]"),
+        (["--config", "{here}/broken.yaml"], {}, "broken.yaml, line 2: not YAML"),
+        (["--config", "{here}/typo.yaml"], {}, "no setting training.sed; did you mean training.seed?"),
+        (["--resume", "latest"], {}, "there is no whole checkpoint in"),
+        ([], {"UGRO_RESUME": "/nowhere"}, "cannot resume from /nowhere: there is no such folder"),
+        (
+            [],
+            {"UGRO_RESUME": "{here}/other"},
+            "its adapter has rank 8 on k_proj, but the settings say rank 16 on",
+        ),
+        ([], {"UGRO_RESUME": "{here}/full"}, "it holds a whole model, but lora.enabled is true"),
+        ([], {"UGRO_BATCH_SIZES": "3,2"}, "UGRO_BATCH_SIZES '3,2' has 2 numbers for 1 ranks"),
+        ([], {"UGRO_BATCH_SIZES": "some"}, "write a whole number for each rank"),
+        (["--set", "training.batch_size_per_gpu=auto"], {}, "only UGRO can resolve that"),
+        ([], {"UGRO_SETTINGS": "{"}, "UGRO_SETTINGS is not a JSON object"),
+        ([], {"UGRO_SETTINGS": '{"training": {"seed": "x"}}'}, "training.seed 'x' must be a whole number"),
+        (
+            ["--model-name", "{here}/quantized", "--set", "lora.enabled=false"],
+            {},
+            "its weights are quantised",
+        ),
+        (["--what"], {}, "unrecognized arguments: --what"),
+    ],
+)
+def test_what_is_found_before_the_imports_is_one_line_and_exit_2(
+    nursery: Nursery, unusable: Path, flags: list[str], environment: dict[str, str], said: str
+) -> None:
+    """Nothing else is said, so nothing was imported for it: the first line of a run comes before the imports."""
+
+    def here(text: str) -> str:
+        return text.replace("{here}", str(unusable))
+
+    argv = [
+        SCRIPT,
+        "--model-name",
+        here("{here}/model"),
+        "--dataset-name",
+        here("{here}/words.txt"),
+        *map(here, flags),
+    ]
+    variables = {name: here(value) for name, value in environment.items()}
+    (ended,) = run(nursery, argv, unusable, 1, **variables)
+    assert ended.code == 2
+    assert ended.said.startswith("train_production: ")
+    assert said in ended.said
+    assert ended.said.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def unusable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models, checkpoints and data sets of which each has a fault, and one of each that has none at first sight."""
+    folder = tmp_path_factory.mktemp("unusable")
+    files = {
+        "model/config.json": "{}",
+        "words.txt": "one two\n",
+        "empty.txt": " \n",
+        "rows.jsonl": '{"body": "x", "title": "y"}\n',
+        "words.jsonl": "one two\n",
+        "broken.yaml": "training:\n  seed: ]\n",
+        "typo.yaml": "training:\n  sed: 1\n",
+        "other/adapter_model.safetensors": "",
+        "other/adapter_config.json": '{"r": 8, "target_modules": ["k_proj"]}',
+        "full/model.safetensors": "",
+        "quantized/config.json": '{"quantization_config": {"quant_method": "bitsandbytes"}}',
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content)
+    return folder
+
+
+def test_the_scripts_own_defaults_are_those_of_the_file(training_python: str) -> None:
+    ask = "import json; from training.settings import DEFAULTS; print(json.dumps(DEFAULTS))"
+    done = subprocess.run([training_python, "-c", ask], cwd=SCRIPTS, capture_output=True, check=True)
+    assert json.loads(done.stdout) == yaml.safe_load(
+        (REPOSITORY / "config" / "training_defaults.yaml").read_text()
+    )
