@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
 import struct
+import threading
 import time
 import zlib
+from functools import partial
+from typing import Dict, Optional
 
-from .system import Json, boot_id, expand, read_json, supervisor_of
+from .system import Json, boot_id, end_all, expand, of_rank, read_json, supervisor_of
 
 # kind, byte offset in its stream, payload length; then the payload
 FRAME = struct.Struct(">BQI")
-HEARTBEAT, LOG, METRICS, GPU, EXIT, LOST = range(6)
+HEARTBEAT, LOG, METRICS, GPU, EXIT, LOST, MANIFEST = range(7)
 COMPRESSED = 0x80  # set on a kind whose payload is zlib-compressed
 CHUNK_BYTES = 1 << 18
 POLL_SECONDS = 0.03
+MANIFEST_SECONDS = 0.5  # how often to look for a new checkpoint
+MANIFEST_BYTES = 1 << 19
+MANIFEST_SUFFIX = ".manifest.json"
 READER_GONE_SECONDS = 300.0
+ORPHAN_GRACE_SECONDS = 2.0  # for what a killed supervisor leaves; torchrun has had its TERM by then
 
 STREAMS = {LOG: "log", METRICS: "output/metrics.jsonl", GPU: "gpu.jsonl"}
 
@@ -25,26 +33,43 @@ STREAMS = {LOG: "log", METRICS: "output/metrics.jsonl", GPU: "gpu.jsonl"}
 def follow(request: Json) -> None:
     """Send what is new in each stream, a HEARTBEAT when quiet, and EXIT or LOST as the last frame.
 
-    EXIT carries exit.json. LOST says that no supervisor lives and none left a record: {known, rebooted}.
+    EXIT carries exit.json. LOST says that no supervisor lives and none left a record: {known, rebooted}. What was left
+    of the rank is ended before that, so that its last words are sent, too.
+    MANIFEST carries the manifest of a checkpoint that is whole, of each that there is when the following begins.
     """
     folder = expand(request["folder"])
     offsets = {int(kind): offset for kind, offset in request["offsets"].items()}
     send(HEARTBEAT, 0, b"")
-    quiet_since = time.monotonic()
+    quiet_since = supervised_at = time.monotonic()
+    told: Dict[str, bytes] = {}
+    looked_at = 0.0
+    ending: Optional[threading.Thread] = None
     while True:
         # Read first: what stood in the streams before the end is sent before the end.
         ended = read_json(os.path.join(folder, "exit.json"))
+        gone = ending is not None and not ending.is_alive()
+        if ended or time.monotonic() - looked_at > MANIFEST_SECONDS:
+            looked_at = time.monotonic()
+            forward_manifests(folder, told)
         if sum(forward(folder, kind, offsets) for kind in offsets):
             quiet_since = time.monotonic()
         elif ended:
-            return send(EXIT, 0, json.dumps(ended).encode())
+            # Among the outputs may be names that are no text.
+            return send(EXIT, 0, json.dumps(ended, ensure_ascii=False).encode("utf-8", "replace"))
+        elif gone:
+            return send(LOST, 0, json.dumps(lost(folder)).encode())
         elif time.monotonic() - quiet_since > request["heartbeat_seconds"]:
-            if not supervisor_of(folder) and not os.path.exists(os.path.join(folder, "exit.json")):
-                return send(LOST, 0, json.dumps(lost(folder)).encode())
             send(HEARTBEAT, 0, b"")
             quiet_since = time.monotonic()
         else:
             time.sleep(POLL_SECONDS)
+        # Also while there is much to send: what nobody supervises any more may go on printing for hours.
+        if not ending and time.monotonic() - supervised_at > request["heartbeat_seconds"]:
+            supervised_at = time.monotonic()
+            if not supervisor_of(folder) and not os.path.exists(os.path.join(folder, "exit.json")):
+                rest = partial(of_rank, request["token"])
+                ending = threading.Thread(target=end_all, args=(rest, ORPHAN_GRACE_SECONDS), daemon=True)
+                ending.start()
 
 
 def forward(folder: str, kind: int, offsets: "dict[int, int]") -> bool:
@@ -63,6 +88,34 @@ def forward(folder: str, kind: int, offsets: "dict[int, int]") -> bool:
         send(kind, offsets[kind], chunk)
     offsets[kind] += len(chunk)
     return True
+
+
+def forward_manifests(folder: str, told: "Dict[str, bytes]") -> None:
+    for name, content in find_manifests(folder).items():
+        if told.get(name) != content:
+            told[name] = content
+            send(MANIFEST, 0, content)
+
+
+def find_manifests(folder: str) -> "Dict[str, bytes]":
+    """{file name: content} of the manifests of a job's checkpoints here."""
+    checkpoints = os.path.join(folder, "output", "checkpoints")
+    found: Dict[str, bytes] = {}
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for name in sorted(os.listdir(checkpoints)):
+            if name.endswith(MANIFEST_SUFFIX):
+                # One that is rotated away in this moment is no checkpoint any more.
+                with contextlib.suppress(OSError), open(os.path.join(checkpoints, name), "rb") as file:
+                    content = file.read(MANIFEST_BYTES + 1)
+                    if len(content) <= MANIFEST_BYTES:
+                        found[name] = content
+    return found
+
+
+def manifests(request: Json) -> Json:
+    """The manifests of a job's checkpoints on this node, as text."""
+    found = find_manifests(expand(request["folder"]))
+    return {"manifests": [content.decode("utf-8", "replace") for content in found.values()]}
 
 
 def lost(folder: str) -> Json:

@@ -44,6 +44,10 @@ def prepare(request: Json, blob: bytes) -> Json:
         return {"folder": folder}
     refuse_if_busy(request["token"])
     end_all(lambda: of_rank(request["token"]), 0.0)
+    if request.get("activation"):
+        from .environment import activated  # only an environment of pixi's has one
+
+        request["activated"] = activated(request["activation"])
     try:
         lay_out(folder, request, blob)
     except OSError as error:

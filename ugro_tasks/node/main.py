@@ -2,19 +2,22 @@
 
 A request is a line of JSON, and `blob_bytes` more bytes where it names them. An answer is a line of JSON behind MARK,
 which tells it from whatever a login shell prints first; `follow` answers with frames instead, and is the last.
+`build_environment` is the last, too: lines about its progress come before its answer, and signs of life to it on stdin.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import sys
-from typing import Any, Dict
+from typing import Any, Dict, Generator
 
 MARK = b"\x1eUGRO "
 MODULE_OF = {
     "probe": "probe", "prepare": "jobs", "start": "jobs", "stop": "jobs", "state": "jobs", "reset": "jobs",
-    "make_folder": "jobs",
+    "make_folder": "jobs", "manifests": "follow", "environment": "environment", "build_environment": "build",
+    "clean": "cleaning",
 }  # fmt: skip
 
 
@@ -42,17 +45,23 @@ def main() -> None:
             stdout.flush()
             return follow(request)
         blob = [stdin.read(request.pop("blob_bytes"))] if "blob_bytes" in request else []
-        stdout.write(json.dumps(answer(request, *blob)).encode() + b"\n")
-        stdout.flush()
+        with contextlib.closing(answers(request, *blob)) as given:
+            for line in given:
+                # The names of files need be no text: half a surrogate pair would make all of it unreadable.
+                stdout.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+                stdout.flush()
     return None
 
 
-def answer(request: Dict[str, Any], *blob: bytes) -> Dict[str, Any]:
-    """What the operation gives, or why it refuses."""
+def answers(request: Dict[str, Any], *blob: bytes) -> Generator[Dict[str, Any], None, None]:
+    """What the operation gives, or why it refuses. One that takes long tells of its progress before."""
     # Only the module that is needed is imported: a zip has no compiled files, so each import costs.
     module = importlib.import_module("." + MODULE_OF[request["op"]], __package__)
     try:
-        given: Dict[str, Any] = getattr(module, request["op"])(request, *blob)
+        given = getattr(module, request["op"])(request, *blob)
+        if isinstance(given, dict):
+            yield given
+        else:
+            yield from given
     except Refusal as refusal:
-        return refusal.answer
-    return given
+        yield refusal.answer

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
+import resource
 import shutil
 import socket
-import struct
 import subprocess
 import sys
 import time
-from typing import Callable, Dict, List, Optional
+from typing import Callable, List
 
 from .system import (
     Json,
@@ -22,7 +20,6 @@ from .system import (
     lease_holder,
     processes,
     read_json,
-    read_text,
     slot_of,
     state_folder,
     write_json,
@@ -31,10 +28,8 @@ from .system import (
 GPU_FIELDS = (
     "index,name,uuid,driver_version,memory.total,memory.used,utilization.gpu,temperature.gpu,power.draw"
 )
+HEALTH_FIELDS = GPU_FIELDS + ",ecc.errors.uncorrected.volatile.total"
 APP_FIELDS = "pid,used_memory,process_name"
-SIOCGIFADDR = 0x8915
-GREETING_SECONDS = 0.5  # for the nonce of the port check and its answer
-PORTS_TRIED = 20  # a short range, so that one firewall rule serves
 
 # Run by the training environment's own Python. It reads torch's version file instead of importing torch (3 s).
 LOOK_AT_TORCH = """
@@ -52,11 +47,17 @@ print(json.dumps(found))
 
 def probe(request: Json) -> Json:
     """Everything that a health check or a launch wants to know of this node, in one go."""
+    from .network import (
+        interfaces,
+        resolve,
+        try_ports,
+    )  # only a probe needs it, and a zip has no compiled files
+
     started = time.time()
     interpreter = expand(request["interpreter"])
     later = {
         "torch": look_at_torch(interpreter),
-        "gpus": run_later(nvidia_smi("gpu", GPU_FIELDS)),
+        "gpus": run_later(nvidia_smi("gpu", HEALTH_FIELDS)),
         "apps": run_later(nvidia_smi("compute-apps", APP_FIELDS)),
     }
     ours = processes(lambda _: True)
@@ -68,13 +69,24 @@ def probe(request: Json) -> Json:
         "boot_id": boot_id(),
         "cpus": os.cpu_count(),
         "project": space(expand(request["project"])),
+        "home": own_folder(),
         "shm": space("/dev/shm"),  # noqa: S108  (what the data loaders of torch use)
         "rsync": shutil.which("rsync"),
+        "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[1],
+        "visible_cards": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "lease": lease_holder(request["slot"]),
         "jobs": [process.facts() for process in ours if slot_of(process.token) == request["slot"]],
         "our_pids": [process.pid for process in ours],
     }
-    facts.update(try_port(request))
+    if "environment" in request:
+        from .environment import built  # it builds on this module
+
+        facts["environment"] = built(request["environment"])
+    if request.get("model"):
+        from .model import look_for_model
+
+        facts["model"] = look_for_model(request["model"])
+    facts.update(try_ports(request))
     facts.update((name, finish()) for name, finish in later.items())
     if facts["torch"].get("torch") and request["wants_cuda"]:
         facts["torch"]["cuda_available"] = cuda_available(interpreter, facts)
@@ -99,7 +111,7 @@ def look_at_torch(interpreter: str) -> Callable[[], Json]:
                 said = "it says other things than it was asked: %r" % answer["stdout"][:200]
                 return dict(answer, code=None, stderr=said)
         if answer.get("torch"):
-            write_json(memory, {"answer": answer, "stamps": stamps_of(interpreter, answer["files"])})
+            remember(memory, {"answer": answer, "stamps": stamps_of(interpreter, answer["files"])})
         return answer
 
     return look
@@ -150,124 +162,50 @@ def run_later(argv: List[str], limit_seconds: float = 20.0) -> Callable[[], Json
 
 
 def cuda_available(interpreter: str, facts: Json) -> bool:
-    """torch.cuda.is_available(). A yes is remembered until torch, the cards, their driver or the boot change."""
+    """torch.cuda.is_available(). A yes is remembered until torch, the cards, what hides them or the boot change."""
     cards = [line.split(",")[:4] for line in facts["gpus"]["stdout"].splitlines()]
-    key = json.dumps([stamps_of(interpreter, facts["torch"]["files"]), cards, facts["boot_id"]])
+    seen = [cards, facts["visible_cards"], facts["boot_id"]]
+    key = json.dumps([stamps_of(interpreter, facts["torch"]["files"]), *seen])
     memory = os.path.join(state_folder(), "cuda_available.json")
     if (read_json(memory) or {}).get("key") == key:
         return True
     answer = run_later([interpreter, "-c", "import torch; print(torch.cuda.is_available())"], 60.0)()
     available: bool = answer["stdout"].strip() == "True"
     if available:
-        write_json(memory, {"key": key})
+        remember(memory, {"key": key})
     return available
 
 
-# ---- the network ----
-
-
-def try_port(request: Json) -> Json:
-    """Whether the rendezvous will work: the master listens for a moment, and each worker connects to it."""
-    deadline = time.monotonic() + request["port_seconds"]
-    nonce = request["nonce"].encode()
-    if request["role"] == "worker":
-        return {"reach": connect(request["master"], request["port"], nonce, deadline)}
-    if request["role"] == "master":
-        return listen(request["address"], request["port"], nonce, request["workers"], deadline)
-    return {}
-
-
-def listen(address: str, port: int, nonce: bytes, workers: int, deadline: float) -> Json:
-    """{port: free|taken|unbindable, free_port}, after `workers` have answered the nonce or the deadline has passed.
-
-    The nonce tells our own workers from those of another probe of the same master in the same moment.
-    """
-    with bindable(address) as listener:
-        try:
-            listener.bind((address, port))
-        except OSError as error:
-            kind = "taken" if error.errno == errno.EADDRINUSE else "unbindable"
-            free = next_free(address, port) if kind == "taken" else None
-            return {"port": kind, "port_error": error.strerror, "free_port": free}
-        listener.listen(64)
-        while workers and time.monotonic() < deadline:
-            listener.settimeout(max(0.01, deadline - time.monotonic()))
-            with contextlib.suppress(OSError), listener.accept()[0] as peer:
-                peer.settimeout(GREETING_SECONDS)
-                peer.sendall(nonce)
-                workers -= len(peer.recv(1))
-    return {"port": "free", "free_port": port}
-
-
-def next_free(address: str, taken: int) -> Optional[int]:
-    for port in range(taken + 1, min(taken + PORTS_TRIED, 65536)):
-        with bindable(address) as candidate, contextlib.suppress(OSError):
-            candidate.bind((address, port))
-            return port
-    return None
-
-
-def bindable(address: str) -> socket.socket:
-    made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    return made
-
-
-def connect(address: str, port: int, nonce: bytes, deadline: float) -> Json:
-    """{ok, milliseconds} or {ok, error}. A refusal is tried again: the master's probe may not listen yet."""
-    error = "no answer"
-    while time.monotonic() < deadline:
-        begun = time.monotonic()
-        try:
-            with socket.create_connection((address, port), max(0.05, deadline - begun)) as master:
-                took = (time.monotonic() - begun) * 1000
-                master.settimeout(GREETING_SECONDS)
-                with contextlib.suppress(
-                    OSError
-                ):  # what listens there may be something else, e.g. a running job
-                    if master.recv(len(nonce), socket.MSG_WAITALL) == nonce:
-                        master.sendall(b"!")
-            return {"ok": True, "milliseconds": took}
-        except OSError as fault:
-            error = fault.strerror or str(fault)
-            time.sleep(0.02)
-    return {"ok": False, "error": error}
-
-
-def resolve(name: str) -> Optional[str]:
-    """The IPv4 address that this node finds for a name."""
+def remember(path: str, value: Json) -> None:
+    """For the next probe; where there is no room, or the home cannot be written, it looks again."""
     with contextlib.suppress(OSError):
-        return socket.gethostbyname(name)
-    return None
+        write_json(path, value)
 
 
-def interfaces() -> Dict[str, Json]:
-    """{name: {addresses, mtu}} of every network interface."""
-    found: Dict[str, Json] = {}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
-        for _, name in socket.if_nameindex():
-            mtu = read_text("/sys/class/net/%s/mtu" % name).strip()
-            found[name] = {"addresses": [], "mtu": int(mtu) if mtu else None}
-            with contextlib.suppress(OSError):
-                answer = fcntl.ioctl(asked.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-                found[name]["addresses"].append(socket.inet_ntoa(answer[20:24]))
-    for line in read_text("/proc/net/if_inet6").splitlines():
-        raw, name = line.split()[0], line.split()[-1]
-        if name in found:
-            found[name]["addresses"].append(socket.inet_ntop(socket.AF_INET6, bytes.fromhex(raw)))
-    return found
+def own_folder() -> Json:
+    """The `space` of ~/.ugro, and what tells it from that of another machine or container."""
+    folder = state_folder()
+    facts = space(folder)
+    with contextlib.suppress(OSError):
+        there = os.stat(folder)
+        facts["identity"] = "%s %d:%d" % (boot_id(), there.st_dev, there.st_ino)
+    return facts
 
 
 def space(path: str) -> Json:
-    """Bytes free and in all where `path` is or would be, and whether it can be written."""
+    """Bytes free and in all where `path` is or would be, whether it can be written, and how many files more fit.
+
+    `free_files` is None where the file system has no limit.
+    """
     there = path
     while not os.path.exists(there) and there != os.path.dirname(there):
         there = os.path.dirname(there)
-    usage = shutil.disk_usage(there)
-    writable = os.access(there, os.W_OK | os.X_OK) and not os.statvfs(there).f_flag & os.ST_RDONLY
+    usage, system = shutil.disk_usage(there), os.statvfs(there)
+    writable = os.access(there, os.W_OK | os.X_OK) and not system.f_flag & os.ST_RDONLY
     return {
         "path": path,
         "free_bytes": usage.free,
         "total_bytes": usage.total,
+        "free_files": system.f_favail if system.f_files else None,
         "writable": bool(writable),
     }

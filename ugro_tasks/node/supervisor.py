@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -36,6 +37,9 @@ GPU_SAMPLE_SECONDS = 5.0
 LEFTOVER_GRACE_SECONDS = 2.0  # for what a script forked and left behind
 ERROR_CHARACTERS = 20_000
 OUTPUTS_TOLD = 1000
+OPEN_FILES = (
+    65536  # for data loaders and sockets, where the node's limits let us; a million is slow for some programs
+)
 
 # Variables that would change torchrun's flags or a rank's place in the gang.
 MISLEADING = re.compile(
@@ -92,6 +96,8 @@ def stop_order(folder: str) -> Json:
 def run(folder: str, plan: Json) -> Json:
     """The exit record of torchrun, once nothing of the job is left."""
     environment = clean_environment()
+    activated = plan.get("activated", {}).items()
+    environment.update((key, value) for key, value in activated if not MISLEADING.match(key))
     environment.update((key, expand(value)) for key, value in plan["env"].items())
     environment["UGRO_TOKEN"] = plan["token"]
     environment["TORCHELASTIC_ERROR_FILE"] = os.path.join(folder, "error.json")
@@ -168,8 +174,11 @@ def record_sample(folder: str, plan: Json, sampler: subprocess.Popen[bytes]) -> 
 
 
 def be_a_child() -> None:
-    """Between fork and exec: end with the supervisor, and take signals again."""
+    """Between fork and exec: end with the supervisor, take signals again, and be free to open files."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
 
 

@@ -67,15 +67,21 @@ def read_json(path: str) -> Optional[Json]:
 def write_json(path: str, value: Json) -> None:
     """Whole or not at all, readable by this user only."""
     temporary = "%s.%d" % (path, os.getpid())
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        json.dump(value, file)
-    os.replace(temporary, path)
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(value, file)
+        os.replace(temporary, path)
+    except OSError:  # the disk is full: no half of it may stay
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 def state_folder() -> str:
-    """~/.ugro: leases and what is remembered between requests."""
+    """~/.ugro: leases and what is remembered between requests. It may be missing where the home cannot be written."""
     path = os.path.expanduser("~/.ugro")
-    os.makedirs(path, mode=0o700, exist_ok=True)
+    with contextlib.suppress(OSError):  # who has to write into it says so
+        os.makedirs(path, mode=0o700, exist_ok=True)
     return path
 
 

@@ -1,0 +1,309 @@
+"""A training environment is made on this node: aside, and switched to when it is whole.
+
+FOLDER is where the environment belongs (~/ugro/.venv, say). The work folder beside it has
+
+    lock                 an flock: one build at a time
+    log                  what pip, uv or pixi said in the last build
+    files/               what the environment is made from
+    store/               packages that the controller brought: wheels, a cache of uv's, or a pack of pixi's
+    env-<digest>-<time>  an environment; FOLDER is a link to it
+    replaced             what FOLDER was until then, for a moment
+
+A stamp in the environment says what it was made from. It is written last, so an environment without it is not whole.
+pixi makes its environments in place: there the stamp goes first, and the next run repairs what was interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+from typing import Any, Dict, Generator, Iterator, List, Optional
+
+from .child import PROGRESS_SECONDS, Runner
+from .environment import STAMP, base_python, environment, find_program, stamp_of, version_of
+from .installers import (
+    FOREIGN,
+    PIP_OPTIONS,
+    choice,
+    has_hashes,
+    newer_pip,
+    pinned,
+    uv_sync,
+    venv_steps,
+    wanted,
+)
+from .main import Refusal
+from .probe import LOOK_AT_TORCH, run_later
+from .system import Json, expand, lease_holder, of_slot, take_lease, write_json
+
+OLDER_STAMP = "made-from.sha256"  # of an environment that UGRO made before it could do so on other machines
+JOB = "sync-envs"  # what a node is held by while its environment is built
+
+
+def build_environment(request: Json, blob: bytes = b"") -> Iterator[Json]:
+    """{"progress": ...} again and again, and at last what `environment` says, with {made, seconds, bytes, kept}.
+
+    `bytes` is the size of what was made, in the progress what has been written so far.
+
+    `blob` is the recipe's files one after the other, as `files` ({name: bytes}) of the request tells.
+    Refuses with "busy" where a job has the node: to switch under a running one would break its late imports.
+    Refuses with "failed" and {phase, tail, free_bytes, log} where it cannot be made; what was there stays in use.
+    """
+    build = Build(request, blob)
+    try:
+        yield from build.run()
+    except OSError as error:
+        raise build.failed("writing", "%s: %s" % (error.filename or build.work, error.strerror)) from error
+
+
+class Build:
+    """One build, from the lock to the switch."""
+
+    def __init__(self, request: Json, blob: bytes) -> None:
+        place = request["environment"]
+        self.request, self.blob = request, blob
+        self.manager, self.name = place["manager"], place["name"]
+        self.folder, self.work = expand(place["folder"]), expand(place["work"])
+        self.workspace = expand(place.get("workspace", ""))  # pixi's project
+        self.files = os.path.join(self.work, "files")
+        self.store = os.path.join(self.work, "store") if request["offline"] else None
+        self.runner = Runner(os.path.join(self.work, "log"), request["token"], request["silence_seconds"])
+        self.kept: Optional[str] = None
+
+    def run(self) -> Iterator[Json]:
+        """See build_environment."""
+        os.makedirs(self.files, mode=0o700, exist_ok=True)
+        made = False
+        with open(os.path.join(self.work, "lock"), "w") as lock:
+            yield from self._wait_for(lock)
+            yield from self._tidy()
+            if not self._is_made():
+                with self._holding_the_node():
+                    yield from self._make()
+                made = True
+        size = size_of(os.path.realpath(self.folder)) if made else 0
+        seconds = time.monotonic() - self.runner.begun
+        yield dict(environment(self.request), made=made, seconds=seconds, bytes=size, kept=self.kept)
+
+    def failed(self, phase: str, message: str) -> Refusal:
+        """Why it cannot be made, with all that helps to say what to do about it."""
+        free = shutil.disk_usage(self.work).free if os.path.isdir(self.work) else None
+        told = {"phase": phase, "tail": self.runner.tail(), "free_bytes": free, "log": self.runner.log}
+        return Refusal("failed", message, **told)
+
+    def _wait_for(self, lock: Any) -> Iterator[Json]:
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield self.runner.progress("waiting for another build")
+            self.runner.listen(PROGRESS_SECONDS)
+
+    def _is_made(self) -> bool:
+        """Whether it is there as wanted: another build may have made it. `bad` is one that did not prove good."""
+        stamp = stamp_of(self.folder)
+        return bool(
+            stamp and stamp["digest"] == self.request["digest"] and stamp["made_at"] != self.request["bad"]
+        )
+
+    @contextlib.contextmanager
+    def _holding_the_node(self) -> Iterator[None]:
+        """The lease of each node that trains with this environment."""
+        holder = {"token": self.request["token"], "job": JOB, "pid": os.getpid()}
+        holder["controller"] = self.request["controller"]
+        with contextlib.ExitStack() as stack:
+            for slot in self.request["slots"]:
+                lease = take_lease(slot, holder)
+                if lease is None:
+                    raise Refusal("busy", "the node is held", holder=lease_holder(slot) or {})
+                stack.enter_context(lease)
+                others = of_slot(slot)
+                if others:
+                    raise Refusal("busy", "the node is not free", holder=others[0].facts())
+            yield
+
+    def _tidy(self) -> Iterator[Json]:
+        """Put in order what a build that was interrupted left, and remove what is in use no more."""
+        replaced = os.path.join(self.work, "replaced")
+        if os.path.lexists(replaced):
+            if os.path.lexists(self.folder):
+                self._put_away(replaced)
+            else:
+                os.rename(replaced, self.folder)
+        in_use = os.path.realpath(self.folder)
+        for name in os.listdir(self.work):
+            path = os.path.join(os.path.realpath(self.work), name)
+            # What was unpacked from a pack lies one level deeper.
+            if name.startswith("env-") and path not in (in_use, os.path.dirname(in_use)):
+                yield from self._remove(path)
+
+    def _remove(self, path: str) -> Iterator[Json]:
+        """By a program: thousands of files take their time, and somebody waits for a word."""
+        yield from self.runner.call("removing the old one", ["rm", "-rf", "--", path], dict(os.environ), "/")
+
+    # ---- making it ----
+
+    def _make(self) -> Iterator[Json]:
+        """The environment is there, stamped, and in use."""
+        if os.path.exists(os.path.join(self.folder, "bin", "ugro")) and not stamp_of(self.folder):
+            raise self.failed("theirs", "%s is UGRO's own environment" % self.folder)
+        self._lay_out()
+        in_place = self.manager == "pixi" and not self.store
+        target = os.path.join(self.work, "env-%s-%x" % (self.request["digest"][:12], time.time_ns()))
+        whole = False
+        try:
+            if in_place:
+                yield from self._install_with_pixi()
+            else:
+                yield from self._install_aside(target)
+            unpacked = os.path.join(target, self.name) if self.manager == "pixi" else target
+            place = self.folder if in_place else unpacked
+            yield self.runner.progress("looking at it")
+            stamp = {"manager": self.manager, "digest": self.request["digest"], "made_at": time.time()}
+            stamp.update(self._look_at(place), seconds=time.monotonic() - self.runner.begun)
+            write_json(os.path.join(place, STAMP), stamp)
+            if not in_place:
+                self._switch_to(place)
+            whole = True
+        finally:
+            if not whole:
+                shutil.rmtree(target, ignore_errors=True)
+        yield from self._tidy()
+        if self.store and self.manager != "uv":  # uv's shares its files with the environment
+            yield from self._remove(self.store)
+
+    def _lay_out(self) -> None:
+        """The recipe's files, each whole or not there at all, and an empty log."""
+        shutil.rmtree(self.files, ignore_errors=True)
+        folder, begin = self.workspace or self.files, 0
+        for path in (self.files, folder):
+            os.makedirs(path, mode=0o700, exist_ok=True)
+        for name, size in self.request["files"].items():
+            content, begin = self.blob[begin : begin + size], begin + size
+            path = os.path.join(folder, os.path.basename(name))
+            if os.path.exists(path) and read_bytes(path) == content:
+                continue  # this node's project may be the controller's own
+            with open(path + ".new", "wb") as file:
+                file.write(content)
+            os.replace(path + ".new", path)
+        with open(self.runner.log, "w"):
+            pass
+
+    def _install_aside(self, target: str) -> Iterator[Json]:
+        if self.manager == "pixi":
+            os.makedirs(target)
+            pack = os.path.join(self.work, "store", "environment.tar")
+            words = ["--output-directory", target, "--env-name", self.name, pack]
+            yield from self._call("unpacking", [self._needed("pixi-unpack"), *words])
+        elif self.manager == "uv":
+            python = self.request.get("python")
+            words = [*uv_sync(self.name), *(["--python", expand(python)] if python else [])]
+            variables = {"UV_PROJECT_ENVIRONMENT": target}
+            if self.store:
+                words.append("--offline")
+                variables.update(UV_CACHE_DIR=self.store, UV_PYTHON_DOWNLOADS="never")
+            yield from self._call("installing", [self._needed("uv"), *words], variables)
+        else:
+            yield from self._install_with_pip(target)
+
+    def _install_with_pip(self, target: str) -> Iterator[Json]:
+        base = base_python(self.request.get("python"))
+        if base["path"] is None:
+            raise self.failed("no python", "there is no such Python")
+        steps, pip = venv_steps(base["path"], target)
+        if not steps:
+            raise self.failed("no ensurepip", "%s cannot make an environment" % base["path"])
+        for step in steps:
+            yield from self._call("making it", step)
+        source = ["--no-index", "--find-links", self.store] if self.store else []
+        if not has_hashes(self.files):
+            yield from self._call("installing", [*pip, *PIP_OPTIONS, *wanted(self.files), *source])
+            return
+        for step in newer_pip(pip):
+            yield from self._call("making it", [*step, *source])
+        yield from self._call("choosing packages", [*pip, *PIP_OPTIONS, *choice(self.files), *source])
+        try:
+            exactly = pinned(self.files)
+        except ValueError as error:
+            raise self.failed("not pinned", str(error)) from error
+        yield from self._call("installing", [*pip, *PIP_OPTIONS, *exactly, *source])
+
+    def _install_with_pixi(self) -> Iterator[Json]:
+        pixi = self._needed("pixi")
+        if os.path.islink(self.folder):  # to one that was made from a pack
+            os.unlink(self.folder)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(self.folder, STAMP))
+        (manifest,) = [name for name in self.request["files"] if name.endswith(".toml")]
+        words = ["--environment", self.name, "--manifest-path", os.path.join(self.workspace, manifest)]
+        yield from self._call("installing", [pixi, "install", "--locked", *words])
+
+    def _call(
+        self, phase: str, argv: List[str], variables: Optional[Dict[str, str]] = None
+    ) -> Generator[Json, None, None]:
+        kept = {key: value for key, value in os.environ.items() if key not in FOREIGN}
+        code = yield from self.runner.call(
+            phase, argv, dict(kept, **(variables or {})), self.workspace or self.files
+        )
+        if code:
+            raise self.failed(phase, "%s ended with exit code %d" % (os.path.basename(argv[0]), code))
+
+    def _needed(self, program: str) -> str:
+        path = find_program(program)
+        if path is None:
+            raise self.failed("no %s" % program, "%s was not found" % program)
+        return path
+
+    def _look_at(self, place: str) -> Json:
+        answer = run_later([os.path.join(place, "bin", "python"), "-c", LOOK_AT_TORCH])()
+        if answer["code"] != 0:
+            raise self.failed("broken", answer["stderr"].strip())
+        found = json.loads(answer["stdout"])
+        program = None if self.manager == "venv" else find_program(self.manager)
+        return {
+            **{key: found.get(key) for key in ("python", "torch", "cuda")},
+            "version": version_of(program),
+        }
+
+    def _switch_to(self, place: str) -> None:
+        """FOLDER is a link to `place`; what it was before is put away."""
+        link, replaced = os.path.join(self.work, "link"), os.path.join(self.work, "replaced")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(link)
+        os.makedirs(os.path.dirname(self.folder), exist_ok=True)
+        os.symlink(os.path.relpath(place, os.path.dirname(self.folder)), link)
+        if os.path.isdir(self.folder) and not os.path.islink(self.folder):
+            os.rename(self.folder, replaced)
+        os.replace(link, self.folder)
+        if os.path.lexists(replaced):
+            self._put_away(replaced)
+
+    def _put_away(self, replaced: str) -> None:
+        """Remove an environment of UGRO's own making; keep anybody else's beside."""
+        own = stamp_of(replaced) or os.path.exists(os.path.join(replaced, OLDER_STAMP))
+        if own:
+            return os.rename(replaced, os.path.join(self.work, "env-old-%x" % time.time_ns()))
+        number = 0
+        while os.path.lexists("%s.before%s" % (self.folder, number or "")):
+            number += 1
+        self.kept = "%s.before%s" % (self.folder, number or "")
+        return os.rename(replaced, self.kept)
+
+
+def size_of(folder: str) -> int:
+    """The bytes of all files below a folder."""
+    found = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                found += os.lstat(os.path.join(parent, name)).st_size
+    return found
+
+
+def read_bytes(path: str) -> bytes:
+    """The whole file."""
+    with open(path, "rb") as file:
+        return file.read()

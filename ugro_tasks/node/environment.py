@@ -1,0 +1,108 @@
+"""The training environment of this node: what is built here, by whom, and with what it could be."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+from typing import Dict, List, Optional
+
+from .main import Refusal
+from .probe import look_at_torch, run_later
+from .system import Json, expand, read_text
+
+STAMP = "ugro-environment.json"  # in an environment: what it was made from
+ACTIVATION_SECONDS = 60.0
+# A non-interactive login reads no profile, so these are mostly not on its PATH.
+PLACES = {
+    "pixi": ("$PIXI_HOME/bin", "~/.pixi/bin"),
+    "pixi-pack": ("$PIXI_HOME/bin", "~/.pixi/bin", "~/.local/bin"),
+    "pixi-unpack": ("$PIXI_HOME/bin", "~/.pixi/bin", "~/.local/bin"),
+    "uv": ("~/.local/bin", "~/.cargo/bin"),
+}
+
+
+def environment(request: Json) -> Json:
+    """What is built here (see `built`), and what the environment's Python has.
+
+    With `offline` also for which kind of machine and Python packages are to be fetched elsewhere.
+    """
+    finish = look_at_torch(expand(request["interpreter"]))
+    facts: Json = {"environment": built(request["environment"])}
+    if request["offline"]:
+        facts.update(machine=os.uname().machine, base=base_python(request["python"]))
+    return dict(facts, torch=finish())
+
+
+def built(place: Json) -> Json:
+    """{there, stamp} of an environment, with pixi {program, version, manifest, activate}; {} where nobody makes it."""
+    if place["manager"] == "existing":
+        return {}
+    folder = expand(place["folder"])
+    facts: Json = {"there": os.path.exists(os.path.join(folder, "bin", "python")), "stamp": stamp_of(folder)}
+    if place["manager"] == "pixi":
+        facts["program"] = find_program("pixi")
+        facts["version"] = version_of(facts["program"])
+        manifests = [
+            os.path.join(expand(place["workspace"]), name) for name in ("pixi.toml", "pyproject.toml")
+        ]
+        facts["manifest"] = next((path for path in manifests if os.path.exists(path)), None)
+        activate = os.path.join(os.path.dirname(os.path.realpath(folder)), "activate.sh")
+        facts["activate"] = activate if os.path.islink(folder) and os.path.exists(activate) else None
+    return facts
+
+
+def stamp_of(folder: str) -> Optional[Json]:
+    """What the environment in `folder` was made from; None where it is not whole, or not of UGRO's making."""
+    with contextlib.suppress(ValueError):
+        stamp = json.loads(read_text(os.path.join(folder, STAMP)))
+        if isinstance(stamp, dict) and "digest" in stamp:
+            return stamp
+    return None
+
+
+def find_program(name: str) -> Optional[str]:
+    """The path of a program that its own installer put where no PATH may lead."""
+    places = [os.path.expanduser(os.path.expandvars(place)) for place in PLACES[name]]
+    return shutil.which(name, path=os.pathsep.join([*places, os.environ.get("PATH", os.defpath)]))
+
+
+def version_of(program: Optional[str]) -> Optional[str]:
+    """As in `pixi 0.77.0`: the second word of what the program says of itself."""
+    if program is None:
+        return None
+    words = run_later([program, "--version"], 10.0)()["stdout"].split()
+    return words[1] if len(words) > 1 else None
+
+
+def base_python(wanted: Optional[str]) -> Json:
+    """{path, version} of the Python to make an environment from: a path, a version, or None for this one.
+
+    The path is None where there is no such Python here.
+    """
+    candidates = [wanted or sys.executable]
+    if wanted and wanted[0].isdigit():
+        candidates = ["python%s" % ".".join(wanted.split(".")[:2]), sys.executable, "python3"]
+    for candidate in candidates:
+        path = shutil.which(expand(candidate))
+        version = (
+            path and run_later([path, "-Ic", "import platform; print(platform.python_version())"])()["stdout"]
+        )
+        if version and (
+            not wanted or not wanted[0].isdigit() or (version.strip() + ".").startswith(wanted + ".")
+        ):
+            return {"path": path, "version": version.strip()}
+    return {"path": None, "version": None}
+
+
+def activated(argv: List[str]) -> Dict[str, str]:
+    """What an activation sets, from the command that tells it as pixi does: {"environment_variables": {...}}."""
+    answer = run_later([expand(word) for word in argv], ACTIVATION_SECONDS)()
+    try:
+        variables = json.loads(answer["stdout"])["environment_variables"].items()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        said = (answer["stderr"] or answer["stdout"]).strip().splitlines()[-1:] or ["nothing"]
+        raise Refusal("not activated", "%s tells no activation: %s" % (" ".join(argv[:2]), said[0])) from None
+    return {key: str(value) for key, value in variables if os.environ.get(key) != value}
