@@ -3,165 +3,57 @@
     cluster = load_cluster()               # of ugro_tasks.cluster_file: reads ./cluster.yaml
     cluster.master.address                 # '192.168.1.100'
     cluster.select("gpu-master,gpu2")      # the same cluster with two nodes, ranks 0 and 1
-    Cluster.model_validate_json(cluster.model_dump_json()) == cluster
+    Cluster.from_json(cluster.as_json()) == cluster
 
 Everything here is resolved: no `${VAR}`, nothing that has to be looked up in a second place. A path
 on a node may still begin with `~/`, the home of the node's own user; only the node knows it.
 """
 
-import ipaddress
-import logging
-import re
 import sys
 from collections import Counter
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    WithJsonSchema,
-)
+import msgspec
+from msgspec import Struct
 
 from ugro_tasks.errors import UsageError
+from ugro_tasks.values import (
+    Address,
+    BatchSize,
+    HostName,
+    Jump,
+    Level,
+    Line,
+    LogFormat,
+    NodeName,
+    NodePath,
+    Part,
+    Port,
+    PositiveFloat,
+    PositiveInt,
+    Program,
+    Rank,
+    Script,
+    Seconds,
+    UserName,
+    WholeSeconds,
+    Word,
+    checked_line,
+    shown,
+)
 
 MANAGERS = Literal["existing", "venv", "uv", "pixi"]
 DEFAULT_PROJECT = "~/ugro"
 PACKAGE = Path(__file__).parent
 
 
-def shown(value: object) -> str:
-    """A value from a file as a message can hold it: quoted, escaped, and never long."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}...{text[0]}"
-
-
-def matching(pattern: str, rule: str) -> AfterValidator:
-    """A check that the whole text matches `pattern`; the fault reads "<the text> <rule>"."""
-    compiled = re.compile(pattern)
-
-    def check(value: str) -> str:
-        if not compiled.fullmatch(value):
-            raise ValueError(f"{shown(value)} {rule}")
-        return value
-
-    return AfterValidator(check)
-
-
-def _port(value: int) -> int:
-    if not 1 <= value <= 65535:
-        raise ValueError(f"{value} is not a port (1-65535)")
-    return value
-
-
-def _jump(value: str) -> str:
-    if port := re.search(r":([0-9]+)$", value):
-        _port(int(port[1]))
-    return value
-
-
-def _address(value: str) -> str:
-    try:
-        address = ipaddress.ip_address(value)
-    except ValueError as error:
-        raise ValueError(
-            f"{shown(value)} is not an IP address; names do not work here, write for example "
-            f"192.168.1.100 (on the machine, `ip -brief address` shows it)"
-        ) from error
-    if address.is_unspecified or address.is_multicast:
-        raise ValueError(f"{shown(value)} is no machine's own address")
-    return str(address)
-
-
-def _log_format(value: str) -> str:
-    try:
-        logging.Formatter(value)
-    except ValueError as error:
-        raise ValueError(
-            f"{shown(value)} is not a log format of Python's logging; "
-            f"a good one is '%(asctime)s %(levelname)s %(message)s'"
-        ) from error
-    return value
-
-
-# A line of text that cannot play tricks in a terminal, a command line or a file.
-Line = Annotated[str, matching(r"[^\x00-\x1f\x7f-\x9f]+", "must be one line of plain text")]
-Word = Annotated[
-    str,
-    matching(r"[^\s\x00-\x1f\x7f-\x9f-][^\x00-\x1f\x7f-\x9f]*", "must not begin with '-' or a space"),
-]
-NodeName = Annotated[
-    str,
-    matching(
-        r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}",
-        "is not a node name: use letters, digits, '.', '_' and '-', a letter or digit first",
-    ),
-]
-HostName = Annotated[
-    str,
-    matching(
-        r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}",
-        "is not a host name: use letters, digits, '.', '_' and '-', a letter or digit first",
-    ),
-]
-UserName = Annotated[
-    str,
-    matching(
-        r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}",
-        "is not a user name: use letters, digits, '.', '_', '+' and '-'",
-    ),
-]
-Jump = Annotated[
-    str,
-    matching(
-        r"([A-Za-z0-9_][\w.+-]*@)?([A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?",
-        "is not one jump host: write user@host:port (for a chain, use ProxyJump in ~/.ssh/config)",
-    ),
-    AfterValidator(_jump),
-]
-NodePath = Annotated[
-    str,
-    matching(r"~|~?/[^\x00-\x1f\x7f]*", "is not a path on a node: begin it with '/' or '~/'"),
-]
-Program = Annotated[
-    str,
-    matching(
-        r"[A-Za-z0-9_][A-Za-z0-9_.+-]*|~?/[^\x00-\x1f\x7f]+",
-        "is not a program: write its name, or a path that begins with '/' or '~/'",
-    ),
-]
-Script = Annotated[
-    str,
-    matching(
-        r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_./-]*\.py",
-        "is not a script: write the name of a .py file inside the scripts folder",
-    ),
-]
-Port = Annotated[
-    int,
-    AfterValidator(_port),
-    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 65535}),
-]
-Address = Annotated[str, AfterValidator(_address)]
-PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Level = Annotated[
-    Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
-    BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
-]
-
-
-class Fact(BaseModel):
+class Fact(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What was read once and stays as it is."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
-
-class Environment(Fact):
+class Environment(Fact, frozen=True, kw_only=True):
     """The Python environment that trains on a node, and what the cluster file promises of it."""
 
     manager: MANAGERS
@@ -172,19 +64,23 @@ class Environment(Fact):
     torch_version: Word | None = None
     cuda_version: Word | None = None
 
+    def folder(self, project: str) -> str:
+        """Where a manager makes the environment on a node whose project folder is `project`."""
+        within = f".pixi/envs/{self.name}" if self.manager == "pixi" else ".venv"
+        return self.path or f"{project}/{within}"
+
     def interpreter(self, project: str) -> str:
         """The environment's python on a node whose project folder is `project`."""
         if self.manager == "existing":
             return self.python or "python3"
-        within = f".pixi/envs/{self.name}" if self.manager == "pixi" else ".venv"
-        return f"{self.path or f'{project}/{within}'}/bin/python"
+        return f"{self.folder(project)}/bin/python"
 
 
-class Node(Fact):
+class Node(Fact, frozen=True, kw_only=True):
     """One machine, with everything that is needed to reach it and to start a rank there."""
 
     name: NodeName
-    rank: Annotated[int, Field(ge=0)]
+    rank: Rank
     """0 is the master."""
     transport: Literal["ssh", "local"] = "ssh"
     address: Address
@@ -205,79 +101,85 @@ class Node(Fact):
     """The name of the node's lease. Nodes that share one machine have one each."""
     environment: Environment
 
+    @property
+    def hides_card(self) -> bool:
+        """One of several nodes on a machine that promises no GPU: they must not all take the one that may be there."""
+        return self.slot == self.name and self.gpu_model is None
 
-class Lora(Fact):
+
+class Lora(Fact, frozen=True, kw_only=True):
     """Low-rank adapters: what `train_production.py` trains beside the frozen model."""
 
     rank: PositiveInt = 16
     alpha: PositiveInt = 32
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    dropout: Part = 0.05
     target_modules: tuple[Word, ...] = ("q_proj", "v_proj")
 
 
-class TrainingDefaults(Fact):
+class TrainingDefaults(Fact, frozen=True, kw_only=True):
     """What `inv launch` takes where no flag says otherwise."""
 
-    # The names in the file; in Python, and in a stored cluster, the short ones.
-    model_config = ConfigDict(populate_by_name=True)
-
-    script: Annotated[Script, Field(validation_alias="default_script")] = "train_production.py"
+    script: Script = "train_production.py"
     """The script in the scripts folder that every rank runs."""
-    model: Annotated[Word, Field(validation_alias="default_model")] = "unsloth/tinyllama-bnb-4bit"
-    dataset: Annotated[Word, Field(validation_alias="default_dataset")] = "wikitext"
-    epochs: Annotated[PositiveInt, Field(validation_alias="default_epochs")] = 1
-    learning_rate: Annotated[PositiveFloat, Field(validation_alias="default_learning_rate")] = 2e-4
-    batch_size_per_gpu: PositiveInt = 1
-    """Sequences per GPU and micro-step."""
+    model: Word = "unsloth/tinyllama-bnb-4bit"
+    dataset: Word = "wikitext"
+    epochs: PositiveInt = 1
+    learning_rate: PositiveFloat = 2e-4
+    batch_size_per_gpu: BatchSize = 1
+    """Sequences per GPU and micro-step: a number for all nodes, `auto` (in the ratio of the cards' memory), or
+    a number for each node: `{gpu-master: 3, gpu1: 2, gpu2: 2}`."""
     gradient_accumulation_steps: PositiveInt = 8
     max_seq_length: PositiveInt = 2048
     """Tokens per sequence."""
     lora: Lora = Lora()
+    written: tuple[str, ...] = ()
+    """The keys that the cluster file gives, `lora.rank` among them; all others are only defaults."""
+
+    @classmethod
+    def given(cls, **values: Any) -> Self:
+        """What a cluster file says, each key of it noted as written; `lora` is a mapping."""
+        lora = values.pop("lora", {})
+        written = (*values, *(f"lora.{name}" for name in lora))
+        return cls(**values, lora=Lora(**lora), written=written)
 
 
-class Timeouts(Fact):
+class Timeouts(Fact, frozen=True, kw_only=True):
     """How long UGRO waits for what, in seconds."""
 
-    connect_seconds: PositiveFloat = 5.0
+    connect_seconds: Seconds = 5.0
     """For a node to answer, login included."""
-    start_seconds: PositiveFloat = 60.0
+    start_seconds: Seconds = 60.0
     """For a node to prepare its rank, and again to start it."""
-    rendezvous_seconds: PositiveInt = 300
+    rendezvous_seconds: WholeSeconds = 300
     """For the ranks to find each other; `communication.timeout_seconds` is the same."""
-    stop_grace_seconds: PositiveFloat = 15.0
+    stop_grace_seconds: Seconds = 15.0
     """Between TERM and KILL, so that a script can write a checkpoint."""
-    heartbeat_seconds: PositiveFloat = 2.0
+    heartbeat_seconds: Seconds = 2.0
     """Between two signs of life of a node that has nothing else to say."""
-    agent_linger_seconds: PositiveFloat = 120.0
+    away_seconds: Seconds = 60.0
+    """With restarts: a node that is out of reach for so long counts as lost. Without, it is waited for."""
+    return_seconds: Seconds = 300.0
+    """With restarts: for a lost node to come back, before the job goes on without it or ends."""
+    agent_linger_seconds: Seconds = 120.0
     """That the agent stays, with its connections open, after the last job."""
 
 
-class Logging(Fact):
+class Logging(Fact, frozen=True, kw_only=True):
     """UGRO's own log files, not the training's."""
 
     level: Level = "INFO"
-    format: Annotated[str, AfterValidator(_log_format)] = (
-        "[%(asctime)s] %(name)s - %(levelname)s - %(message)s"
-    )
+    format: LogFormat = "[%(asctime)s] %(name)s - %(levelname)s - %(message)s"
     """As Python's logging understands it."""
     keep_days: PositiveInt = 7
 
 
-def _gang(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
-    if sorted(node.rank for node in nodes) != list(range(len(nodes))) or not nodes:
-        raise ValueError("the nodes' ranks must run from 0 without gaps")
-    if len({node.name for node in nodes}) < len(nodes):
-        raise ValueError("two nodes have the same name")
-    return tuple(sorted(nodes, key=lambda node: node.rank))
-
-
-class Cluster(Fact):
+class Cluster(Fact, frozen=True, kw_only=True):
     """The nodes, sorted by rank, and the defaults of everything that runs on them."""
 
     name: Line
     location: Line | None = None
     description: Line | None = None
-    nodes: Annotated[tuple[Node, ...], AfterValidator(_gang)]
+    nodes: tuple[Node, ...]
     master_port: Port = 29500
     environment: Environment
     training: TrainingDefaults = TrainingDefaults()
@@ -290,6 +192,25 @@ class Cluster(Fact):
     logs: Path
     source: str
     """The cluster file, or `local`."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for nodes that are no gang."""
+        if sorted(node.rank for node in self.nodes) != list(range(len(self.nodes))) or not self.nodes:
+            raise ValueError("the nodes' ranks must run from 0 without gaps")
+        if len({node.name for node in self.nodes}) < len(self.nodes):
+            raise ValueError("two nodes have the same name")
+        msgspec.structs.force_setattr(self, "nodes", tuple(sorted(self.nodes, key=lambda node: node.rank)))
+
+    def as_json(self) -> dict[str, Any]:
+        """The cluster as JSON can hold it; see `from_json`."""
+        plain: dict[str, Any] = msgspec.to_builtins(self, enc_hook=str)
+        return plain
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> Self:
+        """The cluster that was stored so; raises ValueError where it is none."""
+        _refuse_tricks(plain.get("nodes"))
+        return msgspec.convert(plain, cls, dec_hook=_path)
 
     @property
     def master(self) -> Node:
@@ -312,8 +233,24 @@ class Cluster(Fact):
             if count > 1:
                 raise UsageError(f"--nodes {names}: {name} is given {count} times; name it once.")
         chosen = [node for node in self.nodes if node.name in wanted]
-        ranked = tuple(node.model_copy(update={"rank": rank}) for rank, node in enumerate(chosen))
-        return self.model_copy(update={"nodes": ranked})
+        ranked = tuple(msgspec.structs.replace(node, rank=rank) for rank, node in enumerate(chosen))
+        return msgspec.structs.replace(self, nodes=ranked)
+
+
+def _path(kind: type, value: Any) -> Any:
+    return kind(value)  # Path is the only one here that msgspec does not know
+
+
+def _refuse_tricks(plain: Any) -> None:
+    """Raise ValueError for what cannot be said of a node: it will stand in command lines and on terminals."""
+    if isinstance(plain, str):
+        if plain:
+            checked_line(plain)
+    elif isinstance(plain, dict):
+        _refuse_tricks([*plain, *plain.values()])
+    elif isinstance(plain, (list, tuple)):
+        for value in plain:
+            _refuse_tricks(value)
 
 
 def _unknown_node(name: str, names: str, known: list[str]) -> str:
@@ -355,7 +292,7 @@ def local_cluster(root: Path) -> Cluster:
         description="three ranks on this machine's CPU",
         nodes=nodes,
         environment=environment,
-        training=TrainingDefaults(
+        training=TrainingDefaults.given(
             script="train_single_test.py",
             model="char-transformer",
             dataset="shakespeare",

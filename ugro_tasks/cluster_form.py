@@ -9,28 +9,28 @@ import ast
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import ConfigDict, Field
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from ugro_tasks import cluster
-from ugro_tasks.cluster import (
-    MANAGERS,
+from ugro_tasks.cluster import MANAGERS, Fact, Logging, Timeouts, TrainingDefaults
+from ugro_tasks.values import (
+    UNSHOWN,
     Address,
-    Fact,
     HostName,
     Jump,
     Line,
-    Logging,
     NodeName,
     NodePath,
     Port,
     PositiveFloat,
     PositiveInt,
     Program,
-    Timeouts,
-    TrainingDefaults,
+    Rank,
     UserName,
+    WholeSeconds,
     Word,
     matching,
 )
@@ -39,32 +39,57 @@ SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 HerePath = Annotated[
     str,
-    matching(r"(?!~[^/])[^\x00-\x1f\x7f]+", "is not a path; on this machine `~/` is your own home folder"),
+    matching(rf"(?!~[^/])[^{UNSHOWN}]+", "is not a path; on this machine `~/` is your own home folder"),
 ]
-Rank = Annotated[int, Field(ge=0)]
+
+# In the file these keys of a record begin with `default_`.
+DEFAULTS = ("script", "model", "dataset", "epochs", "learning_rate")
 
 
-class EnvironmentSection(Fact):
+class Section(BaseModel):
+    """A part of the file; a key that it does not have is a fault."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def form_of(record: type[Fact]) -> type[Section]:
+    """The section whose keys are those of the record."""
+    hints = get_type_hints(record, include_extras=True)
+    fields: dict[str, Any] = {}
+    for field in msgspec.structs.fields(record):
+        kind, default = hints[field.name], field.default
+        if isinstance(kind, type) and issubclass(kind, Fact):
+            kind = form_of(kind)
+            default = kind()
+        if field.name != "written":
+            alias = f"default_{field.name}" if field.name in DEFAULTS else None
+            fields[field.name] = (kind, Field(default, validation_alias=alias))
+    return create_model(record.__name__, __base__=Section, __doc__=record.__doc__, **fields)
+
+
+class EnvironmentSection(Section):
     """The Python environment that trains. A node's own section counts before the cluster's."""
 
     manager: MANAGERS | None = None
-    """Who made the environment: `pixi`, `uv`, `venv`, or nobody that UGRO needs to know: `existing`.
-    Default: `pixi` if conda_env is given, else `existing`."""
+    """What `inv sync-envs` makes the environment with: `pixi`, `uv` or `venv`; `existing`: it is there, and nobody
+    makes it. Default: `pixi` if conda_env is given, `existing` if python is; else by the lock in the project:
+    pixi.lock, uv.lock, constraints.txt in the scripts folder, or none of them: `existing`."""
     name: Word | None = None
-    """The pixi environment; default: `default`."""
+    """The pixi environment, or uv's dependency group; default: `default`, with uv the project itself."""
     conda_env: Word | None = None
     """The same as name."""
     path: NodePath | None = None
     """The environment's folder on the node; default: `.venv` or `.pixi/envs/<name>` in the project."""
     python: Program | None = None
-    """With manager `existing`: the interpreter that has torch; default: `python3`."""
+    """With manager `existing`: the interpreter that has torch; default: `python3`. With `venv` and `uv`: the one
+    that the environment is made from; default: any of python_version, else the one that UGRO's program runs with."""
     python_version: Word | None = None
     """What must be found on the nodes, as far as it is written: 3.11 fits 3.11.9."""
     torch_version: Word | None = None
     cuda_version: Word | None = None
 
 
-class Hardware(Fact):
+class Hardware(Section):
     """What the machine has; `inv health` holds it against what it finds."""
 
     gpu_model: Line | None = None
@@ -76,7 +101,7 @@ class Hardware(Fact):
     """For the reader; not checked."""
 
 
-class NodePaths(Fact):
+class NodePaths(Section):
     """Folders on the node; `~/` is the home of the node's own user."""
 
     project: NodePath | None = None
@@ -87,7 +112,7 @@ class NodePaths(Fact):
     """Accepted, not needed: every launch brings its own copy of the scripts."""
 
 
-class NodeSection(Fact):
+class NodeSection(Section):
     """One machine."""
 
     ip: Address
@@ -136,18 +161,18 @@ class NamedNode(NodeSection):
     vram_gb: PositiveFloat | None = None
 
 
-class Communication(Fact):
+class Communication(Section):
     """How the ranks find each other."""
 
     backend: Literal["static", "c10d"] = "static"
     """Both are accepted. The rendezvous is always static, so that ranks stay on their hosts."""
     master_port: Port = 29500
     """A TCP port of the master that every worker can reach."""
-    timeout_seconds: PositiveInt | None = None
+    timeout_seconds: WholeSeconds | None = None
     """The same as timeouts.rendezvous_seconds."""
 
 
-class ClusterSection(Fact):
+class ClusterSection(Section):
     """The cluster and its master."""
 
     name: Line | None = None
@@ -157,7 +182,7 @@ class ClusterSection(Fact):
     communication: Communication = Communication()
 
 
-class NodesCluster(Fact):
+class NodesCluster(Section):
     """The cluster in the form with `nodes`."""
 
     name: Line | None = None
@@ -167,7 +192,7 @@ class NodesCluster(Fact):
     master_port: Port = 29500
 
 
-class Paths(Fact):
+class Paths(Section):
     """Folders on this machine; a relative one lies in the project."""
 
     project_root: NodePath | None = None
@@ -189,29 +214,30 @@ class Paths(Fact):
     """Accepted, not needed."""
 
 
-class TrainingSection(TrainingDefaults):
+class TrainingSection(form_of(TrainingDefaults)):  # type: ignore[misc]
     """What `inv launch` takes where no flag says otherwise."""
-
-    model_config = ConfigDict(populate_by_name=False)
 
     gradient_accumulation: PositiveInt | None = None
     """The same as gradient_accumulation_steps."""
 
 
-class LoggingSection(Logging):
+class LoggingSection(form_of(Logging)):  # type: ignore[misc]
     """UGRO's own log files, not the training's."""
 
     file: HerePath | None = None
     """The log files lie in its folder, unless paths.logs is given."""
 
 
-class Sections(Fact):
+_Timeouts: Any = form_of(Timeouts)
+
+
+class Sections(Section):
     """What both forms have."""
 
     paths: Paths = Paths()
     environment: EnvironmentSection = EnvironmentSection()
     training: TrainingSection = TrainingSection()
-    timeouts: Timeouts = Timeouts()
+    timeouts: _Timeouts = _Timeouts()
     logging: LoggingSection = LoggingSection()
 
 
@@ -253,8 +279,10 @@ def _sentences() -> dict[tuple[str, str], str]:
         classes = [node for node in ast.parse(source.read_text()).body if isinstance(node, ast.ClassDef)]
         for class_ in classes:
             for base in class_.bases:
-                if isinstance(base, ast.Name):
-                    inherited = [pair for pair in found.items() if pair[0][0] == base.id]
+                # A record, as in `form_of(Record)`, or another section.
+                name = base.args[0] if isinstance(base, ast.Call) else base
+                if isinstance(name, ast.Name):
+                    inherited = [pair for pair in found.items() if pair[0][0] == name.id]
                     found.update({(class_.name, key): text for (_, key), text in inherited})
             for field, below in zip(class_.body, class_.body[1:], strict=False):
                 match field, below:

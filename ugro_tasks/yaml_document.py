@@ -1,28 +1,23 @@
 """A YAML text as plain data that still knows its lines, for files that people write by hand.
 
     document = Document(text, expand)       # reads; whatever is wrong goes to document.faults
-    form = document.validate(ClusterFile)   # None if there is any fault; all are in document.faults
     document.fault(("workers", 1, "rank"), "rank 1 is taken")
+    document.faults                         # all, in the order of their lines
 
 Three things differ from `yaml.safe_load`, all for the writer's sake: a plain value stays the text that
-was written until the model says what it is (so a user `no` is a user, a version 3.10 is not 3.1, and
+was written until a form says what it is (so a user `no` is a user, a version 3.10 is not 3.1, and
 `2e-4` is a number), a key without a value counts as not given, and `~` is a path, not nothing.
 """
 
 import re
 from collections.abc import Callable
-from difflib import get_close_matches
-from typing import Any, NamedTuple, TypeVar, get_args, get_origin
+from typing import Any, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 
-from ugro_tasks.cluster import shown
+from ugro_tasks.values import shown
 
 Loc = tuple[str | int, ...]
-Form = TypeVar("Form", bound=BaseModel)
 Loader: type[yaml.SafeLoader] | type[yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # Far beyond any cluster; small enough that a hostile file costs nothing.
@@ -86,17 +81,6 @@ class Document:
             where = f"{written(loc)}: " if loc else ""
             self._faults.append(Fault(self.line(loc), where + text))
 
-    def validate(self, model: type[Form]) -> Form | None:
-        """The data as a `model`; None, with the reasons in `faults`, if it is not one."""
-        try:
-            form = model.model_validate(self.data)
-        except ValidationError as errors:
-            for error in errors.errors(include_url=False):
-                loc = tuple(part for part in error["loc"] if part != "[key]")
-                self.fault(loc, _sentence(error, model))
-            return None
-        return form if not self._faults else None
-
     def _value(self, node: yaml.Node, loc: Loc) -> Any:
         self._values += 1
         if self._values > MAX_VALUES or len(loc) > MAX_DEPTH:
@@ -140,7 +124,8 @@ class Document:
     def _scalar(self, node: yaml.Node, loc: Loc) -> str | None:
         if node.tag == NULL and node.value != "~":
             return None
-        return re.sub(r"\$\{([^}]*)\}", lambda match: self._expanded(match, loc), node.value)
+        # Not up to any `}`: a megabyte of `${` without one would take hours.
+        return re.sub(r"\$\{([^{}]*)\}", lambda match: self._expanded(match, loc), node.value)
 
     def _expanded(self, match: re.Match[str], loc: Loc) -> str:
         try:
@@ -158,6 +143,14 @@ def written(loc: Loc) -> str:
 
 def _key(key: str) -> str:
     return key if re.fullmatch(r"[\w-]{1,60}", key) else shown(key)
+
+
+def refuse_unreadable(text: str) -> None:
+    """Raise ValueError for a text that no parser of YAML must be given; YAMLError where it is none."""
+    try:
+        _refuse_unreadable(text)
+    except _UnreadableError as error:
+        raise ValueError(error.fault.text) from error
 
 
 class _UnreadableError(Exception):
@@ -200,80 +193,6 @@ def _syntax_fault(error: yaml.YAMLError, text: str) -> Fault:
         f"this is not YAML: {problem} (column {column}); "
         "check indentation, colons and quotes here and just above",
     )
-
-
-def _sentence(error: ErrorDetails, model: type[BaseModel]) -> str:
-    """What pydantic found, in words that need no knowledge of pydantic."""
-    value, context = error["input"], error.get("ctx", {})
-    match error["type"]:
-        case "value_error":
-            return str(context["error"])
-        case "missing":
-            return "is missing; it has to be given"
-        case "extra_forbidden":
-            return _unknown_key(error["loc"], model)
-        case "int_parsing" | "int_type" | "int_from_float" | "int_parsing_size":
-            return f"{_said(value)} is not a whole number"
-        case "float_parsing" | "float_type" | "finite_number":
-            return f"{_said(value)} is not a number"
-        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
-            signs = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
-            limits = [f"{sign} {context[key]:g}" for key, sign in signs.items() if key in context]
-            return f"{value} cannot be; it must be {limits[0]}"
-        case "string_type":
-            return f"must be one value, not {_said(value)}"
-        case "model_type" | "model_attributes_type" | "dict_type":
-            return f"must be a section of `key: value` lines, not {_said(value)}"
-        case "list_type" | "tuple_type":
-            return f"must be a list, each line of it begun with '-', not {_said(value)}"
-        case "literal_error":
-            choices = re.findall(r"'([^']*)'", context["expected"])
-            return f"{_said(value)} is not one of: {', '.join(choices)}{_near(str(value), choices)}"
-    return error["msg"]
-
-
-def _said(value: object) -> str:
-    if isinstance(value, dict):
-        return "a section"
-    return "a list" if isinstance(value, list) else shown(value)
-
-
-def _near(word: str, words: list[str]) -> str:
-    near = get_close_matches(word, words, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def _unknown_key(loc: Loc, model: type[BaseModel]) -> str:
-    key, keys = str(loc[-1]), _keys(_model_at(loc[:-1], model))
-    inner = [
-        f"{name}.{key}"
-        for name, field in keys.items()
-        if (section := _model_in(field.annotation)) and key in _keys(section)
-    ]
-    if hint := (f"; did you mean {inner[0]}?" if inner else _near(key, list(keys))):
-        return f"unknown key{hint}"
-    return f"unknown key; known here are: {', '.join(keys)}"
-
-
-def _model_at(loc: Loc, model: type[BaseModel]) -> type[BaseModel]:
-    """The model of the section at `loc` inside a `model`."""
-    parts = iter(loc)
-    for part in parts:
-        field = _keys(model)[str(part)]
-        model = _model_in(field.annotation) or model
-        if get_origin(field.annotation) in (list, dict):
-            next(parts, None)
-    return model
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(filter(None, map(_model_in, get_args(annotation))), None)
-
-
-def _keys(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    return {str(field.validation_alias or name): field for name, field in model.model_fields.items()}
 
 
 def _kind_of_node(node: yaml.Node) -> str:

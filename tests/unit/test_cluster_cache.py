@@ -1,0 +1,100 @@
+"""A cluster file that is as it was is not checked again, and whatever may have changed is noticed."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from ugro_tasks import cluster_build
+from ugro_tasks.cluster import Cluster
+from ugro_tasks.cluster_cache import ENTRIES_KEPT
+from ugro_tasks.cluster_file import read_cluster_file
+from ugro_tasks.errors import ClusterFileError
+
+TEXT = "cluster: {name: '${LAB}', master: {hostname: m, ip: 10.0.0.1}}\ntraining: {lora: {rank: 4}}\n"
+
+
+class Reading:
+    """A user who reads one cluster file, and how often it was checked in full."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.home, self.path, self.checked = folder / "home", folder / "cluster.yaml", 0
+        self.home.mkdir()
+        self.path.write_text(TEXT)
+        build = cluster_build.build
+
+        def counted(path: Path, content: bytes, environ: dict[str, str]) -> Cluster:
+            self.checked += 1
+            return build(path, content, environ)
+
+        monkeypatch.setattr(cluster_build, "build", counted)
+
+    def __call__(self, **environ: str) -> Cluster:
+        return read_cluster_file(self.path, {"HOME": str(self.home), "LAB": "lab", **environ})
+
+    @property
+    def entries(self) -> list[Path]:
+        return list((self.home / ".cache" / "ugro" / "clusters").iterdir())
+
+
+@pytest.fixture
+def reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reading:
+    return Reading(tmp_path, monkeypatch)
+
+
+def test_the_second_time_it_is_the_same_unchecked(reading: Reading) -> None:
+    first = reading()
+    assert reading() == first
+    assert first.training.written == ("lora.rank",)
+    assert reading.checked == 1
+
+
+def test_an_entry_is_its_users_own(reading: Reading) -> None:
+    reading()
+    (entry,) = reading.entries
+    assert stat.S_IMODE(entry.stat().st_mode) == 0o600
+    assert stat.S_IMODE(entry.parent.stat().st_mode) == 0o700
+
+
+def test_another_text_variable_or_lock_is_noticed(reading: Reading) -> None:
+    before = reading()
+    assert reading(LAB="other").name == "other"
+    (reading.path.parent / "uv.lock").touch()
+    assert (before.environment.manager, reading().environment.manager) == ("existing", "uv")
+    (reading.path.parent / "scripts").mkdir()
+    assert reading().scripts == reading.path.parent / "scripts"
+    reading.path.write_text(TEXT.replace("10.0.0.1", "10.0.0.9"))
+    assert reading().master.address == "10.0.0.9"
+    reading.path.write_text(TEXT + "nonsense: 1\n")
+    with pytest.raises(ClusterFileError, match="unknown key"):
+        reading()
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"[]", b'{"cluster": {}, "seen": {}}', b"\xff", b"[" * 100_000]
+)
+def test_a_damaged_entry_is_as_none(reading: Reading, damage: bytes) -> None:
+    first = reading()
+    (entry,) = reading.entries
+    entry.write_bytes(damage)
+    assert reading() == first
+    assert reading.checked == 2
+
+
+def test_few_are_kept(reading: Reading) -> None:
+    for number in range(ENTRIES_KEPT + 3):
+        reading(LAB=f"lab{number}")
+    assert len(reading.entries) == ENTRIES_KEPT
+
+
+def test_without_a_place_for_it_nothing_is_kept(reading: Reading) -> None:
+    assert reading(XDG_CACHE_HOME="/proc/nowhere") == reading(XDG_CACHE_HOME="/proc/nowhere")
+    assert reading.checked == 2
+
+
+def test_without_a_home_no_home_is_made(reading: Reading) -> None:
+    reading.home.rmdir()
+    reading()
+    assert not reading.home.exists()
