@@ -1,16 +1,28 @@
-"""What the ranks wrote comes home, by rsync."""
+"""What the ranks wrote comes home, by rsync. Checkpoints with a manifest come by `mirror.py`, whole and verified."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import shutil
 import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 
-from .errors import RecordError, UgroError
+import msgspec
+
+from .checkpoints import stored_manifests
+from .errors import HostError, RecordError, UgroError
 from .experiments import METRICS_NAME, OWN_NAMES, Experiment
 from .hosts import Fleet, Host
-from .job import NodePlan
+from .job import JobState, NodePlan
+from .mirror import bring_all
+from .node.follow import MANIFEST_SUFFIX
+from .remote import ask
 from .rsync import Rsync
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
 def gather(
@@ -20,20 +32,24 @@ def gather(
     *,
     only: Collection[str] | None = None,
     clashing: Collection[str] = OWN_NAMES,
+    verify: bool = False,
     progress: Callable[[str, int], None] | None = None,
 ) -> list[UgroError]:
     """Pull each rank's output folder, all nodes at once; gives what went wrong, [] if nothing did.
 
-    What rank 0 wrote under a name of UGRO's own (`clashing`: what there may be of it) goes to ranks/0/. `progress` is
-    told (node, percent). What arrived before a failure stays and is not pulled again.
+    What rank 0 wrote under a name of UGRO's own (`clashing`: what there may be of it) goes to ranks/0/. What the
+    mirror has brought is left to it. `verify` compares contents, not only sizes and times. `progress` is told (node,
+    percent). What arrived before a failure stays and is not pulled again; a full disk here is one error for all nodes.
     """
     by_node = {plan.node: plan for plan in plans if only is None or plan.node in only}
     telling = threading.Lock()
+    errors: list[UgroError] = []
+    full: dict[str, int | None] = {}  # {node: bytes that it still has to send, where that is known}
 
-    def pull(host: Host) -> UgroError | None:
+    def pull(host: Host) -> None:
         plan = by_node.get(host.node.name)
         if plan is None:
-            return None
+            return
 
         def tell(percent: int) -> None:
             with telling:
@@ -41,14 +57,17 @@ def gather(
                     progress(plan.node, percent)
 
         try:
-            _pull(experiment, plan, Rsync(host), clashing, tell)
+            _pull(experiment, plan, Rsync(host), clashing, verify, tell)
         except UgroError as error:
-            return error
+            errors.append(error)
         except OSError as error:
-            return RecordError(f"{error.filename or experiment.folder}: {error.strerror}")
-        return None
+            if error.errno in NO_ROOM:
+                full[plan.node] = _to_come(experiment, plan, Rsync(host))
+            else:
+                errors.append(RecordError(f"{error.filename or experiment.folder}: {error.strerror}"))
 
-    return [error for error in fleet.map(pull).values() if error]
+    fleet.map(pull)
+    return [_no_room(experiment, full), *errors] if full else errors
 
 
 def _pull(
@@ -56,32 +75,105 @@ def _pull(
     plan: NodePlan,
     rsync: Rsync,
     clashing: Collection[str],
+    verify: bool,
     tell: Callable[[int], None],
 ) -> None:
-    source = f"{plan.folder}/output/"
+    source = _source(plan)
     target = experiment.outputs(plan.rank)
     target.mkdir(parents=True, exist_ok=True)
-    # metrics.jsonl came as a stream already, and is still being written where the job runs.
-    own = OWN_NAMES if plan.rank == 0 else [METRICS_NAME]
-    rsync.pull(source, f"{target}/", exclude=[f"/{name}" for name in own], progress=tell)
+    rsync.pull(source, f"{target}/", exclude=_left_out(experiment, plan), verify=verify, progress=tell)
     if plan.rank == 0 and (
         aside := [name for name in clashing if name in OWN_NAMES and name != METRICS_NAME]
     ):
         target = experiment.folder / "ranks" / "0"
         target.mkdir(parents=True, exist_ok=True)
-        rsync.pull(source, f"{target}/", only=[f"/{name}" for name in aside])
+        rsync.pull(source, f"{target}/", only=[f"/{name}" for name in aside], verify=verify)
     with contextlib.suppress(OSError):
         target.rmdir()  # of a rank that wrote nothing
 
 
-def gather_again(experiment: Experiment, progress: Callable[[str, int], None]) -> None:
-    """Pull the outputs of a job that runs or has ended; raises what went wrong, RecordError where it never ran."""
-    record = experiment.record()
+def _source(plan: NodePlan) -> str:
+    return f"{plan.folder}/output/"
+
+
+def _left_out(experiment: Experiment, plan: NodePlan) -> list[str]:
+    # metrics.jsonl came as a stream already, and is still being written where the job runs.
+    own = OWN_NAMES if plan.rank == 0 else [METRICS_NAME]
+    mirrored = stored_manifests(experiment, plan.rank)
+    return [
+        *(f"/{name}" for name in own),
+        f"/checkpoints/*{MANIFEST_SUFFIX}",  # here these say what is whole: only the mirror may write them
+        *(f"/checkpoints/{name}" for name in sorted(mirrored)),
+    ]
+
+
+def _to_come(experiment: Experiment, plan: NodePlan, rsync: Rsync) -> int | None:
+    with contextlib.suppress(HostError, OSError):
+        target = experiment.outputs(plan.rank)
+        return rsync.bytes_to_come(_source(plan), f"{target}/", exclude=_left_out(experiment, plan))
+    return None
+
+
+def _no_room(experiment: Experiment, full: dict[str, int | None]) -> RecordError:
+    free = shutil.disk_usage(experiment.folder).free
+    waiting = [f"{node} has {_mebibytes(size)} more" for node, size in sorted(full.items()) if size]
+    words = f"{experiment.folder}: {os.strerror(errno.ENOSPC)}: {_mebibytes(free)} free"
+    return RecordError(
+        "; ".join([words, *waiting]) + "\n    what arrived stays; see inv clean --at-home --dry-run"
+    )
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / (1 << 20):.1f} MiB"
+
+
+def gather_again(
+    experiment: Experiment, progress: Callable[[str, int], None], *, verify: bool = False
+) -> list[str]:
+    """Pull the outputs of a job that runs or has ended; gives the nodes that `inv clean` has left nothing on.
+
+    Raises what went wrong, RecordError where the job never ran or the disk here is full.
+    """
+    record, state = experiment.record(), experiment.state()
     if record.plan is None:
         raise RecordError(f"{experiment.job_id} never ran, so there is nothing to gather")
-    with Fleet.of(experiment.cluster()) as fleet:
-        errors = gather(experiment, record.plan.nodes, fleet, progress=progress)
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        raise UgroError("\n".join(error.text for error in errors))
+    plans = [plan for plan in record.plan.nodes if plan.node not in state.cleaned]
+    if plans:
+        with Fleet.of(experiment.cluster().select(",".join(plan.node for plan in plans))) as fleet:
+            ended = state.phase.finished and _ended(state, plans, fleet)
+            brought: list[UgroError] = []
+            if state.phase.finished:  # while it runs, its agent brings them
+                brought = bring_all(experiment, plans, fleet, verify=verify, progress=progress)
+            errors = gather(experiment, plans, fleet, verify=verify, progress=progress)
+        if errors or brought:
+            raise _together(experiment, errors, brought)
+        if ended and not state.gathered_at:
+            try:
+                experiment.save_state(msgspec.structs.replace(experiment.state(), gathered_at=time.time()))
+            except OSError as error:
+                raise RecordError(f"{error.filename or experiment.folder}: {error.strerror}") from error
+    return [plan.node for plan in record.plan.nodes if plan not in plans]
+
+
+def _ended(state: JobState, plans: Sequence[NodePlan], fleet: Fleet) -> bool:
+    """Whether no rank writes any more: proven when the job ended, or by its node now."""
+    unproven = {rank.node for rank in state.ranks if not rank.proven_gone}
+    by_node = {plan.node: plan for plan in plans if plan.node in unproven}
+
+    def gone(host: Host) -> bool:
+        if (plan := by_node.get(host.node.name)) is None:
+            return True
+        told = ask(host, "state", folder=plan.folder, token=plan.token)
+        return not told["supervised"] and not told["processes"]
+
+    return not by_node or all(found is True for found in fleet.map(gone).values())
+
+
+def _together(experiment: Experiment, errors: Sequence[UgroError], brought: Sequence[UgroError]) -> UgroError:
+    """One error for all; where the disk here is full, only that, and a node that is away is told of once."""
+    away = {error.host for error in errors if isinstance(error, HostError)}
+    errors = [*errors, *(e for e in brought if not isinstance(e, HostError) or e.host not in away)]
+    for error in errors:
+        if isinstance(error, RecordError):
+            return RecordError(f"{error.text}; then: inv gather {experiment.job_id}")
+    return errors[0] if len(errors) == 1 else UgroError("\n".join(error.text for error in errors))

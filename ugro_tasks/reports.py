@@ -1,9 +1,8 @@
-"""What a job's folder says, put together for a reader: status, logs, results. No node is asked, but by `live`."""
+"""What a job's folder says, put together for a reader: status, logs. No node is asked, but by `live`."""
 
 from __future__ import annotations
 
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,7 +10,7 @@ import msgspec
 from .errors import HostError, RecordError, UsageError
 from .experiments import Experiment, Experiments
 from .job import Event, JobRecord, JobState
-from .watch import last_lines, read_metrics
+from .watch import last_lines
 
 
 class JobLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,18 +30,6 @@ class JobReport(msgspec.Struct, frozen=True, kw_only=True):
     state: JobState
     events: list[Event]
     live: dict[str, dict[str, Any]] | None = None
-
-
-class Results(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a job. Sizes in bytes."""
-
-    job_id: str
-    folder: str
-    record: JobRecord
-    state: JobState
-    metrics: dict[str, Any]
-    checkpoints: dict[str, int]
-    logs: dict[str, int]
 
 
 def all_jobs(experiments: Experiments, limit: int | None) -> list[JobLine]:
@@ -81,9 +68,12 @@ def _ask_nodes(experiment: Experiment, record: JobRecord) -> dict[str, dict[str,
         plan = plans[host.node.name]
         return ask(host, "state", folder=plan.folder, token=plan.token)
 
-    if not plans:
+    cluster = experiment.cluster()
+    # Not a node that was left behind at a restart: nothing of the last attempt is there.
+    asked = ",".join(node.name for node in cluster.nodes if node.name in plans)
+    if not asked:
         return {}
-    with Fleet.of(experiment.cluster()) as fleet:
+    with Fleet.of(cluster.select(asked)) as fleet:
         answers = fleet.map(state)
     return {node: {"error": a.text} if isinstance(a, HostError) else a for node, a in answers.items()}
 
@@ -94,28 +84,3 @@ def log_tails(experiment: Experiment, rank: int | None, count: int) -> dict[int,
     if rank is not None and not 0 <= rank < ranks:
         raise UsageError(f"--rank {rank}: {experiment.job_id} has the ranks 0 to {ranks - 1}")
     return {number: last_lines(path, count) for number, path in logs.items() if rank in {None, number}}
-
-
-def results(experiment: Experiment) -> Results:
-    """The results as they lie in the folder. Raises RecordError."""
-    last: dict[str, Any] = {}
-    if experiment.metrics.exists():
-        for line in last_lines(experiment.metrics, 20):
-            last |= read_metrics(line) or {}
-    return Results(
-        job_id=experiment.job_id,
-        folder=str(experiment.folder),
-        record=experiment.record(),
-        state=experiment.state(),
-        metrics=last,
-        checkpoints={path.name: _size(path) for path in experiment.checkpoints()},
-        logs={
-            str(path.relative_to(experiment.folder)): path.stat().st_size
-            for path in experiment.logs().values()
-        },
-    )
-
-
-def _size(path: Path) -> int:
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return sum(file.stat().st_size for file in files)

@@ -77,11 +77,16 @@ def make_record(cluster: Cluster, **changes: Any) -> JobRecord:
         "script": "train.py",
         "args": (),
         "env": {},
+        "settings": {},
         "force": False,
+        "sync": True,
+        "max_restarts": 0,
+        "min_nodes": None,
+        "resume": None,
         "started_at": "2026-01-20T12:00:00+01:00",
         "nodes": tuple(node.name for node in cluster.nodes),
         "code": Code(sha256="", git_commit=None),
-        "cluster": cluster.model_dump(mode="json"),
+        "cluster": cluster.as_json(),
         "ugro_version": "0.1.0",
     }
     return JobRecord(**{**given, **changes})

@@ -27,6 +27,13 @@ BAD = [
     (["logs", "exp9"], 4, "no job called 'exp9'"),
     (["stop", "exp9"], 4, "no job called 'exp9'"),
     (["status", "--live"], 2, "--live needs the name of a job"),
+    (["clean", "exp9"], 4, "no job called 'exp9'"),
+    (["clean", "exp9", "--older-than", "30d"], 4, "no job called 'exp9'"),
+    (["clean", "--older-than", "30"], 2, "--older-than 30: use hours, days or weeks"),
+    (["clean", "--keep-last", "-1"], 2, "--keep-last -1: use a whole number"),
+    (["clean", "--keep-last=2", "--older-than=4w", "--name", "exp9"], 4, "no job called 'exp9'"),
+    (["clean", "--nodes", "local0,gpu9"], 2, "there is no node 'gpu9'"),
+    (["results", "exp9", "--plot", "out.svg"], 4, "no job called 'exp9'"),
     (["launch", "--name", "exp1", "--epoch", "3"], 1, "--epoch"),
     (["lunch"], 1, "lunch"),
 ]

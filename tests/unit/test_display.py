@@ -11,13 +11,18 @@ from hypothesis import strategies as st
 
 from tests.unit.factories import make_cluster, make_node_plan, make_plan_of, make_record
 from ugro_tasks import display
+from ugro_tasks.cards import CardUse
+from ugro_tasks.checks import Check
+from ugro_tasks.cleaning import Cleaning, Removal, Stay
 from ugro_tasks.display import duration
 from ugro_tasks.errors import NodeFault
 from ugro_tasks.experiments import Experiment
-from ugro_tasks.health import Check, ClusterHealth, NodeHealth
+from ugro_tasks.health import ClusterHealth, NodeHealth
 from ugro_tasks.job import Cause, Event, JobState, Phase, RankState
+from ugro_tasks.metrics import Metrics, Point
 from ugro_tasks.plaintext import printable, printable_lines
-from ugro_tasks.reports import JobLine, JobReport, Results
+from ugro_tasks.reports import JobLine, JobReport
+from ugro_tasks.results import Kept, NodeUse, Results
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 # Clears the screen, sets the title, answers back, moves up, and comes as a C1 byte.
@@ -153,18 +158,66 @@ def show_results(tmp_path: Path) -> None:
         folder=str(tmp_path),
         record=make_record(make_cluster(tmp_path)),
         state=hostile_state(),
-        metrics={HOSTILE: HOSTILE, "loss": 1.0},
-        checkpoints={HOSTILE: 1},
+        metrics=Metrics(
+            train=[Point(1.0, 2.0)],
+            evaluation=[],
+            last={HOSTILE: HOSTILE, "loss": 1.0},
+            best={},
+            astray=None,
+            tokens_per_second=1.0,
+        ),
+        nodes=[NodeUse(node=HOSTILE, rank=0, batch_size=1, tokens_per_second=1.0, cards=[hostile_card()])],
+        checkpoints=[
+            Kept(
+                name=HOSTILE,
+                path=HOSTILE,
+                bytes=1,
+                whole=False,
+                missing=HOSTILE,
+                step=1,
+                epoch=None,
+                ranks=[0],
+                nodes=[HOSTILE],
+            )
+        ],
         logs={"logs/training_rank0.log": 1 << 40},
     )
     display.results(found, as_json=False)
+
+
+def hostile_card() -> CardUse:
+    numbers = dict.fromkeys(
+        ("utilization_mean_percent", "utilization_max_percent", "memory_peak_mib", "memory_total_mib",
+         "power_mean_watts", "power_max_watts", "temperature_max_celsius"), 1.0,
+    )  # fmt: skip
+    return CardUse(node=HOSTILE, index=0, name=HOSTILE, samples=1, **numbers)
+
+
+def show_cleaning(tmp_path: Path) -> None:
+    found = Cleaning(
+        dry_run=False,
+        removals=[Removal(where=HOSTILE, job_id=HOSTILE, path=HOSTILE, bytes=1)],
+        stays=[Stay(job_id=HOSTILE, reason=HOSTILE)],
+        unreached={"gpu1": HOSTILE},
+        foreign={HOSTILE: 3},
+    )
+    display.cleaning(found, as_json=False)
 
 
 def show_rehearsal(tmp_path: Path) -> None:
     display.rehearsal(hostile_health(), make_plan_of((make_node_plan(0),)), as_json=False)
 
 
-SHOWS = [show_health, show_resets, show_jobs, show_job, show_log_tails, show_results, show_rehearsal]
+SHOWS = [
+    show_health,
+    show_resets,
+    show_jobs,
+    show_job,
+    show_log_tails,
+    show_results,
+    show_rehearsal,
+    show_cleaning,
+]
 
 
 @pytest.mark.parametrize("show", SHOWS)

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from tests.unit.factories import make_cluster, make_node
+from ugro_tasks.checks import Check, judge
 from ugro_tasks.cluster import Cluster, Environment, Node
 from ugro_tasks.errors import HostUnreachable
-from ugro_tasks.health import Check, ClusterHealth, NodeHealth, examine, judge
+from ugro_tasks.health import ClusterHealth, NodeHealth, examine
 from ugro_tasks.hosts import Fleet
 from ugro_tasks.node.main import MARK
 from ugro_tasks.node.probe import APP_FIELDS, GPU_FIELDS, nvidia_smi

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tests.lab.tools import wait_until
 from tests.unit.factories import make_node
@@ -726,6 +727,25 @@ def test_a_killed_supervisor_is_a_rank_that_is_lost(rank: Rank) -> None:
     assert (last.kind, told["known"], told["rebooted"]) == (follow.LOST, True, False)
 
 
+def test_the_last_words_of_a_rank_whose_supervisor_was_killed_are_sent(rank: Rank) -> None:
+    rank.script("trap 'sleep 0.3; echo last words; exit' TERM; echo ready; while :; do sleep 0.1; done")
+    os.kill(rank.supervisor, signal.SIGKILL)
+    frames = list(rank.follow(quiet_seconds=0.05))
+    assert frames[-1].kind == follow.LOST
+    assert b"".join(f.payload for f in frames if f.kind == follow.LOG).endswith(b"last words\n")
+    assert rank.processes() == []
+
+
+def test_a_rank_that_prints_on_without_its_supervisor_is_ended(rank: Rank) -> None:
+    rank.script("trap '' TERM; echo ready; while :; do echo more; sleep 0.01; done")
+    os.kill(rank.supervisor, signal.SIGKILL)
+    frames = list(rank.follow(quiet_seconds=0.05))
+    assert frames[-1].kind == follow.LOST
+    sent = b"".join(f.payload for f in frames if f.kind == follow.LOG)
+    assert sent == (rank.folder / "log").read_bytes()
+    assert rank.processes() == []
+
+
 def test_a_supervisor_of_an_earlier_boot_is_a_node_that_was_rebooted(rank: Rank) -> None:
     rank.script("exec sleep 60")
     identity = rank.read("supervisor.json")
@@ -765,7 +785,7 @@ def test_following_ends_when_the_reader_has_gone(rank: Rank) -> None:
 
 @pytest.mark.parametrize("python", pythons(), ids=lambda path: Path(path).parts[-3])
 def test_a_whole_life_under_each_python_of_this_machine(rank: Rank, python: str) -> None:
-    rank.host.node = rank.host.node.model_copy(update={"python": python})
+    rank.host.node = replace(rank.host.node, python=python)
     version = subprocess.run([python, "-V"], capture_output=True, text=True, check=True).stdout.split()[1]
     facts = ask(
         rank.host, "probe", interpreter=python, project="~/ugro", slot=rank.slot, wants_cuda=False,

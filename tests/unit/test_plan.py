@@ -70,6 +70,7 @@ def test_the_environment_of_each_of_three_nodes(cluster: Cluster) -> None:
             "UGRO_JOB_ID": JOB,
             "UGRO_NODE": f"gpu{rank}",
             "UGRO_OUTPUT_DIR": f"{FOLDER}/output",
+            "UGRO_BATCH_SIZES": "1,1,1",
         }
 
 

@@ -77,7 +77,7 @@ def frames_of(*chunks: bytes) -> list[Frame]:
     [b"", b"Welcome!\n", b"\x1b[31mmotd\x1b[0m\r\n", b'{"error": "busy"}\n', MARK, b"\xff\0" * 1000],
 )
 def test_an_answer_is_found_behind_whatever_a_login_shell_prints(preface: bytes) -> None:
-    assert ask(Said(preface + MARK + b'{"pid": 7}\n'), "state") == {"pid": 7}
+    assert ask(Said(preface + MARK + b'{"pid": 7}\n'), "start") == {"pid": 7}
 
 
 GARBAGE = {

@@ -1,4 +1,4 @@
-"""Status, logs and results, from a folder that others may have written into."""
+"""Status and logs, from a folder that others may have written into."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from tests.unit.factories import make_cluster, make_record, make_scripts
 from ugro_tasks.errors import RecordError, UsageError
 from ugro_tasks.experiments import Experiment, Experiments
 from ugro_tasks.job import Event, Phase
-from ugro_tasks.reports import all_jobs, log_tails, one_job, results
+from ugro_tasks.reports import all_jobs, log_tails, one_job
 
 
 @pytest.fixture
@@ -128,50 +128,3 @@ def test_a_foreign_file_among_the_logs_is_skipped(job: Experiment, name: str) ->
     job.log(0).write_text("mine\n")
     (job.folder / "logs" / name).write_text("foreign\n")
     assert log_tails(job, None, 5) == {0: ["mine"]}
-
-
-# ---- results ----
-
-
-def test_a_job_that_left_nothing_has_results_all_the_same(job: Experiment) -> None:
-    found = results(job)
-    assert (found.metrics, found.checkpoints, found.logs) == ({}, {}, {})
-
-
-def test_the_final_metrics_are_the_last_word_on_each(job: Experiment) -> None:
-    job.metrics.write_text(
-        '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.5}\n{"step": 2, "eval_loss": 1.7}\n'
-    )
-    assert results(job).metrics == {"step": 2, "loss": 1.5, "eval_loss": 1.7}
-
-
-@pytest.mark.parametrize("junk", ["{", "[1]", "null", "\0", "hello", '{"a": ' + "[" * 100_000], ids=range(6))
-def test_junk_among_the_metrics_is_skipped(job: Experiment, junk: str) -> None:
-    job.metrics.write_text(f'{{"loss": 2.0}}\n{junk}\n')
-    assert results(job).metrics == {"loss": 2.0}
-
-
-@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
-def test_a_loss_that_went_astray_does_not_hide_the_last_step(job: Experiment, value: str) -> None:
-    """As Python's json writes it, and so most training scripts."""
-    job.metrics.write_text(f'{{"step": 1, "loss": 2.0}}\n{{"step": 2, "loss": {value}}}\n')
-    assert results(job).metrics["step"] == 2
-
-
-def test_checkpoints_come_oldest_first_with_the_size_of_all_their_files(job: Experiment) -> None:
-    for number, name in enumerate(("later", "sooner")):
-        folder = job.folder / "checkpoints" / name
-        (folder / "deep").mkdir(parents=True)
-        (folder / "a").write_bytes(b"12345")
-        (folder / "deep" / "b").write_bytes(b"123")
-        os.utime(folder, (2000 - number, 2000 - number))
-    (job.folder / "checkpoints" / "one.pt").write_bytes(b"1")
-    assert list(results(job).checkpoints.items()) == [("sooner", 8), ("later", 8), ("one.pt", 1)]
-
-
-@pytest.mark.parametrize("target", ["nowhere", "latest"], ids=["dangling", "a loop"])
-def test_a_link_that_leads_nowhere_is_no_harm_to_the_results(job: Experiment, target: str) -> None:
-    (job.folder / "checkpoints").mkdir()
-    (job.folder / "checkpoints" / "epoch_1.pt").write_bytes(b"123")
-    (job.folder / "checkpoints" / "latest").symlink_to(target)
-    assert results(job).checkpoints["epoch_1.pt"] == 3

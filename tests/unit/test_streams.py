@@ -18,7 +18,7 @@ from ugro_tasks.experiments import Experiment
 from ugro_tasks.node.follow import EXIT, FRAME, GPU, HEARTBEAT, LOG, LOST, METRICS
 from ugro_tasks.node.main import MARK
 from ugro_tasks.remote import Frame, node_zip
-from ugro_tasks.streams import End, RankFiles, follow_rank
+from ugro_tasks.streams import End, RankFiles, follow_rank, stream_sizes
 
 
 @pytest.fixture
@@ -55,6 +55,19 @@ def test_streams_go_on_where_their_files_end(experiment: Experiment) -> None:
 
 def test_a_rank_that_was_never_heard_of_begins_at_the_beginning(experiment: Experiment) -> None:
     assert RankFiles(experiment, make_node_plan()).offsets == {LOG: 0, METRICS: 0, GPU: 0}
+
+
+def test_a_later_attempt_appends_to_the_files_of_the_earlier(experiment: Experiment) -> None:
+    plan = make_node_plan()
+    first = RankFiles(experiment, plan)
+    for one in (Frame(LOG, 0, b"12345"), Frame(METRICS, 0, b"{}\n"), Frame(GPU, 0, sample("gpu0", 1))):
+        first.store("gpu0", one)
+    bases = stream_sizes(experiment, [plan])
+    second = RankFiles(experiment, plan, bases)
+    assert second.offsets == {LOG: 0, METRICS: 0, GPU: 0}
+    second.store("gpu0", Frame(LOG, 0, b"678"))
+    assert experiment.log(0).read_bytes() == b"12345678"
+    assert RankFiles(experiment, plan, bases).offsets[LOG] == 3
 
 
 @pytest.mark.parametrize("offset", [0, 4, 6, 2**63])
@@ -164,9 +177,19 @@ def followed(host: Breaking, experiment: Experiment) -> tuple[End, list[bool], l
     touch: list[bool] = []
     words: list[str] = []
     end = follow_rank(
-        host, experiment, make_node_plan(), heartbeat_seconds=1.0, connected=touch.append, say=words.append
+        host,
+        experiment,
+        make_node_plan(),
+        heartbeat_seconds=1.0,
+        connected=touch.append,
+        say=words.append,
+        manifest=ignored,
     )
     return end, touch, words
+
+
+def ignored(_manifest: bytes) -> None:
+    pass
 
 
 @given(st.lists(st.integers(0, 600), max_size=5))
@@ -215,7 +238,13 @@ def test_an_exit_record_that_cannot_be_read_is_asked_for_again(
             host.end = b'{"code": 7}'
 
     got = follow_rank(
-        host, experiment, make_node_plan(), heartbeat_seconds=1.0, connected=heal, say=lambda _: None
+        host,
+        experiment,
+        make_node_plan(),
+        heartbeat_seconds=1.0,
+        connected=heal,
+        say=lambda _: None,
+        manifest=ignored,
     )
     assert (got.code, host.connections) == (7, 2)
 

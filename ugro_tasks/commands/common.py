@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import invoke.exceptions
 import invoke.tasks
 
-from ..errors import UsageError
+from ..errors import RecordError, UsageError
 
 if TYPE_CHECKING:
     from ..experiments import Experiments
@@ -46,18 +46,29 @@ def task(
                 # Whoever read the output has gone (`| head`): no fault, and nothing more to say.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise invoke.exceptions.Exit(code=128 + signal.SIGPIPE) from None
+            except OSError as error:
+                if error.filename is None:
+                    raise
+                raise RecordError(f"{error.filename}: {error.strerror}") from error
 
         # Invoke knows no positional that may be left out, so it is told whether there is one this time.
-        named = optional_name and _word_after(body.__name__)
+        named = optional_name and _word_after(body)
         positional = ["name"] if named else [] if optional_name else None
         return invoke.tasks.task(checked, help=help, iterable=list(iterable), positional=positional)
 
     return decorate
 
 
-def _word_after(name: str) -> bool:
-    words = sys.argv[sys.argv.index(name) + 1 :] if name in sys.argv else []
-    values = {index + 1 for index, word in enumerate(words) if word in {"-c", "--cluster"}}
+def _word_after(body: Callable[..., None]) -> bool:
+    name = body.__name__
+    if name not in sys.argv:
+        return False
+    words = sys.argv[sys.argv.index(name) + 1 :]
+    # Not a bare word is what follows a flag that takes a value.
+    like: Any = invoke.tasks.task(body, positional=[])
+    flags = [arg for arg in like.get_arguments() if arg.takes_value]
+    valued = {("-" if len(name) == 1 else "--") + name for arg in flags for name in arg.names}
+    values = {index + 1 for index, word in enumerate(words) if word in valued}
     return any(not word.startswith("-") for index, word in enumerate(words) if index not in values)
 
 
@@ -84,6 +95,19 @@ def whole(text: str | int | None, flag: str, least: int = 0) -> int | None:
 def decimal(text: str | float | None, flag: str) -> float | None:
     """A number from a flag; raises UsageError."""
     return None if text is None else float(_number(text, flag, float, "a number, e.g. 2e-4", None))
+
+
+AGE_SECONDS = {"h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def age(text: str | None, flag: str) -> float:
+    """Seconds from a flag like 12h, 30d or 4w, 0.0 where it was left out; raises UsageError."""
+    if text is None:
+        return 0.0
+    count, unit = text[:-1], text[-1:]
+    if unit not in AGE_SECONDS or not (count.isascii() and count.isdecimal()):
+        raise UsageError(f"{flag} {text}: use hours, days or weeks, e.g. 12h, 30d or 4w")
+    return float(count) * AGE_SECONDS[unit]
 
 
 def _number(text: Any, flag: str, kind: type[Any], rule: str, least: int | None) -> Any:

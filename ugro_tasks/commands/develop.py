@@ -1,8 +1,9 @@
-"""check, test: tasks for those who work on UGRO itself. They read the checkout, so only a checkout has them."""
+"""check, test, chaos: tasks for those who work on UGRO itself. They read the checkout, so only a checkout has them."""
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 from invoke.exceptions import Exit
 
 from ..errors import ToolMissing
-from .common import task
+from .common import JSON_HELP, task, whole
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -50,14 +51,58 @@ def test(_context: Any) -> None:
         raise Exit(code=code)
 
 
-def _run_tests(arguments: list[str]) -> int:
-    from .. import environments
-    from ..cluster_file import load_cluster
+@task(
+    help={
+        "rounds": "how many",
+        "seed": "of the first round; each further one has the next (default: a random one)",
+        "faults": "in every round these, and habits of the script, e.g. link-down,quiet (default: one or two of all)",
+        "verbose": "show what happened when, also of rounds in which all was well",
+        "json": JSON_HELP,
+    }
+)
+def chaos(
+    _context: Any,
+    rounds: str = "20",
+    seed: str | None = None,
+    faults: str | None = None,
+    verbose: bool = False,
+    json: bool = False,
+) -> None:
+    """Break what can break under running jobs on the lab, the same for the same seed, and check what must hold."""
+    from tests.chaos import suite
 
+    from .. import display
+
+    first = whole(seed, "--seed")
+    _set_up()
+    summary = suite.run(
+        whole(rounds, "--rounds", 1) or 1,
+        secrets.randbelow(1_000_000) if first is None else first,
+        suite.kinds_in(faults),
+        tell=display.note,
+        verbose=verbose,
+    )
+    if json:
+        display.show_json(summary)
+    else:
+        display.note(suite.sum_up(summary))
+    if summary.violations:
+        raise Exit(f"{summary.violations} violations", code=1)
+
+
+def _run_tests(arguments: list[str]) -> int:
     pytest = _program("pytest")
-    _install_packages()
-    environments.ensure_local(load_cluster("local", cwd=CHECKOUT))
+    _set_up()
     return _run("pytest", [pytest, "-p", "tests.left_out", *arguments])
+
+
+def _set_up() -> None:
+    """What the lab needs, and the launches on it."""
+    from ..cluster_file import load_cluster
+    from ..sync import ensure_local
+
+    _install_packages()
+    ensure_local(load_cluster("local", cwd=CHECKOUT))
 
 
 def _install_packages() -> None:

@@ -1,11 +1,11 @@
-"""status, logs, results, gather: tasks that look at jobs."""
+"""status, logs, results, gather, clean: tasks about jobs that run or ran."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ..errors import UsageError
-from .common import CLUSTER_HELP, JOB_HELP, JSON_HELP, open_experiments, task, whole
+from .common import CLUSTER_HELP, JOB_HELP, JSON_HELP, NODES_HELP, age, open_experiments, task, whole
 
 
 @task(
@@ -30,8 +30,8 @@ def status(
     from .. import display, reports, summon
 
     experiments = open_experiments(cluster)
-    if experiments.unfinished():
-        summon.ensure_agent(experiments)
+    if experiments.unfinished() and (why := summon.try_agent(experiments)):
+        display.note(why)
     if name is None:
         if live:
             raise UsageError("--live needs the name of a job")
@@ -73,20 +73,86 @@ def logs(
             shown.until_ended(interrupt_stops=False)
 
 
-@task(help={"name": JOB_HELP, "cluster": CLUSTER_HELP, "json": JSON_HELP})
-def results(_context: Any, name: str, cluster: str | None = None, json: bool = False) -> None:
-    """Show what came of a job: parameters, duration, final metrics, checkpoints, logs."""
-    from .. import display, reports
+@task(
+    help={
+        "name": JOB_HELP,
+        "plot": "also draw the loss curve into this file, .png or .svg",
+        "cluster": CLUSTER_HELP,
+        "json": JSON_HELP,
+    }
+)
+def results(
+    _context: Any, name: str, plot: str | None = None, cluster: str | None = None, json: bool = False
+) -> None:
+    """Show what came of a job: the loss curve, metrics, throughput, cards, restarts, checkpoints."""
+    from .. import display, results
 
-    display.results(reports.results(open_experiments(cluster).find(name)), as_json=json)
+    found = results.results(open_experiments(cluster).find(name))
+    if plot:
+        display.draw(found, plot)
+    display.results(found, as_json=json)
 
 
-@task(help={"name": JOB_HELP, "cluster": CLUSTER_HELP})
-def gather(_context: Any, name: str, cluster: str | None = None) -> None:
+@task(
+    help={
+        "name": JOB_HELP,
+        "verify": "compare contents, not only sizes and times, with what has come already",
+        "cluster": CLUSTER_HELP,
+    }
+)
+def gather(_context: Any, name: str, verify: bool = False, cluster: str | None = None) -> None:
     """Fetch a job's outputs from the nodes, also while it runs."""
     from .. import display, gather
 
     experiment = open_experiments(cluster).find(name)
     with display.Percentages() as shown:
-        gather.gather_again(experiment, shown.update)
+        cleaned = gather.gather_again(experiment, shown.update, verify=verify)
+    if cleaned:
+        display.note(
+            f"nothing is left on {', '.join(cleaned)} since inv clean; what was there came home before"
+        )
     display.note(f"gathered into {experiment.folder}")
+
+
+@task(
+    help={
+        "name": "only all jobs of this name, or one by its whole id; several: a,b",
+        "older-than": "only jobs that ended longer ago: 12h, 30d, 4w",
+        "keep-last": "leave the newest so many of these jobs as they are",
+        "at-home": "also remove checkpoints here: all but the newest whole one and the best",
+        "nodes": NODES_HELP,
+        "cluster": CLUSTER_HELP,
+        "dry-run": "show what would go, with its size, and remove nothing",
+        "json": JSON_HELP,
+    },
+    optional_name=True,
+)
+def clean(
+    _context: Any,
+    name: str | None = None,
+    older_than: str | None = None,
+    keep_last: str = "0",
+    at_home: bool = False,
+    dry_run: bool = False,
+    nodes: str | None = None,
+    cluster: str | None = None,
+    json: bool = False,
+) -> None:
+    """Free the disks of the nodes from jobs that are over and gathered."""
+    from .. import cleaning, display
+    from ..cluster_file import load_cluster
+    from ..experiments import Experiments
+
+    chosen = load_cluster(cluster)
+    wish = cleaning.Wish(
+        names=tuple(name.split(",")) if name else (),
+        older_than_seconds=age(older_than, "--older-than"),
+        keep_last=whole(keep_last, "--keep-last") or 0,
+        at_home=at_home,
+        dry_run=dry_run,
+    )
+    with display.waiting("looking for what can go"):
+        found, errors = cleaning.clean(Experiments(chosen.experiments), chosen.select(nodes), wish)
+    display.cleaning(found, as_json=json)
+    if errors:
+        raise errors[0]

@@ -26,7 +26,12 @@ from .common import (
         "lr": "learning rate (default: from the cluster file)",
         "script": "script in the scripts folder (default: from the cluster file)",
         "args": 'more arguments for the script: --args "--batch-size 4"',
+        "set": "SECTION.KEY=VALUE of config/training_defaults.yaml, e.g. training.warmup_steps=50; may be repeated",
         "env": "KEY=VALUE for the script's environment; may be repeated",
+        "resume": "go on from the last whole checkpoint of this job, with its parameters where no flag says otherwise",
+        "max-restarts": "after a failed rank or a lost node start all ranks again, from the last whole checkpoint",
+        "min-nodes": "a restart may do with so few nodes (default: all)",
+        "sync": "bring environments that are behind up to date first",
         "cluster": CLUSTER_HELP,
         "nodes": NODES_HELP,
         "detach": "return as soon as all ranks run",
@@ -36,7 +41,7 @@ from .common import (
         "verbose": "show every command in full",
         "json": JSON_HELP,
     },
-    iterable=["env"],
+    iterable=["env", "set"],
 )
 def launch(
     _context: Any,
@@ -47,7 +52,12 @@ def launch(
     lr: str | None = None,
     script: str | None = None,
     args: str | None = None,
+    set: list[str] | None = None,  # noqa: A002
     env: list[str] | None = None,
+    resume: str | None = None,
+    max_restarts: str = "0",
+    min_nodes: str | None = None,
+    sync: bool = True,
     cluster: str | None = None,
     nodes: str | None = None,
     detach: bool = False,
@@ -58,26 +68,32 @@ def launch(
     json: bool = False,
 ) -> None:
     """Train on all nodes at once and follow the run; Ctrl-C stops it everywhere."""
-    from .. import environments, submit
+    from .. import submit
     from ..cluster_file import load_cluster
     from ..experiments import Experiments
     from ..interrupts import Interrupts
 
     chosen = load_cluster(cluster).select(nodes)
     spec = submit.spec_from(
-        chosen.training,
-        name=given(name, "--name"),
-        model=model,
-        dataset=dataset,
-        epochs=whole(epochs, "--epochs", 1),
-        learning_rate=decimal(lr, "--lr"),
+        chosen,
+        name=name if resume else given(name, "--name"),
+        resume=resume,
         script=script,
         args=args,
         env=env or [],
+        sets=set or [],
+        flags={
+            "model": model,
+            "dataset": dataset,
+            "epochs": whole(epochs, "--epochs", 1),
+            "learning_rate": decimal(lr, "--lr"),
+        },
         force=force,
+        sync=sync,
+        max_restarts=whole(max_restarts, "--max-restarts") or 0,
+        min_nodes=whole(min_nodes, "--min-nodes", 1),
     )
     submit.draft(spec, chosen)
-    environments.ensure_local(chosen)
     if dry_run:
         from .. import display
 

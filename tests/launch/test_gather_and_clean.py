@@ -1,0 +1,94 @@
+"""Outputs that come home and disks that are freed, on three hosts."""
+
+import hashlib
+import json
+import os
+import signal
+from pathlib import Path
+
+import msgspec
+
+from tests.lab import LabHost
+from tests.lab.tools import pids, read_proc, wait_until
+from tests.launch.ugro import Job, Ugro
+from tests.unit.factories import make_node_plan, make_plan_of, make_record
+from ugro_tasks.cluster_file import load_cluster
+from ugro_tasks.experiments import Experiments
+from ugro_tasks.job import JobState, Phase, RankState
+
+MIB = 1 << 20
+
+
+def folders(host: LabHost, job: Job) -> list[Path]:
+    """Those of the job on a host."""
+    return list(host.path("ugro/jobs").glob(f"{job.folder.name}.*"))
+
+
+def job_of_one_node(ugro: Ugro) -> Job:
+    """One that ran on the first host and has ended, as far as its experiment folder says; nothing was launched."""
+    cluster = load_cluster(str(ugro.cluster_file)).select("lab0")
+    experiments = Experiments(cluster.experiments)
+    made = experiments.create(make_record(cluster), cluster.scripts)
+    plan = make_node_plan(0, node="lab0", folder=f"~/ugro/jobs/{made.job_id}.c0ffee00")
+    made.save_record(msgspec.structs.replace(made.record(), plan=make_plan_of((plan,))))
+    ranks = (RankState(rank=0, node="lab0", proven_gone=True),)
+    made.save_state(JobState(phase=Phase.SUCCEEDED, started_at=1.0, ended_at=2.0, ranks=ranks))
+    return Job(ugro, made.folder)
+
+
+def test_clean_frees_the_hosts_of_what_is_gathered_and_leaves_what_runs(
+    ugro: Ugro, hosts: list[LabHost]
+) -> None:
+    assert ugro.launch("over", "--seconds 0.1").returncode == 0
+    over = ugro.job("over")
+    assert ugro.run("gather", "over").returncode == 0
+    assert over.state()["gathered_at"]
+    runs = ugro.detach("runs", "--seconds 600")
+
+    told = json.loads(ugro.run("clean", "--dry-run", "--json").stdout)
+    assert [(r["where"], r["job_id"]) for r in told["removals"]] == [
+        (host.name, over.folder.name) for host in hosts
+    ]
+    assert told["stays"] == [{"job_id": runs.folder.name, "reason": "running"}]
+    assert all(len(folders(host, over)) == 1 for host in hosts)
+    done = ugro.run("clean", "--keep-last", "1")
+    assert done.returncode == 0, done.stderr
+    assert "freed" in done.stdout
+    assert [folders(host, over) for host in hosts] == [[], [], []]
+    assert all(runs.processes(host) and len(folders(host, runs)) == 1 for host in hosts)
+    assert (over.folder / "checkpoints" / "last.pt").read_bytes() == b"weights of rank 0"
+
+    hosts[1].path(f"ugro/jobs/{folders(hosts[1], runs)[0].name}/output/so-far").write_text("of rank 1")
+    assert ugro.run("gather", "runs").returncode == 0
+    assert (runs.folder / "ranks" / "1" / "so-far").read_text() == "of rank 1"
+    assert runs.state()["gathered_at"] is None
+    assert ugro.run("stop", "runs").returncode == 0
+
+
+def test_a_gather_that_is_broken_off_leaves_nothing_half_and_goes_on(
+    ugro: Ugro, hosts: list[LabHost]
+) -> None:
+    job = job_of_one_node(ugro)
+    there = hosts[0].path(f"ugro/jobs/{job.folder.name}.c0ffee00/output/model.bin")
+    there.parent.mkdir(parents=True)
+    content = os.urandom(24 * MIB)
+    there.write_bytes(content)
+    hosts[0].slow(delay_ms=20)  # else it is done before it can be broken off
+    gathering = ugro.start("gather", "exp1")
+    wait_until(lambda: any(f.stat().st_size > MIB for f in job.folder.glob(".model.bin.*")), "some of it", 30)
+    transfers = [
+        pid
+        for pid in pids()
+        if b"rsync" in (argv := read_proc(pid, "cmdline")) and str(job.folder).encode() in argv
+    ]
+    os.kill(transfers[0], signal.SIGTERM)
+    _, err = gathering.communicate(timeout=60)
+    assert gathering.returncode in {21, 25}, err
+    assert "lab0: " in err
+    assert not (job.folder / "model.bin").exists()
+    assert (job.folder / ".ugro-partial" / "model.bin").stat().st_size > MIB
+    hosts[0].fast()
+    assert ugro.run("gather", "exp1").returncode == 0
+    here = (job.folder / "model.bin").read_bytes()
+    assert hashlib.sha256(here).hexdigest() == hashlib.sha256(content).hexdigest()
+    assert not (job.folder / ".ugro-partial").exists()
