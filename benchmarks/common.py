@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.lab import Lab
-from tests.launch.ugro import Ugro
+from tests.launch.ugro import SCRIPTS, Ugro
 
 ROOT = Path(__file__).parents[1]
 PYTHON = ROOT / ".ugro/env/bin/python"
@@ -21,7 +21,7 @@ def lab_with_user(scripts: Path | None = None) -> Iterator[tuple[Lab, Ugro]]:
     """Three hosts, and UGRO with a folder of its own on the controller."""
     with Lab.up(owned=True) as lab, tempfile.TemporaryDirectory() as folder:
         lab.trust()
-        ugro = Ugro(lab, Path(folder), *([scripts] if scripts else []))
+        ugro = Ugro(lab, Path(folder), scripts or SCRIPTS)
         try:
             yield lab, ugro
         finally:

@@ -4,7 +4,7 @@ from invoke.collection import Collection
 
 # Not by the name of `ugro_tasks.cluster`, which it would hide.
 from .commands import cluster as machines
-from .commands import develop, jobs, launch
+from .commands import develop, environments, jobs, launch
 
 ns = Collection(
     launch.launch,
@@ -14,10 +14,13 @@ ns = Collection(
     jobs.logs,
     jobs.results,
     jobs.gather,
+    jobs.clean,
     machines.init,
     machines.health,
+    environments.sync_envs,
     machines.reset,
 )
 if develop.in_checkout():
     ns.add_task(develop.check)
     ns.add_task(develop.test)
+    ns.add_task(develop.chaos)

@@ -10,6 +10,7 @@ connections make the next launch fast.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -116,14 +117,18 @@ def main() -> None:
     """Be the agent of the folder on the command line, or leave where there is one."""
     experiments = Experiments(Path(sys.argv[1]))
     deadline = time.monotonic() + LOCK_SECONDS
-    while not (lock := experiments.take_agent_lock()):
-        # A command that looks whether an agent lives holds the lock for a moment, too.
-        if time.monotonic() > deadline:
-            return
-        time.sleep(0.02)
+    try:
+        while not (lock := experiments.take_agent_lock()):
+            # A command that looks whether an agent lives holds the lock for a moment, too.
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.02)
+    except OSError as error:
+        sys.exit(f"{error.filename}: {error.strerror}; nothing can be done here")
     with lock:
-        lock.truncate(0)
-        lock.write(str(os.getpid()).encode())
+        with contextlib.suppress(OSError):  # on a full disk it goes without its pid
+            lock.truncate(0)
+            lock.write(str(os.getpid()).encode())
         Agent(experiments).run()
 
 

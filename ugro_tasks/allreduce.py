@@ -26,7 +26,7 @@ def measure(cluster: Cluster) -> list[dict[str, Any]]:
     spec = JobSpec(
         name="health-deep", script=SCRIPT, model="none", dataset="none", epochs=1, learning_rate=1.0
     )
-    experiment = submit.submit(spec, cluster.model_copy(update={"scripts": scripts}))
+    experiment = submit.submit(spec, msgspec.structs.replace(cluster, scripts=scripts))
     state = JobState(phase=Phase.QUEUED)
     for item in watch(Experiments(cluster.experiments), experiment, ranks=[]):
         state = item if isinstance(item, JobState) else state

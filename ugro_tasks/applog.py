@@ -7,6 +7,17 @@ from logging.handlers import TimedRotatingFileHandler
 
 from .cluster import Cluster
 from .errors import RecordError
+from .plaintext import printable_lines
+
+# A log that cannot be written, on a full disk, is no reason to say so on the user's terminal at each line.
+logging.raiseExceptions = False
+
+
+class _Plain(logging.Formatter):
+    """Lines that a terminal may have: they quote what nodes say."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
 
 
 def open_log(name: str, cluster: Cluster) -> logging.Logger:
@@ -29,7 +40,7 @@ def open_log(name: str, cluster: Cluster) -> logging.Logger:
             raise RecordError(
                 f"{error.filename}: {error.strerror}; set paths.logs in the cluster file"
             ) from error
-        handler.setFormatter(logging.Formatter(cluster.logging.format))
+        handler.setFormatter(_Plain(cluster.logging.format))
         logger.addHandler(handler)
         logger.setLevel(cluster.logging.level)
         logger.propagate = False

@@ -27,7 +27,7 @@ REPORT = re.compile(
 )
 # c10d says this at each start on a host that cannot resolve its own name.
 NOISE = re.compile(r"^\[W.* \[c10d\] The hostname of the client socket cannot be retrieved.*\n?", re.M)
-EXIT_CODE = re.compile(r"exitcode\s*:\s*(-?\d+)")
+EXIT_CODE = re.compile(r"exitcode\s*:\s*(-?[0-9]{1,9})\b")
 
 
 def find_cause(ends: Sequence[End], experiment: Experiment) -> Cause | None:
@@ -51,7 +51,7 @@ def _cause(end: End, log: Path) -> Cause:
     if end.lost:
         what = end.lost
     elif end.code is None and end.signal is None:
-        what = end.error or "it would not end and was killed"
+        what = (end.error or "it would not end and was killed")[:LINE_CHARACTERS]
     elif name:
         what = f"killed by {name}" + (" (out of memory, or somebody's kill -9)" if name == "SIGKILL" else "")
     else:
@@ -81,7 +81,7 @@ def _exception(error_file: str | None) -> tuple[str, list[str]]:
         return "", []
     extra = body.get("extraInfo")
     stack = str(extra.get("py_callstack", "")) if isinstance(extra, dict) else ""
-    return str(body.get("message", "")).partition("\n")[0], stack.rstrip("\n").split("\n") if stack else []
+    return str(body.get("message", "")).partition("\n")[0][:LINE_CHARACTERS], stack.rstrip("\n").split("\n") if stack else []
 
 
 def _tail(log: Path) -> tuple[list[str], str]:

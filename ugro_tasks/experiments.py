@@ -13,16 +13,13 @@ Files are replaced whole or appended to in whole lines, and are readable by thei
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import fcntl
 import hashlib
 import io
 import os
 import re
-import shutil
-import subprocess
-import tarfile
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -35,6 +32,7 @@ import msgspec
 from .cluster import Cluster
 from .errors import JobNotFound, RecordError, UsageError
 from .job import UNREADABLE, Code, Event, JobRecord, JobState, Phase
+from .node.follow import MANIFEST_SUFFIX
 
 T = TypeVar("T")
 _appending = threading.Lock()
@@ -43,6 +41,8 @@ LOG_NAME = re.compile(r"training_rank(\d+)\.log")
 NOT_CODE = ("__pycache__", "*.pyc", ".git", ".*_cache", ".venv")
 CODE_LIMIT_BYTES = 64 << 20
 METRICS_NAME = "metrics.jsonl"
+RESERVE_BYTES = 64 << 20  # of the disk, that nodes cannot fill; of a small disk, less
+SAMPLE_NODE = re.compile(rb'"node": "([^"]*)"')
 # What is UGRO's in a job's folder; a script's output must not take its place.
 OWN_NAMES = (
     "config.json", "state.json", "events.jsonl", METRICS_NAME, "gpu.jsonl", "code", "logs", "ranks", "stop",
@@ -85,6 +85,10 @@ class Experiment:
         """Where what a rank wrote is gathered."""
         return self.folder if rank == 0 else self.folder / "ranks" / str(rank)
 
+    def checkpoint_folder(self, rank: int) -> Path:
+        """Where the checkpoints of a rank come, or what it alone wrote of them."""
+        return self.outputs(rank) / "checkpoints"
+
     def record(self) -> JobRecord:
         """config.json; raises RecordError where it is not one."""
         return _read(self._config, JobRecord)
@@ -92,13 +96,13 @@ class Experiment:
     def cluster(self) -> Cluster:
         """The cluster that the job was launched on, as it was then; raises RecordError."""
         try:
-            return Cluster.model_validate(self.record().cluster)
+            return Cluster.from_json(self.record().cluster)
         except ValueError as error:
             raise RecordError(f"{self._config}: its cluster is none that this UGRO knows: {error}") from error
 
     def save_record(self, record: JobRecord) -> None:
         """Replace config.json."""
-        _replace(self._config, msgspec.json.format(msgspec.json.encode(record)))
+        replace_file(self._config, msgspec.json.format(msgspec.json.encode(record)))
 
     def state(self) -> JobState:
         """state.json; raises RecordError where it is not one."""
@@ -106,7 +110,7 @@ class Experiment:
 
     def save_state(self, state: JobState) -> None:
         """Replace state.json."""
-        _replace(self._state, msgspec.json.format(msgspec.json.encode(state)))
+        replace_file(self._state, msgspec.json.format(msgspec.json.encode(state)))
 
     def add_event(self, event: Event) -> None:
         """Append to events.jsonl."""
@@ -132,6 +136,8 @@ class Experiment:
 
     def code_archive(self) -> bytes:
         """The scripts as launched, as a compressed tar."""
+        import tarfile  # late, as all that only a launch needs
+
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1) as archive:
             archive.add(self.code, arcname=".")
@@ -139,12 +145,21 @@ class Experiment:
 
     def gpu_bytes(self, node: str) -> int:
         """How much of a node's GPU samples has arrived: the sum of its lines, which are kept as they came."""
-        mark = f'"node": "{node}"'.encode()
-        return sum(len(line) for line in _tail(self.gpu, 0).splitlines(keepends=True) if mark in line)
+        *lines, _ = _tail(self.gpu, 0).split(b"\n")
+        return sum(len(line) + 1 for line in lines if node_of_sample(line) == node)
 
-    def checkpoints(self) -> list[Path]:
-        """The gathered checkpoints, oldest first."""
-        return sorted((self.folder / "checkpoints").glob("*"), key=lambda path: path.lstat().st_mtime)
+    def ranks_gathered(self) -> list[int]:
+        """The ranks that something may have come from."""
+        return sorted({0, *(int(path.name) for path in self.folder.glob("ranks/*") if path.name.isdecimal())})
+
+    def checkpoints(self) -> dict[str, dict[int, Path]]:
+        """{checkpoint: {rank: where its part lies}}, be they whole or not."""
+        found: dict[str, dict[int, Path]] = {}
+        for rank in self.ranks_gathered():
+            for path in self.checkpoint_folder(rank).glob("[!.]*"):
+                if not path.name.endswith(MANIFEST_SUFFIX):
+                    found.setdefault(path.name, {})[rank] = path
+        return found
 
     def logs(self) -> dict[int, Path]:
         """{rank: its log}, in the order of the ranks; other files in the folder are none of ours."""
@@ -164,11 +179,15 @@ class Experiments:
 
     # ---- jobs ----
 
-    def create(self, record: JobRecord, scripts: Path) -> Experiment:
+    def create(self, record: JobRecord, scripts: Path, metrics: bytes = b"") -> Experiment:
         """A new job, queued; it appears whole. `record` gets its job_id and the hash of its code here.
+
+        `metrics` is what it has from the job that it goes on from.
 
         Raises RecordError where the folder cannot be written, UsageError where the scripts cannot be taken along.
         """
+        import shutil
+
         self.make_folder()
         making = self.folder / f".making-{os.getpid()}-{time.time_ns()}"
         try:
@@ -177,6 +196,8 @@ class Experiments:
             while True:
                 job_id = f"{record.job_name}_{datetime.now().astimezone():%Y%m%d_%H%M%S}"
                 draft = Experiment(making)
+                if metrics:
+                    replace_file(draft.metrics, metrics)
                 draft.save_record(msgspec.structs.replace(record, job_id=job_id, code=code))
                 draft.save_state(JobState(phase=Phase.QUEUED))
                 try:
@@ -216,6 +237,8 @@ class Experiments:
                 return job
         if found:
             return found[0]
+        import difflib
+
         known = dict.fromkeys(job.name for job in jobs)
         near = difflib.get_close_matches(name, known, 3, 0.4) or list(known)[:3]
         hint = f"; did you mean {', '.join(near)}?" if near else "; there is none yet: inv launch --name exp1"
@@ -245,7 +268,7 @@ class Experiments:
     def save_cluster_state(self, health: Any) -> None:
         """What the last probe saw."""
         self.make_folder()
-        _replace(self.cluster_state, msgspec.json.format(msgspec.json.encode(health)))
+        replace_file(self.cluster_state, msgspec.json.format(msgspec.json.encode(health)))
 
     def make_folder(self) -> None:
         """Raises RecordError where it cannot be made."""
@@ -264,12 +287,12 @@ class Experiments:
 
     # ---- the agent ----
 
-    def take_agent_lock(self, how: int = fcntl.LOCK_EX) -> io.FileIO | None:
+    def take_agent_lock(self) -> io.FileIO | None:
         """The lock of this folder's agent, held for as long as the file is open; None where an agent lives."""
         self.make_folder()
         lock = open(os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)  # noqa: SIM115
         try:
-            fcntl.flock(lock, how | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.close()
             return None
@@ -277,11 +300,39 @@ class Experiments:
 
     def agent_pid(self) -> int | None:
         """The pid of the living agent, None where there is none."""
-        lock = self.take_agent_lock(fcntl.LOCK_SH)  # two commands that look at once do not see each other
-        if lock:
-            lock.close()
+        try:
+            with self._lock.open("rb") as lock:  # to look must be possible on a read-only disk, too
+                # Shared: two commands that look at once do not see each other.
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
             return None
-        return int(_tail(self._lock, 0) or 0)
+        except BlockingIOError:
+            return int(_tail(self._lock, 0) or 0)
+        return None
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; links count for nothing, nor does what goes away meanwhile."""
+    total = 0
+    for file in [path] if path.is_file() else path.rglob("*"):
+        with contextlib.suppress(OSError):
+            facts = file.lstat()
+            total += facts.st_size if stat.S_ISREG(facts.st_mode) else 0
+    return total
+
+
+def node_of_sample(line: bytes) -> str | None:
+    """The node that a line of gpu.jsonl is from; None where it is no such line, or names several."""
+    nodes = SAMPLE_NODE.findall(line)
+    return nodes[0].decode("utf-8", "replace") if len(nodes) == 1 and line.startswith(b"{") else None
+
+
+def leave_room(folder: Path) -> None:
+    """Raise OSError where what a node sends would take the last room of the disk: UGRO's own records need it."""
+    disk = os.statvfs(folder)
+    total, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
+    if free < min(RESERVE_BYTES, total // 50):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 def append_lines(path: Path, lines: bytes) -> None:
@@ -318,11 +369,16 @@ def _events(lines: bytes) -> Iterator[Event]:
             yield msgspec.json.decode(line, type=Event)
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(content)
-    temporary.replace(path)
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(content)
+        temporary.replace(path)
+    except OSError:  # the disk is full: no half of it may stay
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def _tail(path: Path, offset: int) -> bytes:
@@ -336,6 +392,9 @@ def _tail(path: Path, offset: int) -> bytes:
 
 def _snapshot(scripts: Path, target: Path) -> Code:
     """Copy the scripts; gives what they are."""
+    import shutil
+    import subprocess
+
     if not scripts.is_dir():
         raise UsageError(f"{scripts}: no such folder; set paths.scripts in the cluster file")
     files = [

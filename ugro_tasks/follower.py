@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
+from typing import Any
 
 from .display import clock, duration, note, open_console, show_json, show_plan, shown
+from .display.console import Printer
 from .errors import Interrupted, StopUnproven, UgroError, by_exit_code
 from .experiments import Experiment, Experiments
 from .interrupts import Interrupts
@@ -14,6 +16,7 @@ from .plaintext import as_called
 from .watch import Line, Progress, watch
 
 STOP_PATIENCE_SECONDS = 30.0  # beyond the grace, before Ctrl-C says that a node has not answered
+LINES_AT_ONCE = 2000
 NODE_COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "bright_red")
 
 
@@ -35,14 +38,20 @@ class Follower:
         self.experiments, self.experiment, self.interrupts = experiments, experiment, interrupts
         self.ranks, self.from_start = [] if quiet or as_json else ranks, from_start
         self.verbose, self.as_json = verbose, as_json
-        self.console = open_console()
+        self.console: Printer = open_console()
         self.state = experiment.state()
         record = experiment.record()
         self.nodes = record.nodes
         self.width = max(len(node) for node in self.nodes)
         self._stop_by = float("inf")
         self._metrics: dict[str, object] = {}
-        self._live = self.console.status("") if self.console.is_terminal and not as_json else None
+        self._lines: list[Line] = []  # to be shown together
+        self._live: Any = None
+        if self.console.is_terminal and not as_json:
+            from .display.live import live_console  # late: rich takes long to load
+
+            self.console = console = live_console()
+            self._live = console.status("")
 
     def until_ended(self, *, interrupt_stops: bool) -> None:
         """Raises what the job ended with, nothing where it succeeded.
@@ -91,15 +100,21 @@ class Follower:
                     until = frozenset()
                 if time.monotonic() > self._stop_by:
                     raise self._unproven("no proof yet")
+                if isinstance(item, Line):
+                    self._lines.append(item)
+                    if len(self._lines) < LINES_AT_ONCE:
+                        continue
+                self._show_lines()
                 if isinstance(item, JobState):
                     self._note_state(item)
                     if item.phase in until:
                         return True
                 elif isinstance(item, Progress):
                     self._metrics = item.metrics
-                elif item and not self.as_json:
-                    self._show_item(item)
+                elif isinstance(item, Event) and not self.as_json:
+                    self._show_event(item)
                 self._update_line()
+            self._show_lines()
         return True
 
     def _ask_to_stop(self) -> None:
@@ -115,16 +130,21 @@ class Follower:
             if plan:
                 show_plan(plan)
 
-    def _show_item(self, item: Event | Line) -> None:
-        if isinstance(item, Event):
-            if not self.from_start and item.time < time.time() - 1:
-                return
-            where = f"{item.node}: " if item.node else ""
-            self.console.print(f"[bold]{clock(item.time)}[/] {shown(where + item.message)}")
+    def _show_event(self, event: Event) -> None:
+        if not self.from_start and event.time < time.time() - 1:
             return
-        node = self.nodes[item.rank] if item.rank < len(self.nodes) else str(item.rank)
-        colour = NODE_COLOURS[item.rank % len(NODE_COLOURS)]
-        self.console.print(f"[{colour}]{shown(node):{self.width}}[/] │ {shown(item.text)}")
+        where = f"{event.node}: " if event.node else ""
+        self.console.print(f"[bold]{clock(event.time)}[/] {shown(where + event.message)}")
+
+    def _show_lines(self) -> None:
+        """What the ranks have said since the last time; a print for each could not keep up with them."""
+        if self._lines:
+            self.console.print_lines([self._behind_node(line) for line in self._lines], self.width)
+            self._lines.clear()
+
+    def _behind_node(self, line: Line) -> tuple[str, str, str]:
+        node = self.nodes[line.rank] if line.rank < len(self.nodes) else str(line.rank)
+        return node, NODE_COLOURS[line.rank % len(NODE_COLOURS)], line.text
 
     def _update_line(self) -> None:
         if self._live:

@@ -8,18 +8,22 @@ from __future__ import annotations
 import re
 import time
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Struct, field
 
 from .errors import UsageError
-from .node.supervisor import MISLEADING
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SCRIPT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*\.py")
 # What decoding a record that is damaged, or that a hostile node sent, can raise.
 UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+# No more than anybody could mean: a damaged record must not cost hours.
+Rank = Annotated[int, msgspec.Meta(ge=0, le=9999)]
+Mebibytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
+Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
+Number = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -41,6 +45,14 @@ class Phase(StrEnum):
         return self in {Phase.SUCCEEDED, Phase.FAILED, Phase.STOPPED, Phase.REFUSED}
 
 
+class Resume(Struct, frozen=True, kw_only=True):
+    """A checkpoint that a run goes on from."""
+
+    job_id: str  # whose experiment folder holds it
+    checkpoint: str  # its name there, e.g. checkpoint-50
+    step: int
+
+
 class JobSpec(Struct, frozen=True, kw_only=True):
     """What a user asks for."""
 
@@ -52,7 +64,12 @@ class JobSpec(Struct, frozen=True, kw_only=True):
     learning_rate: float
     args: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # see settings.py
     force: bool = False
+    sync: bool = True  # bring environments that are behind up to date before the start
+    max_restarts: int = 0  # of the whole gang, after a failed rank or a lost node
+    min_nodes: int | None = None  # a restart may go on with so few; None: all are needed
+    resume: Resume | None = None
 
     def _words(self) -> dict[str, tuple[str, ...]]:
         """{flag: the words that come from it}."""
@@ -61,6 +78,8 @@ class JobSpec(Struct, frozen=True, kw_only=True):
 
     def checked(self) -> JobSpec:
         """The same spec; raises UsageError, naming every value that cannot be used."""
+        from .node.supervisor import MISLEADING  # late: only a launch needs it
+
         faults = [
             fault
             for wrong, fault in (
@@ -116,17 +135,41 @@ def _can_travel(word: str) -> bool:
         return False
 
 
+class Memory(Struct, frozen=True, kw_only=True):
+    """What a rank is expected to need of its card, in MiB; memory.py says how that is found."""
+
+    weights_mib: Mebibytes
+    trained_mib: Mebibytes  # what is trained beside the weights, gradients, and the optimizer's moments
+    activations_mib: Mebibytes
+    overhead_mib: Mebibytes  # CUDA and its libraries
+    total_mib: Mebibytes
+    card_mib: Mebibytes = 0
+    taken_mib: Mebibytes = 0  # of the card, by others
+    fit: Literal["fits", "tight", "too large"] = "fits"  # tight: it depends on how good the estimate is
+
+    @property
+    def room_mib(self) -> int:
+        """What of the card is free for the rank."""
+        return self.card_mib - self.taken_mib
+
+
 class NodePlan(Struct, frozen=True, kw_only=True):
     """What one node runs: torchrun's argv and what its environment gains."""
 
     node: str
-    rank: int
+    rank: Rank
     address: str
     interface: str
     token: str  # UGRO_TOKEN: what the rank's processes are found by
     folder: str  # on the node; a leading ~/ is the remote user's home, here and in argv and env
     argv: tuple[str, ...]
     env: dict[str, str]
+    activation: tuple[
+        str, ...
+    ] = ()  # what tells the variables of an environment of pixi's; `env` goes over them
+    batch_size: Size = 1  # sequences in a micro-step of this rank
+    memory: Memory | None = None  # None: there is no estimate,
+    memory_unknown: str | None = None  # for this reason; None: for this script there never is
 
 
 class LaunchPlan(Struct, frozen=True, kw_only=True):
@@ -137,6 +180,9 @@ class LaunchPlan(Struct, frozen=True, kw_only=True):
     master_address: str
     master_port: int
     nodes: tuple[NodePlan, ...]
+    effective_batch: Size | None = None  # sequences in a step of all ranks; None: a matter of the script
+    attempt: Number = 1  # counts the restarts
+    resume: Resume | None = None
 
 
 class Code(Struct, frozen=True, kw_only=True):
@@ -165,7 +211,12 @@ class JobRecord(Struct, frozen=True, kw_only=True):
     code: Code
     cluster: dict[str, Any]  # the Cluster that it runs on, as in the file at that time
     ugro_version: str
-    plan: LaunchPlan | None = None
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sync: bool = True
+    max_restarts: int = 0
+    min_nodes: int | None = None
+    resume: Resume | None = None
+    plan: LaunchPlan | None = None  # of the last attempt
 
     @property
     def spec(self) -> JobSpec:
@@ -188,7 +239,7 @@ class Cause(Struct, frozen=True, kw_only=True):
 class RankState(Struct, frozen=True, kw_only=True):
     """One rank, as last heard of."""
 
-    rank: int
+    rank: Rank
     node: str
     connected: bool = False
     exit_code: int | None = None
@@ -199,6 +250,19 @@ class RankState(Struct, frozen=True, kw_only=True):
     proven_gone: bool = False  # the node has shown that nothing of the job lives there
 
 
+class Attempt(Struct, frozen=True, kw_only=True):
+    """One start of the whole gang: the first, or a restart."""
+
+    number: Number
+    nodes: tuple[str, ...]
+    began_at: float
+    bases: dict[str, int]  # {stream: bytes of its file here that are older than the attempt}
+    resume: Resume | None = None
+    ended_at: float | None = None
+    cause: Cause | None = None
+    left_behind: tuple[str, ...] = ()  # nodes that could not be told to stop
+
+
 class JobState(Struct, frozen=True, kw_only=True):
     """state.json: how far the job has come."""
 
@@ -207,8 +271,13 @@ class JobState(Struct, frozen=True, kw_only=True):
     started_at: float | None = None  # all ranks run
     ended_at: float | None = None
     ranks: tuple[RankState, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
     cause: Cause | None = None
     exit_code: int = 0  # what `inv launch` ends with; see errors.py
+    gathered_at: float | None = (
+        None  # since when all that the ranks wrote is home; None: perhaps not all of it
+    )
+    cleaned: tuple[str, ...] = ()  # nodes on which `inv clean` has removed what was left of the job
 
     @property
     def seconds(self) -> float | None:

@@ -4,10 +4,11 @@ import re
 import sys
 from pathlib import Path
 
-# A terminal's control sequences, whole or cut short, and every other control character but tab and newline.
-ESCAPES = re.compile(
-    r"\x1b(\[[0-?]*[ -/]*[@-~]?|\][^\x07\x1b]*(\x07|\x1b\\)?|[ -/]*[0-~]?)|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
-)
+# Control characters but tab and newline, those that turn the direction of the text around or break a line, and halves
+# of surrogate pairs, which no terminal can be given.
+UNSHOWN = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+# A terminal's control sequences, whole or cut short, and all of that.
+ESCAPES = re.compile(rf"\x1b(\[[0-?]*[ -/]*[@-~]?|\][^\x07\x1b]*(\x07|\x1b\\)?|[ -/]*[0-~]?)|[{UNSHOWN}]")
 # A task named in a message.
 COMMAND = re.compile(r"\binv (?=-|[a-z])")
 

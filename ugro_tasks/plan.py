@@ -5,16 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from .cluster import Cluster, Node
 from .errors import LaunchFailed
-from .job import JobRecord, LaunchPlan, NodePlan
+from .job import JobRecord, LaunchPlan, Memory, NodePlan, Resume
+from .recipes import activation_of
+from .shares import batch_sizes, effective_batch, memories
 
 
-def make_plan(record: JobRecord, cluster: Cluster, facts: Mapping[str, Mapping[str, Any]]) -> LaunchPlan:
+def make_plan(
+    record: JobRecord,
+    cluster: Cluster,
+    facts: Mapping[str, Mapping[str, Any]],
+    *,
+    attempt: int = 1,
+    resume: Resume | None = None,
+) -> LaunchPlan:
     """The launch of a job on the cluster's nodes; `facts` is what `node/probe.py` told of each.
 
     Static rendezvous by address: the c10d backend would give ranks in the order of the addresses, and names need
-    not resolve on a node. Raises LaunchFailed where a node has no interface for its address or no port is free.
+    not resolve on a node. Raises LaunchFailed where a node has no interface for its address or no port is free, and
+    UsageError as `batch_sizes` does.
     """
     master = cluster.master
     port = facts[master.name].get("free_port")
@@ -23,13 +35,32 @@ def make_plan(record: JobRecord, cluster: Cluster, facts: Mapping[str, Mapping[s
             f"{master.name}: no free port from {cluster.master_port} on; "
             "see what listens there (ss -ltnp) or set cluster.communication.master_port"
         )
+    # A restart on the same nodes shall be the same run, whatever a card's memory is taken by in the meantime.
+    before = {plan.node: plan.batch_size for plan in record.plan.nodes} if record.plan else {}
+    same = list(before) == [node.name for node in cluster.nodes]
+    sizes = before if same else batch_sizes(cluster, record.settings, facts)
+    needed = memories(cluster, record.settings, facts, sizes)
+    plans = [
+        _node_plan(record, cluster, node, port, facts[node.name], attempt, resume) for node in cluster.nodes
+    ]
     return LaunchPlan(
         job_id=record.job_id,
         world_size=len(cluster.nodes),
         master_address=master.address,
         master_port=port,
-        nodes=tuple(_node_plan(record, cluster, node, port, facts[node.name]) for node in cluster.nodes),
+        nodes=tuple(_with_share(plan, record, sizes, needed[plan.node]) for plan in plans),
+        effective_batch=effective_batch(record, cluster, sizes),
+        attempt=attempt,
+        resume=resume,
     )
+
+
+def attempt_folder(record: JobRecord, attempt: int) -> str:
+    """The name of an attempt's folder on each node, and the first part of its tokens.
+
+    The nonce is in it because two controllers may launch jobs of one name in the same second.
+    """
+    return f"{record.job_id}.{record.nonce}" + (f"-{attempt}" if attempt > 1 else "")
 
 
 def interface_of(node: Node, facts: Mapping[str, Any]) -> str | None:
@@ -37,17 +68,32 @@ def interface_of(node: Node, facts: Mapping[str, Any]) -> str | None:
     return next((name for name, i in facts["interfaces"].items() if node.address in i["addresses"]), None)
 
 
+def folder_of(node: Node, unique: str) -> str:
+    """Where an attempt lies on a node."""
+    return f"{node.project}/jobs/{unique}"
+
+
+def token_of(node: Node, unique: str) -> str:
+    """What the processes of an attempt's rank on a node are found by."""
+    return f"{unique}:{node.name}:{node.slot}"
+
+
 def _node_plan(
-    record: JobRecord, cluster: Cluster, node: Node, port: int, facts: Mapping[str, Any]
+    record: JobRecord,
+    cluster: Cluster,
+    node: Node,
+    port: int,
+    facts: Mapping[str, Any],
+    attempt: int,
+    resume: Resume | None,
 ) -> NodePlan:
     interface = interface_of(node, facts)
     if interface is None:
         raise LaunchFailed(
             f"{node.name}: none of its interfaces has the address {node.address}; correct the cluster file"
         )
-    # Two controllers may launch jobs of one name in the same second.
-    unique = f"{record.job_id}.{record.nonce}"
-    folder = f"{node.project}/jobs/{unique}"
+    unique = attempt_folder(record, attempt)
+    folder = folder_of(node, unique)
     torchrun = {
         "nnodes": len(cluster.nodes),
         "node-rank": node.rank,
@@ -71,7 +117,7 @@ def _node_plan(
         rank=node.rank,
         address=node.address,
         interface=interface,
-        token=f"{unique}:{node.name}:{node.slot}",
+        token=token_of(node, unique),
         folder=folder,
         argv=(
             node.environment.interpreter(node.project),
@@ -88,13 +134,33 @@ def _node_plan(
             "NCCL_SOCKET_IFNAME": interface,
             "PYTHONUNBUFFERED": "1",
             # Several ranks on one machine that promises no GPU: they must not all take the one that may be there.
-            **({"CUDA_VISIBLE_DEVICES": ""} if node.slot == node.name and node.gpu_model is None else {}),
+            **({"CUDA_VISIBLE_DEVICES": ""} if node.hides_card else {}),
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(max(1, round(cluster.timeouts.stop_grace_seconds))),
             **{key: value for key, value in record.env.items() if not key.startswith("UGRO_")},
             "UGRO_JOB_ID": record.job_id,
             "UGRO_NODE": node.name,
             "UGRO_OUTPUT_DIR": f"{folder}/output",
+            **({"UGRO_RESUME": f"{folder}/resume/{resume.checkpoint}"} if resume else {}),
         },
+        activation=activation_of(node, facts),
+    )
+
+
+def _with_share(
+    plan: NodePlan, record: JobRecord, sizes: Mapping[str, int], needed: Memory | str
+) -> NodePlan:
+    """The plan with what its node takes of the work, and what the script is told of that."""
+    told = {
+        "UGRO_BATCH_SIZES": ",".join(map(str, sizes.values()))
+    }  # in the order of the ranks, as the nodes are
+    if record.settings:
+        told["UGRO_SETTINGS"] = msgspec.json.encode(record.settings, order="sorted").decode()
+    return msgspec.structs.replace(
+        plan,
+        env=plan.env | told,
+        batch_size=sizes[plan.node],
+        memory=needed if isinstance(needed, Memory) else None,
+        memory_unknown=needed if isinstance(needed, str) and needed else None,
     )
 
 

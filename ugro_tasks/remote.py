@@ -7,22 +7,28 @@ import json
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import HostError, NodeFault, NodesBusy
+from . import answers
+from .errors import HostError, HostUnreachable, NodeFault, NodesBusy
 from .hosts import Host, Stream
+from .job import UNREADABLE
 from .node.follow import CHUNK_BYTES, COMPRESSED, FRAME
 from .node.main import MARK
-from .ssh import ANSWER_LIMIT_BYTES
+from .ssh import ANSWER_LIMIT_BYTES, answer_too_long
 
 # What the remote login shell runs. The zip lives in memory only (memfd), so nothing is left on the node.
 BOOTSTRAP = (
-    "import os,sys;f=os.memfd_create('ugro');os.write(f,sys.stdin.buffer.read(int(sys.argv[1])));"
+    "import os,sys;sys.version_info<(3,8)and sys.exit('Python %d.%d'%sys.version_info[:2]+', and UGRO needs 3.8');"
+    "f=os.memfd_create('ugro');os.write(f,sys.stdin.buffer.read(int(sys.argv[1])));"
     "sys.path.insert(0,'/proc/self/fd/%d'%f);del sys.argv[1];from node.main import main;main()"
 )
+TOO_OLD = ", and UGRO needs "
+SIGN_OF_LIFE_SECONDS = 1.0
+PREFACE_SHOWN_BYTES = 200
 PREFACE_LIMIT_BYTES = 1 << 16  # what a talkative login shell may print before the answer
 
 
@@ -42,7 +48,14 @@ def ask(
 ) -> dict[str, Any]:
     """The node's answer to one request; raises HostError, NodesBusy or NodeFault."""
     argv, program = _program(host)
-    said = host.run(argv, program + _request(operation, request, blob), timeout_seconds)
+    try:
+        said = host.run(argv, program + _request(operation, request, blob), timeout_seconds)
+    except NodeFault as error:
+        if TOO_OLD not in error.what:
+            raise
+        name, python = host.node.name, host.node.python
+        fix = f"name a newer one as `python` of {name} in the cluster file"
+        raise NodeFault(name, f"{python} is {error.what} or newer there", fix) from error
     return _answer(host, operation, said)
 
 
@@ -70,6 +83,10 @@ class Conversation:
             said = bytearray()
             while MARK not in said or not said.endswith(b"\n"):
                 received = self._stream.read(max(0.01, deadline - time.monotonic()))
+                if time.monotonic() > deadline:  # it sends a byte now and then
+                    raise HostUnreachable(
+                        self.host.node.name, f"{operation}: no whole answer in {timeout_seconds:g} s"
+                    )
                 if not received or len(said) > ANSWER_LIMIT_BYTES:
                     break
                 said += received
@@ -83,6 +100,11 @@ class Conversation:
             return ask(self.host, operation, blob=blob, timeout_seconds=timeout_seconds, **request)
         return _answer(self.host, operation, bytes(said))
 
+    def hand_over(self) -> Stream | None:
+        """The process on the node, for whoever goes on with it; None where there is none."""
+        stream, self._stream = self._stream, None
+        return stream
+
     def close(self) -> None:
         """End the process on the node."""
         if self._stream:
@@ -90,17 +112,28 @@ class Conversation:
             self._stream = None
 
 
-def _answer(host: Host, operation: str, said: bytes) -> dict[str, Any]:
+def _answer(host: Host, operation: str, said: bytes, *, judged: bool = True) -> dict[str, Any]:
     try:
-        answer = json.loads(said.rpartition(MARK)[2])
-        if MARK not in said or not isinstance(answer, dict):
+        if MARK not in said:
             raise ValueError("no answer")
-    except (ValueError, RecursionError) as error:
+        answer = answers.decoded(said.rpartition(MARK)[2])
+    except UNREADABLE as error:
         raise NodeFault(host.node.name, f"{operation}: its answer cannot be read: {said[-200:]!r}") from error
-    if answer.get("error") == "busy":
+    try:
+        answers.checked(operation, answer)
+    except UNREADABLE as error:
+        words = answers.shortened(error)
+        raise NodeFault(host.node.name, f"{operation}: its answer is none of a node of UGRO's: {words}") from error
+    if operation == "probe":  # what the login shell printed, if it did, is a fact about the node, too
+        answer["preface"] = said.rpartition(MARK)[0][-PREFACE_SHOWN_BYTES:].decode("utf-8", "replace")
+    return _judged(host, operation, answer) if judged else answer
+
+
+def _judged(host: Host, operation: str, answer: dict[str, Any]) -> dict[str, Any]:
+    if answer.get("error") == "busy" and operation in answers.MAY_BE_BUSY:
         raise NodesBusy(f"{host.node.name}: {describe_holder(answer.get('holder'))}")
     if "error" in answer:
-        raise NodeFault(host.node.name, f"{operation}: {answer.get('message')}")
+        raise NodeFault(host.node.name, f"{operation}: {answers.shortened(answer.get('message'))}")
     return answer
 
 
@@ -108,10 +141,52 @@ def describe_holder(holder: Any) -> str:
     """Who has a node, in words."""
     if not isinstance(holder, dict) or not holder.get("job"):
         return "held by another job"
-    words = f"held by job {holder['job']}"
+    words = f"held by job {answers.shortened(holder['job'], 100)}"
     if holder.get("controller"):
-        words += f" of {holder['controller']}"
-    return words + (f" (pid {holder['pid']} there)" if holder.get("pid") else "")
+        words += f" of {answers.shortened(holder['controller'], 300)}"
+    return words + (f" (pid {answers.shortened(holder['pid'], 20)} there)" if holder.get("pid") else "")
+
+
+def attend(
+    host: Host,
+    operation: str,
+    tell: Callable[[dict[str, Any]], None],
+    *,
+    silence_seconds: float,
+    blob: bytes = b"",
+    **request: Any,
+) -> dict[str, Any]:
+    """The answer to a request that takes long, also one with the error "failed"; `tell` gets the progress before it.
+
+    Node and controller give each other signs of life; the node ends what it is at where there are none for
+    `silence_seconds`. Raises HostError then, and as `ask` does.
+    """
+    argv, program = _program(host)
+    stream = host.stream(argv, None)
+    try:
+        stream.write(program + _request(operation, {**request, "silence_seconds": silence_seconds}, blob))
+        said, alive = _after_mark(host, stream, silence_seconds), time.monotonic()
+        while True:
+            while b"\n" in said:
+                line, _, said = said.partition(b"\n")
+                answer = _answer(host, operation, MARK + line, judged=False)
+                if "progress" not in answer:
+                    return answer if answer.get("error") == "failed" else _judged(host, operation, answer)
+                tell(answer["progress"])
+            received = stream.read(silence_seconds)
+            if not received:
+                raise HostUnreachable(host.node.name, f"{operation}: it broke off")
+            said += received
+            if len(said) > ANSWER_LIMIT_BYTES:
+                raise answer_too_long(host.node, argv)
+            if time.monotonic() - alive >= SIGN_OF_LIFE_SECONDS:
+                stream.write(b"\n")
+                alive = time.monotonic()
+    except HostError:
+        host.close()
+        raise
+    finally:
+        stream.close()
 
 
 class Frame(NamedTuple):
@@ -122,14 +197,22 @@ class Frame(NamedTuple):
     payload: bytes
 
 
-def follow(host: Host, silence_seconds: float, **request: Any) -> Iterator[Frame]:
+def follow(
+    host: Host, silence_seconds: float, talk: Conversation | None = None, **request: Any
+) -> Iterator[Frame]:
     """The frames of `node/follow.py`; raises HostError.
 
-    A node that is silent for `silence_seconds` counts as lost; it sends a heartbeat when it has nothing to say.
+    A node that is silent for `silence_seconds` counts as lost; it sends a heartbeat when it has nothing to say. With
+    `talk` the process that a conversation was with goes on as this one.
     """
-    argv, program = _program(host)
-    stream = host.stream(argv, program + _request("follow", request, b""))
+    asked = _request("follow", request, b"")
+    stream = talk.hand_over() if talk else None
+    if stream is None:
+        argv, program = _program(host)
+        stream, asked = host.stream(argv, program + asked), b""
     try:
+        if asked:
+            stream.write(asked)
         buffer = _after_mark(host, stream, silence_seconds)
         while True:
             while len(buffer) >= FRAME.size:
@@ -169,10 +252,10 @@ def _request(operation: str, request: dict[str, Any], blob: bytes) -> bytes:
 
 
 def _after_mark(host: Host, stream: Stream, silence_seconds: float) -> bytearray:
-    buffer = bytearray()
+    buffer, deadline = bytearray(), time.monotonic() + silence_seconds
     while MARK not in buffer:
         received = stream.read(silence_seconds)
-        if not received or len(buffer) > PREFACE_LIMIT_BYTES:
+        if not received or len(buffer) > PREFACE_LIMIT_BYTES or time.monotonic() > deadline:
             raise NodeFault(host.node.name, f"it does not follow: {bytes(buffer[-200:])!r}")
         buffer += received
     return buffer[buffer.index(MARK) + len(MARK) :]

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import select
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from .errors import HostUnreachable, NodeFault, ToolMissing
+from .experiments import leave_room
 from .hosts import Host
 from .ssh import READ_BYTES
+
+# Where what has come of a file waits for the rest, beside the file: under its own name only the whole of it ever lies.
+PARTIAL_FOLDER = ".ugro-partial"
+SILENCE_SECONDS = 30  # without a byte from the other side
+CHECKSUM_SECONDS = 600  # the same where both sides read whole files first
+# rsync's exit code where a file went away before its turn came, as it does in the folder of a job that runs.
+VANISHED = 24
+# What a pull takes: files, folders, and links that stay inside; nothing of whose they are there, and no set-user-id.
+REGULAR = ("--safe-links", "--no-devices", "--no-specials", "--no-owner", "--no-group", "--chmod=ug-s,o-t")
+LOOK_SECONDS = 1.0  # how often to see that it does not overdo it
+COMPLAINTS_BYTES = 16 << 20
+NO_ROOM = re.compile(r'"([^"]*)"[^"]*: (?:No space left on device|Disk quota exceeded) \((\d{1,3})\)')
+TO_COME = re.compile(rb"Total transferred file size: ([\d,.]+) bytes")
 
 
 class Rsync:
@@ -22,11 +39,26 @@ class Rsync:
     def __init__(self, host: Host) -> None:
         self.host = host
 
-    def push(self, source: str, target: str, *, exclude: Sequence[str] = (), delete: bool = False) -> None:
-        """Make `target` on the host like `source` here; a leading ~/ in it is the home there."""
+    def push(
+        self,
+        source: str,
+        target: str,
+        *,
+        exclude: Sequence[str] = (),
+        delete: bool = False,
+        files: Sequence[str] | None = None,
+        link_from: Sequence[str] = (),
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Make `target` on the host like `source` here; a leading ~/ in it is the home there.
+
+        `files` names what is taken of `source`. What lies the same in one of the folders `link_from`, named as seen
+        from `target`, does not travel again. `progress` is told the percentage.
+        """
         options, remote = self.host.rsync_remote()
         options = [*options, *_excluded(exclude), *(["--delete"] if delete else [])]
-        self._run([*options, "--", source, _at(remote, target)])
+        options += [f"--link-dest={folder}" for folder in link_from]
+        self._run([*options, "--", source, _at(remote, target)], progress, files=files)
 
     def pull(
         self,
@@ -35,59 +67,126 @@ class Rsync:
         *,
         exclude: Sequence[str] = (),
         only: Sequence[str] = (),
+        files: Sequence[str] | None = None,
+        gently: bool = False,
+        verify: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> None:
         """Make `target` here like `source` on the host; a leading ~/ in it is the home there.
 
-        `only` names what is taken of the topmost folder; `progress` is told the percentage.
+        `only` names what is taken of the topmost folder, `files` what is taken of the whole tree. `gently` leaves the
+        host's processors to others. `verify` compares contents, not only size and time. `progress` is told the
+        percentage. What vanishes there meanwhile is passed over. Raises OSError where there is no room here.
         """
         options, remote = self.host.rsync_remote()
+        if gently and remote:
+            options = [*options, "--rsync-path=nice rsync"]
         chosen = [*(f"--include={name}" for name in only), "--exclude=/*"] if only else _excluded(exclude)
-        options = [*options, *chosen, "--safe-links", "--no-devices", "--no-specials"]
-        self._run([*options, "--", _at(remote, source), target], progress)
+        options = [*options, *chosen, *REGULAR]
+        if verify:
+            options += ["--checksum", f"--timeout={CHECKSUM_SECONDS}"]
+        try:
+            self._run([*options, "--", _at(remote, source), target], progress, files, pulling=True, into=target)
+        finally:
+            remove_stray_links(target)
 
-    def _run(self, arguments: Sequence[str], progress: Callable[[int], None] | None = None) -> None:
-        """Raises ToolMissing without rsync, HostError with rsync's own last words otherwise."""
-        name = self.host.node.name
-        argv = [
-            "rsync",
-            "--archive",
-            "--partial",
-            "--protect-args",
-            "--info=progress2",
-            "--timeout=30",
-            *arguments,
-        ]
-        # A file: a line about each of thousands of files would fill a pipe that nobody reads meanwhile.
-        with tempfile.TemporaryFile() as complaints:
+    def bytes_to_come(self, source: str, target: str, *, exclude: Sequence[str] = ()) -> int | None:
+        """How much a pull would bring, None where it does not say; raises HostError."""
+        options, remote = self.host.rsync_remote()
+        options = [*options, "--dry-run", "--stats", *REGULAR, *_excluded(exclude)]
+        said = self._run([*options, "--", _at(remote, source), target], pulling=True)
+        found = TO_COME.search(said)
+        return int(re.sub(rb"\D", b"", found[1])) if found else None
+
+    def _run(
+        self,
+        arguments: Sequence[str],
+        progress: Callable[[int], None] | None = None,
+        files: Sequence[str] | None = None,
+        *,
+        pulling: bool = False,
+        into: str | None = None,
+    ) -> bytes:
+        """What it printed last. Raises ToolMissing without rsync, HostError with rsync's own last words otherwise.
+
+        `into` is the folder here that a pull fills; where that takes the last room, it is ended, with an OSError.
+        """
+        name, said = self.host.node.name, b""
+        argv = ["rsync", "--archive", f"--partial-dir={PARTIAL_FOLDER}", "--protect-args", "--info=progress2"]
+        argv += [f"--timeout={SILENCE_SECONDS}"]
+        if files is not None:
+            argv += ["--from0", "--files-from=-"]
+        # Files: a line about each of thousands of files would fill a pipe that nobody reads or writes meanwhile.
+        with tempfile.TemporaryFile() as complaints, tempfile.TemporaryFile() as chosen:
+            chosen.write("\0".join(files or ()).encode())
+            chosen.seek(0)
             try:
                 process = subprocess.Popen(
-                    argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints
-                )
+                    [*argv, *arguments], stdin=chosen, stdout=subprocess.PIPE, stderr=complaints,
+                    env={**os.environ, "LC_ALL": "C"},  # its words are read here
+                )  # fmt: skip
             except FileNotFoundError as error:
                 raise ToolMissing(
                     "rsync is not installed on this machine; install it: sudo apt install rsync"
                 ) from error
             with process:
-                for percent in self._percentages(process):
-                    if progress:
-                        progress(percent)
+                assert process.stdout is not None  # noqa: S101
+                try:
+                    for chunk in _pieces(process, process.stdout.fileno()):
+                        _refuse_excess(name, complaints.fileno(), into)
+                        said = (said + chunk)[-READ_BYTES:]
+                        if progress and (found := self.PERCENT.findall(chunk)):
+                            progress(int(found[-1]))
+                except BaseException:
+                    process.kill()
+                    raise
             complaints.seek(0)
             complaint = complaints.read(READ_BYTES).decode("utf-8", "replace")
         if process.returncode == 127 or "rsync: command not found" in complaint:
             raise NodeFault(name, "rsync is not installed there", "install it: sudo apt install rsync")
-        if process.returncode != 0:
-            words = (complaint.strip().splitlines() or [f"rsync ended with {process.returncode}"])[0]
+        if pulling and (full := NO_ROOM.search(complaint)):
+            raise OSError(int(full[2]), os.strerror(int(full[2])), full[1])
+        if process.returncode and not (pulling and process.returncode == VANISHED):
+            words = (complaint.strip().splitlines() or [f"rsync ended with {process.returncode}"])[0][:500]
             kind = HostUnreachable if process.returncode in {10, 12, 30, 35, 255} else NodeFault
             raise kind(
                 name, f"{words} (rsync exit code {process.returncode})", "what arrived stays; try again"
             )
+        return said
 
-    def _percentages(self, process: subprocess.Popen[bytes]) -> Iterator[int]:
-        assert process.stdout is not None  # noqa: S101
-        while chunk := os.read(process.stdout.fileno(), READ_BYTES):
-            if found := self.PERCENT.findall(chunk):
-                yield int(found[-1])
+
+def _pieces(process: subprocess.Popen[bytes], stdout: int) -> Iterator[bytes]:
+    """What it prints, and b"" now and then while it prints nothing, until it has ended."""
+    chunk = b"-"
+    while chunk:
+        if select.select([stdout], [], [], LOOK_SECONDS)[0]:
+            chunk = os.read(stdout, READ_BYTES)
+            yield chunk
+        else:
+            yield b""
+    while process.poll() is None:
+        yield b""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(LOOK_SECONDS)
+
+
+def _refuse_excess(name: str, complaints: int, into: str | None) -> None:
+    """Raise where the other side says more than anybody reads, or takes the last room here."""
+    if os.fstat(complaints).st_size > COMPLAINTS_BYTES:
+        raise NodeFault(name, "its rsync complains without end")
+    if into:
+        leave_room(Path(into))
+
+
+def remove_stray_links(folder: str) -> None:
+    """Remove the links in a folder that lead out of it. An rsync before 3.4 lets some through: by way of another link."""
+    root = os.path.realpath(folder)
+    for where, folders, files in os.walk(folder):
+        for path in (os.path.join(where, name) for name in (*folders, *files)):  # noqa: PTH118
+            if os.path.islink(path):  # noqa: PTH114
+                leads_to = os.path.realpath(path)
+                if leads_to != root and not leads_to.startswith(root + os.sep):
+                    os.unlink(path)  # noqa: PTH108
 
 
 def _at(remote: str, path: str) -> str:

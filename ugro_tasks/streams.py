@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated
 
 import msgspec
 
 from .errors import HostError, NodeFault
-from .experiments import Experiment, append_lines
+from .experiments import Experiment, append_lines, leave_room, node_of_sample
 from .hosts import Host
 from .job import UNREADABLE, NodePlan
-from .node.follow import EXIT, GPU, LOG, LOST, METRICS
-from .remote import Frame, follow
+from .node.follow import EXIT, GPU, LOG, LOST, MANIFEST, METRICS
+from .remote import Conversation, Frame, follow
 
+NO_BASES: Mapping[str, int] = MappingProxyType({})
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0)
 # Heartbeats that may be missing before the connection counts as dead.
 HEARTBEATS_MISSED = 4
+STEADY_SECONDS = 10.0  # a connection that broke sooner was none: the next pause is longer
+SAMPLE_BYTES = 1 << 16  # far more than a line of samples has
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True):
     """How a rank ended: torchrun's exit code or the signal that killed it, and what it left in its error file.
 
-    `lost` stands for an exit record that nobody could write: the supervisor was killed, or the node rebooted.
+    `lost` stands for an exit record that nobody could write: the supervisor was killed, or the node rebooted; or that
+    nobody waited for, where `away` is true.
     """
 
     node: str
@@ -34,6 +41,7 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     stopped: str | None = None
     lost: str | None = None
+    away: bool = False
     outputs: tuple[str, ...] = ()  # the topmost names of what it wrote
 
     @property
@@ -48,17 +56,23 @@ def retry_pause(attempt: int) -> float:
 
 
 class RankFiles:
-    """Where a rank's streams go. The size of a file is the offset at which its stream goes on."""
+    """Where a rank's streams go. The size of a file is the offset at which its stream goes on.
 
-    def __init__(self, experiment: Experiment, plan: NodePlan) -> None:
+    `bases` tells how much of a file is older than the attempt whose streams these are.
+    """
+
+    def __init__(self, experiment: Experiment, plan: NodePlan, bases: Mapping[str, int] = NO_BASES) -> None:
         self._gpu, self._gpu_rest = experiment.gpu, b""
         self._files = {LOG: experiment.log(plan.rank)}
         if plan.rank == 0:
             self._files[METRICS] = experiment.metrics
+        now = stream_sizes(experiment, [plan])
+        names = _stream_names(plan)
         self.offsets = {
-            kind: path.stat().st_size if path.exists() else 0 for kind, path in self._files.items()
+            kind: max(0, now[name] - bases.get(name, 0))
+            for kind, name in names.items()
+            if kind == GPU or kind in self._files
         }
-        self.offsets[GPU] = experiment.gpu_bytes(plan.node)
 
     def store(self, node: str, frame: Frame) -> None:
         """Append the frame; raises NodeFault where it is not the next one, OSError where the disk is full."""
@@ -68,10 +82,14 @@ class RankFiles:
             )
         self.offsets[frame.kind] += len(frame.payload)
         if frame.kind == GPU:
-            # One file for all nodes: whole lines only.
+            # One file for all nodes: whole lines only, and by their node they are counted.
             lines, newline, self._gpu_rest = (self._gpu_rest + frame.payload).rpartition(b"\n")
+            whole = lines.split(b"\n") if newline else []
+            if any(node_of_sample(line) != node for line in whole) or len(self._gpu_rest) > SAMPLE_BYTES:
+                raise NodeFault(node, f"it sends samples of no card of its own: {(lines or self._gpu_rest)[:100]!r}")
             append_lines(self._gpu, lines + newline)
             return
+        leave_room(self._files[frame.kind].parent)
         descriptor = os.open(self._files[frame.kind], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             left = memoryview(frame.payload)
@@ -81,48 +99,84 @@ class RankFiles:
             os.close(descriptor)
 
 
+def stream_sizes(experiment: Experiment, plans: Sequence[NodePlan]) -> dict[str, int]:
+    """{stream: bytes of it here} of these ranks: what the next attempt has for its bases."""
+    sizes = {}
+    for plan in plans:
+        names = _stream_names(plan)
+        sizes[names[LOG]] = _size(experiment.log(plan.rank))
+        sizes[names[METRICS]] = _size(experiment.metrics)
+        sizes[names[GPU]] = experiment.gpu_bytes(plan.node)
+    return sizes
+
+
+def _stream_names(plan: NodePlan) -> dict[int, str]:
+    return {LOG: f"log {plan.rank}", METRICS: "metrics", GPU: f"gpu {plan.node}"}
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
 def follow_rank(
     host: Host,
     experiment: Experiment,
     plan: NodePlan,
     *,
+    talk: Conversation | None = None,
+    bases: Mapping[str, int] = NO_BASES,
     heartbeat_seconds: float,
+    away_seconds: float | None = None,
     connected: Callable[[bool], None],
     say: Callable[[str], None],
+    manifest: Callable[[bytes], object],
 ) -> End:
     """Fill the rank's files until its end is known, and give that end.
 
-    `connected` is told when the node is lost and found; `say` gets a line about each.
+    A node that is out of reach for `away_seconds` counts as lost; with None it is waited for as long as it takes.
+    `talk` is the conversation that started the rank, if there was one just now. `connected` is told when the node is
+    lost and found, `say` gets a line about each, `manifest` each manifest of a
+    checkpoint.
     """
-    attempt, away_since = 0, 0.0
+    attempt, away_since, connected_at = 0, 0.0, time.monotonic()
     while True:
         try:
-            files = RankFiles(experiment, plan)
-            for number, frame in enumerate(_frames(host, plan, files, heartbeat_seconds)):
+            files = RankFiles(experiment, plan, bases)
+            frames = _frames(host, plan, files, heartbeat_seconds, talk if attempt == 0 else None)
+            for number, frame in enumerate(frames):
                 if number == 0:
                     connected(True)
                     if away_since:
                         say(f"connected again after {time.monotonic() - away_since:.0f} s")
-                    attempt, away_since = 0, 0.0
+                    away_since, connected_at = 0.0, time.monotonic()
                 if frame.kind in {EXIT, LOST}:
                     return _end(host, plan, frame)
-                if frame.payload:
+                if frame.kind == MANIFEST:
+                    manifest(frame.payload)
+                elif frame.payload:
                     files.store(plan.node, frame)
         except (HostError, OSError) as error:
             # An OSError is this machine's: a full disk, say. What was not stored is asked for again.
             if not away_since:
                 away_since = time.monotonic()
+                attempt = 0 if away_since - connected_at > STEADY_SECONDS else attempt
                 connected(False)
                 say(f"not in touch, trying again; the rank goes on meanwhile. {error}")
             host.close()
+            if away_seconds is not None and time.monotonic() - away_since > away_seconds:
+                lost = f"{plan.node} has been out of reach for {away_seconds:g} s"
+                return End(node=plan.node, rank=plan.rank, at=time.time(), lost=lost, away=True)
             time.sleep(retry_pause(attempt))
             attempt += 1
 
 
-def _frames(host: Host, plan: NodePlan, files: RankFiles, heartbeat_seconds: float) -> Iterator[Frame]:
+def _frames(
+    host: Host, plan: NodePlan, files: RankFiles, heartbeat_seconds: float, talk: Conversation | None
+) -> Iterator[Frame]:
     return follow(
         host,
         HEARTBEATS_MISSED * heartbeat_seconds,
+        talk,
         folder=plan.folder,
         token=plan.token,
         offsets=files.offsets,
@@ -130,9 +184,13 @@ def _frames(host: Host, plan: NodePlan, files: RankFiles, heartbeat_seconds: flo
     )
 
 
+# Far beyond any exit code or number of a signal.
+Small = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=1 << 31)]
+
+
 class _ExitRecord(msgspec.Struct, frozen=True):
-    code: int | None = None
-    signal: int | None = None
+    code: Small | None = None
+    signal: Small | None = None
     error: str | None = None
     stopped: str | None = None
     outputs: tuple[str, ...] = ()  # the topmost names of what it wrote

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import secrets
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from .applog import open_log
-from .cluster import Cluster, TrainingDefaults
+from .checkpoints import metrics_until, resume_from
+from .cluster import Cluster
 from .errors import NodesBusy, RecordError, UsageError
 from .experiments import Experiment, Experiments
 from .job import Code, JobRecord, JobSpec, LaunchPlan
 from .plan import make_plan
-from .summon import ensure_agent
+from .settings import resolve
+from .shares import model_to_look_for, requested_sizes
+from .summon import try_agent
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -28,14 +31,17 @@ def submit(spec: JobSpec, cluster: Cluster) -> Experiment:
     """
     experiments = Experiments(cluster.experiments)
     record = draft(spec, cluster)
-    _refuse_if_taken(experiments, record)
+    _refuse_if_taken(experiments, cluster)
     log = open_log("launcher", cluster)
-    experiment = experiments.create(record, cluster.scripts)
+    before = record.resume and Experiment(experiments.folder / record.resume.job_id)
+    metrics = metrics_until(before, record.resume.step) if before and record.resume else b""
+    experiment = experiments.create(record, cluster.scripts, metrics)
     # Not the command line: its --env may hold secrets.
     asked = f"{spec.script}, model {spec.model}, data set {spec.dataset}, epochs {spec.epochs}"
     log.info("%s: %s, on %s", experiment.job_id, asked, ", ".join(record.nodes))
-    if pid := ensure_agent(experiments):
-        log.info("%s: started agent %d", experiment.job_id, pid)
+    # The job is there: whoever follows it goes on trying where no agent can be started in this moment.
+    if why := try_agent(experiments):
+        log.warning("%s: %s", experiment.job_id, why)
     return experiment
 
 
@@ -47,35 +53,65 @@ def rehearse(spec: JobSpec, cluster: Cluster) -> tuple[ClusterHealth, LaunchPlan
 
     record = draft(spec, cluster)
     with Fleet.of(cluster) as fleet:
-        health = examine(fleet, cluster)
+        health = examine(fleet, cluster, model=model_to_look_for(record))
     if missing := [node.node for node in health.nodes if not node.reachable]:
         words = [
             f"{node}: {check.value}\n    {check.fix}" for node, check in health.faults if node in missing
         ]
         raise UsageError("no plan without a word from every node:\n" + "\n".join(words))
-    return health, make_plan(record, cluster, health.facts())
+    return health, make_plan(record, cluster, health.facts(), resume=record.resume)
 
 
-def spec_from(defaults: TrainingDefaults, *, args: str | None, env: Sequence[str], **flags: Any) -> JobSpec:
-    """The spec of a launch: flags where they were given, else the cluster file's defaults. Raises UsageError."""
+def spec_from(
+    cluster: Cluster,
+    *,
+    name: str | None,
+    resume: str | None,
+    script: str | None,
+    args: str | None,
+    env: Sequence[str],
+    sets: Sequence[str],
+    flags: Mapping[str, Any],
+    **more: Any,
+) -> JobSpec:
+    """The spec of a launch: what flags say; else what the job to resume had; else the cluster file's defaults.
+
+    `flags` are those that `resolve` knows, None where one was not given; `more` goes into the spec as it is. Raises
+    UsageError, and JobNotFound for a job to resume.
+    """
     try:
-        words = tuple(shlex.split(args or ""))
+        words = None if args is None else tuple(shlex.split(args))
     except ValueError as error:
         raise UsageError(f"--args {args!r}: {error}; quote it as for a shell") from error
     if wrong := [pair for pair in env if "=" not in pair]:
         raise UsageError(f"--env {wrong[0]}: use KEY=VALUE")
-    chosen = {
-        name: getattr(defaults, name) if flag is None else flag
-        for name, flag in flags.items()
-        if name not in {"name", "force"}
-    }
     variables = dict(pair.split("=", 1) for pair in env)
-    return JobSpec(name=flags["name"], force=flags["force"], args=words, env=variables, **chosen)
+    source = Experiments(cluster.experiments).find(resume) if resume else None
+    before = source.record() if source else None
+    settings = resolve(cluster, sets=sets, base=before.settings if before else None, **flags)
+    return JobSpec(
+        name=name or (before.job_name if before else ""),
+        script=script or (before or cluster.training).script,
+        model=settings["model"]["name"],
+        dataset=settings["dataset"]["name"],
+        epochs=settings["training"]["num_epochs"],
+        learning_rate=settings["training"]["learning_rate"],
+        args=(before.args if before else ()) if words is None else words,
+        env={**(before.env if before else {}), **variables},
+        settings=settings,
+        resume=resume_from(source) if source else None,
+        **more,
+    )
 
 
 def draft(spec: JobSpec, cluster: Cluster) -> JobRecord:
     """The record of a job that has no id yet. Raises UsageError for a spec that cannot be run."""
     spec.checked()
+    requested_sizes(cluster, spec.settings)
+    if spec.min_nodes is not None and not 1 <= spec.min_nodes <= len(cluster.nodes):
+        raise UsageError(
+            f"--min-nodes {spec.min_nodes}: use a number from 1 to {len(cluster.nodes)}, of the nodes"
+        )
     if not (cluster.scripts / spec.script).is_file():
         known = ", ".join(sorted(path.name for path in cluster.scripts.glob("*.py")))
         raise UsageError(f"--script {spec.script}: not in {cluster.scripts}; there is {known or 'no script'}")
@@ -90,20 +126,25 @@ def draft(spec: JobSpec, cluster: Cluster) -> JobRecord:
         script=spec.script,
         args=spec.args,
         env=spec.env,
+        settings=spec.settings,
         force=spec.force,
+        sync=spec.sync,
+        max_restarts=spec.max_restarts,
+        min_nodes=spec.min_nodes,
+        resume=spec.resume,
         started_at=datetime.now().astimezone().isoformat(timespec="seconds"),
         nodes=tuple(node.name for node in cluster.nodes),
         code=Code(sha256="", git_commit=None),
-        cluster=cluster.model_dump(mode="json"),
+        cluster=cluster.as_json(),
         ugro_version=__version__,
     )
 
 
-def _refuse_if_taken(experiments: Experiments, record: JobRecord) -> None:
-    addresses = _machines(record)
+def _refuse_if_taken(experiments: Experiments, cluster: Cluster) -> None:
+    addresses = _machines(cluster)
     for job in experiments.unfinished():
         try:
-            taken = addresses & _machines(job.record())
+            taken = addresses & _machines(job.cluster())
         except RecordError:
             continue  # its state says that it runs, and no more can be known; the nodes' leases decide
         if taken:
@@ -113,5 +154,5 @@ def _refuse_if_taken(experiments: Experiments, record: JobRecord) -> None:
             )
 
 
-def _machines(record: JobRecord) -> set[tuple[str, str, str]]:
-    return {(node["name"], node["address"], node["slot"]) for node in record.cluster["nodes"]}
+def _machines(cluster: Cluster) -> set[tuple[str, str, str]]:
+    return {(node.name, node.address, node.slot) for node in cluster.nodes}

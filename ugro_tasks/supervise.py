@@ -1,4 +1,4 @@
-"""One job on its nodes: gate, prepare, start, follow, stop, gather.
+"""One job from its gate to its end: probe, plan, one gang after the other, gather.
 
 It may be killed anywhere and begun again by the next agent: what matters is in the experiment folder and on the
 nodes. Prepare and start only say so where they were done before, and streams go on where their files end.
@@ -7,40 +7,33 @@ nodes. Prepare and start only say so where they were done before, and streams go
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Collection, Sequence
 
 import msgspec
 
 from .causes import find_cause
-from .errors import (
-    HostError,
-    Interrupted,
-    JobFailed,
-    LaunchFailed,
-    NodesBusy,
-    NotFit,
-    StopUnproven,
-    UgroError,
-)
-from .experiments import METRICS_NAME, Experiment, Experiments
+from .checkpoints import newest_whole
+from .cluster import Cluster
+from .environments import behind
+from .errors import HostError, Interrupted, JobFailed, LaunchFailed, NodesBusy, NotFit, UgroError
+from .experiments import Experiment, Experiments
+from .gang import FAILURE_GRACE_SECONDS, Gang, Over, Talks
 from .gather import gather
-from .health import ClusterHealth, examine
+from .health import ClusterHealth, NodeHealth, examine
 from .hosts import Fleet, Host
-from .job import Cause, Event, NodePlan, Phase, RankState
-from .plan import make_plan
-from .remote import Conversation, ask, node_zip
-from .streams import End, follow_rank, retry_pause
+from .job import Attempt, Phase, Resume
+from .journal import Journal
+from .mirror import bring_all
+from .plan import attempt_folder, folder_of, make_plan, token_of
+from .remote import ask
+from .shares import model_to_look_for, refusals, summary
+from .streams import retry_pause, stream_sizes
+from .sync import Progress, fault_of, sync
 
-T = TypeVar("T")
-
-# A rank whose peer is gone waits in a collective and cannot react to TERM.
-FAILURE_GRACE_SECONDS = 2.0
-# How long a prepared node waits for the start, beyond the time that the slowest may take to prepare.
-HOLD_SECONDS = 30.0
+# What may go better with the next attempt.
+WORTH_A_RESTART = {JobFailed, LaunchFailed, NotFit, NodesBusy}
 
 
 class Supervision:
@@ -49,298 +42,284 @@ class Supervision:
     def __init__(
         self, experiments: Experiments, experiment: Experiment, fleet: Fleet, log: logging.Logger
     ) -> None:
-        self.experiments, self.experiment, self.fleet, self.log = experiments, experiment, fleet, log
-        self.record, self.state = experiment.record(), experiment.state()
+        self.experiments, self.experiment, self.fleet = experiments, experiment, fleet
+        self.journal = Journal(experiment, log)
         self.cluster = experiment.cluster()
-        self._changing = threading.RLock()
-        self._talks: dict[str, Conversation] = {}
-        # The nodes with something to gather, and its topmost names.
-        self._wrote: dict[str, tuple[str, ...]] = {}
-        self._results: queue.SimpleQueue[End | list[str] | Exception] = queue.SimpleQueue()
+        self._talks = Talks()
+        self._last: Gang | None = None  # whose outputs are not gathered
+        # Threads that go on telling nodes which were left behind to stop: {node: its thread}.
+        self._laggards: dict[str, threading.Thread] = {}
 
     def run(self) -> None:
         """Returns when the job has ended: nothing of it is left, or its record names what is."""
         try:
-            if self.state.phase in {Phase.QUEUED, Phase.PREPARING}:
+            while True:
                 try:
-                    self._launch()
-                finally:
-                    for talk in self._talks.values():
-                        talk.close()
-            self._see_through()
-        except _Over as over:
+                    self._attempt()
+                except Over as over:
+                    self._talks.close()
+                    self._end_attempt(over)
+        except Over as over:
             self._finish(over)
-            if over.phase is not Phase.SUCCEEDED:
-                self._gather()  # whoever waits for the proof of a stop, or for the cause, need not wait for this
         except UgroError as error:
-            self._finish(_Over(Phase.FAILED, type(error), error.text))
+            self._finish(Over(Phase.FAILED, type(error), error.text))
+        finally:
+            self._talks.close()
 
-    # ---- launch ----
+    def _attempt(self) -> None:
+        """One gang from its start to its end, or what is left of that; raises `Over`."""
+        gang = self._gang()
+        if gang is None or self.journal.state.phase in {Phase.QUEUED, Phase.PREPARING}:
+            gang = gang or self._plan_gang()
+            gang.launch(self._source(gang.plan.resume))
+        self._last = gang
+        away = self.cluster.timeouts.away_seconds if self.journal.record.max_restarts else None
+        ends, asked = gang.see_through(away)
+        if asked:
+            raise Over(Phase.STOPPED, Interrupted, "as asked; nothing of it is left on any node")
+        if cause := find_cause(ends, self.experiment):
+            raise Over(Phase.FAILED, JobFailed, cause.message, cause)
+        self._gather_all(gang)
+        raise Over(Phase.SUCCEEDED)
 
-    def _launch(self) -> None:
-        """All ranks run; otherwise none does, and `_Over` or UgroError says why."""
-        if self.record.plan is None:
-            self._say(f"checking {len(self.cluster.nodes)} nodes")
-            health = examine(self.fleet, self.cluster, self._ask)
-            self._insist(lambda: self.experiments.save_cluster_state(health))
-            self._gate(health)
-            made = make_plan(self.record, self.cluster, health.facts())
-            self.record = msgspec.structs.replace(self.record, plan=made)
-            self._insist(lambda: self.experiment.save_record(self.record))
-        self._change(
-            phase=Phase.PREPARING, ranks=tuple(RankState(rank=p.rank, node=p.node) for p in self._plans)
+    def _end_attempt(self, over: Over) -> None:
+        """Returns where another attempt shall follow, and raises `over` again where none does."""
+        state, record = self.journal.state, self.journal.record
+        used = len(state.attempts)
+        again = (
+            (over.phase is Phase.FAILED or used > 1)
+            and over.error in WORTH_A_RESTART
+            and 0 < used <= record.max_restarts
+            and not over.final
+            and not self.experiment.stop_asked
         )
-        code = self.experiment.code_archive()
-        self._on_all("prepare", lambda host, plan: self._prepare(host, plan, code))
-        self._on_all("start", self._start)
-        self._change(phase=Phase.RUNNING, started_at=time.time())
-        for plan in self._plans:
-            self._say(f"rank {plan.rank} runs", plan.node)
+        if not again:
+            raise over
+        if self.journal.attempt:
+            self.journal.change_attempt(ended_at=time.time(), cause=over.as_cause())
+        if self._last:
+            reached = {rank.node for rank in state.ranks if rank.proven_gone}
+            self._gather(self._last, reached)
+            self._last = None
+        self.journal.say(f"{over.words.splitlines()[0]}; restart {used} of {record.max_restarts}")
+        self.journal.change(phase=Phase.QUEUED)
+
+    # ---- the plan of an attempt ----
+
+    def _plan_gang(self) -> Gang:
+        """The next attempt, planned and written down."""
+        record, number = self.journal.record, len(self.journal.state.attempts) + 1
+        if number == 1:
+            cluster, health = self.cluster, self._probe(self.fleet, self.cluster)
+            if not health.busy():
+                health = self._synced(health)
+            self._gate(health)
+            resume = record.resume
+        else:
+            cluster, health = self._muster()
+            resume = self._newest_checkpoint()
+        plan = make_plan(record, cluster, health.facts(), attempt=number, resume=resume)
+        if number == 1 and not record.force and (too_large := refusals(plan)):
+            raise Over(Phase.REFUSED, NotFit, "\n".join(too_large))
+        self.journal.save(plan=plan)
+        self.journal.change(
+            attempts=(
+                *self.journal.state.attempts,
+                Attempt(
+                    number=number,
+                    nodes=tuple(node.node for node in plan.nodes),
+                    began_at=time.time(),
+                    bases=stream_sizes(self.experiment, plan.nodes),
+                    resume=resume,
+                ),
+            )
+        )
+        if plan.effective_batch:
+            self.journal.say(summary(plan))
+        if resume:
+            self.journal.say(f"going on from {resume.checkpoint} (step {resume.step})")
+        return Gang(self.journal, cluster, self._fleet_of(cluster), plan, self._talks)
+
+    def _probe(self, fleet: Fleet, cluster: Cluster) -> ClusterHealth:
+        self.journal.say(f"checking {len(cluster.nodes)} nodes")
+        health = examine(fleet, cluster, self._talks.ask, model_to_look_for(self.journal.record))
+        self.journal.insist(lambda: self.experiments.save_cluster_state(health))
+        return health
+
+    def _synced(self, health: ClusterHealth) -> ClusterHealth:
+        """The same, or what a new probe saw after environments that were behind have been made; raises `Over`."""
+        late = behind(self.cluster, health.facts()) if self.journal.record.sync else {}
+        if not late:
+            return health
+        phases: dict[str, str] = {}
+
+        def tell(node: str, progress: Progress) -> None:
+            if phases.get(node) != progress.phase:
+                phases[node] = progress.phase
+                self.journal.say(f"environment: {progress.phase}", node)
+
+        for node, why in late.items():
+            self.journal.say(f"environment: {why}; it is made anew", node)
+        if fault := fault_of(sync(self.fleet, self.cluster, tell, late)):
+            raise Over(Phase.REFUSED, type(fault), fault.text)
+        return self._probe(self.fleet, self.cluster)
 
     def _gate(self, health: ClusterHealth) -> None:
         if self.experiment.stop_asked:
-            raise _Over(Phase.STOPPED, Interrupted, "before it started")
+            raise Over(Phase.STOPPED, Interrupted, "before it started")
         if busy := health.busy():
-            raise _Over(
-                Phase.REFUSED, NodesBusy, "\n".join(f"{node}: {holder}" for node, holder in busy.items())
-            )
+            words = [f"{node}: {holder}" for node, holder in busy.items()]
+            raise Over(Phase.REFUSED, NodesBusy, "\n".join(words))
         unreachable = not all(node.reachable for node in health.nodes)
-        if not health.fit and (unreachable or not self.record.force):
+        if not health.fit and (unreachable or not self.journal.record.force):
             words = [f"{node}: {check.name}: {check.value}\n    {check.fix}" for node, check in health.faults]
-            raise _Over(Phase.REFUSED, NotFit, "\n".join(words))
+            raise Over(Phase.REFUSED, NotFit, "\n".join(words))
 
-    def _prepare(self, host: Host, plan: NodePlan, code: bytes) -> None:
-        packed = node_zip()
-        request = {name: getattr(plan, name) for name in ("token", "node", "folder", "argv", "env")}
-        self._ask(
-            host,
-            "prepare",
-            blob=packed + code,
-            node_bytes=len(packed),
-            timeout_seconds=self.cluster.timeouts.start_seconds,
-            controller=str(self.experiments.folder),
-            hold_seconds=self.cluster.timeouts.start_seconds + HOLD_SECONDS,
-            **request,
-        )
+    # ---- a restart ----
 
-    def _start(self, host: Host, plan: NodePlan) -> None:
-        self._ask(host, "start", timeout_seconds=self.cluster.timeouts.start_seconds, folder=plan.folder)
+    def _muster(self) -> tuple[Cluster, ClusterHealth]:
+        """The nodes for the next attempt: all of them, or after a while those that are fit; raises `Over`."""
+        everybody, timeouts = self.cluster.nodes, self.cluster.timeouts
+        deadline, tried = time.monotonic() + timeouts.return_seconds, 0
+        while True:
+            self._stop_remains()
+            health = self._probe(self.fleet, self.cluster)
+            away = [node.node for node in health.nodes if not self._usable(node)]
+            if not away:
+                return self.cluster, health
+            if self.experiment.stop_asked:
+                raise Over(Phase.STOPPED, Interrupted, "before it started again")
+            if time.monotonic() > deadline:
+                break
+            if tried == 0:
+                wait = f"waiting for {', '.join(away)}, for {timeouts.return_seconds:g} s at most"
+                self.journal.say(wait)
+            time.sleep(retry_pause(tried))
+            tried += 1
+        if len(everybody) - len(away) < (self.journal.record.min_nodes or len(everybody)):
+            words = [f"{node}: {check.name}: {check.value}" for node, check in health.faults]
+            raise Over(
+                Phase.FAILED,
+                NotFit,
+                f"{', '.join(away)} did not come back:\n" + "\n".join(words),
+                final=True,
+            )
+        self.journal.say(f"going on without {', '.join(away)}")
+        self.journal.change_attempt(left_behind=tuple(away))
+        self._see_off(away)
+        left = self.cluster.select(",".join(node.name for node in everybody if node.name not in away))
+        return left, self._probe(self._fleet_of(left), left)
 
-    def _ask(self, host: Host, operation: str, **request: Any) -> dict[str, Any]:
-        talk = self._talks.setdefault(host.node.name, Conversation(host))
-        return talk.ask(operation, **request)
+    def _usable(self, node: NodeHealth) -> bool:
+        return node.reachable and (node.fit or self.journal.record.force) and not node.held_by
 
-    def _on_all(self, step: str, action: Callable[[Host, NodePlan], Any]) -> None:
-        """The step on all nodes at once. Where one cannot do it, or a stop is asked for, everything is undone."""
-        plans = {plan.node: plan for plan in self._plans}
-        faults: list[UgroError] = []
+    def _stop_remains(self) -> None:
+        """Tell the ranks of the attempt before to stop, where it is not proven that they have."""
+        plan = self.journal.record.plan
+        unproven = {rank.node for rank in self.journal.state.ranks if not rank.proven_gone}
+        if plan and unproven:
+            rest = msgspec.structs.replace(plan, nodes=tuple(p for p in plan.nodes if p.node in unproven))
+            gang = Gang(self.journal, self.cluster, self.fleet, rest, self._talks)
+            gang.stop("failure", FAILURE_GRACE_SECONDS, tries=1)
+            gang.catch_up(unproven & gang.proven_gone)
 
-        def attempt(host: Host) -> None:
+    def _see_off(self, names: Sequence[str]) -> None:
+        """Go on telling these nodes to stop what they had of earlier attempts, for as long as the job lasts."""
+        hosts = {host.node.name: host for host in self.fleet}
+        for name in names:
+            number = max(a.number for a in self.journal.state.attempts if name in a.nodes)
+            self._laggards[name] = threading.Thread(
+                target=self._tell_to_stop, args=(hosts[name], number), name=f"see-off-{name}", daemon=True
+            )
+            self._laggards[name].start()
+
+    def _tell_to_stop(self, host: Host, number: int) -> None:
+        unique, tried = attempt_folder(self.journal.record, number), 0
+        while True:
             try:
-                action(host, plans[host.node.name])
-            except UgroError as error:
-                faults.append(error)
-
-        self.fleet.map(attempt)
-        if not faults and not self.experiment.stop_asked:
-            return
-        self._say("undoing: stopping what was prepared")
-        left = self._stop("undone", FAILURE_GRACE_SECONDS, tries=3, discard=True)
-        words = "\n".join(fault.text for fault in faults)
-        if left:
-            raise _Over(Phase.FAILED, StopUnproven, "\n".join([*([words] if words else []), *left]))
-        if not faults:
-            raise _Over(Phase.STOPPED, Interrupted, "before it started")
-        if all(isinstance(fault, NodesBusy) for fault in faults):
-            raise _Over(Phase.REFUSED, NodesBusy, words)
-        raise _Over(Phase.FAILED, LaunchFailed, f"the {step} failed, so nothing runs anywhere:\n{words}")
-
-    # ---- from running to the end ----
-
-    def _see_through(self) -> None:
-        """Follow every rank; the first failure, or a stop that is asked for, stops the others. Raises `_Over`."""
-        for plan in self._plans:
-            self._in_thread(f"follow-{plan.node}", self._follow, plan)
-        ends: list[End] = []
-        stopping, asked = False, False
-        # After a stop: a line for each node that could not show that nothing is left.
-        left: list[str] | None = None
-        while len(ends) < len(self._plans) or (stopping and left is None):
-            told = self._told(0.1)
-            if isinstance(told, End):
-                ends.append(told)
-                self._note(told)
-            elif told is not None:
-                left = told
-            failed = any(end.failed for end in ends)
-            if not stopping and not failed and len(ends) < len(self._plans):
-                asked = self.experiment.stop_asked
-            if not stopping and (asked or failed):
-                stopping = True
-                self._in_thread("stop", self._stop_gang, asked)
-        self._wrote = {end.node: end.outputs for end in ends if set(end.outputs) - {METRICS_NAME} or end.lost}
-        if left:
-            raise _Over(Phase.STOPPED if asked else Phase.FAILED, StopUnproven, "\n".join(left))
-        if asked:
-            raise _Over(Phase.STOPPED, Interrupted, "as asked; nothing of it is left on any node")
-        if cause := find_cause(ends, self.experiment):
-            raise _Over(Phase.FAILED, JobFailed, cause.message, cause)
-        self._gather()
-        raise _Over(Phase.SUCCEEDED)
-
-    def _follow(self, plan: NodePlan) -> End:
-        return follow_rank(
-            self._host(plan),
-            self.experiment,
-            plan,
-            heartbeat_seconds=self.cluster.timeouts.heartbeat_seconds,
-            connected=lambda yes: self._change_rank(plan.rank, connected=yes),
-            say=lambda words: self._say(words, plan.node),
-        )
-
-    def _note(self, end: End) -> None:
-        self._change_rank(
-            end.rank,
-            connected=False,
-            exit_code=end.code,
-            signal=end.signal,
-            ended_at=end.at,
-            lost=end.lost,
-            proven_gone=not end.lost,
-        )
-        how = end.lost or (f"killed by signal {end.signal}" if end.signal else f"exit code {end.code}")
-        self._say(f"rank {end.rank} ended: {'stopped' if end.stopped else how}", end.node)
-
-    # ---- stop ----
-
-    def _stop_gang(self, asked: bool) -> list[str]:
-        self._change(phase=Phase.STOPPING)
-        self._say("stopping all ranks, as asked" if asked else "a rank failed: stopping the others")
-        grace = self.cluster.timeouts.stop_grace_seconds if asked else FAILURE_GRACE_SECONDS
-        return self._stop("asked" if asked else "failure", grace)
-
-    def _stop(
-        self, reason: str, grace_seconds: float, *, tries: int | None = None, discard: bool = False
-    ) -> list[str]:
-        """Stop on all nodes at once; gives a line for each node that could not show that nothing is left.
-
-        A node out of reach is tried again, `tries` times or for as long as it takes.
-        """
-        plans = {plan.node: plan for plan in self._plans}
-
-        def stop(host: Host) -> str | None:
-            plan, tried = plans[host.node.name], 0
-            while True:
-                try:
-                    answer = ask(
-                        host,
-                        "stop",
-                        timeout_seconds=grace_seconds + 25,
-                        folder=plan.folder,
-                        token=plan.token,
-                        grace_seconds=grace_seconds,
-                        reason=reason,
-                        discard=discard,
-                    )
-                except HostError as error:
-                    tried += 1
-                    if tries and tried >= tries:
-                        return f"{error.text}\n    it could not be told to stop; later: inv reset --nodes {plan.node}"
-                    if tried == 1:
-                        self._say(f"cannot be told to stop, trying again. {error.text}", plan.node)
-                    time.sleep(retry_pause(tried))
-                    continue
-                pids = tuple(int(process["pid"]) for process in answer["left"])
-                if not discard:
-                    self._change_rank(plan.rank, left_pids=pids, proven_gone=not pids)
-                return (
-                    f"{plan.node}: still there after KILL: pids {', '.join(map(str, pids))}" if pids else None
+                ask(
+                    host,
+                    "stop",
+                    timeout_seconds=FAILURE_GRACE_SECONDS + 25,
+                    folder=folder_of(host.node, unique),
+                    token=token_of(host.node, unique),
+                    grace_seconds=FAILURE_GRACE_SECONDS,
+                    reason="failure",
                 )
+                return self.journal.say("is back; nothing of the job is left there", host.node.name)
+            except HostError:
+                time.sleep(retry_pause(tried))
+                tried += 1
 
-        lines = self.fleet.map(stop)
-        return [line if isinstance(line, str) else line.text for line in lines.values() if line]
+    def _newest_checkpoint(self) -> Resume | None:
+        """What the next attempt goes on from: this job's last whole checkpoint, or where the job itself began."""
+        record = self.journal.record
+        if record.plan:
+            for error in bring_all(self.experiment, record.plan.nodes, self.fleet):
+                self.journal.log.warning("%s: a checkpoint has not come: %s", self.experiment.job_id, error)
+        passed: list[str] = []
+        found = newest_whole(self.experiment, passed.append)
+        if passed:
+            others = f", nor are {len(passed) - 1} before it" if len(passed) > 1 else ""
+            self.journal.say(f"{passed[0]}{others}")
+        if found is None:
+            return record.resume
+        return Resume(job_id=self.experiment.job_id, checkpoint=found.name, step=found.step)
 
     # ---- the end ----
 
-    def _gather(self) -> None:
-        if not self._wrote:
-            return
-        self._say(f"gathering outputs of {', '.join(self._wrote)}")
-        clashing = {name for names in self._wrote.values() for name in names}
-        for error in gather(self.experiment, self._plans, self.fleet, only=self._wrote, clashing=clashing):
-            self._say(f"not gathered: {error.text}. Later: inv gather {self.experiment.job_id}")
+    def _gather_all(self, gang: Gang) -> None:
+        """Everything of the last attempt comes home, and the state says so if it did."""
+        whole = self._gather(gang, gang.wrote)
+        if whole and all(rank.proven_gone for rank in self.journal.state.ranks):
+            self.journal.change(gathered_at=time.time())
 
-    def _finish(self, over: _Over) -> None:
-        cause = over.cause or (Cause(message=over.words) if over.words else None)
-        self._change(phase=over.phase, ended_at=time.time(), cause=cause, exit_code=over.exit_code)
-        self._insist(lambda: self.experiments.add_to_history(self.experiment, self.record, self.state))
-        self._say(f"{over.phase}" + (f": {over.words}" if over.words else ""))
+    def _gather(self, gang: Gang, nodes: Collection[str]) -> bool:
+        """Whether what the ranks wrote on these nodes has come home; what has not is said."""
+        wrote = {node: names for node, names in gang.wrote.items() if node in nodes}
+        if not wrote:
+            return True
+        self.journal.say(f"gathering outputs of {', '.join(wrote)}")
+        plans = [plan for plan in gang.plan.nodes if plan.node in wrote]
+        errors = bring_all(self.experiment, plans, gang.fleet)
+        clashing = {name for names in wrote.values() for name in names}
+        errors += gather(self.experiment, plans, gang.fleet, only=wrote, clashing=clashing)
+        for error in errors:
+            self.journal.say(f"not gathered: {error.text}. Later: inv gather {self.experiment.job_id}")
+        return not errors
+
+    def _finish(self, over: Over) -> None:
+        self.journal.change(
+            phase=over.phase, ended_at=time.time(), cause=over.as_cause(), exit_code=over.exit_code
+        )
+        if self.journal.attempt:
+            self.journal.change_attempt(ended_at=time.time(), cause=over.as_cause())
+        record, state = self.journal.record, self.journal.state
+        self.journal.insist(lambda: self.experiments.add_to_history(self.experiment, record, state))
+        self.journal.say(f"{over.phase}" + (f": {over.words}" if over.words else ""))
+        if self._last and over.phase is not Phase.SUCCEEDED:
+            # Whoever waits for the proof of a stop, or for the cause, need not wait for this.
+            self._gather_all(self._last)
+        for name, thread in self._laggards.items():
+            if thread.is_alive():
+                self.journal.say(
+                    f"is still away; once it is back, end what it may still run: inv reset --nodes {name}",
+                    name,
+                )
 
     # ---- helpers ----
 
-    @property
-    def _plans(self) -> tuple[NodePlan, ...]:
-        return self.record.plan.nodes if self.record.plan else ()
-
-    def _host(self, plan: NodePlan) -> Host:
-        host: Host = next(host for host in self.fleet if host.node.name == plan.node)
-        return host
-
-    def _say(self, message: str, node: str | None = None) -> None:
-        self.log.info("%s %s%s", self.experiment.job_id, f"{node}: " if node else "", message)
-        self._insist(lambda: self.experiment.add_event(Event(time=time.time(), node=node, message=message)))
-
-    def _change(self, **changes: Any) -> None:
-        with self._changing:
-            self.state = msgspec.structs.replace(self.state, **changes)
-            self._insist(lambda: self.experiment.save_state(self.state))
-
-    def _change_rank(self, rank: int, **changes: Any) -> None:
-        with self._changing:
-            ranks = [msgspec.structs.replace(r, **changes) if r.rank == rank else r for r in self.state.ranks]
-            self._change(ranks=tuple(ranks))
-
-    def _insist(self, write: Callable[[], None]) -> None:
-        """Write to the experiment folder, for as long as it takes: a full disk here must not end a job there."""
-        warned = False
-        while True:
-            try:
-                return write()
-            except OSError as error:
-                if not warned:
-                    self.log.error(
-                        "%s: %s; trying again", error.filename or self.experiment.folder, error.strerror
-                    )
-                warned = True
-                time.sleep(1)
-
-    def _in_thread(self, name: str, work: Callable[[T], End | list[str]], argument: T) -> None:
-        """`_told` gives what the work returns, or raises what it raises: no result is no proof of anything."""
-
-        def run() -> None:
-            try:
-                self._results.put(work(argument))
-            except Exception as error:  # a thread's edge
-                self._results.put(error)
-
-        threading.Thread(target=run, name=name, daemon=True).start()
-
-    def _told(self, seconds: float) -> End | list[str] | None:
-        try:
-            result = self._results.get(timeout=seconds)
-        except queue.Empty:
+    def _gang(self) -> Gang | None:
+        """The gang of the attempt that is under way."""
+        plan, attempt = self.journal.record.plan, self.journal.attempt
+        if not plan or not attempt:
             return None
-        if isinstance(result, Exception):
-            raise result
-        return result
+        cluster = self.cluster.select(",".join(attempt.nodes))
+        return Gang(self.journal, cluster, self._fleet_of(cluster), plan, self._talks)
 
+    def _fleet_of(self, cluster: Cluster) -> Fleet:
+        """The hosts of the cluster, by the connections that there are where it is the whole."""
+        return self.fleet if len(cluster.nodes) == len(self.cluster.nodes) else Fleet.of(cluster)
 
-class _Over(Exception):
-    """The job has ended: how, and the exit code that tells so."""
-
-    def __init__(
-        self, phase: Phase, error: type[UgroError] | None = None, words: str = "", cause: Cause | None = None
-    ) -> None:
-        super().__init__(words)
-        self.phase, self.words, self.cause = phase, words, cause
-        self.exit_code = error.exit_code if error else 0
+    def _source(self, resume: Resume | None) -> Experiment | None:
+        return Experiment(self.experiments.folder / resume.job_id) if resume else None

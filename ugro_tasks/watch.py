@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +11,13 @@ import msgspec
 from .errors import RecordError
 from .experiments import Experiment, Experiments
 from .job import Event, JobState
+from .metrics import read_metrics
 from .summon import ensure_agent
 
 POLL_SECONDS = 0.05
 AGENT_SECONDS = 1.0  # how often to see whether an unfinished job still has its agent
 AGENTS_TRIED = 5  # in a row
+NO_AGENT_SECONDS = 60.0  # that a job may be without one because its folder cannot be written
 READ_BYTES = 1 << 20
 LINE_BYTES = 1 << 16  # a line that is longer is shown in pieces
 
@@ -69,7 +70,7 @@ def watch(
     """
     logs: dict[int, Tail] = {}
     metrics = Tail(experiment.metrics)
-    event_offset, last_state, agent_seen, agents_begun = 0, None, time.monotonic(), 0
+    event_offset, last_state, agents = 0, None, _Agents(experiments)
     while True:
         # The state is read first: whatever belongs to its end is in the files by then.
         state = experiment.state()
@@ -91,25 +92,38 @@ def watch(
             last_state = state
         if state.phase.finished and not moved:
             return
-        if not state.phase.finished and time.monotonic() - agent_seen > AGENT_SECONDS:
-            agent_seen = time.monotonic()
-            agents_begun = agents_begun + 1 if ensure_agent(experiments) else 0
-            if agents_begun > AGENTS_TRIED:
-                raise RecordError(
-                    f"the agent dies as soon as it starts; it says why in {experiments.agent_stderr}"
-                )
+        if not state.phase.finished:
+            agents.look()
         if not moved:
             yield None
             time.sleep(POLL_SECONDS)
 
 
-def read_metrics(line: str) -> dict[str, object] | None:
-    """A line of metrics.jsonl, NaN and Infinity included; None where it is no object, which is the script's affair."""
-    try:
-        metrics = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return metrics if isinstance(metrics, dict) else None
+class _Agents:
+    """Sees to it that an unfinished job has its agent."""
+
+    def __init__(self, experiments: Experiments) -> None:
+        self.experiments = experiments
+        self._looked_at = self._well_at = time.monotonic()
+        self._begun = 0  # in a row
+
+    def look(self) -> None:
+        """Start one where none lives; raises RecordError where that does not help."""
+        now = time.monotonic()
+        if now - self._looked_at < AGENT_SECONDS:
+            return
+        self._looked_at = now
+        try:
+            self._begun = self._begun + 1 if ensure_agent(self.experiments) else 0
+            self._well_at = now
+        except RecordError:
+            # A disk may be full or read-only for a while: nobody who watches need leave for that.
+            if now - self._well_at > NO_AGENT_SECONDS:
+                raise
+        if self._begun > AGENTS_TRIED:
+            raise RecordError(
+                f"the agent dies as soon as it starts; it says why in {self.experiments.agent_stderr}"
+            )
 
 
 def last_lines(path: Path, count: int) -> list[str]:

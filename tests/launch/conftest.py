@@ -11,7 +11,10 @@ from tests.launch.ugro import Ugro
 
 @pytest.fixture
 def ugro(lab: Lab, hosts: list[LabHost], tmp_path: Path) -> Iterator[Ugro]:
-    """UGRO with an experiments folder of its own; its agent is ended afterwards."""
-    made = Ugro(lab, tmp_path)
+    """UGRO on two hosts with an experiments folder of its own; its agent is ended afterwards.
+
+    Most promises need no third host, and two start in two thirds of the time.
+    """
+    made = Ugro(lab, tmp_path, hosts=2)
     yield made
     made.close()

@@ -75,7 +75,7 @@ def test_five_megabytes_from_each_rank_arrive_whole(ugro: Ugro) -> None:
     assert "xxx" not in done.stdout
     digests = ugro.job("exp1").digests()
     assert all(there == here for there, here in digests)
-    assert (ugro.job("exp1").folder / "logs" / "training_rank2.log").stat().st_size >= 5_000_000
+    assert (ugro.job("exp1").folder / "logs" / "training_rank1.log").stat().st_size >= 5_000_000
 
 
 def test_the_cards_are_sampled_while_a_job_runs(ugro: Ugro, hosts: list[LabHost]) -> None:
@@ -90,10 +90,10 @@ def test_the_cards_are_sampled_while_a_job_runs(ugro: Ugro, hosts: list[LabHost]
 def test_detach_returns_when_all_ranks_run_and_attach_follows_to_the_end(ugro: Ugro) -> None:
     job = ugro.detach("exp1", "--seconds 4")
     assert job.state()["state"] == "running"
-    assert all(job.processes(host) for host in ugro.lab.hosts)
+    assert all(job.processes(host) for host in ugro.hosts)
     done = ugro.run("attach", "exp1")
     assert done.returncode == 0
-    assert "rank 2 step 0" in done.stdout
+    assert "rank 1 step 0" in done.stdout
 
 
 def test_ctrl_c_in_attach_only_leaves(ugro: Ugro) -> None:
@@ -165,12 +165,12 @@ def test_a_second_launch_on_the_same_nodes_is_told_who_holds_them(
     assert second.returncode == 6
     assert job.folder.name in second.stderr
     (tmp_path / "other").mkdir()
-    other = Ugro(lab, tmp_path / "other")
+    other = Ugro(lab, tmp_path / "other", hosts=2)
     third = other.launch("exp3", "--seconds 1")
     assert third.returncode == 6
     assert job.folder.name in third.stderr
     assert str(ugro.experiments) in third.stderr
-    assert ugro.run("health").stdout.count(job.folder.name) == 3
+    assert ugro.run("health").stdout.count(job.folder.name) == 2
     other.close()
     ugro.run("stop", "exp1")
 
@@ -179,7 +179,7 @@ def test_of_two_launches_in_the_same_moment_one_runs_and_one_is_refused(
     ugro: Ugro, lab: Lab, tmp_path: Path
 ) -> None:
     (tmp_path / "other").mkdir()
-    other = Ugro(lab, tmp_path / "other")
+    other = Ugro(lab, tmp_path / "other", hosts=2)
     both = [who.start("launch", "--name", "race", "--args", "--seconds 15") for who in (ugro, other)]
     codes = [(process.communicate(timeout=90), process.returncode)[1] for process in both]
     # Each may have taken a node before the other: then both are undone, and nothing runs.
@@ -222,9 +222,9 @@ def test_a_rank_that_raises_is_the_cause_with_its_own_traceback(ugro: Ugro) -> N
 
 
 def test_a_rank_that_exits_is_named_with_its_code(ugro: Ugro) -> None:
-    assert ugro.launch("exp1", "--fail-rank 2 --fail-code 42").returncode == 7
+    assert ugro.launch("exp1", "--fail-rank 1 --fail-code 42").returncode == 7
     cause = ugro.job("exp1").state()["cause"]
-    assert (cause["node"], cause["rank"], cause["exit_code"]) == ("lab2", 2, 42)
+    assert (cause["node"], cause["rank"], cause["exit_code"]) == ("lab1", 1, 42)
 
 
 def test_the_local_cluster_runs_and_stops(lab: Lab, tmp_path: Path) -> None:

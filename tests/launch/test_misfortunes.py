@@ -71,18 +71,18 @@ def test_what_is_killed_on_one_node_ends_the_others_within_five_seconds(
 
 def test_a_node_that_reboots_is_the_cause(ugro: Ugro, hosts: list[LabHost]) -> None:
     job = ugro.detach("exp1", "--seconds 600")
-    job.wait_for_log("step 1", rank=2)
-    hosts[2].reboot()
+    job.wait_for_log("step 1", rank=1)
+    hosts[1].reboot()
     state = job.wait_for("failed")
-    assert "lab2 was rebooted" in state["cause"]["message"]
+    assert "lab1 was rebooted" in state["cause"]["message"]
     assert job.left() == []
 
 
 def test_a_dead_sshd_at_launch_starts_nothing_anywhere(ugro: Ugro, hosts: list[LabHost]) -> None:
-    hosts[2].stop_sshd(sessions=True)
+    hosts[1].stop_sshd(sessions=True)
     done = ugro.launch("unheard", "--seconds 1")
     assert done.returncode == 5
-    assert "lab2" in done.stderr
+    assert "lab1" in done.stderr
     assert "refused" in done.stderr
     assert not [path for host in hosts for path in host.path("ugro/jobs").glob("unheard_*")]
 
@@ -115,12 +115,12 @@ def test_a_node_that_cannot_prepare_undoes_the_others(ugro: Ugro, hosts: list[La
 
 def test_a_stop_reaches_a_node_that_was_cut_off(ugro: Ugro, hosts: list[LabHost]) -> None:
     job = ugro.detach("exp1", "--seconds 600")
-    job.wait_for_log("step 1", rank=2)
-    hosts[2].cut()
+    job.wait_for_log("step 1", rank=1)
+    hosts[1].cut()
     stopping = ugro.start("stop", "exp1")
     wait_until(lambda: not job.processes(hosts[0]), "the first host to be free", 20)
-    assert job.processes(hosts[2])
-    hosts[2].mend()
+    assert job.processes(hosts[1])
+    hosts[1].mend()
     out, err = stopping.communicate(timeout=60)
     assert stopping.returncode == 0, out + err
     assert job.left() == []

@@ -24,17 +24,25 @@ TIMEOUTS = {"heartbeat_seconds": 0.5, "stop_grace_seconds": 4, "agent_linger_sec
 class Ugro:
     """The commands, with a cluster file, an experiments folder and an agent of their own."""
 
-    def __init__(self, lab: Lab, folder: Path, scripts: Path = SCRIPTS) -> None:
+    def __init__(self, lab: Lab, folder: Path, scripts: Path = SCRIPTS, hosts: int | None = None) -> None:
         self.lab, self.folder = lab, folder
+        self.hosts = lab.hosts[:hosts]
         self.experiments = folder / "experiments"
         document = yaml.safe_load(lab.cluster_file.read_text())
         document["paths"] = {
             "scripts": str(scripts), "experiments": str(self.experiments), "logs": str(folder / "logs"),
         }  # fmt: skip
         document["timeouts"] = TIMEOUTS
+        document["workers"] = document["workers"][: len(self.hosts) - 1]
         if scripts == SCRIPTS:
             document["training"] = {"default_script": "rehearse.py"}
         self.cluster_file = folder / "cluster.yaml"
+        self.cluster_file.write_text(yaml.safe_dump(document))
+
+    def set_timeouts(self, **seconds: float) -> None:
+        """Change the cluster file's patience."""
+        document = yaml.safe_load(self.cluster_file.read_text())
+        document["timeouts"].update(seconds)
         self.cluster_file.write_text(yaml.safe_dump(document))
 
     def start(self, *words: str) -> subprocess.Popen[str]:
@@ -60,9 +68,9 @@ class Ugro:
         """A launch to its end."""
         return self.run("launch", "--name", name, *(["--args", args] if args else []), *more)
 
-    def detach(self, name: str, args: str) -> Job:
+    def detach(self, name: str, args: str, *more: str) -> Job:
         """A job that runs, and nobody follows."""
-        done = self.launch(name, args, "--detach")
+        done = self.launch(name, args, "--detach", *more)
         assert done.returncode == 0, done.stderr + done.stdout
         return self.job(name)
 
@@ -109,7 +117,7 @@ class Job:
     def digests(self) -> list[tuple[str, str]]:
         """For each rank the sha256 of its log on the node and of the gathered one."""
         pairs = []
-        for rank, host in enumerate(self.ugro.lab.hosts):
+        for rank, host in enumerate(self.ugro.hosts):
             (there,) = (
                 path.read_bytes() for path in host.path("ugro/jobs").glob(f"{self.folder.name}.*/log")
             )
