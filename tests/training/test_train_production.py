@@ -22,6 +22,9 @@ from tests.training.ranks import (
     free_port,
 )
 
+# torch and transformers are imported once for all of them.
+pytestmark = pytest.mark.xdist_group("training")
+
 SCRIPT = str(SCRIPTS / "train_production.py")
 # Steps of 16 sequences of uneven length; no dropout, which on two ranks is another than on one.
 SAME_ON_ANY_RANKS = {

@@ -55,7 +55,8 @@ def test_a_fit_node_passes_every_check(tmp_path: Path) -> None:
     checks = checks_of(make_cluster(tmp_path, (node,)), node, facts_with({}))
     assert [name for name, check in checks.items() if not check.ok] == []
     assert list(checks) == [
-        "environment", "gpu", "vram", "cuda", "address", "own name", "port", "disk", "shared memory", "rsync", "clock",
+        "environment", "gpu", "gpu errors", "vram", "cuda", "address", "own name", "port", "disk", "home",
+        "shared memory", "rsync", "open files", "login shell", "leftovers", "clock",
     ]  # fmt: skip
 
 
@@ -80,7 +81,9 @@ def test_a_node_without_a_promised_gpu_is_not_asked_for_one(tmp_path: Path) -> N
     broken = facts_with(
         {"gpus": {"code": None, "stdout": "", "stderr": "nvidia-smi: No such file or directory"}}
     )
-    assert {"gpu", "vram", "cuda"}.isdisjoint(checks_of(make_cluster(tmp_path, (node,)), node, broken))
+    assert {"gpu", "gpu errors", "vram", "cuda"}.isdisjoint(
+        checks_of(make_cluster(tmp_path, (node,)), node, broken)
+    )
 
 
 # ---- nvidia-smi ----
@@ -189,7 +192,9 @@ def examined(tmp_path: Path, *changes: dict[str, Any] | None) -> ClusterHealth:
     gang = tuple(make_node(rank, address="10.0.0.1", name=f"gpu{rank}") for rank in range(len(changes)))
     cluster = make_cluster(tmp_path, gang)
     hosts = [
-        Silent(node, {}) if change is None else Told(node, facts_with(change))
+        Silent(node, {})
+        if change is None
+        else Told(node, facts_with({"home.identity": f"machine {node.rank}", **change}))
         for node, change in zip(gang, changes, strict=True)
     ]
     return examine(Fleet.from_connections(hosts), cluster)
@@ -212,12 +217,66 @@ def test_a_cluster_of_equals_has_no_fault(tmp_path: Path) -> None:
         ({"torch.cuda": None}, "same CUDA"),
         ({"torch.python": "3.12.1"}, "same Python"),
         ({"interfaces.enp3s0.mtu": 9000}, "same MTU"),
+        ({"home.identity": "machine 0"}, "machines"),
     ],
 )
 def test_a_node_unlike_the_others_is_a_fault_of_the_cluster(
     tmp_path: Path, change: dict[str, Any], check: str
 ) -> None:
     assert faults(examined(tmp_path, {}, change)) == [("cluster", check)]
+
+
+# ---- from node to node ----
+
+
+def peers(
+    port: int, tried: int, *, listens: bool = True, heard: bool = True, **reached: Any
+) -> dict[str, Any]:
+    return {
+        "seconds": 4.0, "port": port, "tried": tried, "listens": listens, "heard": heard,
+        "reached": {"ok": True, **reached},
+    }  # fmt: skip
+
+
+REFUSED = {"ok": False, "connected": False, "error": "timed out"}
+STALLED = {"ok": False, "connected": True, "error": "timed out"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        (peers(1, 2), peers(2, 1), ""),
+        (peers(1, 2, **REFUSED), peers(2, 1, heard=False), "gpu0 does not reach gpu1 on port 2: timed out"),
+        (peers(1, 2, **STALLED), peers(2, 1, heard=False), "large packets between gpu0 and gpu1 are lost"),
+        (peers(1, 2), peers(2, 1, heard=False), "large packets between gpu0 and gpu1 are lost"),
+        # Nothing is known where the other could not listen, listened elsewhere, or was not asked.
+        (peers(1, 2, **REFUSED), peers(2, 1, listens=False, heard=False), ""),
+        (peers(1, 2, **REFUSED), peers(3, 1, heard=False), ""),
+        (peers(1, 2, **REFUSED), None, ""),
+    ],
+)
+def test_what_is_in_the_way_from_node_to_node(
+    tmp_path: Path, first: dict[str, Any], second: dict[str, Any] | None, words: str
+) -> None:
+    health = examined(tmp_path, {"peers": first}, {"peers": second})
+    found = [check.value for _, check in health.faults if check.name == "peers"]
+    assert found == ([words] if words else [])
+
+
+def test_nodes_that_did_not_look_at_the_same_time_know_nothing_of_each_other(tmp_path: Path) -> None:
+    late = RECORDED["fit"]["started"] + 3
+    first, second = {"peers": peers(1, 2, **REFUSED)}, {"peers": peers(2, 1, heard=False), "started": late}
+    assert ("cluster", "peers") not in faults(examined(tmp_path, first, second))
+
+
+def test_a_firewall_between_nodes_comes_with_its_remedy(tmp_path: Path) -> None:
+    first, second = {"peers": peers(1, 2, **REFUSED)}, {"peers": peers(2, 1, heard=False)}
+    (check,) = [check for _, check in examined(tmp_path, first, second).faults if check.name == "peers"]
+    assert "let gpu1 take connections from gpu0, on all ports" in check.fix
+    assert "sudo ufw allow from 10.0.0.1" in check.fix
+
+
+# ---- the cluster again ----
 
 
 def test_another_patch_of_python_is_no_fault(tmp_path: Path) -> None:
@@ -237,19 +296,18 @@ def test_a_cluster_that_is_not_reached_at_all_is_judged_all_the_same(tmp_path: P
     assert (health.fit, health.facts(), health.busy()) == (False, {}, {})
 
 
-@pytest.mark.parametrize(
-    "held",
-    [
-        {"lease": {"job": "exp1", "token": "exp1.c0:gpu1:node", "pid": 7, "controller": "/a"}},
-        {"jobs": [{"job": "exp1", "token": "exp1.c0:gpu1:node", "pid": 7, "command": "python"}]},
-    ],
-    ids=["lease", "orphan"],
-)
-def test_a_node_that_a_job_holds_is_busy_and_fit(tmp_path: Path, held: dict[str, Any]) -> None:
+def test_a_node_that_a_job_holds_is_busy_and_fit(tmp_path: Path) -> None:
+    held = {"lease": {"job": "exp1", "token": "exp1.c0:gpu1:node", "pid": 7, "controller": "/a"}}
     health = examined(tmp_path, {}, held)
-    assert list(health.busy()) == ["gpu1"]
-    assert health.busy()["gpu1"].startswith("held by job exp1")
+    assert health.busy() == {"gpu1": "held by job exp1 of /a (pid 7 there)"}
     assert faults(health) == []
+
+
+def test_what_is_left_of_a_job_keeps_a_node_busy_and_comes_with_its_remedy(tmp_path: Path) -> None:
+    left = {"jobs": [{"job": "exp1", "token": "exp1.c0:gpu1:node", "pid": 7, "command": "python"}]}
+    health = examined(tmp_path, {}, left)
+    assert health.busy() == {"gpu1": "held by job exp1 (pid 7 there)\n    end them: inv reset --nodes gpu1"}
+    assert faults(health) == [("gpu1", "leftovers")]
 
 
 def test_health_is_what_it_says() -> None:

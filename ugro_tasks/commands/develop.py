@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -17,6 +16,8 @@ from ..errors import ToolMissing
 from .common import JSON_HELP, task, whole
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+
+WORKERS = 2
 
 CHECKS = {
     "ruff check": ["ruff", "check"],
@@ -69,6 +70,8 @@ def chaos(
     json: bool = False,
 ) -> None:
     """Break what can break under running jobs on the lab, the same for the same seed, and check what must hold."""
+    import secrets
+
     from tests.chaos import suite
 
     from .. import display
@@ -93,7 +96,9 @@ def chaos(
 def _run_tests(arguments: list[str]) -> int:
     pytest = _program("pytest")
     _set_up()
-    return _run("pytest", [pytest, "-p", "tests.left_out", *arguments])
+    # Much of the time is waiting, for hosts and their patience: two workers, each with a lab of its own.
+    shared = ["-n", str(WORKERS), "--dist", "loadgroup"]
+    return _run("pytest", [pytest, "-p", "tests.left_out", *shared, *arguments])
 
 
 def _set_up() -> None:

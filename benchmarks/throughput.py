@@ -1,0 +1,64 @@
+"""Tokens a second of a training on three hosts: by `inv launch`, beside the same torchrun typed on each.
+
+python -m benchmarks.throughput [ROUNDS]
+"""
+
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+
+from benchmarks.common import PYTHON, ROOT, in_turn, lab_with_user, table
+from benchmarks.first_line import INTERFACES
+from tests.lab import Lab
+from tests.launch.ugro import Ugro
+
+FLAGS = ["--num-epochs", "1", "--learning-rate", "0.003", "--steps-per-epoch", "300", "--log-every", "20"]
+
+
+def rate(lines: str) -> float:
+    """The median of what rank 0 logged; the first line has the start in it."""
+    return statistics.median(float(json.loads(line)["tokens_per_second"]) for line in lines.splitlines()[1:])
+
+
+def by_hand(lab: Lab) -> float:
+    """Its log goes into a file here, as anybody would do it who wants to keep it."""
+    terminals = []
+    for rank, host in enumerate(lab.hosts):
+        command = (
+            f"cd {ROOT}/scripts; export GLOO_SOCKET_IFNAME={INTERFACES[rank]} PYTHONUNBUFFERED=1 "
+            "CUDA_VISIBLE_DEVICES= UGRO_OUTPUT_DIR=$HOME/by_hand; rm -rf $HOME/by_hand; "
+            f"{PYTHON} -m torch.distributed.run "
+            f"--nnodes 3 --node-rank {rank} --nproc-per-node 1 --master-addr {lab.hosts[0].address} "
+            f"--master-port 29510 --local-addr {host.address} --max-restarts 0 train_single_test.py {shlex.join(FLAGS)}"
+        )
+        terminals.append(
+            subprocess.Popen(
+                ["ssh", "-F", str(lab.ssh_config), host.address, command],
+                stdin=subprocess.DEVNULL, stdout=(lab.folder / f"by_hand{rank}.log").open("wb"),
+                stderr=subprocess.DEVNULL, env=lab.environ,
+            )
+        )  # fmt: skip
+    for terminal in terminals:
+        assert terminal.wait(timeout=120) == 0
+    return rate(lab.hosts[0].run(["cat", "by_hand/metrics.jsonl"]).stdout)
+
+
+def launched(ugro: Ugro) -> float:
+    flags = ["--epochs", "1", "--args", shlex.join(FLAGS[4:])]
+    done = ugro.run("launch", "--name", "speed", "--script", "train_single_test.py", *flags, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return rate((ugro.job("speed").folder / "metrics.jsonl").read_text())
+
+
+def main(rounds: int) -> None:
+    with lab_with_user(ROOT / "scripts") as (lab, ugro):
+        figures = in_turn({"inv launch": lambda: launched(ugro), "by hand": lambda: by_hand(lab)}, rounds)
+        title = f"characters a second of train_single_test.py, three hosts, {rounds} rounds, {os.cpu_count()} cores"
+        table(title, figures, "inv launch", "/s")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
