@@ -1,20 +1,22 @@
 """Log capture: 100 MB printed by each of three ranks, into the experiment folder; beside the same bytes by
-`ssh HOST cat FILE > FILE`, three at once.
+`ssh HOST cat FILE > FILE`, three at once, and with Fabric's own `run`.
 
     python -m benchmarks.capture [ROUNDS] [MEGABYTES]
 """
 
 import hashlib
-import os
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from statistics import median
 
-from benchmarks.common import in_turn, lab_with_user, seconds, table
+from benchmarks.common import in_turn, lab_with_user, machine, quietly, seconds, table
 from tests.lab import Lab
 from tests.launch.ugro import Job, Ugro
+
+FABRIC_MEGABYTES = 2
 
 
 class Peak:
@@ -80,6 +82,32 @@ def fetched(lab: Lab, folder: Path, megabytes: int) -> float:
     return took
 
 
+def by_fabric(lab: Lab, folder: Path, megabytes: int) -> float:
+    """MB/s of `Connection.run` as Fabric has it, on all hosts at once."""
+    argv = [
+        sys.executable,
+        "-c",
+        FABRIC,
+        str(lab.known_hosts.parent / "id_ed25519"),
+        str(folder),
+        str(megabytes),
+    ]
+    addresses = [host.address for host in lab.hosts]
+    return 3 * megabytes / seconds(lambda: quietly([*argv, *addresses], lab.environ))
+
+
+FABRIC = """
+import sys
+from fabric import Connection, ThreadingGroup
+key, folder, megabytes, *addresses = sys.argv[1:]
+group = ThreadingGroup.from_connections(
+    [Connection(address, user="root", connect_kwargs={"key_filename": key}) for address in addresses]
+)
+with open(f"{folder}/by-fabric", "w") as file:
+    group.run(f"head -c {megabytes}000000 printed", hide=True, out_stream=file, in_stream=False)
+"""
+
+
 def main(rounds: int, megabytes: int) -> None:
     peaks: list[float] = []
     with lab_with_user() as (lab, ugro):
@@ -90,8 +118,11 @@ def main(rounds: int, megabytes: int) -> None:
             },
             rounds,
         )
-    title = f"capture of 3 x {megabytes} MB, {rounds} rounds, {os.cpu_count()} cores (more is better)"
+        # Fabric joins all that has come at each piece that comes: a hundred megabytes would take it hours.
+        stock = median(by_fabric(lab, ugro.folder, FABRIC_MEGABYTES) for _ in range(rounds))
+    title = f"capture of 3 x {megabytes} MB, {rounds} rounds, {machine()} (more is better)"
     table(title, figures, "inv launch", "MB/s")
+    print(f"stock Fabric run, 3 x {FABRIC_MEGABYTES} MB only: {stock:.2f} MB/s")
     print(f"peak memory of the agent: {max(peaks):.0f} MiB; sha256 equal in every round")
 
 

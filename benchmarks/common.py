@@ -1,10 +1,14 @@
-"""What the benchmarks share: a lab with a user on it, pairs of runs, medians."""
+"""What the benchmarks share: a lab with a user on it, peers to stand beside, pairs of runs, medians."""
 
 from __future__ import annotations
 
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+import venv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +20,13 @@ ROOT = Path(__file__).parents[1]
 PYTHON = ROOT / ".ugro/env/bin/python"
 
 
+PEERS = ROOT / ".ugro/peers"
+
+
 @contextmanager
-def lab_with_user(scripts: Path | None = None) -> Iterator[tuple[Lab, Ugro]]:
-    """Three hosts, and UGRO with a folder of its own on the controller."""
-    with Lab.up(owned=True) as lab, tempfile.TemporaryDirectory() as folder:
+def lab_with_user(scripts: Path | None = None, hosts: int = 3) -> Iterator[tuple[Lab, Ugro]]:
+    """Hosts, and UGRO with a folder of its own on the controller."""
+    with Lab.up(hosts=hosts, owned=True) as lab, tempfile.TemporaryDirectory() as folder:
         lab.trust()
         ugro = Ugro(lab, Path(folder), scripts or SCRIPTS)
         try:
@@ -28,13 +35,48 @@ def lab_with_user(scripts: Path | None = None) -> Iterator[tuple[Lab, Ugro]]:
             ugro.close()
 
 
+def peer(name: str, *requirements: str, packages_of_training: bool = False) -> Path | None:
+    """The bin folder of an environment with a peer in it, made where it is missing; None where it cannot be had.
+
+    It is a folder of its own, so that no peer comes into the project's environment.
+    """
+    folder = PEERS / name
+    if not (folder / "made").exists():
+        venv.create(folder, with_pip=True, clear=True)
+        if packages_of_training:
+            site = next((ROOT / ".ugro/env/lib").glob("python*/site-packages"))
+            (next((folder / "lib").glob("python*")) / "site-packages/training.pth").write_text(f"{site}\n")
+        pip = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        done = subprocess.run([*pip, *requirements], check=False, capture_output=True, text=True)
+        if done.returncode != 0:
+            print(f"{name} is left out: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+            return None
+        (folder / "made").touch()
+    return folder / "bin"
+
+
+def quietly(argv: Sequence[str | Path], environ: Mapping[str, str], code: int | None = 0) -> None:
+    """Run a program to its end; it must end with this exit code, where one is given."""
+    done = subprocess.run(
+        argv, env=environ, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+    )
+    assert code in {None, done.returncode}, (
+        f"{argv}: {done.returncode}: {done.stdout[-500:]}{done.stderr[-500:]}"
+    )
+
+
+def machine() -> str:
+    """What stands behind the figures."""
+    return f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+
+
 def seconds(work: Callable[[], object]) -> float:
     begun = time.monotonic()
     work()
     return time.monotonic() - begun
 
 
-def in_turn(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def in_turn(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """Each contender's figures: A B C A B C ..., after one round that does not count."""
     figures: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):

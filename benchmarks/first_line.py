@@ -1,21 +1,39 @@
 """From Enter to the script's first line on rank 0, three hosts: `inv launch` with its agent warm and cold, beside
-three `ssh HOST torchrun ...` typed in three terminals at once, with the same flags.
+three `ssh HOST torchrun ...` typed in three terminals at once, with the same flags, and torchrunx.
 
     python -m benchmarks.first_line [ROUNDS]
+
+torchrunx wants names that resolve, so for it the hosts get them; its function begins when it has made a file there,
+while the others must have brought a line to the terminal.
 """
 
-import os
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from benchmarks.common import PYTHON, in_turn, lab_with_user, table
+from benchmarks.common import PYTHON, in_turn, lab_with_user, machine, peer, table
 from tests.lab import Lab
+from tests.lab.tools import wait_until
 from tests.launch.ugro import Ugro
 
 SCRIPT = "import os\nprint('first line of rank', os.environ['RANK'], flush=True)\n"
+RUNX = """
+import os, sys
+import torchrunx
+
+def work():
+    if os.environ["RANK"] == "0":
+        open(os.path.expanduser("~/begun"), "w").close()
+
+if __name__ == "__main__":
+    config, *addresses = sys.argv[1:]
+    torchrunx.Launcher(hostnames=addresses, workers_per_host=1, backend="gloo", ssh_config_file=config).run(work)
+"""
 INTERFACES = ("eth0", "enp3s0", "eno1")
 
 
@@ -38,6 +56,29 @@ def by_hand(lab: Lab, script: Path) -> float:
     for terminal in terminals:
         terminal.communicate(timeout=60)
     return took
+
+
+def by_torchrunx(lab: Lab, script: Path, programs: Path) -> float:
+    begun_file = lab.hosts[0].path("begun")
+    begun_file.unlink(missing_ok=True)
+    begun = time.monotonic()
+    process = subprocess.Popen(
+        [programs / "python", script, lab.ssh_config, *(host.address for host in lab.hosts)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env={**lab.environ, "GLOO_SOCKET_IFNAME": f"ulab{lab.number}"},
+    )  # fmt: skip
+    wait_until(begun_file.exists, "torchrunx to begin", 120)
+    took = time.monotonic() - begun
+    process.wait(timeout=120)
+    return took
+
+
+def give_names(lab: Lab) -> None:
+    """Let each host resolve its own name and the controller's, as torchrunx needs it."""
+    controller = f"{lab.subnet.replace('.0/24', '.1')} {socket.getfqdn()}"
+    names = "\n".join([*(f"{host.address} {host.name}" for host in lab.hosts), controller])
+    for host in lab.hosts:
+        host.run(["sh", "-c", f"echo '{names}' > /run/hosts && mount --bind /run/hosts /etc/hosts"])
 
 
 def launched(ugro: Ugro, *, warm: bool) -> float:
@@ -64,16 +105,19 @@ def main(rounds: int) -> None:
         script = Path(folder) / "first.py"
         script.write_text(SCRIPT)
         with lab_with_user(Path(folder)) as (lab, ugro):
-            figures = in_turn(
-                {
-                    "launch, agent warm": lambda: launched(ugro, warm=True),
-                    "three typed ssh": lambda: by_hand(lab, script),
-                    "launch, agent cold": lambda: launched(ugro, warm=False),
-                },
-                rounds,
-            )
-            title = f"from Enter to the first line, three hosts, {rounds} rounds, {os.cpu_count()} cores"
-            hand = {"three typed ssh": figures["three typed ssh"]}
+            measures: dict[str, Callable[[], float]] = {
+                "launch, agent warm": lambda: launched(ugro, warm=True),
+                "three typed ssh": lambda: by_hand(lab, script),
+                "launch, agent cold": lambda: launched(ugro, warm=False),
+            }
+            if programs := peer("torchrunx", "torchrunx==0.4.0", packages_of_training=True):
+                give_names(lab)
+                other = Path(folder) / "by_torchrunx.py"
+                other.write_text(RUNX)
+                measures["torchrunx"] = partial(by_torchrunx, lab, other, programs)
+            figures = in_turn(measures, rounds)
+            title = f"from Enter to the first line, three hosts, {rounds} rounds, {machine()}"
+            hand = {name: values for name, values in figures.items() if not name.startswith("launch")}
             for ours in ("launch, agent warm", "launch, agent cold"):
                 table(title, {ours: figures[ours], **hand}, ours)
 

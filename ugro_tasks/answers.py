@@ -2,8 +2,8 @@
 
     checked("stop", {"left": [], "exit": None, "seconds": 0.1})     # the same, or ValueError
 
-A node may be broken, or another program may answer for it. Keys that are not named here pass: a fact that a check learns
-to use belongs here, too, or the check must expect anything.
+A node may be broken, or another program may answer for it. Keys that are not named here pass: a fact that a check
+learns to use belongs here, too, or the check must expect anything.
 """
 
 from __future__ import annotations
@@ -95,20 +95,23 @@ class _Torch(_Ran, kw_only=True):
 class _Reach(Struct, kw_only=True):
     ok: bool
     error: Word = ""
-    connected: bool = False
 
     def __post_init__(self) -> None:
         if not self.ok and not self.error:
             raise ValueError("neither reached nor why not")
 
 
+class _Visit(_Reach, kw_only=True):
+    tried: Port
+    stalled: bool = False
+
+
 class _Peers(Struct, kw_only=True):
     seconds: Seconds
     port: Port
-    tried: Port
     listens: bool
-    reached: _Reach
-    heard: bool = False
+    reached: dict[Word, _Visit]
+    heard: Annotated[list[Word], Meta(max_length=1000)] = []
 
 
 class _Stamp(Struct, kw_only=True):
@@ -132,9 +135,7 @@ class _Built(Struct, kw_only=True):
     activate: Path | None = None
 
     def __post_init__(self) -> None:
-        told = any(
-            value not in {UNSET, None} for value in (self.program, self.version, self.manifest, self.activate)
-        )
+        told = any((self.program, self.version, self.manifest, self.activate))
         if (self.there is UNSET) != (self.stamp is UNSET) or (self.there is UNSET and told):
             raise ValueError("an environment, but not whether it is there")
 
@@ -268,8 +269,8 @@ class Done(Struct):
 
 
 SHAPES: dict[str, type[Struct]] = {
-    "probe": Probe, "environment": Environment, "build_environment": Build, "state": State, "stop": Stop, "reset": Reset,
-    "manifests": Manifests, "clean": Clean, "prepare": Done, "start": Done, "make_folder": Done,
+    "probe": Probe, "environment": Environment, "build_environment": Build, "state": State, "stop": Stop,
+    "reset": Reset, "manifests": Manifests, "clean": Clean, "prepare": Done, "start": Done, "make_folder": Done,
 }  # fmt: skip
 # What a node may refuse because another job has it; of any other request, "busy" would be no answer.
 MAY_BE_BUSY = {"prepare", "build_environment"}

@@ -81,7 +81,8 @@ def _exception(error_file: str | None) -> tuple[str, list[str]]:
         return "", []
     extra = body.get("extraInfo")
     stack = str(extra.get("py_callstack", "")) if isinstance(extra, dict) else ""
-    return str(body.get("message", "")).partition("\n")[0][:LINE_CHARACTERS], stack.rstrip("\n").split("\n") if stack else []
+    message = str(body.get("message", "")).partition("\n")[0][:LINE_CHARACTERS]
+    return message, stack.rstrip("\n").split("\n") if stack else []
 
 
 def _tail(log: Path) -> tuple[list[str], str]:

@@ -68,7 +68,10 @@ class Remembered:
     def cluster(self) -> Cluster | None:
         """The cluster that the file was when it was last checked; None where that is not known."""
         try:
-            kept = json.loads(self.entry.read_bytes())
+            digest, _, content = self.entry.read_bytes().partition(b"\n")
+            if hashlib.sha256(content).hexdigest().encode() != digest:
+                return None  # one flipped bit of an address would be another machine
+            kept = json.loads(content)
             cluster = Cluster.from_json(kept["cluster"])
             return cluster if kept["seen"] == _seen(cluster) else None
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
@@ -80,10 +83,10 @@ class Remembered:
             return
         with contextlib.suppress(OSError, UnicodeError):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            kept = json.dumps({"cluster": cluster.as_json(), "seen": _seen(cluster)})
+            kept = json.dumps({"cluster": cluster.as_json(), "seen": _seen(cluster)}).encode()
             draft = self.entry.with_suffix(f".{os.getpid()}")
-            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(kept)
+            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(hashlib.sha256(kept).hexdigest().encode() + b"\n" + kept)
             draft.replace(self.entry)
             entries = sorted(self.folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
             for old in entries[ENTRIES_KEPT:]:

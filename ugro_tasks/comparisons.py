@@ -9,6 +9,7 @@ from .checks import CLOCK_MAX_SECONDS, Check
 from .cluster import Cluster, Node
 from .plan import interface_of
 
+PEERS_VISITED = 4  # by each node: all others, where there are no more
 Facts = Mapping[str, Mapping[str, Any]]  # by node, of those that were reached
 
 
@@ -83,53 +84,59 @@ def _machines(cluster: Cluster, facts: Facts) -> Iterator[Check]:
             )
 
 
+def visited_by(cluster: Cluster, node: Node) -> list[Node]:
+    """The nodes that a node tries to reach for the check `peers`: all others in a small cluster, else the next few."""
+    others = [*cluster.nodes[node.rank + 1 :], *cluster.nodes[: node.rank]]
+    return others[:PEERS_VISITED]
+
+
 def _peers(cluster: Cluster, facts: Facts, clock_offsets: Mapping[str, float]) -> Iterator[Check]:
-    """Whether each node reaches the next one on a port such as gloo and NCCL choose, with packets of full size."""
-    nodes = cluster.nodes
+    """Whether the nodes reach each other on ports such as gloo and NCCL choose, with packets of full size."""
     pairs = [
         (a, b)
-        for a, b in zip(nodes, [*nodes[1:], nodes[0]], strict=True)
+        for a in cluster.nodes
+        for b in visited_by(cluster, a)
         if a.name in facts
         and b.name in facts
-        and _met(facts[a.name], facts[b.name], clock_offsets[a.name] - clock_offsets[b.name])
+        and _met(b, facts[a.name], facts[b.name], clock_offsets[a.name] - clock_offsets[b.name])
     ]
     faults = [
-        fault for a, b in pairs for fault in _obstacle(a, b, facts[a.name]["peers"], facts[b.name]["peers"])
+        _obstacle(a, b, facts[a.name]["peers"]["reached"][b.name], facts[b.name]["peers"]) for a, b in pairs
     ]
     if pairs:
+        found = [fault for fault in faults if fault]
         yield Check(
             name="peers",
-            ok=not faults,
-            value="; ".join(value for value, _ in faults) or "each node reaches the next",
-            fix="; ".join(dict.fromkeys(fix for _, fix in faults)),
+            ok=not found,
+            value="; ".join(what for what, _ in found) or "the nodes reach each other",
+            fix="; ".join(dict.fromkeys(fix for _, fix in found)),
         )
 
 
-def _met(facts: Mapping[str, Any], following: Mapping[str, Any], offset_seconds: float) -> bool:
-    """Whether the one listened while the other tried, and on the port that it tried."""
-    mine, others = facts.get("peers"), following.get("peers")
-    if not mine or not others or not others["listens"] or mine["tried"] != others["port"]:
+def _met(b: Node, facts: Mapping[str, Any], others_facts: Mapping[str, Any], offset_seconds: float) -> bool:
+    """Whether `b` listened while the other tried, and on the port that it tried."""
+    mine, others = facts.get("peers"), others_facts.get("peers")
+    reached = mine["reached"].get(b.name) if mine else None
+    if not mine or not reached or not others or not others["listens"] or reached["tried"] != others["port"]:
         return False
-    apart: float = abs(facts["started"] - following["started"] - offset_seconds)
-    return bool(mine["reached"]["ok"]) or apart < mine["seconds"] / 2
+    apart: float = abs(facts["started"] - others_facts["started"] - offset_seconds)
+    return bool(reached["ok"]) or apart < mine["seconds"] / 2
 
 
 def _obstacle(
-    a: Node, b: Node, mine: Mapping[str, Any], others: Mapping[str, Any]
-) -> Iterator[tuple[str, str]]:
+    a: Node, b: Node, reached: Mapping[str, Any], others: Mapping[str, Any]
+) -> tuple[str, str] | None:
     """(what, fix) of what is in the way from `a` to `b`."""
-    reached = mine["reached"]
-    if reached["ok"] and others["heard"]:
-        return
-    if reached["ok"] or reached["connected"]:
-        yield (
+    if reached["ok"] and a.name in others["heard"]:
+        return None
+    if reached["ok"] or reached["stalled"]:
+        return (
             f"large packets between {a.name} and {b.name} are lost",
             "a switch or tunnel between them passes less than the MTU of their interfaces: "
             "sudo ip link set dev <interface> mtu 1500 on both, or less where a VPN is in between",
         )
-    else:
-        yield (
-            f"{a.name} does not reach {b.name} on port {mine['tried']}: {reached['error']}",
-            f"let {b.name} take connections from {a.name}, on all ports (gloo and NCCL choose theirs freely): "
-            f"sudo ufw allow from {a.address}",
-        )
+    return (
+        f"{a.name} does not reach {b.name} on port {reached['tried']}: {reached['error']}",
+        f"let {b.name} take connections from {a.name}, on all ports (gloo and NCCL choose theirs freely): "
+        f"sudo ufw allow from {a.address}",
+    )

@@ -32,11 +32,11 @@ import msgspec
 from .cluster import Cluster
 from .errors import JobNotFound, RecordError, UsageError
 from .job import UNREADABLE, Code, Event, JobRecord, JobState, Phase
-from .node.follow import MANIFEST_SUFFIX
 
 T = TypeVar("T")
 _appending = threading.Lock()
 STAMP = re.compile(r"_\d{8}_\d{6}")
+HALF_WRITTEN = re.compile(r"\.(?:config|state)\.json\.(\d+)\.\d+")  # see `replace_file`
 LOG_NAME = re.compile(r"training_rank(\d+)\.log")
 NOT_CODE = ("__pycache__", "*.pyc", ".git", ".*_cache", ".venv")
 CODE_LIMIT_BYTES = 64 << 20
@@ -112,6 +112,14 @@ class Experiment:
         """Replace state.json."""
         replace_file(self._state, msgspec.json.format(msgspec.json.encode(state)))
 
+    def remove_half_written(self) -> None:
+        """Remove what a process that was killed has left of a record that it was about to replace."""
+        for path in self.folder.glob(".*.json.*"):
+            found = HALF_WRITTEN.fullmatch(path.name)
+            if found and not Path("/proc", found[1]).exists():
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
     def add_event(self, event: Event) -> None:
         """Append to events.jsonl."""
         append_lines(self._events, msgspec.json.encode(event) + b"\n")
@@ -154,6 +162,8 @@ class Experiment:
 
     def checkpoints(self) -> dict[str, dict[int, Path]]:
         """{checkpoint: {rank: where its part lies}}, be they whole or not."""
+        from .node.follow import MANIFEST_SUFFIX
+
         found: dict[str, dict[int, Path]] = {}
         for rank in self.ranks_gathered():
             for path in self.checkpoint_folder(rank).glob("[!.]*"):
@@ -189,7 +199,11 @@ class Experiments:
         import shutil
 
         self.make_folder()
-        making = self.folder / f".making-{os.getpid()}-{time.time_ns()}"
+        ours = f".making-{os.uname().nodename}"
+        for left in self.folder.glob(f"{ours}-*"):  # by a command that was killed while it was here
+            if not Path("/proc", left.name.split("-")[-2]).exists():
+                shutil.rmtree(left, ignore_errors=True)
+        making = self.folder / f"{ours}-{os.getpid()}-{time.time_ns()}"
         try:
             code = _snapshot(scripts, making / "code")
             (making / "logs").mkdir()
@@ -217,21 +231,28 @@ class Experiments:
 
     def all(self) -> Iterator[Experiment]:
         """Every job folder, the newest first."""
+        return map(self._job, self._ids())
+
+    def _job(self, job_id: str) -> Experiment:
+        return Experiment(self.folder / job_id)
+
+    def _ids(self) -> list[str]:
+        """Of all jobs, the newest first. Ids alone: there may be thousands, of which one or twenty are wanted."""
         try:
             with os.scandir(self.folder) as entries:
                 names = [e.name for e in entries if STAMP.fullmatch(e.name[-16:]) and e.is_dir()]
         except FileNotFoundError:
-            return
-        for name in sorted(names, key=lambda name: (name[-16:], name), reverse=True):
-            yield Experiment(self.folder / name)
+            return []
+        return sorted(names, key=lambda name: (name[-16:], name), reverse=True)
 
     def find(self, name: str) -> Experiment:
         """The job with this id, or the newest with exactly this name (one that ran before one that was refused).
 
         Raises JobNotFound with the nearest names.
         """
-        jobs = list(self.all())
-        found = [job for job in jobs if name == job.job_id] or [job for job in jobs if name == job.name]
+        ids = self._ids()
+        wanted = [name] if name in ids else [job_id for job_id in ids if name == job_id[:-16]]
+        found = [self._job(job_id) for job_id in wanted]
         for job in found:
             if len(found) == 1 or _phase(job) is not Phase.REFUSED:
                 return job
@@ -239,7 +260,7 @@ class Experiments:
             return found[0]
         import difflib
 
-        known = dict.fromkeys(job.name for job in jobs)
+        known = dict.fromkeys(job_id[:-16] for job_id in ids)
         near = difflib.get_close_matches(name, known, 3, 0.4) or list(known)[:3]
         hint = f"; did you mean {', '.join(near)}?" if near else "; there is none yet: inv launch --name exp1"
         raise JobNotFound(f"no job called {name!r} in {self.folder}{hint}")
@@ -247,8 +268,8 @@ class Experiments:
     def unfinished(self) -> list[Experiment]:
         """The jobs that are queued or under way, oldest first. A job that cannot be read is not one."""
         ended = self._ended()
-        jobs = [job for job in self.all() if job.job_id not in ended]
-        return [job for job in reversed(jobs) if (phase := _phase(job)) and not phase.finished]
+        jobs = [self._job(job_id) for job_id in reversed(self._ids()) if job_id not in ended]
+        return [job for job in jobs if (phase := _phase(job)) and not phase.finished]
 
     # ---- the records beside the jobs ----
 

@@ -9,6 +9,8 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import msgspec
 
@@ -81,15 +83,26 @@ def _pull(
     source = _source(plan)
     target = experiment.outputs(plan.rank)
     target.mkdir(parents=True, exist_ok=True)
-    rsync.pull(source, f"{target}/", exclude=_left_out(experiment, plan), verify=verify, progress=tell)
-    if plan.rank == 0 and (
-        aside := [name for name in clashing if name in OWN_NAMES and name != METRICS_NAME]
-    ):
-        target = experiment.folder / "ranks" / "0"
-        target.mkdir(parents=True, exist_ok=True)
-        rsync.pull(source, f"{target}/", only=[f"/{name}" for name in aside], verify=verify)
+    aside = (
+        [name for name in clashing if name in OWN_NAMES and name != METRICS_NAME] if plan.rank == 0 else []
+    )
+    # Both at once: most often there is nothing aside, and a login takes longer than to find that out.
+    with ThreadPoolExecutor(1) as beside:
+        other = beside.submit(_pull_aside, experiment, source, rsync, aside, verify) if aside else None
+        rsync.pull(source, f"{target}/", exclude=_left_out(experiment, plan), verify=verify, progress=tell)
+        if other:
+            target = other.result()
     with contextlib.suppress(OSError):
         target.rmdir()  # of a rank that wrote nothing
+
+
+def _pull_aside(
+    experiment: Experiment, source: str, rsync: Rsync, names: Sequence[str], verify: bool
+) -> Path:
+    target = experiment.folder / "ranks" / "0"
+    target.mkdir(parents=True, exist_ok=True)
+    rsync.pull(source, f"{target}/", only=[f"/{name}" for name in names], verify=verify)
+    return target
 
 
 def _source(plan: NodePlan) -> str:

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from .checks import Check, judge
 from .cluster import Cluster, Node
-from .comparisons import judge_all
+from .comparisons import judge_all, visited_by
 from .errors import HostError
 from .hosts import Fleet, Host
 from .nvidia import parse_gpus
@@ -128,7 +128,7 @@ def _probe(
         workers=0 if alone else len(cluster.nodes) - 1,
         port_seconds=PORT_SECONDS,
         nonce=nonce,
-        peers=None if alone else [_meeting(peer, salt) for peer in (node, _next(cluster, node))],
+        peers=None if alone else _meetings(cluster, node, salt),
         model=model,
         environment=place_of(node),
     )
@@ -139,13 +139,13 @@ def _probe(
     return _Answer(facts, host.round_trip_seconds, 0.0 if abs(offset) <= uncertain else offset)
 
 
-def _meeting(node: Node, salt: int) -> dict[str, Any]:
-    """Where the node before this one is to meet it: the port is chosen there, from the range of its kernel."""
-    return {"address": node.address, "salt": salt + node.rank}
-
-
-def _next(cluster: Cluster, node: Node) -> Node:
-    return cluster.nodes[(node.rank + 1) % len(cluster.nodes)]
+def _meetings(cluster: Cluster, node: Node, salt: int) -> dict[str, Any]:
+    """Whom a node visits, and who visits it; the ports are chosen there, from the range of its kernel."""
+    visits = {
+        peer.name: {"address": peer.address, "salt": salt + peer.rank} for peer in visited_by(cluster, node)
+    }
+    visitors = [other.name for other in cluster.nodes if node in visited_by(cluster, other)]
+    return {"name": node.name, "salt": salt + node.rank, "visits": visits, "visited_by": visitors}
 
 
 def _judge_answer(cluster: Cluster, node: Node, answer: _Answer | HostError) -> NodeHealth:

@@ -19,6 +19,7 @@ class Journal:
 
     def __init__(self, experiment: Experiment, log: logging.Logger) -> None:
         self.experiment, self.log = experiment, log
+        experiment.remove_half_written()
         self.record: JobRecord = experiment.record()
         self.state: JobState = experiment.state()
         self._changing = threading.RLock()

@@ -20,7 +20,6 @@ from .node.follow import MANIFEST_SUFFIX
 from .remote import ask
 from .rsync import Rsync
 
-
 MANIFESTS_MOST = 200  # of a rank, that wait to be brought
 FAULTS_TOLD = 100
 

@@ -179,14 +179,15 @@ def _refuse_excess(name: str, complaints: int, into: str | None) -> None:
 
 
 def remove_stray_links(folder: str) -> None:
-    """Remove the links in a folder that lead out of it. An rsync before 3.4 lets some through: by way of another link."""
+    """Remove the links in a folder that lead out of it; an rsync before 3.4 lets some through, by way of others."""
     root = os.path.realpath(folder)
     for where, folders, files in os.walk(folder):
         for path in (os.path.join(where, name) for name in (*folders, *files)):  # noqa: PTH118
             if os.path.islink(path):  # noqa: PTH114
                 leads_to = os.path.realpath(path)
                 if leads_to != root and not leads_to.startswith(root + os.sep):
-                    os.unlink(path)  # noqa: PTH108
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(path)  # noqa: PTH108
 
 
 def _at(remote: str, path: str) -> str:

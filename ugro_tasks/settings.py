@@ -58,7 +58,7 @@ def resolve(
     """
     settings, source = _schema(cluster.root)
     schema = {section: dict(keys) for section, keys in settings.items()}
-    for section, keys in (base or {}).items():
+    for section, keys in _sound(base or {}, schema).items():
         settings.setdefault(section, {}).update(keys)
     flags = {"model": model, "dataset": dataset, "epochs": epochs, "learning_rate": learning_rate}
     said = [] if base else list(_of_cluster(cluster))
@@ -69,6 +69,19 @@ def resolve(
         section, key, value = _parsed(pair, schema, source)
         settings[section][key] = value
     return settings
+
+
+def _sound(base: Settings, schema: Settings) -> Settings:
+    """The settings of a job to go on from, if each is still of its kind. Raises UsageError: a record may be damaged."""
+    for section, keys in base.items():
+        for key, value in keys.items():
+            try:
+                _refuse_nested(value, (section, key))
+                if key in schema.get(section, {}):
+                    _fit(value, value, schema[section][key], (section, key))
+            except ValueError as error:
+                raise UsageError(f"the job to go on from: {section}.{key}: {error}") from error
+    return base
 
 
 def _schema(root: Path) -> tuple[Settings, Path]:

@@ -11,6 +11,7 @@ import errno
 import logging
 import shlex
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +38,12 @@ READ_BYTES = 1 << 18
 # More than any answer needs: a node must not fill the controller's memory.
 ANSWER_LIMIT_BYTES = 16 << 20
 KEEPALIVE_SECONDS = 15
+# What paramiko lets through while it logs in or opens a channel: its own, and where the other side talks nonsense,
+# whatever its parser stumbled over.
+BROKEN_OFF = (
+    paramiko.SSHException, OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
+    AssertionError, struct.error,
+)  # fmt: skip
 LAST_WORDS_CHARACTERS = 500  # of a command that failed
 WRITE_SECONDS = 30.0  # for a node to take the next piece of what it is given
 
@@ -88,7 +95,7 @@ class SshHost(Connection):  # type: ignore[misc]
                         connection.connect_kwargs["sock"] = socket_
                     # Not self.open(): Fabric's own, for the host as for its jump hosts.
                     Connection.open(connection)
-                except (paramiko.SSHException, OSError, EOFError) as error:
+                except BROKEN_OFF as error:
                     connection.client.close()  # Fabric's close() passes over a login that failed half way
                     raise _explained(self, error, connection) from error
                 connection.transport.set_keepalive(KEEPALIVE_SECONDS)
@@ -147,7 +154,7 @@ class SshHost(Connection):  # type: ignore[misc]
         begun = time.monotonic()
         try:
             channel: paramiko.Channel = self.transport.open_session(timeout=timeout_seconds)
-        except (paramiko.SSHException, OSError, EOFError) as error:
+        except BROKEN_OFF as error:
             self.close()
             if warm:
                 return self._execute(argv, stdin, timeout_seconds)
@@ -158,7 +165,7 @@ class SshHost(Connection):  # type: ignore[misc]
         try:
             channel.settimeout(timeout_seconds)
             channel.exec_command(shlex.join(argv))
-        except (paramiko.SSHException, OSError, EOFError) as error:
+        except BROKEN_OFF as error:
             self.close()
             raise _explained(self, error) from error
         if stdin is not None:
@@ -356,7 +363,8 @@ def _explained(host: SshHost, error: Exception, hop: Connection | None = None) -
     if number in _BY_ERRNO:
         what, fix = _BY_ERRNO[number]
         return HostUnreachable(name, f"{where}: {what}", fix)
-    what = next((words for said, words in _BY_PARAMIKO.items() if said in str(error)), str(error))
+    said = str(error)[:LAST_WORDS_CHARACTERS]
+    what = next((words for known, words in _BY_PARAMIKO.items() if known in said), said)
     return HostUnreachable(
         name, f"{where}: {what or 'the connection broke off'}", "see its log: journalctl -u ssh"
     )

@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 
 import pytest
+from msgspec.structs import replace
 
+from tests.hosts.helpers import lab_user
 from tests.lab import Lab, LabHost
 from ugro_tasks.cluster import Cluster, Timeouts
 from ugro_tasks.cluster_file import load_cluster
@@ -14,28 +16,15 @@ from ugro_tasks.hosts import Host, connect
 @pytest.fixture
 def home(lab: Lab, hosts: list[LabHost], monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     """This process is the lab's user; known_hosts and the rest of ~/.ssh are restored afterwards."""
-    monkeypatch.setenv("HOME", str(lab.home))
-    monkeypatch.setenv("UGRO_CLUSTER", str(lab.cluster_file))
-    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
-    # Nobody waits this long for a node that the test took away.
-    monkeypatch.setattr("ugro_tasks.health.PORT_SECONDS", 1.0)
-    monkeypatch.setattr("ugro_tasks.setup.RESET_GRACE_SECONDS", 0.5)
-    folder = lab.home / ".ssh"
-    before = {path: (path.read_bytes(), path.stat().st_mode) for path in folder.iterdir()}
-    yield lab
-    for path in folder.iterdir():
-        path.unlink()
-    for path, (content, mode) in before.items():
-        path.touch(mode)
-        path.chmod(mode)
-        path.write_bytes(content)
+    with lab_user(lab, monkeypatch):
+        yield lab
 
 
 @pytest.fixture
 def cluster(home: Lab) -> Cluster:
     """The lab's cluster, with little patience."""
     loaded = load_cluster(str(home.cluster_file))
-    return loaded.model_copy(update={"timeouts": Timeouts(connect_seconds=1)})
+    return replace(loaded, timeouts=Timeouts(connect_seconds=1))
 
 
 @pytest.fixture
@@ -44,7 +33,7 @@ def login(cluster: Cluster) -> Iterator[Callable[..., Host]]:
     with ExitStack() as stack:
 
         def make(index: int = 0, **changes: object) -> Host:
-            node = cluster.nodes[index].model_copy(update=changes)
+            node = replace(cluster.nodes[index], **changes)
             return stack.enter_context(closing(connect(node, cluster.timeouts.connect_seconds)))
 
         yield make

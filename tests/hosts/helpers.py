@@ -41,6 +41,28 @@ class Done(NamedTuple):
     stderr: str
 
 
+@contextmanager
+def lab_user(lab: Lab, patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process is the lab's user; afterwards ~/.ssh is as before, and `patch` is the caller's to undo."""
+    patch.setenv("HOME", str(lab.home))
+    patch.setenv("UGRO_CLUSTER", str(lab.cluster_file))
+    patch.delenv("SSH_AUTH_SOCK", raising=False)
+    # Nobody waits this long for a node that the test took away.
+    patch.setattr("ugro_tasks.health.PORT_SECONDS", 1.0)
+    patch.setattr("ugro_tasks.setup.RESET_GRACE_SECONDS", 0.5)
+    folder = lab.home / ".ssh"
+    before = {path: (path.read_bytes(), path.stat().st_mode) for path in folder.iterdir()}
+    try:
+        yield
+    finally:
+        for path in folder.iterdir():
+            path.unlink()
+        for path, (content, mode) in before.items():
+            path.touch(mode)
+            path.chmod(mode)
+            path.write_bytes(content)
+
+
 def ugro(*words: str, cluster: Path | None = None) -> Done:
     """A task run in this process, which needs the fixture `home`; `inv` without the time that a start takes."""
     out, err, code = io.StringIO(), io.StringIO(), 0
@@ -97,6 +119,23 @@ def cluster_file(lab: Lab, folder: Path, change: Callable[[Document, list[Docume
     path = folder / "cluster.yaml"
     path.write_text(yaml.safe_dump(document, sort_keys=False), "utf-8")
     return path
+
+
+def made_python(folder: Path, torch: str = "", version: str = "2.13.0", cuda: str | None = "12.8") -> Path:
+    """An environment's python; with `torch`, the words of a stand-in torch that it can import."""
+    real = Path(sys.executable).resolve()
+    packages = folder / f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+    for place in (packages, folder / "bin"):
+        place.mkdir(parents=True)
+    # All that makes an environment; the module venv takes half a second for it.
+    (folder / "pyvenv.cfg").write_text(f"home = {real.parent}\n")
+    for name in ("python", "python3"):
+        (folder / "bin" / name).symlink_to(real)
+    if torch:
+        (packages / "torch").mkdir()
+        (packages / "torch" / "__init__.py").write_text(torch)
+        (packages / "torch" / "version.py").write_text(f"__version__ = {version!r}\ncuda = {cuda!r}\n")
+    return folder / "bin" / "python"
 
 
 def ssh_config(lab: Lab, *lines: str) -> None:
@@ -209,6 +248,7 @@ def mounted(host: LabHost, *words: str) -> Iterator[None]:
 @contextmanager
 def covered(host: LabHost, path: str, text: str) -> Iterator[None]:
     """A file of the host has another text."""
-    host.run(["tee", "/run/lab/cover"], input=text)
-    with mounted(host, "--bind", "/run/lab/cover", path):
+    cover = host.run(["mktemp", "/run/lab/cover.XXXXXX"]).stdout.strip()
+    host.run(["sh", "-c", 'chmod 644 "$0" && cat > "$0"', cover], input=text)
+    with mounted(host, "--bind", cover, path):
         yield

@@ -24,6 +24,9 @@ TOOLS = {
     "unshare": "util-linux",
 }
 
+# What some test on the lab wants, which is left out where it is missing.
+WISHES = {"tcsh": "tcsh"}
+
 # What a kernel or a container says when root may not, or the kernel cannot.
 REFUSALS = ("not permitted", "denied", "not supported", "No such device", "Unknown device type")
 
@@ -37,8 +40,8 @@ class LabUnavailable(LabError):
 
 
 def missing_packages() -> list[str]:
-    """The Debian packages that the lab still needs here, sorted."""
-    return sorted({package for tool, package in TOOLS.items() if which(tool) is None})
+    """The Debian packages that the lab and its tests still need here, sorted."""
+    return sorted({package for tool, package in (TOOLS | WISHES).items() if which(tool) is None})
 
 
 def require_means() -> None:

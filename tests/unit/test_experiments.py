@@ -126,6 +126,37 @@ def test_what_is_being_made_is_no_job_yet(experiments: Experiments) -> None:
     assert list(experiments.all()) == []
 
 
+def test_what_a_killed_launch_was_making_goes_with_the_next_one(
+    experiments: Experiments, record: JobRecord, scripts: Path
+) -> None:
+    host = os.uname().nodename
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for name in (
+        f".making-{host}-{gone.pid}-1",
+        f".making-{host}-{os.getppid()}-1",
+        f".making-other-{gone.pid}-1",
+    ):
+        (experiments.folder / name / "code").mkdir(parents=True)
+    job = experiments.create(record, scripts)
+    assert {path.name for path in experiments.folder.iterdir()} == {
+        job.job_id, f".making-{host}-{os.getppid()}-1", f".making-other-{gone.pid}-1",
+    }  # fmt: skip
+
+
+def test_half_a_record_of_a_killed_process_is_removed_and_that_of_a_living_one_is_not(
+    experiments: Experiments, record: JobRecord, scripts: Path
+) -> None:
+    job = experiments.create(record, scripts)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    dead, alive = (job.folder / f".state.json.{pid}.7" for pid in (gone.pid, os.getppid()))
+    dead.touch()
+    alive.touch()
+    job.remove_half_written()
+    assert (dead.exists(), alive.exists(), job.state().phase) == (False, True, Phase.QUEUED)
+
+
 # ---- the snapshot of the scripts ----
 
 

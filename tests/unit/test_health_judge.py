@@ -14,6 +14,7 @@ import pytest
 from tests.unit.factories import make_cluster, make_node
 from ugro_tasks.checks import Check, judge
 from ugro_tasks.cluster import Cluster, Environment, Node
+from ugro_tasks.comparisons import judge_all, visited_by
 from ugro_tasks.errors import HostUnreachable
 from ugro_tasks.health import ClusterHealth, NodeHealth, examine
 from ugro_tasks.hosts import Fleet
@@ -229,30 +230,32 @@ def test_a_node_unlike_the_others_is_a_fault_of_the_cluster(
 # ---- from node to node ----
 
 
-def peers(
-    port: int, tried: int, *, listens: bool = True, heard: bool = True, **reached: Any
+def met(
+    rank: int, *, listens: bool = True, heard: bool = True, port: int = 0, **reached: Any
 ) -> dict[str, Any]:
+    """What gpu0 or gpu1 tells of the other."""
+    other = 1 - rank
     return {
-        "seconds": 4.0, "port": port, "tried": tried, "listens": listens, "heard": heard,
-        "reached": {"ok": True, **reached},
+        "seconds": 4.0, "port": port or 40000 + rank, "listens": listens, "heard": [f"gpu{other}"] if heard else [],
+        "reached": {f"gpu{other}": {"tried": 40000 + other, "ok": True, **reached}},
     }  # fmt: skip
 
 
-REFUSED = {"ok": False, "connected": False, "error": "timed out"}
-STALLED = {"ok": False, "connected": True, "error": "timed out"}
+REFUSED: dict[str, Any] = {"ok": False, "stalled": False, "error": "timed out"}
+STALLED: dict[str, Any] = {"ok": False, "stalled": True, "error": "timed out"}
 
 
 @pytest.mark.parametrize(
     ("first", "second", "words"),
     [
-        (peers(1, 2), peers(2, 1), ""),
-        (peers(1, 2, **REFUSED), peers(2, 1, heard=False), "gpu0 does not reach gpu1 on port 2: timed out"),
-        (peers(1, 2, **STALLED), peers(2, 1, heard=False), "large packets between gpu0 and gpu1 are lost"),
-        (peers(1, 2), peers(2, 1, heard=False), "large packets between gpu0 and gpu1 are lost"),
+        (met(0), met(1), ""),
+        (met(0, **REFUSED), met(1, heard=False), "gpu0 does not reach gpu1 on port 40001: timed out"),
+        (met(0, **STALLED), met(1, heard=False), "large packets between gpu0 and gpu1 are lost"),
+        (met(0), met(1, heard=False), "large packets between gpu0 and gpu1 are lost"),
         # Nothing is known where the other could not listen, listened elsewhere, or was not asked.
-        (peers(1, 2, **REFUSED), peers(2, 1, listens=False, heard=False), ""),
-        (peers(1, 2, **REFUSED), peers(3, 1, heard=False), ""),
-        (peers(1, 2, **REFUSED), None, ""),
+        (met(0, **REFUSED), met(1, listens=False, heard=False), ""),
+        (met(0, **REFUSED), met(1, heard=False, port=50000), ""),
+        (met(0, **REFUSED), None, ""),
     ],
 )
 def test_what_is_in_the_way_from_node_to_node(
@@ -263,17 +266,33 @@ def test_what_is_in_the_way_from_node_to_node(
     assert found == ([words] if words else [])
 
 
-def test_nodes_that_did_not_look_at_the_same_time_know_nothing_of_each_other(tmp_path: Path) -> None:
-    late = RECORDED["fit"]["started"] + 3
-    first, second = {"peers": peers(1, 2, **REFUSED)}, {"peers": peers(2, 1, heard=False), "started": late}
-    assert ("cluster", "peers") not in faults(examined(tmp_path, first, second))
+@pytest.mark.parametrize(
+    ("late", "offset", "names"), [(3.0, 0.0, []), (1.0, 0.0, ["peers"]), (3.0, 3.0, ["peers"])]
+)
+def test_nodes_that_did_not_look_at_the_same_time_know_nothing_of_each_other(
+    tmp_path: Path, late: float, offset: float, names: list[str]
+) -> None:
+    started = RECORDED["fit"]["started"] + late
+    other = {"peers": met(1, heard=False), "started": started, "home.identity": "another"}
+    facts = {"gpu0": facts_with({"peers": met(0, **REFUSED)}), "gpu1": facts_with(other)}
+    checks = judge_all(make_cluster(tmp_path, 2), facts, {"gpu0": 0.0, "gpu1": offset})
+    assert [check.name for check in checks if not check.ok and check.name != "clock spread"] == names
 
 
 def test_a_firewall_between_nodes_comes_with_its_remedy(tmp_path: Path) -> None:
-    first, second = {"peers": peers(1, 2, **REFUSED)}, {"peers": peers(2, 1, heard=False)}
+    first, second = {"peers": met(0, **REFUSED)}, {"peers": met(1, heard=False)}
     (check,) = [check for _, check in examined(tmp_path, first, second).faults if check.name == "peers"]
     assert "let gpu1 take connections from gpu0, on all ports" in check.fix
     assert "sudo ufw allow from 10.0.0.1" in check.fix
+
+
+@pytest.mark.parametrize(("count", "visits"), [(2, 1), (3, 2), (5, 4), (9, 4)])
+def test_whom_a_node_visits(tmp_path: Path, count: int, visits: int) -> None:
+    cluster = make_cluster(tmp_path, count)
+    visited = [[other.rank for other in visited_by(cluster, node)] for node in cluster.nodes]
+    assert [len(ranks) for ranks in visited] == [visits] * count
+    assert visited[-1] == [*range(visits)]
+    assert all(node.rank not in visited[node.rank] for node in cluster.nodes)
 
 
 # ---- the cluster again ----

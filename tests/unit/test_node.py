@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import resource
 import shutil
 import signal
 import stat
@@ -25,6 +26,7 @@ from ugro_tasks import remote
 from ugro_tasks.errors import NodeFault, NodesBusy, UgroError
 from ugro_tasks.hosts import LocalHost
 from ugro_tasks.node import follow, probe, system
+from ugro_tasks.node.supervisor import OPEN_FILES
 from ugro_tasks.remote import Frame, ask, node_zip
 
 NVIDIA_SMI = Path(__file__).parents[1] / "lab" / "nvidia_smi.py"
@@ -534,6 +536,33 @@ def test_a_plan_cannot_hide_a_rank_from_its_supervisor(rank: Rank, name: str) ->
     assert rank.log != "mine\n"
 
 
+def test_a_rank_may_open_as_many_files_as_the_node_lets_it(rank: Rank) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    rank.host.node = replace(rank.host.node, python=few_files(rank.home, sys.executable))
+    rank.run("sh", "-c", "ulimit -Sn; ulimit -Hn")
+    rank.ended()
+    allowed = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    assert rank.log == f"{allowed}\n{hard if hard >= 0 else 'unlimited'}\n"
+
+
+def few_files(folder: Path, python: str) -> str:
+    """A python whose user may open 64 files until one raises that."""
+    path = folder / "few"
+    path.write_text(f'#!/bin/sh\nulimit -Sn 64\nexec {python} "$@"\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_home_that_cannot_be_written_is_a_fact_and_no_fault(
+    rank: Rank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (rank.home / ".ugro").write_text("in the way")
+    facts = probe.own_folder()
+    assert (facts["path"], facts["writable"]) == (f"{rank.home}/.ugro", False)
+    probe.remember(f"{rank.home}/.ugro/torch.json", {})
+    assert (rank.home / ".ugro").read_text() == "in the way"
+
+
 def test_the_home_of_the_node_is_filled_in(rank: Rank) -> None:
     rank.run("sh", "-c", 'echo "$0" "$DATA" "$OTHER"', "~/a", env={"DATA": "~/data", "OTHER": "a:~/b"})
     rank.ended()
@@ -789,9 +818,13 @@ def test_a_whole_life_under_each_python_of_this_machine(rank: Rank, python: str)
     version = subprocess.run([python, "-V"], capture_output=True, text=True, check=True).stdout.split()[1]
     facts = ask(
         rank.host, "probe", interpreter=python, project="~/ugro", slot=rank.slot, wants_cuda=False,
-        role="single", address="127.0.0.1", master="127.0.0.1", port=29500, workers=0, port_seconds=0.1, nonce="n",
+        role="single", address="127.0.0.1", master="127.0.0.1", port=29500, workers=0, port_seconds=1, nonce="n",
+        peers={
+            "name": "gpu0", "salt": 7, "visited_by": ["gpu0"], "visits": {"gpu0": {"address": "127.0.0.1", "salt": 7}},
+        },
     )  # fmt: skip
     assert facts["python"] == version
+    assert (facts["peers"]["heard"], facts["peers"]["reached"]["gpu0"]["ok"]) == (["gpu0"], True)
     rank.run("sh", "-c", "echo hello; exec sleep 60")
     wait_until(lambda: bool(rank.log), "the first line")
     answer = rank.stop()

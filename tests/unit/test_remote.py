@@ -80,6 +80,32 @@ def test_an_answer_is_found_behind_whatever_a_login_shell_prints(preface: bytes)
     assert ask(Said(preface + MARK + b'{"pid": 7}\n'), "start") == {"pid": 7}
 
 
+def facts_of_a_fit_node() -> dict[str, Any]:
+    recorded: dict[str, Any] = json.loads((Path(__file__).parent / "recordings" / "health.json").read_text())
+    facts: dict[str, Any] = recorded["fit"]
+    return facts
+
+
+def test_a_probe_tells_what_the_login_shell_printed() -> None:
+    said = MARK + json.dumps(facts_of_a_fit_node()).encode()
+    assert ask(Said(b"Welcome to gpu0!\n\xff\n" + said), "probe")["preface"] == "Welcome to gpu0!\n\ufffd\n"
+    assert ask(Said(said), "probe")["preface"] == ""
+
+
+class Antique(Said):
+    """A host whose python3 is one of before 2019, with the words that it ends with."""
+
+    def run(self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0) -> bytes:
+        raise NodeFault(self.node.name, "Python 3.6, and UGRO needs 3.8")
+
+
+def test_a_python_that_is_too_old_comes_with_its_remedy() -> None:
+    with pytest.raises(NodeFault) as fault:
+        ask(Antique(), "probe")
+    assert fault.value.what == "python3 is Python 3.6, and UGRO needs 3.8 or newer there"
+    assert fault.value.fix == "name a newer one as `python` of gpu0 in the cluster file"
+
+
 GARBAGE = {
     "nothing": b"",
     "no mark": b'{"pid": 7}\n',

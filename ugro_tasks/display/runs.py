@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..job import JobState, LaunchPlan, Phase
 from ..plaintext import printable
-from ..shares import refusals
 from .console import Printer
-from .shares import show_shares
 from .terminal import clock, coloured, columns, duration, note, open_console, show_json, shown
 
 if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
@@ -21,6 +19,8 @@ if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
 
 def rehearsal(found: ClusterHealth, plan: LaunchPlan, *, as_json: bool) -> None:
     """What a launch would run where."""
+    from ..shares import refusals  # late: only a launch needs it
+
     if as_json:
         too_large = refusals(plan)
         return show_json({"fit": found.fit and not too_large, "refusals": too_large, "plan": plan})
@@ -41,6 +41,8 @@ def show_plan(plan: LaunchPlan) -> None:
         if node.activation:
             print(f"  with what this tells: {' '.join(map(_quoted, node.activation))}")
         print(f"  {variables} {' '.join(map(_quoted, node.argv))}")
+    from .shares import show_shares
+
     show_shares(plan)
 
 

@@ -74,8 +74,11 @@ def follow(request: Json) -> None:
 
 def forward(folder: str, kind: int, offsets: "dict[int, int]") -> bool:
     """Whether there was something new; a full chunk is sent compressed, since the reader is behind."""
+    path = os.path.join(folder, STREAMS[kind])
     try:
-        with open(os.path.join(folder, STREAMS[kind]), "rb") as file:
+        if not os.path.isfile(path):  # a pipe, that a script has made, would be waited for
+            return False
+        with open(path, "rb") as file:
             chunk = os.pread(file.fileno(), CHUNK_BYTES, offsets[kind])
     except FileNotFoundError:
         return False
@@ -103,7 +106,8 @@ def find_manifests(folder: str) -> "Dict[str, bytes]":
     found: Dict[str, bytes] = {}
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for name in sorted(os.listdir(checkpoints)):
-            if name.endswith(MANIFEST_SUFFIX):
+            # A pipe of that name would be waited for.
+            if name.endswith(MANIFEST_SUFFIX) and os.path.isfile(os.path.join(checkpoints, name)):
                 # One that is rotated away in this moment is no checkpoint any more.
                 with contextlib.suppress(OSError), open(os.path.join(checkpoints, name), "rb") as file:
                     content = file.read(MANIFEST_BYTES + 1)

@@ -6,29 +6,44 @@ import array
 import contextlib
 import errno
 import fcntl
+import select
 import socket
 import struct
 import threading
 import time
-from typing import Dict, Iterator, Optional, Tuple
+from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 from .system import Json, read_text
 
 SIOCGIFCONF, SIOCGIFNETMASK = 0x8912, 0x891B
 IFREQ_BYTES = 16 + (24 if struct.calcsize("P") == 8 else 16)
 ADDRESSES_ASKED = 512
+RESOLVE_SECONDS = 1.0  # a DNS server that is gone is waited for much longer
 GREETING_SECONDS = 0.5  # for the nonce of the port check and its answer
+STALLED_SECONDS = 0.3
 PORTS_TRIED = 20  # a short range, so that one firewall rule serves
 # More than a jumbo frame, so that one of full size is on the way; and less than a first flight of ten usual ones.
-BALLAST = b"\0" * (12 << 10)
+PEER_BYTES = 12 << 10
 USUAL_PORTS = "32768 60999"
 
 
-def resolve(name: str) -> Optional[str]:
-    """The IPv4 address that this node finds for a name."""
-    with contextlib.suppress(OSError):
-        return socket.gethostbyname(name)
-    return None
+def resolve_later(name: str) -> Callable[[], Optional[str]]:
+    """Start to look for a name; the callable gives its IPv4 address, None where there is none or nobody answers."""
+    found: List[str] = []
+
+    def look() -> None:
+        with contextlib.suppress(OSError):
+            found.append(socket.gethostbyname(name))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + RESOLVE_SECONDS
+
+    def finish() -> Optional[str]:
+        thread.join(max(0.0, deadline - time.monotonic()))
+        return found[0] if found else None
+
+    return finish
 
 
 def interfaces() -> Dict[str, Json]:
@@ -70,20 +85,28 @@ def try_ports(request: Json) -> Json:
     """Whether the rendezvous will work, and what comes after it.
 
     The master listens for a moment on its port, and each worker connects to it. And each node listens on a port such
-    as gloo and NCCL choose theirs from, for the node before it, and connects to the one after it.
+    as gloo and NCCL choose theirs from, and visits some others on theirs.
     """
     deadline = time.monotonic() + request["port_seconds"]
     nonce = request["nonce"].encode()
     facts: Json = {}
     threads = [threading.Thread(target=lambda: facts.update(try_master(request, nonce, deadline)))]
-    if request.get("peers"):
-        peers = facts["peers"] = {"seconds": request["port_seconds"]}
-        mine, following = (dict(peer, port=peer_port(peer["salt"])) for peer in request["peers"])
-        peers["port"], peers["tried"] = mine["port"], following["port"]
-        threads += [
-            threading.Thread(target=lambda: peers.update(await_peer(mine, nonce, deadline))),
-            threading.Thread(target=lambda: peers.update(reached=visit_peer(following, nonce, deadline))),
-        ]
+    asked = request.get("peers")
+    if asked:
+        peers = facts["peers"] = {
+            "seconds": request["port_seconds"],
+            "port": peer_port(asked["salt"]),
+            "reached": {},
+        }
+        threads.append(
+            threading.Thread(target=lambda: peers.update(await_peers(request, peers["port"], deadline)))
+        )
+        for name, peer in asked["visits"].items():
+
+            def visit(name: str = name, peer: Json = peer) -> None:
+                peers["reached"][name] = visit_peer(asked["name"], peer, nonce, deadline)
+
+            threads.append(threading.Thread(target=visit))
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -169,42 +192,67 @@ def peer_port(salt: int) -> int:
     return first + salt % (last - first + 1)
 
 
-def await_peer(mine: Json, nonce: bytes, deadline: float) -> Json:
-    """{listens, heard}: whether the port could be had; whether the node before this one came, and what it sent."""
-    with bindable(mine["address"]) as listener:
+def greeting(nonce: bytes, name: str) -> bytes:
+    """What the two say to each other: large enough for packets of full size, of one length for all names."""
+    return (nonce + b" " + name.encode()).ljust(PEER_BYTES, b" ")
+
+
+def await_peers(request: Json, port: int, deadline: float) -> Json:
+    """{listens, heard}: whether the port could be had, and the names of those who came and whose words came whole."""
+    address, asked, nonce = request["address"], request["peers"], request["nonce"].encode()
+    words = {greeting(nonce, name): name for name in asked["visited_by"]}
+    heard: List[str] = []
+    with contextlib.ExitStack() as open_sockets:
+        listener = open_sockets.enter_context(bindable(address))
         try:
-            listener.bind((mine["address"], mine["port"]))
+            listener.bind((address, port))
         except OSError:
-            return {"listens": False, "heard": False}
-        listener.listen(8)
-        while time.monotonic() < deadline:
-            listener.settimeout(max(0.01, deadline - time.monotonic()))
-            with contextlib.suppress(OSError), listener.accept()[0] as peer:
-                peer.settimeout(max(0.01, deadline - time.monotonic()))
-                peer.sendall(nonce + BALLAST)
-                if receive(peer, len(nonce + BALLAST)) == nonce + BALLAST:
-                    return {"listens": True, "heard": True}
-    return {"listens": True, "heard": False}
-
-
-def visit_peer(following: Json, nonce: bytes, deadline: float) -> Json:
-    """{ok}, or {ok, connected, error}: a connection is no proof that packets of full size come through, too."""
-    error, connected = "no answer", False
-    while time.monotonic() < deadline:
-        connected = False
-        try:
+            return {"listens": False, "heard": []}
+        listener.listen(64)
+        said: Dict[socket.socket, bytes] = {listener: b""}
+        while words and time.monotonic() < deadline + (GREETING_SECONDS if len(said) > 1 else 0):
             patience = max(0.05, deadline - time.monotonic())
-            with socket.create_connection((following["address"], following["port"]), patience) as peer:
-                connected = True
-                peer.settimeout(max(0.05, deadline - time.monotonic()))
-                if receive(peer, len(nonce + BALLAST)) == nonce + BALLAST:
-                    peer.sendall(nonce + BALLAST)
-                    return {"ok": True}
-                error = "it closed the connection"
+            for ready in select.select(list(said), [], [], patience)[0]:
+                if ready is listener:
+                    with contextlib.suppress(OSError):
+                        peer = open_sockets.enter_context(listener.accept()[0])
+                        said[peer] = b""
+                        peer.settimeout(GREETING_SECONDS)  # it fits into the buffer of a new connection
+                        peer.sendall(greeting(nonce, asked["name"]))
+                    continue
+                chunk = b""
+                with contextlib.suppress(OSError):
+                    chunk = ready.recv(PEER_BYTES)
+                said[ready] += chunk
+                if said[ready] in words:
+                    heard.append(words.pop(said[ready]))
+                if not chunk or len(said[ready]) >= PEER_BYTES:
+                    del said[ready]
+    return {"listens": True, "heard": heard}
+
+
+def visit_peer(name: str, peer: Json, nonce: bytes, deadline: float) -> Json:
+    """{tried, ok}, and {stalled, error} where not. Stalled: it was connected, but what was sent did not come."""
+    port, visit = peer_port(peer["salt"]), {"ok": False, "stalled": False, "error": "no answer"}
+    while time.monotonic() < deadline:
+        connected_at = float("inf")
+        try:
+            with socket.create_connection(
+                (peer["address"], port), max(0.05, deadline - time.monotonic())
+            ) as host:
+                connected_at = time.monotonic()
+                host.settimeout(max(0.05, deadline - time.monotonic()))
+                if receive(host, PEER_BYTES).startswith(nonce):
+                    host.sendall(greeting(nonce, name))
+                    return {"tried": port, "ok": True}
+                visit["error"] = "something else listens there"
         except OSError as fault:
-            error = fault.strerror or str(fault)
+            visit["error"] = fault.strerror or str(fault)
+            visit["stalled"] = (
+                isinstance(fault, socket.timeout) and time.monotonic() - connected_at > STALLED_SECONDS
+            )
         time.sleep(0.02)
-    return {"ok": False, "connected": connected, "error": error}
+    return dict(visit, tried=port)
 
 
 def receive(peer: socket.socket, count: int) -> bytes:

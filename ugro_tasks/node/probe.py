@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from typing import Callable, List
+from typing import Any, Callable, Dict, List
 
 from .system import (
     Json,
@@ -47,23 +47,20 @@ print(json.dumps(found))
 
 def probe(request: Json) -> Json:
     """Everything that a health check or a launch wants to know of this node, in one go."""
-    from .network import (
-        interfaces,
-        resolve,
-        try_ports,
-    )  # only a probe needs it, and a zip has no compiled files
+    # Only a probe needs it, and a zip has no compiled files.
+    from .network import interfaces, resolve_later, try_ports
 
     started = time.time()
     interpreter = expand(request["interpreter"])
-    later = {
+    later: Dict[str, Callable[[], Any]] = {
         "torch": look_at_torch(interpreter),
         "gpus": run_later(nvidia_smi("gpu", HEALTH_FIELDS)),
         "apps": run_later(nvidia_smi("compute-apps", APP_FIELDS)),
+        "resolves_to": resolve_later(socket.gethostname()),
     }
     ours = processes(lambda _: True)
     facts: Json = {
         "hostname": socket.gethostname(),
-        "resolves_to": resolve(socket.gethostname()),
         "interfaces": interfaces(),
         "python": ".".join(str(part) for part in sys.version_info[:3]),
         "boot_id": boot_id(),
@@ -96,10 +93,11 @@ def probe(request: Json) -> Json:
 def look_at_torch(interpreter: str) -> Callable[[], Json]:
     """What LOOK_AT_TORCH finds. It is remembered until the interpreter, torch or the folder of packages change."""
     memory = os.path.join(state_folder(), "torch.json")
-    known = read_json(memory)
-    if known and known["stamps"] == stamps_of(interpreter, known["answer"]["files"]):
-        answer: Json = known["answer"]
-        return lambda: answer
+    known = recall(memory)
+    kept: Json = known["answer"] if isinstance(known.get("answer"), dict) else {}
+    files = kept.get("files")
+    if isinstance(files, list) and known.get("stamps") == stamps_of(interpreter, files):
+        return lambda: kept
     finish = run_later([interpreter, "-c", LOOK_AT_TORCH])
 
     def look() -> Json:
@@ -167,7 +165,7 @@ def cuda_available(interpreter: str, facts: Json) -> bool:
     seen = [cards, facts["visible_cards"], facts["boot_id"]]
     key = json.dumps([stamps_of(interpreter, facts["torch"]["files"]), *seen])
     memory = os.path.join(state_folder(), "cuda_available.json")
-    if (read_json(memory) or {}).get("key") == key:
+    if recall(memory).get("key") == key:
         return True
     answer = run_later([interpreter, "-c", "import torch; print(torch.cuda.is_available())"], 60.0)()
     available: bool = answer["stdout"].strip() == "True"
@@ -180,6 +178,15 @@ def remember(path: str, value: Json) -> None:
     """For the next probe; where there is no room, or the home cannot be written, it looks again."""
     with contextlib.suppress(OSError):
         write_json(path, value)
+
+
+def recall(path: str) -> Json:
+    """What `remember` kept; {} where there is nothing, or something else by now."""
+    try:
+        known = read_json(path)
+    except (ValueError, RecursionError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def own_folder() -> Json:

@@ -1,0 +1,94 @@
+"""`inv status` with 10,000 experiments beside `ls`, `inv logs` on a log of 1 GB beside `tail`.
+
+python -m benchmarks.listing [ROUNDS]
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+
+from benchmarks.common import in_turn, machine, quietly, seconds, table
+from tests.unit.factories import make_cluster, make_record
+from ugro_tasks.experiments import Experiment, Experiments
+from ugro_tasks.job import JobState, Phase, RankState
+
+JOBS, LOG_BYTES = 10_000, 1_000_000_000
+
+
+def fill(root: Path) -> Experiment:
+    """Ten thousand jobs that have ended; gives the newest, whose first rank has printed a gigabyte."""
+    cluster, begun = make_cluster(root), 1_760_000_000
+    (root / "cluster.yaml").write_text(
+        "cluster: {name: lab, master: {hostname: gpu0, ip: 10.0.0.1}}\n"
+        "workers: [{name: gpu1, ip: 10.0.0.2}, {name: gpu2, ip: 10.0.0.3}]\n"
+    )
+    experiments = Experiments(root / "experiments")
+    experiments.make_folder()
+    ranks = tuple(RankState(rank=rank, node=f"gpu{rank}", exit_code=0) for rank in range(3))
+    for number in range(JOBS):
+        at = begun + 60 * number
+        experiment = Experiment(
+            experiments.folder / f"exp{number % 100}_{time.strftime('%Y%m%d_%H%M%S', time.gmtime(at))}"
+        )
+        (experiment.folder / "logs").mkdir(parents=True)
+        record = msgspec.structs.replace(
+            make_record(cluster, job_name=experiment.name), job_id=experiment.job_id
+        )
+        state = JobState(
+            phase=Phase.SUCCEEDED,
+            submitted_at=at,
+            started_at=at + 1,
+            ended_at=at + 50,
+            ranks=ranks,
+            gathered_at=at + 51,
+        )
+        experiment.save_record(record)
+        experiment.save_state(state)
+        experiments.add_to_history(experiment, record, state)
+    line = b"step %07d loss 2.34567 grad_norm 0.98765 learning_rate 0.0002 tokens_per_second 12345.6\n"
+    with experiment.log(0).open("wb") as log:
+        block = b"".join(line % step for step in range(100_000))
+        while log.tell() < LOG_BYTES:
+            log.write(block)
+    return experiment
+
+
+def main(rounds: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        newest = fill(root)
+        environ = {**os.environ, "UGRO_CLUSTER": str(root / "cluster.yaml")}
+
+        def inv(*words: str) -> float:
+            return seconds(lambda: quietly([sys.executable, "-m", "ugro_tasks.program", *words], environ))
+
+        def program(*words: str) -> float:
+            return seconds(lambda: subprocess.run(words, check=True, stdout=subprocess.DEVNULL))
+
+        figures = in_turn(
+            {
+                "inv status": lambda: inv("status"),
+                "inv --version": lambda: inv("--version"),
+                "ls -lt": lambda: program("ls", "-lt", str(root / "experiments")),
+            },
+            rounds,
+        )
+        table(f"status with {JOBS} experiments, {rounds} rounds, {machine()}", figures, "inv status")
+        figures = in_turn(
+            {
+                "inv logs": lambda: inv("logs", newest.job_id),
+                "inv --version": lambda: inv("--version"),
+                "tail -n 50": lambda: program("tail", "-n", "50", str(newest.log(0))),
+            },
+            rounds,
+        )
+        table(f"logs of {LOG_BYTES / 1e9:g} GB, {rounds} rounds, {machine()}", figures, "inv logs")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)

@@ -1,0 +1,357 @@
+"""The faults: how each is done, undone, and what it may do to a job."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tests.chaos import nodes
+from tests.chaos.home import Command, Home
+from tests.chaos.timeline import Timeline
+from tests.lab import Lab, LabHost
+
+Undo = Callable[[], None]
+Moment = Literal["before", "launching", "running", "ending"]
+MASTER_PORT = 29500
+WAIT_FOR_PROCESS_SECONDS = 8.0
+
+
+class Missed(Exception):
+    """There was nothing to hit any more, or not yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One fault of a round, as it was drawn."""
+
+    kind: str
+    node: int | None  # None: the controller
+    moment: Moment
+    delay: float  # seconds after the moment
+    seconds: float  # how long it lasts, 0.0: it is an instant; or by how much a clock jumps
+
+    def __str__(self) -> str:
+        where = "" if self.node is None else f" lab{self.node}"
+        lasts = f" {'for' if KINDS[self.kind].lasts else 'by'} {self.seconds:.1f} s" if self.seconds else ""
+        return f"{self.kind}{where} {self.moment}+{self.delay:.1f}{lasts}"
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """Where a round plays: what a fault may lay hands on."""
+
+    lab: Lab
+    home: Home
+    other: Home
+    timeline: Timeline
+    name: str
+    command: Command | None = None  # the launch that somebody watches
+    second: Command | None = None  # the other controller's
+    second_name: str = ""
+    watching: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def hosts(self) -> list[LabHost]:
+        return self.lab.hosts
+
+    @property
+    def job_id(self) -> str:
+        """Of the job under test, "" while there is none."""
+        folder = self.home.job_folder(self.name)
+        return folder.name if folder else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a fault of this kind does and may do.
+
+    `deadly`: the rank on its node fails. `hinders`: a launch that it meets before all ranks run may be refused or
+    undone. `lasts`: it has an end. Whatever it is: no byte is lost, and nothing is left.
+    """
+
+    does: Callable[[Stage, Fault], Undo]
+    words: str
+    promise: str
+    moments: tuple[Moment, ...] = ("running", "running", "running", "launching", "ending")
+    on_node: bool = True
+    deadly: bool = False
+    hinders: bool = False
+    lasts: bool = False
+    until_over: bool = False  # it lasts until the job is over
+    weight: float = 1.0
+
+
+def nothing() -> None:
+    """What undoes an instant."""
+
+
+def host_of(stage: Stage, fault: Fault) -> LabHost:
+    assert fault.node is not None
+    return stage.hosts[fault.node]
+
+
+# ---- the network ----
+
+
+def link_down(stage: Stage, fault: Fault) -> Undo:
+    host = host_of(stage, fault)
+    host.cut()
+    return host.mend
+
+
+def link_slow(stage: Stage, fault: Fault) -> Undo:
+    host = host_of(stage, fault)
+    host.slow(delay_ms=200, loss_percent=20)
+    return host.fast
+
+
+def sshd_killed(stage: Stage, fault: Fault) -> Undo:
+    host = host_of(stage, fault)
+    nodes.kill_sshd(host)
+    return host.start_sshd
+
+
+def host_key_changed(stage: Stage, fault: Fault) -> Undo:
+    host = host_of(stage, fault)
+    host.new_host_key()
+    nodes.kill_sshd(host)
+    host.start_sshd()
+    return stage.lab.trust
+
+
+def port_taken(stage: Stage, fault: Fault) -> Undo:
+    """It waits for the plan by itself."""
+    host = stage.hosts[0]
+    pattern = f"/root/{nodes.project_of(stage.lab)}/jobs/{stage.name}_*/plan.json"
+    squatter = nodes.squat(host, MASTER_PORT, pattern)
+
+    def undo() -> None:
+        nodes.end_squatter(host)
+        out, err = squatter.communicate(timeout=10)
+        stage.timeline.note("suite", f"the foreign process: {(out + err).strip().splitlines()[-1:]}")
+
+    return undo
+
+
+# ---- processes on a node ----
+
+
+def _killed(word: str) -> Callable[[Stage, Fault], Undo]:
+    def do(stage: Stage, fault: Fault) -> Undo:
+        host, deadline = host_of(stage, fault), time.monotonic() + WAIT_FOR_PROCESS_SECONDS
+        while not (pid := nodes.kill_one(host, stage.job_id, word) if stage.job_id else 0):
+            if time.monotonic() > deadline or stage.home.state(stage.name).get("ended_at"):
+                raise Missed(f"no process with {word}")
+            time.sleep(0.03)
+        stage.timeline.note("suite", f"killed pid {pid} ({word}) on {host.name}")
+        return nothing
+
+    return do
+
+
+def node_rebooted(stage: Stage, fault: Fault) -> Undo:
+    host_of(stage, fault).reboot()
+    return nothing
+
+
+def clock_stepped(stage: Stage, fault: Fault) -> Undo:
+    """What runs there has a clock of its own since before the launch, see `Round`."""
+    host = host_of(stage, fault)
+    nodes.set_clock(host, fault.seconds)
+    return nothing
+
+
+def node_disk_full(stage: Stage, fault: Fault) -> Undo:
+    host = host_of(stage, fault)
+    nodes.fill_disk(host)
+    return lambda: nodes.empty_disk(host)
+
+
+# ---- the controller ----
+
+
+def agent_killed(stage: Stage, fault: Fault) -> Undo:
+    if not stage.home.kill_agent():
+        raise Missed("no agent lives")
+    return nothing
+
+
+def launch_killed(stage: Stage, fault: Fault) -> Undo:
+    if not stage.command or not stage.command.running:
+        raise Missed("the command has ended")
+    stage.command.kill()
+    return nothing
+
+
+def terminal_closed(stage: Stage, fault: Fault) -> Undo:
+    if not stage.command or not stage.command.running:
+        raise Missed("the command has ended")
+    stage.command.close_terminal()
+    return nothing
+
+
+def home_disk_full(stage: Stage, fault: Fault) -> Undo:
+    stage.home.fill_disk()
+    return stage.home.empty_disk
+
+
+def home_read_only(stage: Stage, fault: Fault) -> Undo:
+    stage.home.make_read_only()
+    return stage.home.make_writable
+
+
+def second_controller(stage: Stage, fault: Fault) -> Undo:
+    stage.second_name = f"{stage.name}b"
+    stage.second = stage.other.command(
+        "launch", "--name", stage.second_name, "--quiet", "--args", "--seconds 0.5"
+    )
+    return nothing
+
+
+# ---- all of them ----
+
+KINDS: dict[str, Kind] = {
+    "link-down": Kind(
+        does=link_down,
+        words="the cable of a node is pulled, for a moment or up to a minute",
+        promise="the ranks go on; the log goes on at the very byte",
+        hinders=True,
+        lasts=True,
+        weight=2.0,
+    ),
+    "link-slow": Kind(
+        does=link_slow,
+        words="each packet to and from a node takes 200 ms more, and 20 % are lost",
+        promise="the same; a launch takes longer, or is refused and names the node",
+        moments=("running", "running", "launching", "ending", "before"),
+        hinders=True,
+        lasts=True,
+    ),
+    "sshd-killed": Kind(
+        does=sshd_killed,
+        words="kill -9 of sshd and all its sessions; sshd comes back",
+        promise="as with the cable",
+        hinders=True,
+        lasts=True,
+    ),
+    "host-key-changed": Kind(
+        does=host_key_changed,
+        words="a node shows another host key, and every connection has to be made anew",
+        promise="nothing is sent to it until the key is trusted; then the job goes on",
+        moments=("running",),
+        hinders=True,
+        lasts=True,
+    ),
+    "port-taken": Kind(
+        does=port_taken,
+        words="a foreign process takes the master's port between plan and start",
+        promise="the job fails and names the master; a restart takes another port",
+        moments=("before",),
+        on_node=False,
+        deadly=True,
+        until_over=True,
+    ),
+    "rank-killed": Kind(
+        does=_killed("workload.py"),
+        words="kill -9 of a rank",
+        promise="the others are stopped, the rank is named",
+        moments=("running", "running", "running", "ending"),
+        deadly=True,
+        weight=1.5,
+    ),
+    "torchrun-killed": Kind(
+        does=_killed(nodes.TORCHRUN),
+        words="kill -9 of a torchrun",
+        promise="the same",
+        moments=("running", "running", "launching", "ending"),
+        deadly=True,
+    ),
+    "supervisor-killed": Kind(
+        does=_killed("node.zip"),
+        words="kill -9 of a node's supervisor",
+        promise="the same",
+        moments=("running", "running", "launching", "ending"),
+        deadly=True,
+        hinders=True,
+    ),
+    "node-rebooted": Kind(
+        does=node_rebooted,
+        words="all processes of a node are gone, it has another boot id",
+        promise="the same; the cause says that it was rebooted",
+        moments=("running", "running", "launching", "ending"),
+        deadly=True,
+        hinders=True,
+    ),
+    "clock-stepped": Kind(
+        does=clock_stepped,
+        words="a node's clock jumps an hour back or two ahead (by LD_PRELOAD)",
+        promise="nothing happens; a launch is refused while the clock is wrong",
+        moments=("running", "running", "launching", "ending"),
+        hinders=True,
+    ),
+    "node-disk-full": Kind(
+        does=node_disk_full,
+        words="a node's disk is full for a while",
+        promise="a script that waits for room goes on; its end is recorded when there is room",
+        hinders=True,
+        lasts=True,
+    ),
+    "agent-killed": Kind(
+        does=agent_killed,
+        words="kill -9 of the agent",
+        promise="the next one goes on, whatever it was at",
+        on_node=False,
+        moments=("running", "running", "launching", "launching", "ending"),
+        weight=1.5,
+    ),
+    "launch-killed": Kind(
+        does=launch_killed,
+        words="kill -9 of `inv launch`",
+        promise="the job goes on, or was never begun",
+        on_node=False,
+        moments=("running", "launching", "launching", "ending"),
+    ),
+    "terminal-closed": Kind(
+        does=terminal_closed,
+        words="the terminal of `inv launch` is closed (SIGHUP)",
+        promise="the job goes on",
+        on_node=False,
+        moments=("running", "launching", "ending"),
+    ),
+    "home-disk-full": Kind(
+        does=home_disk_full,
+        words="the disk of the controller is full for a while",
+        promise="what could not be stored is asked for again",
+        on_node=False,
+        hinders=True,
+        lasts=True,
+    ),
+    "home-read-only": Kind(
+        does=home_read_only,
+        words="the experiments folder is read-only for a while",
+        promise="the same",
+        on_node=False,
+        hinders=True,
+        lasts=True,
+    ),
+    "second-controller": Kind(
+        does=second_controller,
+        words="another controller launches on the same nodes",
+        promise="one of them runs, the other is told who has the nodes; or, in the same moment, neither runs",
+        moments=("running", "launching", "before", "ending"),
+        on_node=False,
+        hinders=True,
+    ),
+}  # fmt: skip
+# Not faults but habits of a script; each is in some rounds, with or without a fault.
+HABITS: dict[str, tuple[tuple[str, ...], str]] = {
+    "giant-line": (("--output", "giant"), "10 MB in one line"),
+    "binary": (("--output", "binary"), "bytes that are no text, and terminal escapes"),
+    "full-speed": (("--output", "flood"), "all ranks print as fast as they can"),
+    "quiet": (("--quiet",), "not a word for most of the time"),
+    "ignores-term": (("--ignore-term",), "TERM is ignored"),
+    "daemon": (("--daemon",), "a process of a session of its own is left behind"),
+}

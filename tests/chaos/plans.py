@@ -1,0 +1,126 @@
+"""What is drawn for a round from its seed, and from nothing else."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tests.chaos.faults import HABITS, KINDS, Fault, Kind
+from tests.chaos.nodes import COMPILER
+
+HOSTS = 3
+# How the job is begun, and how it is meant to end.
+Way = Literal["detach", "follow", "terminal"]
+Goal = Literal["end", "stop", "ctrl-c", "fail"]
+WAYS: tuple[Way, ...] = ("detach", "follow", "terminal")
+GOALS: tuple[Goal, ...] = ("end", "stop", "ctrl-c", "fail")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A round, before it is played."""
+
+    seed: int
+    hosts: int
+    way: Way
+    goal: Goal
+    goal_delay: float  # seconds after all ranks have begun, where somebody stops the job
+    fail_rank: int  # who fails by itself where that is the goal, else -1
+    restarts: int
+    samples: bool  # stand-in cards, so that there are GPU samples to carry
+    seconds: float  # what the script takes
+    habits: tuple[str, ...]
+    faults: tuple[Fault, ...]
+
+    @property
+    def name(self) -> str:
+        """The job's."""
+        return f"c{self.seed}"
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The launch."""
+        script = [f"--seconds {self.seconds:.1f}", f"--loud-rank {self.seed % self.hosts}"]
+        script += [" ".join(HABITS[habit][0]) for habit in self.habits]
+        if self.restarts:
+            script.append("--save-every 10")
+        if self.goal == "fail":
+            script.append(f"--fail-rank {self.fail_rank}")
+        return (
+            *("launch", "--name", self.name, "--args", " ".join(script)),
+            *(["--nodes", ",".join(f"lab{n}" for n in range(self.hosts))] if self.hosts < HOSTS else []),
+            *(["--max-restarts", str(self.restarts)] if self.restarts else []),
+            *(["--detach"] if self.way == "detach" else []),
+        )
+
+    @property
+    def patience_seconds(self) -> float:
+        """By when it must be over."""
+        return 60 + sum(abs(fault.seconds) for fault in self.faults if KINDS[fault.kind].lasts)
+
+    def __str__(self) -> str:
+        faults = "; ".join(map(str, self.faults)) or "no fault"
+        more = [self.way, f"{self.hosts} nodes", *([f"{self.restarts} restart"] if self.restarts else [])]
+        more += [*self.habits, *([self.goal] if self.goal != "end" else [])]
+        return f"{faults} ({', '.join(more)})"
+
+
+def available() -> list[str]:
+    """The kinds of faults that can be done on this machine."""
+    return [kind for kind in KINDS if kind != "clock-stepped" or COMPILER]
+
+
+def draw(seed: int, kinds: Sequence[str] = ()) -> Plan:
+    """The round of a seed. With `kinds`, exactly these faults and habits; else one fault of all, or two."""
+    rng = random.Random(seed)
+    known = list(KINDS)  # on every machine the same, so that a seed is the same round
+    count = 1 if rng.random() < 0.55 else 2
+    drawn = [rng.choices(known, [KINDS[kind].weight for kind in known])[0] for _ in range(count)]
+    chosen = [kind for kind in dict.fromkeys(kinds or drawn) if kind in KINDS]
+    way = rng.choices(WAYS, [0.35, 0.4, 0.25])[0]
+    goal = rng.choices(GOALS, [0.66, 0.14, 0.08, 0.12])[0]
+    if "terminal-closed" in chosen:
+        way = "terminal"
+    if "launch-killed" in chosen and way == "detach":
+        way = "follow"
+    if goal == "ctrl-c" and (way == "detach" or {"terminal-closed", "launch-killed"} & set(chosen)):
+        goal = "stop"
+    hosts = rng.choices([3, 2], [0.65, 0.35])[0]
+    habits = [habit for habit in HABITS if rng.random() < 0.12]
+    faults = [_drawn(rng, kind, KINDS[kind], hosts) for kind in chosen]
+    loud = [habit for habit in habits if "--output" in HABITS[habit][0]]
+    return Plan(
+        seed=seed,
+        hosts=hosts,
+        way=way,
+        goal=goal,
+        goal_delay=rng.uniform(0.2, 1.8),
+        fail_rank=rng.randrange(hosts) if goal == "fail" else -1,
+        restarts=1 if rng.random() < 0.2 else 0,
+        samples=rng.random() < 0.15,
+        seconds=rng.uniform(1.2, 2.6),
+        habits=tuple(habit for habit in HABITS if habit in kinds)
+        or tuple(habit for habit in habits if habit not in loud[1:]),
+        faults=tuple(fault for fault in faults if fault.kind in available()),
+    )
+
+
+def _drawn(rng: random.Random, name: str, kind: Kind, hosts: int) -> Fault:
+    moment = rng.choice(kind.moments)
+    latest = {"before": 0.0, "launching": 2.5, "running": 1.4, "ending": 0.3}[moment]
+    seconds = 0.0
+    if kind.lasts:
+        seconds = rng.choices(
+            [rng.uniform(0.3, 3), rng.uniform(3, 8), rng.uniform(8, 60)], [0.8, 0.17, 0.03]
+        )[0]
+    elif name == "clock-stepped":
+        seconds = rng.choice([-3600.0, 7200.0])
+    return Fault(
+        kind=name,
+        node=rng.randrange(hosts) if kind.on_node else None,
+        moment=moment,
+        delay=rng.uniform(0, latest),
+        seconds=seconds,
+    )

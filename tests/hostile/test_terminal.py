@@ -1,0 +1,149 @@
+"""Whatever a node, a script or a file says, no control sequence of it reaches the terminal, in any command."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from tests.hostile.profiles import examples
+from tests.hostile.running import RAW
+from tests.hostile.strategies import text, tricky
+from tests.unit.factories import make_cluster, make_node_plan, make_plan_of
+from tests.unit.test_display import SHOWS
+from ugro_tasks import display
+from ugro_tasks.applog import open_log
+from ugro_tasks.display.terminal import columns, open_console, shown
+from ugro_tasks.errors import HostError, NodeFault, by_exit_code
+from ugro_tasks.plaintext import printable, printable_lines
+
+# All that must not come through, in one text; the word is there to see that the text was shown at all.
+WHOLE = (
+    "evil\x1b[2J\x1b]0;owned\x07\x9b31m\x90q\x9c\x08\x7f\u202e\u2066\u200f\u061c\u2028\udcff\x85\x00"
+    "[red]x[/red]:boom:"
+)
+
+
+@examples(300)
+@given(words=text | st.text(st.characters(), max_size=30))
+def test_nothing_raw_is_printable(words: str) -> None:
+    for made in (printable(words), printable_lines(words)):
+        assert not RAW.search(made)
+        made.encode()
+    assert "\n" not in printable(words) or "\n" in words
+    assert printable(printable(words)) == printable(words)
+
+
+@examples(100)
+@given(words=st.text(st.characters(exclude_categories=("Cc", "Cs", "Cf", "Zl", "Zp"))))
+def test_what_plays_no_tricks_is_printed_as_it_is(words: str) -> None:
+    assert printable(words) == words
+
+
+@examples(200)
+@given(words=tricky | text, tag=st.sampled_from([("", ""), ("[bold]a[/]", "a"), ("x", "x")]))
+@example(words="\\", tag=("", ""))
+@example(words="a\\\\\\", tag=("[bold]a[/]", "a"))
+@example(words=":smile: [b]", tag=("x", "x"))
+def test_markup_and_emoji_in_a_text_are_only_text(words: str, tag: tuple[str, str]) -> None:
+    stream = io.StringIO()
+    (before, after), console = tag, open_console(stream)
+    console.print(f"{shown(words)}{before}{shown(words)}[green]{shown(words)}[/]{shown(words)}")
+    plain = printable_lines(words)
+    assert stream.getvalue() == f"{plain}{after}{plain}{plain}{plain}\n" or "\t" in words
+
+
+@examples(100)
+@given(cells=st.lists(tricky | text, min_size=2, max_size=4))
+def test_a_cell_is_one_line_and_cannot_pretend_to_be_another(cells: list[str]) -> None:
+    stream = io.StringIO()
+    columns(open_console(stream), [["head"] * len(cells), cells])
+    assert stream.getvalue().count("\n") == 2
+    assert not RAW.search(stream.getvalue())
+
+
+@examples(100)
+@given(words=tricky | text)
+def test_an_error_is_raised_with_plain_words(words: str) -> None:
+    for error in (NodeFault(words, words, words), HostError(words, words), by_exit_code(7, words)):
+        assert not RAW.search(error.text)
+        error.text.encode()
+
+
+@examples(100)
+@given(value=st.dictionaries(st.text(max_size=5), tricky | text, max_size=3))
+def test_json_for_machines_is_harmless_on_a_terminal_and_says_the_same(value: dict[str, str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stream = io.StringIO()
+        patch.setattr("sys.stdout", stream)
+        display.show_json(value)
+    assert not RAW.search(stream.getvalue())
+    whole = json.loads(json.dumps(value).encode("utf-8", "replace"))
+    assert json.loads(stream.getvalue()) == whole or _has_surrogates(value)
+
+
+def _has_surrogates(value: Any) -> bool:
+    return bool(re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)))
+
+
+@examples(100)
+@given(words=st.lists(tricky | text, min_size=1, max_size=3))
+def test_a_command_is_shown_without_tricks_and_as_it_runs(words: list[str]) -> None:
+    words = [word.replace("\0", "").encode("utf-8", "replace").decode() for word in words]
+    plan = make_plan_of((make_node_plan(0, argv=("echo", *words), env={"A": words[0]}, folder="/x"),))
+    with pytest.MonkeyPatch.context() as patch:
+        stream = io.StringIO()
+        patch.setattr("sys.stdout", stream)
+        display.show_plan(plan)
+    assert not RAW.search(stream.getvalue())
+    command = stream.getvalue().split("\n")[-2].strip()
+    code = 'printf "%s\\0" "$A" "$@"'
+    script = command.replace(" echo ", f" bash -c {shlex.quote(code)} bash ", 1)
+    ran = subprocess.run(
+        ["bash", "-c", script], capture_output=True, check=True, env={"LC_ALL": "C.UTF-8"}
+    ).stdout
+    assert ran.decode().split("\0")[:-1] == [words[0], *words]
+
+
+@pytest.mark.parametrize("show", SHOWS)
+def test_no_view_shows_anything_raw(
+    show: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tests.unit.test_display.HOSTILE", WHOLE)
+    show(tmp_path)
+    captured = capsys.readouterr()
+    assert "evil" in captured.out + captured.err
+    assert RAW.findall(captured.out + captured.err) == []
+
+
+def test_the_logs_of_ugro_itself_hold_nothing_raw(tmp_path: Path) -> None:
+    cluster = make_cluster(tmp_path)
+    log = open_log("hostile-test", cluster)
+    log.warning("%s says %s", "gpu1", WHOLE)
+    for handler in log.handlers:
+        handler.close()
+    written = (cluster.logs / "hostile-test.log").read_text()
+    assert "evil" in written
+    assert not RAW.search(written)
+    assert written.count("\n") == 1
+
+
+def test_a_bar_of_progress_shows_nothing_raw(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=200, color_system=None, legacy_windows=False)
+    monkeypatch.setattr("ugro_tasks.display.live.live_console", lambda _stream: console)
+    with display.Percentages() as bars:
+        bars.update(WHOLE, 50)
+    # What moves the cursor is rich's own: it only goes up a line, clears it, and hides and shows itself.
+    others = re.sub(r"\x1b\[(\?25[lh]|2K|1A|0?m)|\r", "", stream.getvalue())
+    assert "evil" in others
+    assert not RAW.search(others)
