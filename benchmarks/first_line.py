@@ -94,10 +94,12 @@ def launched(ugro: Ugro, *, warm: bool) -> float:
 
 def first_line(process: "subprocess.Popen[bytes] | subprocess.Popen[str]", begun: float) -> float:
     assert process.stdout
+    said = []
     for line in process.stdout:
         if "first line of rank 0" in str(line):
             return time.monotonic() - begun
-    raise AssertionError("the script said nothing")
+        said.append(line)
+    raise AssertionError(f"the script said nothing: {said}")
 
 
 def main(rounds: int) -> None:

@@ -17,7 +17,8 @@ import msgspec
 from .checkpoints import at_home, stored_manifests
 from .cluster import Cluster
 from .errors import HostError, NodeFault, RecordError
-from .experiments import Experiment, Experiments, size_of
+from .experiments import Experiment, Experiments
+from .files import size_of
 from .hosts import Fleet, Host
 from .job import UNREADABLE, Event, JobRecord, JobState
 from .metrics import measure

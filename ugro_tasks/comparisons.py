@@ -108,7 +108,7 @@ def _peers(cluster: Cluster, facts: Facts, clock_offsets: Mapping[str, float]) -
         yield Check(
             name="peers",
             ok=not found,
-            value="; ".join(what for what, _ in found) or "the nodes reach each other",
+            value="; ".join(dict.fromkeys(what for what, _ in found)) or "the nodes reach each other",
             fix="; ".join(dict.fromkeys(fix for _, fix in found)),
         )
 
@@ -131,7 +131,7 @@ def _obstacle(
         return None
     if reached["ok"] or reached["stalled"]:
         return (
-            f"large packets between {a.name} and {b.name} are lost",
+            f"large packets between {' and '.join(sorted((a.name, b.name)))} are lost",
             "a switch or tunnel between them passes less than the MTU of their interfaces: "
             "sudo ip link set dev <interface> mtu 1500 on both, or less where a VPN is in between",
         )

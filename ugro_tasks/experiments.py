@@ -19,8 +19,6 @@ import hashlib
 import io
 import os
 import re
-import stat
-import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -31,17 +29,16 @@ import msgspec
 
 from .cluster import Cluster
 from .errors import JobNotFound, RecordError, UsageError
+from .files import append_lines, replace_file, tail_of
 from .job import UNREADABLE, Code, Event, JobRecord, JobState, Phase
 
 T = TypeVar("T")
-_appending = threading.Lock()
 STAMP = re.compile(r"_\d{8}_\d{6}")
-HALF_WRITTEN = re.compile(r"\.(?:config|state)\.json\.(\d+)\.\d+")  # see `replace_file`
+HALF_WRITTEN = re.compile(r"\.(?:config|state)\.json\.(\d+)\.\d+")  # see `files.replace_file`
 LOG_NAME = re.compile(r"training_rank(\d+)\.log")
 NOT_CODE = ("__pycache__", "*.pyc", ".git", ".*_cache", ".venv")
 CODE_LIMIT_BYTES = 64 << 20
 METRICS_NAME = "metrics.jsonl"
-RESERVE_BYTES = 64 << 20  # of the disk, that nodes cannot fill; of a small disk, less
 SAMPLE_NODE = re.compile(rb'"node": "([^"]*)"')
 # What is UGRO's in a job's folder; a script's output must not take its place.
 OWN_NAMES = (
@@ -126,7 +123,7 @@ class Experiment:
 
     def events(self, offset: int = 0) -> tuple[list[Event], int]:
         """The events from a byte offset on, and the offset behind them."""
-        raw = _tail(self._events, offset)
+        raw = tail_of(self._events, offset)
         whole = raw[: raw.rfind(b"\n") + 1]
         return list(_events(whole)), offset + len(whole)
 
@@ -153,7 +150,7 @@ class Experiment:
 
     def gpu_bytes(self, node: str) -> int:
         """How much of a node's GPU samples has arrived: the sum of its lines, which are kept as they came."""
-        *lines, _ = _tail(self.gpu, 0).split(b"\n")
+        *lines, _ = tail_of(self.gpu, 0).split(b"\n")
         return sum(len(line) + 1 for line in lines if node_of_sample(line) == node)
 
     def ranks_gathered(self) -> list[int]:
@@ -303,7 +300,7 @@ class Experiments:
     def _ended(self) -> set[str]:
         # Ids alone, so that a folder of thousands is read quickly; a torn line is not an id that ended.
         return {
-            match.decode() for match in re.findall(rb'^{"job_id":"([^"]+)"', _tail(self._history, 0), re.M)
+            match.decode() for match in re.findall(rb'^{"job_id":"([^"]+)"', tail_of(self._history, 0), re.M)
         }
 
     # ---- the agent ----
@@ -328,44 +325,14 @@ class Experiments:
         except FileNotFoundError:
             return None
         except BlockingIOError:
-            return int(_tail(self._lock, 0) or 0)
+            return int(tail_of(self._lock, 0) or 0)
         return None
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder; links count for nothing, nor does what goes away meanwhile."""
-    total = 0
-    for file in [path] if path.is_file() else path.rglob("*"):
-        with contextlib.suppress(OSError):
-            facts = file.lstat()
-            total += facts.st_size if stat.S_ISREG(facts.st_mode) else 0
-    return total
 
 
 def node_of_sample(line: bytes) -> str | None:
     """The node that a line of gpu.jsonl is from; None where it is no such line, or names several."""
     nodes = SAMPLE_NODE.findall(line)
     return nodes[0].decode("utf-8", "replace") if len(nodes) == 1 and line.startswith(b"{") else None
-
-
-def leave_room(folder: Path) -> None:
-    """Raise OSError where what a node sends would take the last room of the disk: UGRO's own records need it."""
-    disk = os.statvfs(folder)
-    total, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
-    if free < min(RESERVE_BYTES, total // 50):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
-
-
-def append_lines(path: Path, lines: bytes) -> None:
-    """Append in one write: no reader and no kill sees half of it. Where OSError is raised, nothing was written."""
-    with (
-        _appending,
-        open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "wb", buffering=0) as file,
-    ):
-        size = os.fstat(file.fileno()).st_size
-        if file.write(lines) != len(lines):
-            file.truncate(size)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def _phase(job: Experiment) -> Phase | None:
@@ -388,27 +355,6 @@ def _events(lines: bytes) -> Iterator[Event]:
     for line in lines.splitlines():
         with contextlib.suppress(*UNREADABLE):  # a line that UGRO did not write
             yield msgspec.json.decode(line, type=Event)
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(content)
-        temporary.replace(path)
-    except OSError:  # the disk is full: no half of it may stay
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-
-
-def _tail(path: Path, offset: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            return file.read()
-    except FileNotFoundError:
-        return b""
 
 
 def _snapshot(scripts: Path, target: Path) -> Code:

@@ -13,7 +13,8 @@ import msgspec
 
 from .checkpoints import Checkpoint, Manifest, at_home, damage, own_part, read_manifest, stored_manifests
 from .errors import NodeFault, RecordError, UgroError
-from .experiments import Experiment, replace_file
+from .experiments import Experiment
+from .files import replace_file
 from .hosts import Fleet, Host
 from .job import NodePlan, Resume
 from .node.follow import MANIFEST_SUFFIX

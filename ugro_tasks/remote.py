@@ -123,7 +123,9 @@ def _answer(host: Host, operation: str, said: bytes, *, judged: bool = True) -> 
         answers.checked(operation, answer)
     except UNREADABLE as error:
         words = answers.shortened(error)
-        raise NodeFault(host.node.name, f"{operation}: its answer is none of a node of UGRO's: {words}") from error
+        raise NodeFault(
+            host.node.name, f"{operation}: its answer is none of a node of UGRO's: {words}"
+        ) from error
     if operation == "probe":  # what the login shell printed, if it did, is a fact about the node, too
         answer["preface"] = said.rpartition(MARK)[0][-PREFACE_SHOWN_BYTES:].decode("utf-8", "replace")
     return _judged(host, operation, answer) if judged else answer

@@ -10,7 +10,8 @@ import msgspec
 
 from .cards import CardUse, card_use
 from .checkpoints import Checkpoint, at_home, stored_manifests
-from .experiments import Experiment, size_of
+from .experiments import Experiment
+from .files import size_of
 from .job import JobRecord, JobState
 from .metrics import Metrics, measure
 

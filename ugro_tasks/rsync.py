@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from .errors import HostUnreachable, NodeFault, ToolMissing
-from .experiments import leave_room
+from .files import leave_room
 from .hosts import Host
 from .ssh import READ_BYTES
 
@@ -86,7 +86,9 @@ class Rsync:
         if verify:
             options += ["--checksum", f"--timeout={CHECKSUM_SECONDS}"]
         try:
-            self._run([*options, "--", _at(remote, source), target], progress, files, pulling=True, into=target)
+            self._run(
+                [*options, "--", _at(remote, source), target], progress, files, pulling=True, into=target
+            )
         finally:
             remove_stray_links(target)
 

@@ -12,7 +12,8 @@ from typing import Annotated
 import msgspec
 
 from .errors import HostError, NodeFault
-from .experiments import Experiment, append_lines, leave_room, node_of_sample
+from .experiments import Experiment, node_of_sample
+from .files import append_lines, leave_room
 from .hosts import Host
 from .job import UNREADABLE, NodePlan
 from .node.follow import EXIT, GPU, LOG, LOST, MANIFEST, METRICS
@@ -86,7 +87,9 @@ class RankFiles:
             lines, newline, self._gpu_rest = (self._gpu_rest + frame.payload).rpartition(b"\n")
             whole = lines.split(b"\n") if newline else []
             if any(node_of_sample(line) != node for line in whole) or len(self._gpu_rest) > SAMPLE_BYTES:
-                raise NodeFault(node, f"it sends samples of no card of its own: {(lines or self._gpu_rest)[:100]!r}")
+                raise NodeFault(
+                    node, f"it sends samples of no card of its own: {(lines or self._gpu_rest)[:100]!r}"
+                )
             append_lines(self._gpu, lines + newline)
             return
         leave_room(self._files[frame.kind].parent)

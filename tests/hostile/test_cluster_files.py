@@ -70,7 +70,7 @@ def is_usable(cluster: Cluster) -> None:
             assert not RAW.search(word), word
 
 
-@examples(40)
+@examples(25)
 @given(sample=st.sampled_from(SAMPLES), hurt=st.lists(damages(), min_size=1, max_size=3))
 def test_a_file_damaged_anywhere_is_a_cluster_or_a_refusal(
     tmp_path: Path, sample: bytes, hurt: list[Damage]
@@ -81,7 +81,7 @@ def test_a_file_damaged_anywhere_is_a_cluster_or_a_refusal(
         is_usable(cluster)
 
 
-@examples(120)
+@examples(50)
 @given(data=st.data())
 def test_a_file_with_other_values_is_a_cluster_or_a_refusal(tmp_path: Path, data: st.DataObject) -> None:
     sample = yaml.safe_load(data.draw(st.sampled_from(SAMPLES)))
@@ -100,7 +100,7 @@ PIECES = [
 ]  # fmt: skip
 
 
-@examples(120)
+@examples(50)
 @given(pieces=st.lists(st.sampled_from(PIECES) | text, max_size=25))
 def test_any_yaml_is_a_cluster_or_a_refusal(tmp_path: Path, pieces: list[str]) -> None:
     if cluster := loaded("".join(pieces).encode("utf-8", "replace"), tmp_path):
@@ -165,7 +165,7 @@ def test_what_a_node_is_reached_by_cannot_be_a_command(tmp_path: Path, key: str,
         assert (key, value) in {("jump", "a@b"), ("jump", "a:22"), ("jump", "[::1]")}
 
 
-@examples(40)
+@examples(25)
 @given(section=st.sampled_from(["timeouts", "logging", "training", "paths", "environment"]), data=st.data())
 def test_what_loads_can_be_used(tmp_path: Path, section: str, data: st.DataObject) -> None:
     keys = {
@@ -215,7 +215,7 @@ def test_what_only_the_whole_file_shows_to_be_wrong_is_refused_by_its_line(tmp_p
     assert loaded(text.encode(), tmp_path) is None
 
 
-@examples(40)
+@examples(25)
 @given(damage=damages())
 def test_a_cluster_that_is_remembered_and_damaged_is_read_anew(tmp_path: Path, damage: Damage) -> None:
     environ = {**ENVIRON, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}

@@ -165,7 +165,7 @@ def look(world: World, name: str, content: bytes) -> None:
 FILES = {**JOB_FILES, **SHARED_FILES}
 
 
-@examples(12)
+@examples(10)
 @given(name=st.sampled_from(sorted(FILES)), damage=damages())
 def test_a_file_damaged_at_any_byte_is_read_or_shown_as_damaged(
     world: World, name: str, damage: Damage
@@ -184,7 +184,7 @@ def forged(draw: st.DrawFn, content: bytes, kind: str) -> bytes:
     return draw(json_values.map(dumped))
 
 
-@examples(16)
+@examples(12)
 @given(name=st.sampled_from(sorted(JOB_FILES)), data=st.data())
 def test_a_file_with_other_values_is_read_or_shown_as_damaged(
     world: World, name: str, data: st.DataObject
@@ -258,7 +258,7 @@ ASKS = [
 ]
 
 
-@examples(40)
+@examples(15)
 @given(data=st.data())
 def test_a_job_that_goes_on_from_a_damaged_one_is_refused_or_drafted(
     world: World, data: st.DataObject
@@ -287,7 +287,7 @@ def test_a_job_that_goes_on_from_a_damaged_one_is_refused_or_drafted(
         world.mend()
 
 
-@examples(6)
+@examples(3)
 @given(
     name=st.sampled_from(["config.json", "state.json", CHECKPOINT, "ranks/1/" + CHECKPOINT]), data=st.data()
 )
@@ -310,7 +310,7 @@ def test_what_speaks_with_nodes_survives_damage(world: World, name: str, data: s
         world.mend()
 
 
-@examples(4)
+@examples(2)
 @given(damage=damages(), name=st.sampled_from(["config.json", "state.json", CHECKPOINT]))
 def test_cleaning_and_gathering_beside_a_damaged_job_lose_nothing_of_it(
     world: World, damage: Damage, name: str
@@ -335,7 +335,7 @@ def test_cleaning_and_gathering_beside_a_damaged_job_lose_nothing_of_it(
 # ---- launching, and being an agent, beside damaged jobs ----
 
 
-@examples(40)
+@examples(15)
 @given(data=st.data())
 def test_a_launch_beside_a_job_whose_record_is_damaged_is_refused_or_taken(
     world: World, data: st.DataObject

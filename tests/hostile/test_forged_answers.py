@@ -55,7 +55,7 @@ def answers_to(draw: st.DrawFn, operation: str) -> bytes:
 # ---- the wire ----
 
 
-@examples(150)
+@examples(80)
 @given(operation=st.sampled_from(sorted(WHOLE)), data=st.data())
 def test_an_answer_has_its_shape_or_is_a_fault(operation: str, data: st.DataObject) -> None:
     said = data.draw(answers_to(operation))
@@ -69,7 +69,7 @@ def test_an_answer_has_its_shape_or_is_a_fault(operation: str, data: st.DataObje
             assert answers.checked(operation, answer) == answer
 
 
-@examples(60)
+@examples(30)
 @given(data=st.data())
 def test_a_build_that_tells_anything_ends(data: st.DataObject) -> None:
     said = b"".join(data.draw(st.lists(answers_to("build_environment"), min_size=1, max_size=4)))
@@ -216,7 +216,7 @@ COMMANDS = {
 }
 
 
-@examples(120)
+@examples(25)
 @given(command=st.sampled_from(sorted(COMMANDS)), data=st.data())
 def test_a_command_survives_nodes_that_say_anything(place: Place, command: str, data: st.DataObject) -> None:
     words, operation = COMMANDS[command]
@@ -298,7 +298,7 @@ def test_a_node_does_not_say_where_or_with_what_this_machine_fetches_packages(
     assert "none of a node of UGRO" in done.err
 
 
-@examples(30)
+@examples(6)
 @given(words=text)
 @example(words="\x1b[2J\udcff\u202e[red]\n")
 def test_words_of_a_node_are_never_shown_raw(place: Place, words: str) -> None:

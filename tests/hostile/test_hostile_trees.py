@@ -132,7 +132,7 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> EndedJob:
     return job
 
 
-@examples(10)
+@examples(4)
 @given(first=entries, second=entries)
 @example(
     first=[([b"a"], "link", b"."), ([b"b"], "link", b"a/a/a/../../..")],
@@ -177,7 +177,7 @@ def manifest_of(name: str, files: dict[str, bytes], rank: int) -> dict[str, Any]
     return {"checkpoint": name, "step": 2, "rank": rank, "ranks": [0, 1], "files": parts, "epoch": 1.0}
 
 
-@examples(15)
+@examples(8)
 @given(
     things=entries,
     forged=changed(

@@ -33,7 +33,7 @@ WHOLE = (
 )
 
 
-@examples(300)
+@examples(150)
 @given(words=text | st.text(st.characters(), max_size=30))
 def test_nothing_raw_is_printable(words: str) -> None:
     for made in (printable(words), printable_lines(words)):
@@ -43,13 +43,13 @@ def test_nothing_raw_is_printable(words: str) -> None:
     assert printable(printable(words)) == printable(words)
 
 
-@examples(100)
+@examples(50)
 @given(words=st.text(st.characters(exclude_categories=("Cc", "Cs", "Cf", "Zl", "Zp"))))
 def test_what_plays_no_tricks_is_printed_as_it_is(words: str) -> None:
     assert printable(words) == words
 
 
-@examples(200)
+@examples(80)
 @given(words=tricky | text, tag=st.sampled_from([("", ""), ("[bold]a[/]", "a"), ("x", "x")]))
 @example(words="\\", tag=("", ""))
 @example(words="a\\\\\\", tag=("[bold]a[/]", "a"))
@@ -62,7 +62,7 @@ def test_markup_and_emoji_in_a_text_are_only_text(words: str, tag: tuple[str, st
     assert stream.getvalue() == f"{plain}{after}{plain}{plain}{plain}\n" or "\t" in words
 
 
-@examples(100)
+@examples(50)
 @given(cells=st.lists(tricky | text, min_size=2, max_size=4))
 def test_a_cell_is_one_line_and_cannot_pretend_to_be_another(cells: list[str]) -> None:
     stream = io.StringIO()
@@ -71,7 +71,7 @@ def test_a_cell_is_one_line_and_cannot_pretend_to_be_another(cells: list[str]) -
     assert not RAW.search(stream.getvalue())
 
 
-@examples(100)
+@examples(50)
 @given(words=tricky | text)
 def test_an_error_is_raised_with_plain_words(words: str) -> None:
     for error in (NodeFault(words, words, words), HostError(words, words), by_exit_code(7, words)):
@@ -79,7 +79,7 @@ def test_an_error_is_raised_with_plain_words(words: str) -> None:
         error.text.encode()
 
 
-@examples(100)
+@examples(50)
 @given(value=st.dictionaries(st.text(max_size=5), tricky | text, max_size=3))
 def test_json_for_machines_is_harmless_on_a_terminal_and_says_the_same(value: dict[str, str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -95,7 +95,7 @@ def _has_surrogates(value: Any) -> bool:
     return bool(re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)))
 
 
-@examples(100)
+@examples(15)
 @given(words=st.lists(tricky | text, min_size=1, max_size=3))
 def test_a_command_is_shown_without_tricks_and_as_it_runs(words: list[str]) -> None:
     words = [word.replace("\0", "").encode("utf-8", "replace").decode() for word in words]

@@ -77,7 +77,7 @@ def _type(stage: Stage, rank: int) -> Terminal:
     master, host = stage.hosts[0], stage.hosts[rank]
     flags = f"--nnodes {len(stage.hosts)} --node-rank {rank} --nproc-per-node 1"
     meeting = f"--master-addr {master.address} --master-port {MASTER_PORT}"
-    command = f"{stage.torchrun} {flags} {meeting} {shlex.quote(str(SCRIPTS / SCRIPT))}"
+    command = f"{stage.torchruns[host.name]} {flags} {meeting} {shlex.quote(str(SCRIPTS / SCRIPT))}"
     ssh = ["ssh", "-F", str(stage.lab.ssh_config), "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
     process = subprocess.Popen(
         [*ssh, f"root@{host.address}", command],

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from tests.chaos.nodes import listening
 from tests.hosts.helpers import background, covered
 from tests.lab.tools import wait_until
-from tests.preflight.stage import LOCALHOST, Misfortune, Named, Stage, afterwards
+from tests.preflight.stage import LOCALHOST, TORCHRUN, Misfortune, Named, Stage, afterwards
 
 MASTER_PORT = 29500
 
@@ -92,7 +92,7 @@ def stale_torchrun(stage: Stage) -> Iterator[None]:
     """It waits for workers that never come, and holds the port meanwhile."""
     host = stage.hosts[0]
     words = f"--nnodes 2 --node-rank 0 --master-addr {host.address} --master-port {MASTER_PORT} --no-python sleep 60"
-    with background(host, f"{stage.torchrun} {words}"):
+    with background(host, f"{TORCHRUN} {words}"):
         wait_until(lambda: MASTER_PORT in listening(host), "the stale torchrun to listen", 60)
         yield
 

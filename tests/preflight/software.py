@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +17,16 @@ STALE = {
     "MASTER_ADDR": "192.0.2.1", "MASTER_PORT": "1", "RANK": "7", "WORLD_SIZE": "9", "LOCAL_RANK": "3",
     "GLOO_SOCKET_IFNAME": "wlan9", "NCCL_SOCKET_IFNAME": "wlan9",
 }  # fmt: skip
-STAND_IN = "no second torch at hand; UGRO's part has a stand-in"
+STAND_IN = "it takes a second torch; UGRO's part has a stand-in"
+OTHER_TORCHRUN = os.environ.get(
+    "UGRO_OTHER_TORCHRUN", ""
+)  # of an environment with another torch, for torchrun by hand
 
 
 @contextmanager
 def other_torch(stage: Stage) -> Iterator[None]:
     use_on_lab1(stage, version="2.12.1+cpu", cuda=None)
+    stage.torchruns["lab1"] = OTHER_TORCHRUN
     yield
 
 
@@ -53,7 +58,7 @@ def environment_behind(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def no_python_on_path(stage: Stage) -> Iterator[None]:
-    stage.torchrun = "torchrun"
+    stage.type_everywhere("torchrun")
     with login_runs(stage.hosts[1], "PATH=/run/lab/bin"):
         yield
 
@@ -63,7 +68,7 @@ def old_python_on_path(stage: Stage) -> Iterator[None]:
     """A stand-in: a Python that says that it is 3.6."""
     claim = "import sys; sys.version_info = (3, 6, 9, 'final', 0); code = sys.argv[1]; del sys.argv[1]; exec(code)"
     first_on_path(stage, f'#!/bin/sh\nshift 2\nexec /usr/bin/python3 -c "{claim}" "$@"\n')
-    stage.torchrun = "torchrun"
+    stage.type_everywhere("torchrun")
     with login_runs(stage.hosts[1], f"PATH={stage.folder}/bin:$PATH"):
         yield
 
@@ -71,7 +76,7 @@ def old_python_on_path(stage: Stage) -> Iterator[None]:
 @contextmanager
 def other_python_on_path(stage: Stage) -> Iterator[None]:
     made_python(stage.folder / "another")
-    stage.torchrun = "python3 -m torch.distributed.run"
+    stage.type_everywhere("python3 -m torch.distributed.run")
     with login_runs(stage.hosts[0], f"PATH={stage.folder}/another/bin:$PATH"):
         yield
 
@@ -99,11 +104,8 @@ def talkative_shell(stage: Stage) -> Iterator[None]:
 @contextmanager
 def csh(stage: Stage) -> Iterator[None]:
     host = stage.hosts[1]
-    users = host.run(["cat", "/etc/passwd"]).stdout.splitlines()
-    users = [
-        f"{line.rpartition(':')[0]}:{shutil.which('tcsh')}" if line.startswith("root:") else line
-        for line in users
-    ]
+    shell, users = shutil.which("tcsh"), host.run(["cat", "/etc/passwd"]).stdout.splitlines()
+    users = [f"{line.rpartition(':')[0]}:{shell}" if line.startswith("root:") else line for line in users]
     with covered(host, "/etc/passwd", "\n".join(users) + "\n"):
         yield
 
@@ -120,7 +122,7 @@ SOFTWARE = [
         words="one node has another torch",
         make=other_torch,
         named=Named("cluster", "same torch", "lab1 2.12.1+cpu", "same versions everywhere"),
-        not_bare=STAND_IN,
+        not_bare="" if OTHER_TORCHRUN else STAND_IN,
     ),
     Misfortune(
         key="cuda-build",

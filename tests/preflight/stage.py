@@ -17,6 +17,7 @@ from tests.launch.ugro import Ugro
 
 SCRIPTS = Path(__file__).parent / "scripts"
 SCRIPT = "meet.py"
+TORCHRUN = str(TRAINING_ENV / "bin" / "torchrun")
 LOCALHOST = "127.0.0.1 localhost\n"
 Document = dict[str, Any]
 
@@ -29,8 +30,13 @@ class Stage:
         self.ugro = Ugro(lab, folder, SCRIPTS)
         self.document: Document = yaml.safe_load(self.ugro.cluster_file.read_text("utf-8"))
         self.document["training"] = {"default_script": SCRIPT}
-        # What somebody types who goes without UGRO.
-        self.torchrun = str(TRAINING_ENV / "bin" / "torchrun")
+        # What somebody types who goes without UGRO, by host.
+        self.torchruns: dict[str, str] = {}
+        self.type_everywhere(TORCHRUN)
+
+    def type_everywhere(self, torchrun: str) -> None:
+        """Who goes without UGRO types this on each host."""
+        self.torchruns = dict.fromkeys((host.name for host in self.hosts), torchrun)
 
     @property
     def hosts(self) -> list[LabHost]:

@@ -19,6 +19,7 @@ SIOCGIFCONF, SIOCGIFNETMASK = 0x8912, 0x891B
 IFREQ_BYTES = 16 + (24 if struct.calcsize("P") == 8 else 16)
 ADDRESSES_ASKED = 512
 RESOLVE_SECONDS = 1.0  # a DNS server that is gone is waited for much longer
+LOOK_SECONDS = 0.02  # how often the master sees whether all workers have answered
 GREETING_SECONDS = 0.5  # for the nonce of the port check and its answer
 STALLED_SECONDS = 0.3
 PORTS_TRIED = 20  # a short range, so that one firewall rule serves
@@ -138,14 +139,23 @@ def listen(address: str, port: int, nonce: bytes, workers: int, deadline: float)
             kind = "taken" if error.errno == errno.EADDRINUSE else "unbindable"
             free = next_free(address, port) if kind == "taken" else None
             return {"port": kind, "port_error": error.strerror, "free_port": free}
-        listener.listen(64)
-        while workers and time.monotonic() < deadline:
-            listener.settimeout(max(0.01, deadline - time.monotonic()))
-            with contextlib.suppress(OSError), listener.accept()[0] as peer:
-                peer.settimeout(GREETING_SECONDS)
-                peer.sendall(nonce)
-                workers -= len(peer.recv(1))
+        listener.listen(128)
+        listener.settimeout(LOOK_SECONDS)
+        heard: List[bytes] = []
+        while len(heard) < workers and time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                # All at once: one after the other, each worker would cost a round trip between two nodes.
+                threading.Thread(target=greet, args=(listener.accept()[0], nonce, heard), daemon=True).start()
     return {"port": "free", "free_port": port}
+
+
+def greet(peer: socket.socket, nonce: bytes, heard: "List[bytes]") -> None:
+    """Give the nonce to who has connected; its answer goes to `heard`."""
+    with contextlib.suppress(OSError), peer:
+        peer.settimeout(GREETING_SECONDS)
+        peer.sendall(nonce)
+        if answer := peer.recv(1):
+            heard.append(answer)
 
 
 def next_free(address: str, taken: int) -> Optional[int]:
