@@ -16,7 +16,7 @@ from tests.lab import Lab, LabHost
 Undo = Callable[[], None]
 Moment = Literal["before", "launching", "running", "ending"]
 MASTER_PORT = 29500
-WAIT_FOR_PROCESS_SECONDS = 8.0
+WAIT_FOR_PROCESS_SECONDS = 20.0
 
 
 class Missed(Exception):

@@ -43,6 +43,7 @@ class Command:
         self.output = bytearray()
         self.complaint = bytearray()
         self.begun = time.monotonic()
+        self.window_closed = False
         self._hung_up = False
         self._terminal: int | None = None
         if terminal:
@@ -108,7 +109,7 @@ class Command:
     def close_terminal(self) -> None:
         """The window is closed: the kernel tells all that runs in it."""
         assert self._terminal is not None
-        self._hung_up = True
+        self.window_closed = self._hung_up = True
         for reader in self._readers:
             reader.join()
         os.close(self._terminal)

@@ -16,7 +16,7 @@ from tests.chaos.nodes import Attempt
 from tests.chaos.rounds import Played
 from tests.lab import Lab, LabHost
 
-SETTLE_SECONDS = 8.0  # for what is on its way out, and for outputs that are still gathered
+SETTLE_SECONDS = 20.0  # for what is on its way out, and for outputs that are still gathered
 OF_A_JOB = {
     "plan.json", "node.zip", "supervisor.json", "torchrun.json", "stop.json", "exit.json", "error.json", "log",
     "gpu.jsonl", "supervisor.log", "code", "output", "torchrun", "resume",

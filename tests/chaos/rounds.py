@@ -20,7 +20,7 @@ POLL_SECONDS = 0.05
 LOOK_SECONDS = 0.7  # how often somebody who does not follow looks at the job
 # UGRO's own: what a rank said stands behind the name of its node, or is indented.
 TRACEBACK = re.compile(r"^(?:\x1b\[[\d;?]*[A-Za-z]|\r)*Traceback .*?/ugro_tasks/.*", re.M | re.S)
-COMMAND_SECONDS = 15  # for a command to end once the job has
+COMMAND_SECONDS = 60  # for a command to end once the job has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +210,9 @@ class Round:
         if code is not None:
             self.note(what, f"exit code {code} after {time.monotonic() - command.begun:.1f} s")
         self._no_traceback(command, what)
-        return (None if code is None or code < 0 else code), command.said
+        # A write to a terminal that has just gone may fail before the signal comes that tells of it.
+        killed = code is None or code < 0 or command.window_closed
+        return (None if killed else code), command.said
 
     def _no_traceback(self, command: Command, what: str) -> None:
         if found := TRACEBACK.search(command.said):

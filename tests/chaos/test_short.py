@@ -19,6 +19,8 @@ def chaos() -> Iterator[Suite]:
         pytest.skip(why.text)
 
 
+# A round takes seconds. Its own patience must end first: that tells what it waits for.
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     ("seed", "faults"),
     [

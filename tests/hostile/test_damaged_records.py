@@ -165,7 +165,7 @@ def look(world: World, name: str, content: bytes) -> None:
 FILES = {**JOB_FILES, **SHARED_FILES}
 
 
-@examples(10)
+@examples(6)
 @given(name=st.sampled_from(sorted(FILES)), damage=damages())
 def test_a_file_damaged_at_any_byte_is_read_or_shown_as_damaged(
     world: World, name: str, damage: Damage
@@ -184,7 +184,7 @@ def forged(draw: st.DrawFn, content: bytes, kind: str) -> bytes:
     return draw(json_values.map(dumped))
 
 
-@examples(12)
+@examples(8)
 @given(name=st.sampled_from(sorted(JOB_FILES)), data=st.data())
 def test_a_file_with_other_values_is_read_or_shown_as_damaged(
     world: World, name: str, data: st.DataObject
@@ -195,7 +195,7 @@ def test_a_file_with_other_values_is_read_or_shown_as_damaged(
 NUMBERS: list[Any] = [1e308, -1e308, 10**18, -(10**18), 10**4000, 0, -1, 1e-320, 2**63]
 
 
-@examples(10)
+@examples(6)
 @given(
     name=st.sampled_from(["config.json", "state.json", "events.jsonl", "metrics.jsonl", CHECKPOINT]),
     data=st.data(),
@@ -232,7 +232,7 @@ def replaced(value: Any, key: str, number: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
-@pytest.mark.parametrize("kind", ["missing", "folder", "dangling", "loop"])
+@pytest.mark.parametrize("kind", ["missing", "folder", "loop"])
 def test_a_file_that_is_none_is_read_as_damaged(world: World, name: str, kind: str) -> None:
     path = world.home.folder / name
     path.unlink()
@@ -241,7 +241,7 @@ def test_a_file_that_is_none_is_read_as_damaged(world: World, name: str, kind: s
     elif kind in {"dangling", "loop"}:
         path.symlink_to("nowhere" if kind == "dangling" else path.name)
     try:
-        world.looked_at(*READS, ["attach", "--name=exp1"])
+        world.looked_at(["status", "--name=exp1"], ["logs", "--name=exp1"], ["results", "--name=exp1", "--json"])
     finally:
         if path.is_symlink():
             path.unlink()

@@ -79,7 +79,7 @@ def test_a_login_that_answers_anything_is_a_fault_soon(turned: Host, evil: Path,
     (evil / "mode").write_text(mode)
     begun = time.monotonic()
     with pytest.raises(HostError) as fault:
-        ask(turned, "state", timeout_seconds=3.0, folder="/x", token="a:b:c")
+        ask(turned, "state", timeout_seconds=1.5, folder="/x", token="a:b:c")
     assert time.monotonic() - begun < 20
     assert len(fault.value.text) < 2_000
 

@@ -277,7 +277,7 @@ def test_any_setting_is_taken_or_refused(place: Path, key: str, value: str, equa
 
 
 @pytest.mark.parametrize(
-    "key", ["training.seed", "dataset.config", "lora.target_modules", "training.batch_size_per_gpu"]
+    "key", ["dataset.config", "training.batch_size_per_gpu"]
 )
 @pytest.mark.parametrize("value", VALUES, ids=range(len(VALUES)))
 def test_yaml_in_a_setting_is_taken_or_refused(place: Path, key: str, value: str) -> None:

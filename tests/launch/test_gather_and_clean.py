@@ -1,4 +1,4 @@
-"""Outputs that come home and disks that are freed, on three hosts."""
+"""Outputs that come home and disks that are freed."""
 
 import hashlib
 import json
@@ -47,15 +47,15 @@ def test_clean_frees_the_hosts_of_what_is_gathered_and_leaves_what_runs(
 
     told = json.loads(ugro.run("clean", "--dry-run", "--json").stdout)
     assert [(r["where"], r["job_id"]) for r in told["removals"]] == [
-        (host.name, over.folder.name) for host in hosts
+        (host.name, over.folder.name) for host in ugro.hosts
     ]
     assert told["stays"] == [{"job_id": runs.folder.name, "reason": "running"}]
-    assert all(len(folders(host, over)) == 1 for host in hosts)
+    assert all(len(folders(host, over)) == 1 for host in ugro.hosts)
     done = ugro.run("clean", "--keep-last", "1")
     assert done.returncode == 0, done.stderr
     assert "freed" in done.stdout
-    assert [folders(host, over) for host in hosts] == [[], [], []]
-    assert all(runs.processes(host) and len(folders(host, runs)) == 1 for host in hosts)
+    assert [folders(host, over) for host in ugro.hosts] == [[], []]
+    assert all(runs.processes(host) and len(folders(host, runs)) == 1 for host in ugro.hosts)
     assert (over.folder / "checkpoints" / "last.pt").read_bytes() == b"weights of rank 0"
 
     hosts[1].path(f"ugro/jobs/{folders(hosts[1], runs)[0].name}/output/so-far").write_text("of rank 1")

@@ -27,7 +27,9 @@ def test_three_hosts_train_and_everything_comes_home(lab: Lab, hosts: list[LabHo
     assert metrics[-1]["loss"] < metrics[0]["loss"]
     assert sorted(path.name for path in (job.folder / "checkpoints").iterdir()) == [
         "epoch_1.pt",
+        "epoch_1.pt.manifest.json",
         "epoch_2.pt",
+        "epoch_2.pt.manifest.json",
     ]
     assert all(there == here for there, here in job.digests())
     assert "lab1 │ " in done.stdout
