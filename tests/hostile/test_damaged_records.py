@@ -241,7 +241,9 @@ def test_a_file_that_is_none_is_read_as_damaged(world: World, name: str, kind: s
     elif kind in {"dangling", "loop"}:
         path.symlink_to("nowhere" if kind == "dangling" else path.name)
     try:
-        world.looked_at(["status", "--name=exp1"], ["logs", "--name=exp1"], ["results", "--name=exp1", "--json"])
+        world.looked_at(
+            ["status", "--name=exp1"], ["logs", "--name=exp1"], ["results", "--name=exp1", "--json"]
+        )
     finally:
         if path.is_symlink():
             path.unlink()

@@ -276,9 +276,7 @@ def test_any_setting_is_taken_or_refused(place: Path, key: str, value: str, equa
     assert launch(place, "--set", f"{key}{equals}{value}") in {SUBMITTED, 2, NOT_UNDERSTOOD}
 
 
-@pytest.mark.parametrize(
-    "key", ["dataset.config", "training.batch_size_per_gpu"]
-)
+@pytest.mark.parametrize("key", ["dataset.config", "training.batch_size_per_gpu"])
 @pytest.mark.parametrize("value", VALUES, ids=range(len(VALUES)))
 def test_yaml_in_a_setting_is_taken_or_refused(place: Path, key: str, value: str) -> None:
     assert launch(place, "--set", f"{key}={value}") in {SUBMITTED, 2}
