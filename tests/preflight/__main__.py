@@ -69,7 +69,7 @@ def _with_ugro(stage: Stage, misfortune: Misfortune) -> str:
     begun = time.monotonic()
     cluster = stage.cluster_file()
     if not misfortune.named:
-        done = stage.ugro.launch("despite")
+        done = stage.ugro.run("launch", "--name", "despite", timeout=150)
         seconds = time.monotonic() - begun
         return f"works, in {seconds:.0f} s" if done.returncode == 0 else f"FAILS: {done.stderr.strip()}"
     code, answer = health(cluster=cluster)

@@ -18,8 +18,6 @@ from tests.preflight.table import HARMLESS, MISFORTUNES
 
 __all__ = ["home"]
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "preflight.md").read_text("utf-8")
-
 
 @pytest.fixture
 def stage(home: Lab, tmp_path: Path) -> Iterator[Stage]:
@@ -46,7 +44,7 @@ def test_a_launch_works_despite_all_that_does_no_harm(stage: Stage) -> None:
             if not misfortune.needs or shutil.which(misfortune.needs):
                 all_at_once.enter_context(misfortune.make(stage))
         stage.cluster_file()
-        done = stage.ugro.launch("despite")
+        done = stage.ugro.run("launch", "--name", "despite", timeout=150)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("the sum is 6") == 3
     job = stage.ugro.job("despite")
@@ -54,13 +52,6 @@ def test_a_launch_works_despite_all_that_does_no_harm(stage: Stage) -> None:
     assert json.loads((job.folder / "config.json").read_text())["plan"]["master_port"] == 29501
     nodes = json.loads((stage.ugro.experiments / "cluster_state.json").read_text())["nodes"]
     assert [node["facts"]["resolves_to"] for node in nodes] == ["127.0.1.1", "10.8.0.5", None]
-
-
-@pytest.mark.parametrize("misfortune", MISFORTUNES, ids=lambda m: m.key)
-def test_it_stands_in_the_documentation(misfortune: Misfortune) -> None:
-    (row,) = [line for line in DOCUMENT.splitlines() if f"| {misfortune.words} |" in line]
-    said = f"`{misfortune.named.check}` of" if misfortune.named else "works"
-    assert row.split(" | ")[2].startswith(said)
 
 
 def test_keys_are_unique() -> None:
