@@ -19,7 +19,6 @@ from tests.unit.ended import EndedJob
 from tests.unit.factories import make_scripts
 from ugro_tasks import submit
 from ugro_tasks.cluster import Cluster
-from ugro_tasks.errors import UgroError
 from ugro_tasks.job import NAME, JobSpec
 
 CLUSTER = """
@@ -34,10 +33,6 @@ SUBMITTED = 99
 NOT_UNDERSTOOD = 1  # by Invoke
 
 
-class _SubmittedError(UgroError):
-    exit_code = SUBMITTED
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A project with a cluster of three nodes, a script, and one job that has ended. No launch gets past its check."""
@@ -49,7 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     def check_only(spec: JobSpec, cluster: Cluster) -> Any:
         record = submit.draft(spec, cluster)
         assert NAME.fullmatch(record.job_name)
-        raise _SubmittedError("it would be launched")
+        raise SystemExit(SUBMITTED)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("UGRO_CLUSTER", raising=False)

@@ -79,7 +79,7 @@ def test_a_node_that_stays_away_is_left_behind(ugro: Ugro, hosts: list[LabHost])
         "--max-restarts",
         "1",
         "--min-nodes",
-        "2",
+        "1",
     )
     whole = job.folder / "ranks/1/checkpoints/checkpoint-20.manifest.json"
     wait_until(whole.exists, "the first checkpoint to be whole at home", 40)

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from tests.lab import Lab, LabHost
-from tests.lab.tools import wait_until
+from tests.lab.tools import LabError, wait_until
 
 SCRIPTS = Path(__file__).parent / "scripts"
 TIMEOUTS = {"heartbeat_seconds": 0.5, "stop_grace_seconds": 4, "agent_linger_seconds": 20}
@@ -106,7 +106,10 @@ class Job:
 
     def wait_for(self, *states: str, seconds: float = 60) -> dict[str, Any]:
         """The state, once it is one of these."""
-        wait_until(lambda: self.state()["state"] in states, f"{states}, not {self.state()}", seconds)
+        try:
+            wait_until(lambda: self.state()["state"] in states, f"the job to be {states}", seconds)
+        except LabError as error:
+            raise LabError(f"{error}; it is {self.state()}") from None
         return self.state()
 
     def wait_for_log(self, words: str, rank: int = 0, seconds: float = 30) -> None:
