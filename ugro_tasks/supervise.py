@@ -154,19 +154,29 @@ class Supervision:
         phases: dict[str, str] = {}
 
         def tell(node: str, progress: Progress) -> None:
+            if self.experiment.stop_asked:
+                raise Interrupted("as asked")
             if phases.get(node) != progress.phase:
                 phases[node] = progress.phase
                 self.journal.say(f"environment: {progress.phase}", node)
 
         for node, why in late.items():
             self.journal.say(f"environment: {why}; it is made anew", node)
-        if fault := fault_of(sync(self.fleet, self.cluster, tell, late)):
+        try:
+            fault = fault_of(sync(self.fleet, self.cluster, tell, late))
+        except Interrupted:
+            fault = None
+        self._unless_stopped("while environments were made; what was in use stays in use")
+        if fault:
             raise Over(Phase.REFUSED, type(fault), fault.text)
         return self._probe(self.fleet, self.cluster)
 
-    def _gate(self, health: ClusterHealth) -> None:
+    def _unless_stopped(self, when: str) -> None:
         if self.experiment.stop_asked:
-            raise Over(Phase.STOPPED, Interrupted, "before it started")
+            raise Over(Phase.STOPPED, Interrupted, when)
+
+    def _gate(self, health: ClusterHealth) -> None:
+        self._unless_stopped("before it started")
         if busy := health.busy():
             words = [f"{node}: {holder}" for node, holder in busy.items()]
             raise Over(Phase.REFUSED, NodesBusy, "\n".join(words))
@@ -187,8 +197,7 @@ class Supervision:
             away = [node.node for node in health.nodes if not self._usable(node)]
             if not away:
                 return self.cluster, health
-            if self.experiment.stop_asked:
-                raise Over(Phase.STOPPED, Interrupted, "before it started again")
+            self._unless_stopped("before it started again")
             if time.monotonic() > deadline:
                 break
             if tried == 0:

@@ -18,6 +18,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.environments.conftest import UV, Project, give_pixi
+from tests.hosts.helpers import ugro
 from tests.lab.tools import read_proc, wait_until
 from tests.unit.test_node import archive
 from ugro_tasks.cluster import local_cluster
@@ -247,6 +248,32 @@ def test_ctrl_c_ends_what_was_under_way(mine: Project, venv: Path, tmp_path: Pat
     assert command.returncode == 130
     assert "interrupted: environments that were being made are not in use" in err
     wait_until(lambda: not read_proc(pid(), "cmdline"), "the program to end", 5)
+    assert torch_of(venv) == "1.0+stand.in"
+
+
+def test_a_stop_ends_what_a_launch_has_under_way(mine: Project, venv: Path, tmp_path: Path) -> None:
+    mine.document["timeouts"] = {"agent_linger_seconds": 1}
+    mine.document["workers"] = []
+    mine.manage("uv", name="main")
+    (mine.root / "scripts" / "train.py").write_text("")
+    mine.synced()
+    mine.pin_for_uv("2.0")
+    make_locks(read_cluster_file(mine.cluster_file), [HERE], lambda *_: None)
+    pid = slow_uv(tmp_path)
+    with subprocess.Popen(
+        [sys.executable, "-m", "ugro_tasks.program", "launch", "--name=exp1", "--script=train.py"],
+        env={**os.environ, "UGRO_CLUSTER": str(mine.cluster_file)}, stderr=subprocess.PIPE, text=True,
+    ) as launch:  # fmt: skip
+        wait_until(lambda: bool(pid()), "the build to be under way", 20)
+        done = ugro("stop", "exp1", cluster=mine.cluster_file)
+        assert done.returncode == 0, done.stderr
+        _, err = launch.communicate(timeout=10)
+    assert launch.returncode == 130, err
+    assert not read_proc(pid(), "cmdline")
+    (record,) = (mine.root / "experiments").glob("exp1_*/state.json")
+    state = json.loads(record.read_text())
+    assert state["state"] == "stopped"
+    assert state["cause"]["message"].endswith("what was in use stays in use")
     assert torch_of(venv) == "1.0+stand.in"
 
 
