@@ -8,6 +8,7 @@
     python -m benchmarks.capture       log capture, beside ssh ... cat > file and Fabric's own run
     python -m benchmarks.ending        a rank that dies, Ctrl-C: until all hosts are free, beside torchrun over ssh
     python -m benchmarks.gathering     2 GB of outputs, and again unchanged, beside rsync
+    python -m benchmarks.throughput    tokens a second of a training, beside the same torchrun by hand
     python -m benchmarks.idle          what the agent takes while a job runs quietly
 
 They bring up a lab of hosts on this machine (root, Linux); absolute seconds mean little there, ratios do. Peers from
