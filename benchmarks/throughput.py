@@ -30,8 +30,8 @@ def by_hand(lab: Lab) -> float:
     terminals = []
     for rank, host in enumerate(lab.hosts):
         command = (
-            f"cd {ROOT}/scripts; export OMP_WAIT_POLICY=passive GLOO_SOCKET_IFNAME={INTERFACES[rank]} PYTHONUNBUFFERED=1 "
-            "CUDA_VISIBLE_DEVICES= UGRO_OUTPUT_DIR=$HOME/by_hand; rm -rf $HOME/by_hand; "
+            f"cd {ROOT}/scripts; export OMP_WAIT_POLICY=passive GLOO_SOCKET_IFNAME={INTERFACES[rank]} "
+            "PYTHONUNBUFFERED=1 CUDA_VISIBLE_DEVICES= UGRO_OUTPUT_DIR=$HOME/by_hand; rm -rf $HOME/by_hand; "
             f"{PYTHON} -m torch.distributed.run "
             f"--nnodes 3 --node-rank {rank} --nproc-per-node 1 --master-addr {lab.hosts[0].address} "
             f"--master-port 29510 --local-addr {host.address} --max-restarts 0 train_single_test.py {shlex.join(FLAGS)}"

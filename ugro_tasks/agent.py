@@ -28,6 +28,7 @@ from .job import Cause, Phase
 from .supervise import Supervision
 
 POLL_SECONDS = 0.03
+BUSY_POLL_SECONDS = 0.1  # beside a job, which needs the machine and has the nodes
 LOCK_SECONDS = 2.0
 CLOCK_TICK_NS = 100_000_000
 
@@ -45,6 +46,8 @@ class Agent:
 
     def run(self) -> None:
         """Until no job has been unfinished for the linger time of the last cluster, or UGRO itself was updated."""
+        with contextlib.suppress(OSError):  # on a full disk, the next one will
+            self.experiments.complete_history()
         idle_since = time.monotonic()
         while self.experiments.folder.is_dir():
             if self._folder_changed():
@@ -56,12 +59,12 @@ class Agent:
                 idle_since = time.monotonic()
             elif time.monotonic() - idle_since > self._linger_seconds:
                 return
-            time.sleep(POLL_SECONDS)
+            time.sleep(BUSY_POLL_SECONDS if self._jobs else POLL_SECONDS)
 
     def _folder_changed(self) -> bool:
         """Whether there may be a new job: it changes the folder's time stamp."""
         was, self._seen = self._seen, self.experiments.folder.stat().st_mtime_ns
-        if time.time_ns() - self._seen < CLOCK_TICK_NS:
+        if abs(time.time_ns() - self._seen) < CLOCK_TICK_NS:
             self._seen = -1  # the next job may come within the same tick of the file system's clock
         return was != self._seen or self._seen == -1
 

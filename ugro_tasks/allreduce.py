@@ -34,5 +34,6 @@ def measure(cluster: Cluster) -> list[dict[str, Any]]:
         cause = state.cause.message if state.cause else state.phase
         raise JobFailed(f"the all-reduce could not be timed: {cause}\n  see: inv logs {experiment.job_id}")
     found = msgspec.json.Decoder(dict[str, Any]).decode_lines(experiment.metrics.read_bytes())
-    shutil.rmtree(experiment.folder)
+    while experiment.folder.exists():  # the agent may still write a last word into it
+        shutil.rmtree(experiment.folder, ignore_errors=True)
     return found

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from .plaintext import printable_lines
+from .threadsafe import threadsafe
 
 # A program's words, a path, a word of a table: as long as they may be where anybody shows or stores them.
 Words = Annotated[str, Meta(max_length=20_000)]
@@ -207,6 +208,7 @@ class Build(Environment, kw_only=True):
     kept: Path | None
 
 
+@threadsafe
 class _Failed(Struct, kw_only=True):
     phase: Word
     tail: Words
@@ -215,6 +217,7 @@ class _Failed(Struct, kw_only=True):
     message: Words
 
 
+@threadsafe
 class _Progress(Struct, kw_only=True):
     phase: Word
     seconds: Seconds
@@ -232,15 +235,21 @@ class State(Struct, kw_only=True):
     exit: dict[str, Any] | None = None
 
 
+class _Exit(Struct, kw_only=True):
+    started_at: Seconds | None = None
+
+
 class Stop(Struct, kw_only=True):
-    """What is left of a job."""
+    """What is left of a job, and how it ended, where that is known."""
 
     left: list[_Process]
+    exit: _Exit | None = None
 
 
-class Reset(Stop, kw_only=True):
+class Reset(Struct, kw_only=True):
     """What was ended, and what is left of it."""
 
+    left: list[_Process]
     ended: list[_Process]
 
 
@@ -272,6 +281,8 @@ SHAPES: dict[str, type[Struct]] = {
     "probe": Probe, "environment": Environment, "build_environment": Build, "state": State, "stop": Stop,
     "reset": Reset, "manifests": Manifests, "clean": Clean, "prepare": Done, "start": Done, "make_folder": Done,
 }  # fmt: skip
+for _shape in SHAPES.values():
+    threadsafe(_shape)
 # What a node may refuse because another job has it; of any other request, "busy" would be no answer.
 MAY_BE_BUSY = {"prepare", "build_environment"}
 

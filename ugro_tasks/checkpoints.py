@@ -21,6 +21,7 @@ from .errors import UsageError
 from .experiments import Experiment
 from .job import UNREADABLE, Resume
 from .node.follow import MANIFEST_SUFFIX
+from .threadsafe import threadsafe
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 RANKS_MOST = 1000
@@ -37,6 +38,7 @@ class Part(Struct, frozen=True):
     sha256: str
 
 
+@threadsafe
 class Manifest(Struct, frozen=True, kw_only=True):
     """What one rank wrote of a checkpoint. `files` are named from the folder of checkpoints on."""
 
@@ -86,9 +88,14 @@ def read_manifest(content: bytes) -> Manifest:
 
 
 def at_home(experiment: Experiment) -> list[Checkpoint]:
-    """The checkpoints whose part of rank 0 has come, the one of the highest step last."""
+    """The checkpoints whose part of rank 0 has come, the one that is farthest last.
+
+    Epochs tell that, where all have one: fewer ranks make more steps of an epoch.
+    """
     found = [_at_home(experiment, manifest) for manifest in stored_manifests(experiment, 0).values()]
-    return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.name))
+    epochs = [checkpoint.epoch for checkpoint in found]
+    by_step = sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.name))
+    return by_step if None in epochs else sorted(by_step, key=lambda checkpoint: checkpoint.epoch or 0.0)
 
 
 def newest_whole(experiment: Experiment, passed_over: Callable[[str], None]) -> Checkpoint | None:

@@ -26,6 +26,7 @@ from .node.follow import MANIFEST_SUFFIX
 from .plan import attempt_folder
 from .remote import ask
 from .rsync import PARTIAL_FOLDER
+from .threadsafe import threadsafe
 
 HOME = "home"
 REMOVE_SECONDS = 600.0  # that a node may take over hundreds of gigabytes
@@ -82,6 +83,7 @@ class _Folder(msgspec.Struct, frozen=True):
     kept: str | None
 
 
+@threadsafe
 class _Answer(msgspec.Struct, frozen=True):
     folders: dict[str, _Folder]
     others: list[str]

@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from ugro_tasks.errors import UsageError
+from ugro_tasks.threadsafe import threadsafe
 from ugro_tasks.values import (
     Address,
     BatchSize,
@@ -173,6 +174,7 @@ class Logging(Fact, frozen=True, kw_only=True):
     keep_days: PositiveInt = 7
 
 
+@threadsafe
 class Cluster(Fact, frozen=True, kw_only=True):
     """The nodes, sorted by rank, and the defaults of everything that runs on them."""
 

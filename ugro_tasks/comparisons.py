@@ -8,8 +8,8 @@ from typing import Any
 from .checks import CLOCK_MAX_SECONDS, Check
 from .cluster import Cluster, Node
 from .plan import interface_of
+from .probes import visited_by
 
-PEERS_VISITED = 4  # by each node: all others, where there are no more
 Facts = Mapping[str, Mapping[str, Any]]  # by node, of those that were reached
 
 
@@ -18,7 +18,7 @@ def judge_all(cluster: Cluster, facts: Facts, clock_offsets: Mapping[str, float]
     if len(facts) < 2:
         return
     yield from _machines(cluster, facts)
-    for name, value in _COMPARED.items():
+    for name, value in COMPARED.items():
         values = {node: value(told) for node, told in facts.items()}
         known = {v for v in values.values() if v}
         if known:
@@ -46,7 +46,7 @@ def judge_all(cluster: Cluster, facts: Facts, clock_offsets: Mapping[str, float]
     yield from _peers(cluster, facts, clock_offsets)
 
 
-_COMPARED: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
+COMPARED: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
     "Python": lambda facts: ".".join(str(facts["torch"].get("python", "")).split(".")[:2]),
     "torch": lambda facts: facts["torch"].get("torch"),
     "CUDA": lambda facts: facts["torch"].get("cuda") or ("none" if facts["torch"].get("torch") else None),
@@ -82,12 +82,6 @@ def _machines(cluster: Cluster, facts: Facts) -> Iterator[Check]:
                 value=f"{first} and {node.name} are the same machine",
                 fix=f"give {node.name} the address of another machine in the cluster file, or take it out",
             )
-
-
-def visited_by(cluster: Cluster, node: Node) -> list[Node]:
-    """The nodes that a node tries to reach for the check `peers`: all others in a small cluster, else the next few."""
-    others = [*cluster.nodes[node.rank + 1 :], *cluster.nodes[: node.rank]]
-    return others[:PEERS_VISITED]
 
 
 def _peers(cluster: Cluster, facts: Facts, clock_offsets: Mapping[str, float]) -> Iterator[Check]:

@@ -1,6 +1,6 @@
 """Every error a user can meet, and the exit code that tells a script which one it was.
 
-    UgroError                     1   (never raised itself)
+    UgroError                     1   what fits none of these
     ├── UsageError                2   a flag or a name that cannot be used
     ├── ClusterFileError          3   the cluster file, all faults at once
     ├── JobNotFound               4   no job of that name

@@ -7,7 +7,7 @@
       .agent.lock               held by the agent of this folder, with its pid inside
       .agent.stderr             where an agent that crashes says why
 
-Files are replaced whole or appended to in whole lines, and are readable by their owner only.
+Files are replaced whole or appended to in whole lines, and those of UGRO's own are readable by their owner only.
 """
 
 from __future__ import annotations
@@ -136,8 +136,8 @@ class Experiment:
 
     @property
     def stop_asked(self) -> bool:
-        """Whether somebody asked for the job to be stopped."""
-        return self._stop.exists()
+        """Whether somebody asked for the job to be stopped, or has removed its folder."""
+        return self._stop.exists() or not self.folder.is_dir()
 
     def code_archive(self) -> bytes:
         """The scripts as launched, as a compressed tar."""
@@ -267,6 +267,15 @@ class Experiments:
         ended = self._ended()
         jobs = [self._job(job_id) for job_id in reversed(self._ids()) if job_id not in ended]
         return [job for job in jobs if (phase := _phase(job)) and not phase.finished]
+
+    def complete_history(self) -> None:
+        """Add the jobs that have ended while nobody could say so there: their agent was killed in that moment."""
+        ended = self._ended()
+        for job in [self._job(job_id) for job_id in reversed(self._ids()) if job_id not in ended]:
+            with contextlib.suppress(RecordError):
+                record, state = job.record(), job.state()
+                if state.phase.finished:
+                    self.add_to_history(job, record, state)
 
     # ---- the records beside the jobs ----
 

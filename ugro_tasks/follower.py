@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from .display import clock, duration, note, open_console, show_json, show_plan, shown
@@ -30,19 +31,17 @@ class Follower:
         interrupts: Interrupts,
         *,
         ranks: list[int] | None = None,
-        from_start: bool = True,
+        offsets: Mapping[int, int] | None = None,  # in the ranks' logs, to go on from
         quiet: bool = False,
         verbose: bool = False,
         as_json: bool = False,
     ) -> None:
         self.experiments, self.experiment, self.interrupts = experiments, experiment, interrupts
-        self.ranks, self.from_start = [] if quiet or as_json else ranks, from_start
+        self.ranks, self.offsets = [] if quiet or as_json else ranks, offsets
         self.verbose, self.as_json = verbose, as_json
         self.console: Printer = open_console()
         self.state = experiment.state()
-        record = experiment.record()
-        self.nodes = record.nodes
-        self.width = max(len(node) for node in self.nodes)
+        self.width = max(len(node) for node in experiment.record().nodes)
         self._stop_by = float("inf")
         self._metrics: dict[str, object] = {}
         self._lines: list[Line] = []  # to be shown together
@@ -88,9 +87,7 @@ class Follower:
     def _follow(self, until: frozenset[Phase], *, interrupt_stops: bool) -> bool:
         """Show what comes until the job has ended or is in one of these states; False where Ctrl-C left it."""
         with self._live or contextlib.nullcontext():
-            for item in watch(
-                self.experiments, self.experiment, ranks=self.ranks, from_start=self.from_start
-            ):
+            for item in watch(self.experiments, self.experiment, ranks=self.ranks, offsets=self.offsets):
                 if self.interrupts.take():
                     if not interrupt_stops:
                         return False
@@ -131,7 +128,7 @@ class Follower:
                 show_plan(plan)
 
     def _show_event(self, event: Event) -> None:
-        if not self.from_start and event.time < time.time() - 1:
+        if self.offsets is not None and event.time < time.time() - 1:
             return
         where = f"{event.node}: " if event.node else ""
         self.console.print(f"[bold]{clock(event.time)}[/] {shown(where + event.message)}")
@@ -143,7 +140,8 @@ class Follower:
             self._lines.clear()
 
     def _behind_node(self, line: Line) -> tuple[str, str, str]:
-        node = self.nodes[line.rank] if line.rank < len(self.nodes) else str(line.rank)
+        # A restart may have left a node behind.
+        node = next((rank.node for rank in self.state.ranks if rank.rank == line.rank), str(line.rank))
         return node, NODE_COLOURS[line.rank % len(NODE_COLOURS)], line.text
 
     def _update_line(self) -> None:

@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 
 from .cluster import Cluster
 from .errors import HostError, Interrupted, LaunchFailed, NodesBusy, StopUnproven, UgroError
-from .experiments import METRICS_NAME, Experiment
+from .experiments import METRICS_NAME, OWN_NAMES, Experiment
 from .hosts import Fleet, Host
 from .job import Cause, LaunchPlan, NodePlan, Phase, RankState
 from .journal import Journal
 from .mirror import Mirror, deliver
+from .node.supervisor import OUTPUTS_TOLD
 from .plan import attempt_folder
 from .remote import Conversation, ask, node_zip
 from .streams import End, follow_rank, retry_pause
@@ -86,15 +87,19 @@ class Gang:
         self.hosts: dict[str, Host] = {host.node.name: host for host in fleet}
         # Nodes with something to gather beyond the metrics, which came as a stream, and its topmost names.
         self.wrote: dict[str, tuple[str, ...]] = {}
+        self._discard = True  # what an undone launch has laid out
+        self._ran = False  # a rank did, as a node says that was told to stop
         self._results: queue.SimpleQueue[End | list[str] | Exception] = queue.SimpleQueue()
 
     # ---- the start ----
 
-    def launch(self, source: Experiment | None) -> None:
+    def launch(self, source: Experiment | None, *, begun_before: bool = False) -> None:
         """All ranks run; otherwise none does, and `Over` or UgroError says why.
 
-        `source` is the job that has the checkpoint of the plan.
+        `source` is the job that has the checkpoint of the plan. Where somebody has `begun_before`, ranks may have run
+        for long, and what they wrote stays.
         """
+        self._discard = not begun_before
         self.journal.change(
             phase=Phase.PREPARING, ranks=tuple(RankState(rank=p.rank, node=p.node) for p in self.plan.nodes)
         )
@@ -104,9 +109,14 @@ class Gang:
         code = self.experiment.code_archive()
         self._on_all("prepare", lambda host, plan: self._prepare(host, plan, code))
         self._on_all("start", self._start)
-        self.journal.change(phase=Phase.RUNNING, started_at=self.journal.state.started_at or time.time())
+        self._note_begun()
+        self.journal.change(phase=Phase.RUNNING)
         for plan in self.plan.nodes:
             self.journal.say(f"rank {plan.rank} runs", plan.node)
+
+    def _note_begun(self) -> None:
+        self.journal.change_attempt(ran=True)
+        self.journal.change(started_at=self.journal.state.started_at or time.time())
 
     def _deliver(self, source: Experiment, host: Host, plan: NodePlan) -> None:
         assert self.plan.resume  # noqa: S101
@@ -148,7 +158,9 @@ class Gang:
         if not faults and not self.experiment.stop_asked:
             return
         self.journal.say("undoing: stopping what was prepared")
-        left = self.stop("undone", FAILURE_GRACE_SECONDS, tries=STOP_TRIES, discard=True)
+        left = self.stop("undone", FAILURE_GRACE_SECONDS, tries=STOP_TRIES, discard=self._discard)
+        if self._ran and not self._discard:
+            self._note_begun()
         words = "\n".join(fault.text for fault in faults)
         if left:
             raise Over(Phase.FAILED, StopUnproven, "\n".join([*([words] if words else []), *left]))
@@ -190,7 +202,12 @@ class Gang:
                 self._in_thread("stop", partial(self._stop_all, asked, tries))
         mirror.close()
         self.catch_up({end.node for end in ends if end.away} & self.proven_gone)
-        self.wrote = {end.node: end.outputs for end in ends if set(end.outputs) - {METRICS_NAME} or end.lost}
+        # A rank that was lost told no names, and one with very many not all: there may be any.
+        self.wrote = {
+            end.node: end.outputs if 0 < len(end.outputs) < OUTPUTS_TOLD else OWN_NAMES
+            for end in ends
+            if set(end.outputs) - {METRICS_NAME} or end.lost
+        }
         if left and (asked or away_seconds is None):
             raise Over(Phase.STOPPED if asked else Phase.FAILED, StopUnproven, "\n".join(left))
         return ends, asked
@@ -290,9 +307,9 @@ class Gang:
                     self.journal.say(f"cannot be told to stop, trying again. {error.text}", plan.node)
                 time.sleep(retry_pause(tried))
                 continue
+            self._ran |= bool((answer["exit"] or {}).get("started_at"))
             pids = tuple(int(process["pid"]) for process in answer["left"])
-            if not discard:
-                self.journal.change_rank(plan.rank, left_pids=pids, proven_gone=not pids)
+            self.journal.change_rank(plan.rank, left_pids=pids, proven_gone=not pids)
             return f"{plan.node}: still there after KILL: pids {', '.join(map(str, pids))}" if pids else None
 
     # ---- helpers ----

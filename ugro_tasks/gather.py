@@ -15,12 +15,13 @@ from pathlib import Path
 import msgspec
 
 from .checkpoints import stored_manifests
-from .errors import HostError, RecordError, UgroError
+from .errors import HostError, RecordError, UgroError, by_exit_code
 from .experiments import METRICS_NAME, OWN_NAMES, Experiment
 from .hosts import Fleet, Host
-from .job import JobState, NodePlan
+from .job import JobRecord, JobState, NodePlan
 from .mirror import bring_all
 from .node.follow import MANIFEST_SUFFIX
+from .plan import attempt_folder, folder_of, token_of
 from .remote import ask
 from .rsync import Rsync
 
@@ -148,9 +149,8 @@ def gather_again(
     Raises what went wrong, RecordError where the job never ran or the disk here is full.
     """
     record, state = experiment.record(), experiment.state()
-    if record.plan is None:
-        raise RecordError(f"{experiment.job_id} never ran, so there is nothing to gather")
-    plans = [plan for plan in record.plan.nodes if plan.node not in state.cleaned]
+    everywhere = _plans(experiment, record, state)
+    plans = [plan for plan in everywhere if plan.node not in state.cleaned]
     if plans:
         with Fleet.of(experiment.cluster().select(",".join(plan.node for plan in plans))) as fleet:
             ended = state.phase.finished and _ended(state, plans, fleet)
@@ -165,7 +165,25 @@ def gather_again(
                 experiment.save_state(msgspec.structs.replace(experiment.state(), gathered_at=time.time()))
             except OSError as error:
                 raise RecordError(f"{error.filename or experiment.folder}: {error.strerror}") from error
-    return [plan.node for plan in record.plan.nodes if plan not in plans]
+    return [plan.node for plan in everywhere if plan not in plans]
+
+
+def _plans(experiment: Experiment, record: JobRecord, state: JobState) -> Sequence[NodePlan]:
+    """Where the ranks of the last attempt that ran have written."""
+    if record.plan is None:
+        raise RecordError(f"{experiment.job_id} never ran, so there is nothing to gather")
+    ran = [attempt for attempt in state.attempts if attempt.ran]
+    if not ran or ran[-1].number == record.plan.attempt:
+        return record.plan.nodes
+    nodes = {node.name: node for node in experiment.cluster().nodes}
+    unique = attempt_folder(record, ran[-1].number)
+    return [
+        NodePlan(
+            node=name, rank=rank, address=nodes[name].address, interface="", argv=(), env={},
+            token=token_of(nodes[name], unique), folder=folder_of(nodes[name], unique),
+        )
+        for rank, name in enumerate(ran[-1].nodes)
+    ]  # fmt: skip
 
 
 def _ended(state: JobState, plans: Sequence[NodePlan], fleet: Fleet) -> bool:
@@ -189,4 +207,6 @@ def _together(experiment: Experiment, errors: Sequence[UgroError], brought: Sequ
     for error in errors:
         if isinstance(error, RecordError):
             return RecordError(f"{error.text}; then: inv gather {experiment.job_id}")
-    return errors[0] if len(errors) == 1 else UgroError("\n".join(error.text for error in errors))
+    codes = {error.exit_code for error in errors}
+    code = codes.pop() if len(codes) == 1 else UgroError.exit_code
+    return by_exit_code(code, "\n".join(error.text for error in errors))

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import secrets
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from msgspec import Struct
 
 from .checks import Check, judge
 from .cluster import Cluster, Node
-from .comparisons import judge_all, visited_by
-from .errors import HostError
-from .hosts import Fleet, Host
+from .comparisons import COMPARED, judge_all
+from .errors import HostError, NodesBusy, NotFit, UgroError
+from .hosts import Fleet
 from .nvidia import parse_gpus
-from .recipes import place_of
+from .probes import Answer, Answers, probe
 from .remote import ask, describe_holder
 
-PORT_SECONDS = 4.0  # how long master and workers look for each other
-PROBE_SECONDS = 90.0  # the first import of torch on a slow disk takes that long
+_SAME = {f"same {name}" for name in COMPARED}  # across nodes, of their environments
 
 
 class NodeHealth(Struct, frozen=True, kw_only=True):
@@ -67,6 +64,22 @@ class ClusterHealth(Struct, frozen=True, kw_only=True):
         remedies = {node: f"\n    {check.fix}" for node, check in self.faults if check.name == "leftovers"}
         return {node.node: node.held_by + remedies.get(node.node, "") for node in self.nodes if node.held_by}
 
+    def refusal(self, *, force: bool, late: Collection[str] = ()) -> UgroError | None:
+        """Why a launch on these nodes is refused: NodesBusy, NotFit; None where it is not.
+
+        `force`: nodes that are not fit are taken. `late`: of these the environment is made anew first.
+        """
+        if busy := self.busy():
+            return NodesBusy("\n".join(f"{node}: {holder}" for node, holder in busy.items()))
+        faults = [
+            (node, check)
+            for node, check in self.faults
+            if not (node in late and check.name == "environment") and not (late and check.name in _SAME)
+        ]
+        if not faults or (force and all(node.reachable for node in self.nodes)):
+            return None
+        return NotFit("\n".join(f"{node}: {c.name}: {c.value}\n    {c.fix}" for node, c in faults))
+
     def facts(self) -> dict[str, Mapping[str, Any]]:
         """What each reachable node told of itself."""
         return {node.node: node.facts for node in self.nodes if node.reachable}
@@ -78,77 +91,23 @@ def examine(
     asking: Callable[..., dict[str, Any]] = ask,
     model: Mapping[str, Any] | None = None,
 ) -> ClusterHealth:
-    """Probe all nodes at once, one round trip each, and judge what they say.
+    """Probe all nodes and judge what they say; see `probes.probe`."""
+    return judge_cluster(cluster, probe(fleet, cluster, asking, model))
 
-    `asking` is how a node is asked: `remote.ask`, or a conversation that goes on. `model` is looked for on each
-    node, see `shares.model_to_look_for`.
-    """
-    begun, probed_at = time.monotonic(), time.time()
-    nonce, salt = secrets.token_hex(8), secrets.randbits(16)
-    answers = fleet.map(lambda host: _probe(host, cluster, nonce, salt, asking, model))
-    nodes = tuple(_judge_answer(cluster, node, answers[node.name]) for node in cluster.nodes)
+
+def judge_cluster(cluster: Cluster, answers: Answers) -> ClusterHealth:
+    """What the answers of the cluster's nodes mean."""
+    nodes = tuple(_judge_answer(cluster, node, answers.of[node.name]) for node in cluster.nodes)
     return ClusterHealth(
         cluster=cluster.name,
-        probed_at=probed_at,
-        seconds=time.monotonic() - begun,
+        probed_at=answers.probed_at,
+        seconds=answers.seconds,
         nodes=nodes,
         across=tuple(judge_all(cluster, *_by_node(nodes))),
     )
 
 
-class _Answer(Struct, frozen=True):
-    facts: dict[str, Any]
-    round_trip_seconds: float
-    clock_offset_seconds: float
-
-
-def _probe(
-    host: Host,
-    cluster: Cluster,
-    nonce: str,
-    salt: int,
-    asking: Callable[..., dict[str, Any]],
-    model: Mapping[str, Any] | None,
-) -> _Answer:
-    node, master = host.node, cluster.master
-    alone = len(cluster.nodes) == 1
-    sent = time.time()
-    facts = asking(
-        host,
-        "probe",
-        timeout_seconds=PROBE_SECONDS,
-        interpreter=node.environment.interpreter(node.project),
-        project=node.project,
-        slot=node.slot,
-        wants_cuda=node.gpu_model is not None,
-        role="master" if node.rank == 0 else "worker",
-        address=node.address,
-        master=master.address,
-        port=cluster.master_port,
-        workers=0 if alone else len(cluster.nodes) - 1,
-        port_seconds=PORT_SECONDS,
-        nonce=nonce,
-        peers=None if alone else _meetings(cluster, node, salt),
-        model=model,
-        environment=place_of(node),
-    )
-    received = time.time()
-    # The node's clock at the middle of its own work against ours at the middle of the whole.
-    offset = (facts["started"] + facts["ended"]) / 2 - (sent + received) / 2
-    uncertain = (received - sent - (facts["ended"] - facts["started"])) / 2
-    return _Answer(facts, host.round_trip_seconds, 0.0 if abs(offset) <= uncertain else offset)
-
-
-def _meetings(cluster: Cluster, node: Node, salt: int) -> dict[str, Any]:
-    """Whom a node visits, and who visits it; the ports are chosen there, from the range of its kernel."""
-    visits = {
-        peer.name: {"address": peer.address, "salt": salt + peer.rank} for peer in visited_by(cluster, node)
-    }
-    visitors = [other.name for other in cluster.nodes if node in visited_by(cluster, other)]
-    return {"name": node.name, "salt": salt + node.rank, "visits": visits, "visited_by": visitors}
-
-
-def _judge_answer(cluster: Cluster, node: Node, answer: _Answer | HostError) -> NodeHealth:
+def _judge_answer(cluster: Cluster, node: Node, answer: Answer | HostError) -> NodeHealth:
     common: dict[str, Any] = {"node": node.name, "rank": node.rank, "address": node.address}
     if isinstance(answer, HostError):
         check = Check(name="reachable", ok=False, value=answer.what, fix=answer.fix)

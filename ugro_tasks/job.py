@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct, field
 
 from .errors import UsageError
+from .threadsafe import threadsafe
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SCRIPT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*\.py")
@@ -192,6 +193,7 @@ class Code(Struct, frozen=True, kw_only=True):
     git_commit: str | None
 
 
+@threadsafe
 class JobRecord(Struct, frozen=True, kw_only=True):
     """config.json: the spec, where it goes, and the plan once there is one."""
 
@@ -261,8 +263,11 @@ class Attempt(Struct, frozen=True, kw_only=True):
     ended_at: float | None = None
     cause: Cause | None = None
     left_behind: tuple[str, ...] = ()  # nodes that could not be told to stop
+    ran: bool = False  # its ranks have begun, or may have
+    gathered: bool = False  # all that its ranks wrote is home
 
 
+@threadsafe
 class JobState(Struct, frozen=True, kw_only=True):
     """state.json: how far the job has come."""
 
@@ -285,6 +290,7 @@ class JobState(Struct, frozen=True, kw_only=True):
         return None if self.started_at is None else (self.ended_at or time.time()) - self.started_at
 
 
+@threadsafe
 class Event(Struct, frozen=True, kw_only=True):
     """A line of events.jsonl: something that a user who watches wants to know."""
 

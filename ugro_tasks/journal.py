@@ -59,12 +59,17 @@ class Journal:
             self.change(attempts=(*earlier, msgspec.structs.replace(last, **changes)))
 
     def insist(self, write: Callable[[], None]) -> None:
-        """Write to the experiment folder, for as long as it takes: a full disk here must not end a job there."""
+        """Write to the experiment folder, for as long as it takes: a full disk here must not end a job there.
+
+        A folder that somebody has removed is left so: its job is about to be stopped.
+        """
         warned = False
         while True:
             try:
                 return write()
             except OSError as error:
+                if not self.experiment.folder.is_dir():
+                    return None
                 if not warned:
                     self.log.error(
                         "%s: %s; trying again", error.filename or self.experiment.folder, error.strerror

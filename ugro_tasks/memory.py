@@ -26,6 +26,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from .job import UNREADABLE, Memory
+from .threadsafe import threadsafe
 
 MIB = 1 << 20
 # CUDA's context, the kernels of torch, the buffers of cuBLAS and NCCL, and what the driver keeps for itself.
@@ -97,6 +98,7 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
         return self.layers * in_a_layer + self.outside_matrices
 
 
+@threadsafe
 class _Answer(Struct):
     """Of `node/model.py`."""
 

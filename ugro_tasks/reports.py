@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
@@ -78,9 +79,15 @@ def _ask_nodes(experiment: Experiment, record: JobRecord) -> dict[str, dict[str,
     return {node: {"error": a.text} if isinstance(a, HostError) else a for node, a in answers.items()}
 
 
-def log_tails(experiment: Experiment, rank: int | None, count: int) -> dict[int, list[str]]:
-    """{rank: its last lines}; a rank that has not printed yet has none. Raises UsageError for a rank that is none."""
+def log_tails(
+    experiment: Experiment, rank: int | None, count: int, ends: Mapping[int, int] | None = None
+) -> dict[int, list[str]]:
+    """{rank: its last lines, before `ends` of its log}; a rank that has not printed yet has none.
+
+    Raises UsageError for a rank that is none.
+    """
     logs, ranks = experiment.logs(), len(experiment.record().nodes)
     if rank is not None and not 0 <= rank < ranks:
         raise UsageError(f"--rank {rank}: {experiment.job_id} has the ranks 0 to {ranks - 1}")
-    return {number: last_lines(path, count) for number, path in logs.items() if rank in {None, number}}
+    chosen = {number: path for number, path in logs.items() if rank in {None, number}}
+    return {number: last_lines(path, count, (ends or {}).get(number)) for number, path in chosen.items()}

@@ -116,6 +116,9 @@ def _read(path: Path, defaults: Settings) -> Settings:
         if not isinstance(keys, dict):
             line = document.line((section,))
             raise UsageError(f"{path}, line {line}: {section} must be a section of `key: value` lines")
+        if odd := [key for key in (section, *keys) if not isinstance(key, str)]:
+            line = document.line((section,))
+            raise UsageError(f"{path}, line {line}: the key {odd[0]!r} is no text; put it in quotes")
         found[section] = {}
         for key, value in keys.items():
             known = defaults.get(section, {})

@@ -33,10 +33,12 @@ def ssh_config_faults() -> Iterator[None]:
 def user_ssh_config() -> paramiko.SSHConfig:
     """The user's file, then the system's. paramiko knows no Include, so the files are put together here."""
     files = [known_hosts().with_name("config"), Path("/etc/ssh/ssh_config")]
-    return paramiko.SSHConfig.from_text("\nHost *\n".join(_with_includes(file) for file in files))
+    return paramiko.SSHConfig.from_text(
+        "\nHost *\n".join(_with_includes(file, file.parent) for file in files)
+    )
 
 
-def _with_includes(path: Path, depth: int = 0) -> str:
+def _with_includes(path: Path, folder: Path, depth: int = 0) -> str:
     if depth > INCLUDES_AT_MOST or not path.is_file():
         return ""
     lines, block = [], "Host *"
@@ -49,8 +51,8 @@ def _with_includes(path: Path, depth: int = 0) -> str:
             continue
         for word in shlex.split(words):
             # A relative name is looked up beside the file of the first level.
-            for found in sorted(glob.glob(str(path.parent / Path(word).expanduser()))):  # noqa: PTH207
-                lines.append(_with_includes(Path(found), depth + 1))
+            for found in sorted(glob.glob(str(folder / Path(word).expanduser()))):  # noqa: PTH207
+                lines.append(_with_includes(Path(found), folder, depth + 1))
         # What follows belongs to the block that the Include stands in, not to the last one of the included file.
         lines.append(block)
     return "\n".join(lines)

@@ -18,6 +18,7 @@ from .hosts import Host
 from .job import UNREADABLE, NodePlan
 from .node.follow import EXIT, GPU, LOG, LOST, MANIFEST, METRICS
 from .remote import Conversation, Frame, follow
+from .threadsafe import threadsafe
 
 NO_BASES: Mapping[str, int] = MappingProxyType({})
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0)
@@ -159,6 +160,9 @@ def follow_rank(
                 elif frame.payload:
                     files.store(plan.node, frame)
         except (HostError, OSError) as error:
+            if not experiment.folder.is_dir():
+                lost = "its folder here was removed"
+                return End(node=plan.node, rank=plan.rank, at=time.time(), lost=lost, away=True)
             # An OSError is this machine's: a full disk, say. What was not stored is asked for again.
             if not away_since:
                 away_since = time.monotonic()
@@ -191,6 +195,7 @@ def _frames(
 Small = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=1 << 31)]
 
 
+@threadsafe
 class _ExitRecord(msgspec.Struct, frozen=True):
     code: Small | None = None
     signal: Small | None = None
@@ -199,6 +204,7 @@ class _ExitRecord(msgspec.Struct, frozen=True):
     outputs: tuple[str, ...] = ()  # the topmost names of what it wrote
 
 
+@threadsafe
 class _LostRecord(msgspec.Struct, frozen=True):
     known: bool
     rebooted: bool

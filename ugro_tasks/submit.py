@@ -6,12 +6,14 @@ import secrets
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from msgspec import Struct
 
 from .applog import open_log
 from .checkpoints import metrics_until, resume_from
 from .cluster import Cluster
-from .errors import NodesBusy, RecordError, UsageError
+from .errors import NodesBusy, NotFit, RecordError, UsageError
 from .experiments import Experiment, Experiments
 from .job import Code, JobRecord, JobSpec, LaunchPlan
 from .plan import make_plan
@@ -19,9 +21,6 @@ from .settings import resolve
 from .shares import model_to_look_for, requested_sizes
 from .summon import try_agent
 from .version import __version__
-
-if TYPE_CHECKING:
-    from .health import ClusterHealth
 
 
 def submit(spec: JobSpec, cluster: Cluster) -> Experiment:
@@ -45,11 +44,21 @@ def submit(spec: JobSpec, cluster: Cluster) -> Experiment:
     return experiment
 
 
-def rehearse(spec: JobSpec, cluster: Cluster) -> tuple[ClusterHealth, LaunchPlan]:
-    """What a launch would find and do now; nothing is written anywhere."""
+class Rehearsal(Struct, frozen=True, kw_only=True):
+    """What a launch would do now."""
+
+    plan: LaunchPlan
+    environments: dict[str, str]  # {node: why its environment would be made anew first}
+    refusals: list[str]  # why it would be refused
+
+
+def rehearse(spec: JobSpec, cluster: Cluster) -> Rehearsal:
+    """What a launch would find and do now; nothing is written anywhere. Raises NotFit where a node cannot be asked."""
     # A launch needs no SSH: that is the agent's part, and loading it takes longer than all the rest.
+    from .environments import behind
     from .health import examine
     from .hosts import Fleet
+    from .shares import refusals
 
     record = draft(spec, cluster)
     with Fleet.of(cluster) as fleet:
@@ -58,8 +67,14 @@ def rehearse(spec: JobSpec, cluster: Cluster) -> tuple[ClusterHealth, LaunchPlan
         words = [
             f"{node}: {check.value}\n    {check.fix}" for node, check in health.faults if node in missing
         ]
-        raise UsageError("no plan without a word from every node:\n" + "\n".join(words))
-    return health, make_plan(record, cluster, health.facts(), resume=record.resume)
+        raise NotFit("no plan without a word from every node:\n" + "\n".join(words))
+    plan = make_plan(record, cluster, health.facts(), resume=record.resume)
+    late = behind(cluster, health.facts()) if spec.sync else {}
+    refused = health.refusal(force=spec.force, late=late)
+    too_large = [] if spec.force else refusals(plan)
+    return Rehearsal(
+        plan=plan, environments=late, refusals=[*([refused.text] if refused else []), *too_large]
+    )
 
 
 def spec_from(
@@ -144,7 +159,8 @@ def _refuse_if_taken(experiments: Experiments, cluster: Cluster) -> None:
     addresses = _machines(cluster)
     for job in experiments.unfinished():
         try:
-            taken = addresses & _machines(job.cluster())
+            free = {rank.node for rank in job.state().ranks if rank.proven_gone}  # while it waits for others
+            taken = {machine for machine in addresses & _machines(job.cluster()) if machine[0] not in free}
         except RecordError:
             continue  # its state says that it runs, and no more can be known; the nodes' leases decide
         if taken:

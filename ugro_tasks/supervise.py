@@ -21,7 +21,7 @@ from .errors import HostError, Interrupted, JobFailed, LaunchFailed, NodesBusy, 
 from .experiments import Experiment, Experiments
 from .gang import FAILURE_GRACE_SECONDS, Gang, Over, Talks
 from .gather import gather
-from .health import ClusterHealth, NodeHealth, examine
+from .health import ClusterHealth, examine
 from .hosts import Fleet, Host
 from .job import Attempt, Phase, Resume
 from .journal import Journal
@@ -52,6 +52,7 @@ class Supervision:
 
     def run(self) -> None:
         """Returns when the job has ended: nothing of it is left, or its record names what is."""
+        self._see_off()
         try:
             while True:
                 try:
@@ -70,8 +71,9 @@ class Supervision:
         """One gang from its start to its end, or what is left of that; raises `Over`."""
         gang = self._gang()
         if gang is None or self.journal.state.phase in {Phase.QUEUED, Phase.PREPARING}:
+            begun_before = gang is not None  # by an agent that was killed
             gang = gang or self._plan_gang()
-            gang.launch(self._source(gang.plan.resume))
+            gang.launch(self._source(gang.plan.resume), begun_before=begun_before)
         self._last = gang
         away = self.cluster.timeouts.away_seconds if self.journal.record.max_restarts else None
         ends, asked = gang.see_through(away)
@@ -99,7 +101,8 @@ class Supervision:
             self.journal.change_attempt(ended_at=time.time(), cause=over.as_cause())
         if self._last:
             reached = {rank.node for rank in state.ranks if rank.proven_gone}
-            self._gather(self._last, reached)
+            for error in self._gather(self._last, reached):
+                self.journal.say(f"not gathered: {error.text}")
             self._last = None
         self.journal.say(f"{over.words.splitlines()[0]}; restart {used} of {record.max_restarts}")
         self.journal.change(phase=Phase.QUEUED)
@@ -177,50 +180,55 @@ class Supervision:
 
     def _gate(self, health: ClusterHealth) -> None:
         self._unless_stopped("before it started")
-        if busy := health.busy():
-            words = [f"{node}: {holder}" for node, holder in busy.items()]
-            raise Over(Phase.REFUSED, NodesBusy, "\n".join(words))
-        unreachable = not all(node.reachable for node in health.nodes)
-        if not health.fit and (unreachable or not self.journal.record.force):
-            words = [f"{node}: {check.name}: {check.value}\n    {check.fix}" for node, check in health.faults]
-            raise Over(Phase.REFUSED, NotFit, "\n".join(words))
+        if error := health.refusal(force=self.journal.record.force):
+            raise Over(Phase.REFUSED, type(error), error.text)
 
     # ---- a restart ----
 
     def _muster(self) -> tuple[Cluster, ClusterHealth]:
         """The nodes for the next attempt: all of them, or after a while those that are fit; raises `Over`."""
-        everybody, timeouts = self.cluster.nodes, self.cluster.timeouts
+        timeouts = self.cluster.timeouts
         deadline, tried = time.monotonic() + timeouts.return_seconds, 0
         while True:
             self._stop_remains()
             health = self._probe(self.fleet, self.cluster)
-            away = [node.node for node in health.nodes if not self._usable(node)]
+            away = self._away(health)
             if not away:
                 return self.cluster, health
             self._unless_stopped("before it started again")
             if time.monotonic() > deadline:
-                break
+                return self._go_on_without(away, health)
             if tried == 0:
                 wait = f"waiting for {', '.join(away)}, for {timeouts.return_seconds:g} s at most"
                 self.journal.say(wait)
             time.sleep(retry_pause(tried))
             tried += 1
-        if len(everybody) - len(away) < (self.journal.record.min_nodes or len(everybody)):
-            words = [f"{node}: {check.name}: {check.value}" for node, check in health.faults]
-            raise Over(
-                Phase.FAILED,
-                NotFit,
-                f"{', '.join(away)} did not come back:\n" + "\n".join(words),
-                final=True,
-            )
-        self.journal.say(f"going on without {', '.join(away)}")
-        self.journal.change_attempt(left_behind=tuple(away))
-        self._see_off(away)
-        left = self.cluster.select(",".join(node.name for node in everybody if node.name not in away))
-        return left, self._probe(self._fleet_of(left), left)
 
-    def _usable(self, node: NodeHealth) -> bool:
-        return node.reachable and (node.fit or self.journal.record.force) and not node.held_by
+    def _go_on_without(self, away: Sequence[str], health: ClusterHealth) -> tuple[Cluster, ClusterHealth]:
+        """The others, once they are found fit for the parts that they have to play then; raises `Over`."""
+        everybody, left, gone = self.cluster.nodes, self.cluster, list[str]()
+        while away:
+            gone += away
+            if len(everybody) - len(gone) < (self.journal.record.min_nodes or len(everybody)):
+                words = [f"{node}: {check.name}: {check.value}" for node, check in health.faults]
+                raise Over(
+                    Phase.FAILED,
+                    NotFit,
+                    f"{', '.join(gone)} did not come back:\n" + "\n".join(words),
+                    final=True,
+                )
+            left = self.cluster.select(",".join(node.name for node in everybody if node.name not in gone))
+            health = self._probe(self._fleet_of(left), left)
+            away = self._away(health)
+        self.journal.say(f"going on without {', '.join(gone)}")
+        self.journal.change_attempt(left_behind=tuple(gone))
+        self._see_off()
+        return left, health
+
+    def _away(self, health: ClusterHealth) -> list[str]:
+        """The nodes that no attempt can be made with."""
+        force = self.journal.record.force
+        return [n.node for n in health.nodes if not n.reachable or n.held_by or not (n.fit or force)]
 
     def _stop_remains(self) -> None:
         """Tell the ranks of the attempt before to stop, where it is not proven that they have."""
@@ -232,21 +240,30 @@ class Supervision:
             gang.stop("failure", FAILURE_GRACE_SECONDS, tries=1)
             gang.catch_up(unproven & gang.proven_gone)
 
-    def _see_off(self, names: Sequence[str]) -> None:
-        """Go on telling these nodes to stop what they had of earlier attempts, for as long as the job lasts."""
+    def _see_off(self) -> None:
+        """Go on telling the nodes that were left behind to stop what they had, for as long as the agent lives."""
+        attempts = self.journal.state.attempts
         hosts = {host.node.name: host for host in self.fleet}
-        for name in names:
-            number = max(a.number for a in self.journal.state.attempts if name in a.nodes)
+        for name in {name for attempt in attempts for name in attempt.left_behind} - self._told_of():
+            last = [attempt for attempt in attempts if name in attempt.nodes][-1]
+            if last.ended_at is None:  # it is with us again
+                continue
             self._laggards[name] = threading.Thread(
-                target=self._tell_to_stop, args=(hosts[name], number), name=f"see-off-{name}", daemon=True
+                target=self._tell_to_stop,
+                args=(hosts[name], last.number),
+                name=f"see-off-{name}",
+                daemon=True,
             )
             self._laggards[name].start()
+
+    def _told_of(self) -> set[str]:
+        return {name for name, thread in self._laggards.items() if thread.is_alive()}
 
     def _tell_to_stop(self, host: Host, number: int) -> None:
         unique, tried = attempt_folder(self.journal.record, number), 0
         while True:
             try:
-                ask(
+                answer = ask(
                     host,
                     "stop",
                     timeout_seconds=FAILURE_GRACE_SECONDS + 25,
@@ -255,10 +272,14 @@ class Supervision:
                     grace_seconds=FAILURE_GRACE_SECONDS,
                     reason="failure",
                 )
-                return self.journal.say("is back; nothing of the job is left there", host.node.name)
             except HostError:
                 time.sleep(retry_pause(tried))
                 tried += 1
+                continue
+            pids = ", ".join(str(process["pid"]) for process in answer["left"])
+            left = f"pids {pids} live even after KILL" if pids else "nothing of the job is left there"
+            self.journal.say(f"is back; {left}", host.node.name)
+            return
 
     def _newest_checkpoint(self) -> Resume | None:
         """What the next attempt goes on from: this job's last whole checkpoint, or where the job itself began."""
@@ -279,42 +300,50 @@ class Supervision:
 
     def _gather_all(self, gang: Gang) -> None:
         """Everything of the last attempt comes home, and the state says so if it did."""
-        whole = self._gather(gang, gang.wrote)
-        if whole and all(rank.proven_gone for rank in self.journal.state.ranks):
+        for error in self._gather(gang, gang.wrote):
+            self.journal.say(f"not gathered: {error.text}. Later: inv gather {self.experiment.job_id}")
+        self._note_if_whole()
+
+    def _note_if_whole(self) -> None:
+        state = self.journal.state
+        ran = [attempt for attempt in state.attempts if attempt.ran]
+        if ran and ran[-1].gathered and all(rank.proven_gone for rank in state.ranks):
             self.journal.change(gathered_at=time.time())
 
-    def _gather(self, gang: Gang, nodes: Collection[str]) -> bool:
-        """Whether what the ranks wrote on these nodes has come home; what has not is said."""
+    def _gather(self, gang: Gang, nodes: Collection[str]) -> list[UgroError]:
+        """Fetch what the ranks wrote on these nodes; gives why something of it has not come."""
         wrote = {node: names for node, names in gang.wrote.items() if node in nodes}
-        if not wrote:
-            return True
-        self.journal.say(f"gathering outputs of {', '.join(wrote)}")
-        plans = [plan for plan in gang.plan.nodes if plan.node in wrote]
-        errors = bring_all(self.experiment, plans, gang.fleet)
-        clashing = {name for names in wrote.values() for name in names}
-        errors += gather(self.experiment, plans, gang.fleet, only=wrote, clashing=clashing)
-        for error in errors:
-            self.journal.say(f"not gathered: {error.text}. Later: inv gather {self.experiment.job_id}")
-        return not errors
+        errors: list[UgroError] = []
+        if wrote:
+            self.journal.say(f"gathering outputs of {', '.join(wrote)}")
+            plans = [plan for plan in gang.plan.nodes if plan.node in wrote]
+            errors = bring_all(self.experiment, plans, gang.fleet)
+            clashing = {name for names in wrote.values() for name in names}
+            errors += gather(self.experiment, plans, gang.fleet, only=wrote, clashing=clashing)
+        if not errors and len(wrote) == len(gang.wrote):
+            self.journal.change_attempt(gathered=True)
+        return errors
 
     def _finish(self, over: Over) -> None:
-        self.journal.change(
-            phase=over.phase, ended_at=time.time(), cause=over.as_cause(), exit_code=over.exit_code
-        )
+        # Only what never ran is refused: by its name, others are looked at first.
+        phase = Phase.FAILED if over.phase is Phase.REFUSED and self.journal.state.started_at else over.phase
+        now, cause = time.time(), over.as_cause()
         if self.journal.attempt:
-            self.journal.change_attempt(ended_at=time.time(), cause=over.as_cause())
+            self.journal.change_attempt(ended_at=now, cause=cause)
+        self.journal.change(phase=phase, ended_at=now, cause=cause, exit_code=over.exit_code)
         record, state = self.journal.record, self.journal.state
         self.journal.insist(lambda: self.experiments.add_to_history(self.experiment, record, state))
-        self.journal.say(f"{over.phase}" + (f": {over.words}" if over.words else ""))
+        self.journal.say(f"{phase}" + (f": {over.words}" if over.words else ""))
         if self._last and over.phase is not Phase.SUCCEEDED:
             # Whoever waits for the proof of a stop, or for the cause, need not wait for this.
             self._gather_all(self._last)
-        for name, thread in self._laggards.items():
-            if thread.is_alive():
-                self.journal.say(
-                    f"is still away; once it is back, end what it may still run: inv reset --nodes {name}",
-                    name,
-                )
+        elif not self._last:
+            self._note_if_whole()
+        for name in self._told_of():
+            self.journal.say(
+                f"is still away; once it is back, end what it may still run: inv reset --nodes {name}",
+                name,
+            )
 
     # ---- helpers ----
 

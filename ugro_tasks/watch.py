@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -15,6 +15,8 @@ from .metrics import read_metrics
 from .summon import ensure_agent
 
 POLL_SECONDS = 0.05
+QUIET_POLL_SECONDS = 0.1  # where nothing has come for
+QUIET_SECONDS = 5.0  # as long as this
 AGENT_SECONDS = 1.0  # how often to see whether an unfinished job still has its agent
 AGENTS_TRIED = 5  # in a row
 NO_AGENT_SECONDS = 60.0  # that a job may be without one because its folder cannot be written
@@ -61,23 +63,22 @@ def watch(
     experiment: Experiment,
     *,
     ranks: list[int] | None = None,
-    from_start: bool = True,
+    offsets: Mapping[int, int] | None = None,
 ) -> Iterator[Event | Line | Progress | JobState | None]:
     """Everything as it comes: events, lines of the ranks, metrics, and the state whenever it changes.
 
-    None says that nothing came for a moment. Ends when the job has. An agent that died meanwhile is started again;
-    RecordError is raised where none of them lives.
+    `offsets` says from where in a rank's log on. None says that nothing came for a moment. Ends when the job
+    has. An agent that died meanwhile is started again; RecordError is raised where none of them lives.
     """
     logs: dict[int, Tail] = {}
     metrics = Tail(experiment.metrics)
-    event_offset, last_state, agents = 0, None, _Agents(experiments)
+    event_offset, last_state, agents, moved_at = 0, None, _Agents(experiments), time.monotonic()
     while True:
         # The state is read first: whatever belongs to its end is in the files by then.
         state = experiment.state()
         for rank in range(len(state.ranks)) if ranks is None else ranks:
             if rank not in logs:
-                path = experiment.log(rank)
-                logs[rank] = Tail(path, 0 if from_start or not path.exists() else path.stat().st_size)
+                logs[rank] = Tail(experiment.log(rank), (offsets or {}).get(rank, 0))
         events, event_offset = experiment.events(event_offset)
         yield from events
         moved = bool(events)
@@ -94,9 +95,12 @@ def watch(
             return
         if not state.phase.finished:
             agents.look()
-        if not moved:
+        if moved:
+            moved_at = time.monotonic()
+        else:
             yield None
-            time.sleep(POLL_SECONDS)
+            quiet = time.monotonic() - moved_at > QUIET_SECONDS
+            time.sleep(QUIET_POLL_SECONDS if quiet else POLL_SECONDS)
 
 
 class _Agents:
@@ -127,10 +131,19 @@ class _Agents:
             )
 
 
-def last_lines(path: Path, count: int) -> list[str]:
-    """The last lines of a file, read from its end."""
+def end_of_lines(path: Path) -> int:
+    """The offset behind the last whole line of a file, or behind all of it where that is too far back."""
     with path.open("rb") as file:
-        position = file.seek(0, 2)
+        size = file.seek(0, 2)
+        file.seek(max(0, size - LINE_BYTES))
+        tail = file.read(LINE_BYTES)
+    return size if b"\n" not in tail and size > LINE_BYTES else size - len(tail) + tail.rfind(b"\n") + 1
+
+
+def last_lines(path: Path, count: int, end: int | None = None) -> list[str]:
+    """The last lines of a file before `end`, or its own, read from there."""
+    with path.open("rb") as file:
+        position = file.seek(0, 2) if end is None else end
         tail = b""
         while position > 0 and tail.count(b"\n") <= count and len(tail) < 64 << 20:
             step = min(1 << 16, position)

@@ -22,8 +22,8 @@ from .preflight import Inputs, refuse_config
 
 ALL_LINEAR = "all-linear"  # as peft calls it
 MIB, GIB = 2**20, 2**30
-# What a weight takes, in bytes; 4 bits with an absmax in float32 for every 64 of them.
-QUANTIZED_BYTES = {4: 0.5 + 4 / 64, 8: 1.0}
+# What a weight takes, in bytes; 4 bits with a byte of scale for each 64 of them, and a float32 for each 256 scales.
+QUANTIZED_BYTES = {4: 0.5 + 1 / 64 + 4 / (64 * 256), 8: 1.0}
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0.1, "sgd": 0}
 
 

@@ -114,6 +114,7 @@ def _dataset(settings: SimpleNamespace) -> tuple[str, str]:
                 first = next((line for line in file if line.strip()), None)
             if first is None:
                 raise Fault(f"{where}: the file is empty")
+            _refuse_split(settings.dataset, where)
             if path.suffix not in (".jsonl", ".json"):
                 return str(path), "text"
             refuse_row(json.loads(first), column, f"{where}, first line")
@@ -144,6 +145,14 @@ def refuse_row(row: Any, column: str, where: str) -> None:
         )
 
 
+def _refuse_split(wanted: SimpleNamespace, where: str) -> None:
+    """Raise Fault for a validation split of data that has no splits."""
+    if wanted.validation_split:
+        raise Fault(
+            f"{where}: it has no splits, so none is called {wanted.validation_split!r} (dataset.validation_split)"
+        )
+
+
 def _refuse_saved(path: Path, wanted: SimpleNamespace, where: str) -> None:
     """Raise Fault unless `save_to_disk` wrote the folder and it has the split and the column."""
     within = path
@@ -157,6 +166,8 @@ def _refuse_saved(path: Path, wanted: SimpleNamespace, where: str) -> None:
         within = path / wanted.split
     elif not (path / "state.json").exists():
         raise Fault(f"{where}: the folder is none that `save_to_disk` of datasets wrote")
+    else:
+        _refuse_split(wanted, where)
     columns = list(_json(within / "dataset_info.json", where).get("features") or {})
     if columns and wanted.text_column not in columns:
         refuse_row(dict.fromkeys(columns), wanted.text_column, where)

@@ -23,7 +23,7 @@ from .checkpoints import remove, whole_ones, write_manifest
 from .data import NO_LABEL, Data, Loader, Shares
 from .gang import Gang
 from .preflight import STATE, Inputs
-from .stopping import Stop
+from .stopping import GRACE_SECONDS, Stop
 
 PROGRESS = "progress.json"  # in a checkpoint: where in the data it was made
 LEAST_SECONDS_TO_AGREE = 3.0
@@ -86,7 +86,7 @@ class ProductionTrainer(Trainer):
         self.gang, self.say, self.settings = gang, say, settings
         self.batch_sizes, self.data, self.output = inputs.batch_sizes, data, output
         self.stop = Stop(lambda line: print(line, flush=True), agree_seconds=self._seconds_to_agree)
-        self.stopping = False
+        self.stopping = self.saving = False
         self.window = Window()
         self.started = time.monotonic()
         self.step_seconds = self.step_tokens = 0.0
@@ -149,7 +149,8 @@ class ProductionTrainer(Trainer):
         self.control.should_save = self.control.should_training_stop = True
 
     def _seconds_to_agree(self) -> float:
-        return LEAST_SECONDS_TO_AGREE + 2 * self.step_seconds
+        # While a checkpoint is written there is no step for the ranks to agree in.
+        return GRACE_SECONDS if self.saving else LEAST_SECONDS_TO_AGREE + 2 * self.step_seconds
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The mean loss over all tokens of the validation set; each rank takes its share.
@@ -217,6 +218,7 @@ class ProductionTrainer(Trainer):
         step = self.state.global_step
         if step in self.saved:
             return
+        self.saving = True
         folder = self.output / "checkpoints" / f"checkpoint-{step}"
         if self.args.should_save and folder.exists():
             remove(folder)  # an earlier run's
@@ -238,8 +240,11 @@ class ProductionTrainer(Trainer):
                 world_size=self.gang.world_size,
             )
             if limit := self.settings.training.save_total_limit:
-                for old in whole_ones(folder.parent, "checkpoint-*")[:-limit]:
+                known = whole_ones(folder.parent, "checkpoint-*")
+                # Not those of an earlier run that went farther.
+                for old in known[: known.index(folder) + 1][:-limit]:
                     remove(old)
+        self.saving = False
         self.saved.add(step)
         self.say(f"saved {folder}")
         self.window.pause()

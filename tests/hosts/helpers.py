@@ -48,7 +48,7 @@ def lab_user(lab: Lab, patch: pytest.MonkeyPatch) -> Iterator[None]:
     patch.setenv("UGRO_CLUSTER", str(lab.cluster_file))
     patch.delenv("SSH_AUTH_SOCK", raising=False)
     # Nobody waits this long for a node that the test took away.
-    patch.setattr("ugro_tasks.health.PORT_SECONDS", 1.0)
+    patch.setattr("ugro_tasks.probes.PORT_SECONDS", 1.0)
     patch.setattr("ugro_tasks.setup.RESET_GRACE_SECONDS", 0.5)
     folder = lab.home / ".ssh"
     before = {path: (path.read_bytes(), path.stat().st_mode) for path in folder.iterdir()}

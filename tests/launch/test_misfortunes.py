@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -136,3 +137,11 @@ def test_a_job_that_ended_while_no_agent_lived_is_not_run_again(ugro: Ugro) -> N
     assert ugro.run("attach", "exp1").returncode == 0
     assert (job.folder / "logs" / "training_rank0.log").read_text().count("rank 0 step 0\n") == 1
     assert all(there == here for there, here in job.digests())
+
+
+def test_a_job_whose_folder_was_removed_is_stopped(ugro: Ugro, hosts: list[LabHost]) -> None:
+    job = ugro.detach("exp1", "--seconds 60")
+    while job.folder.exists():
+        shutil.rmtree(job.folder, ignore_errors=True)
+    wait_until(lambda: not any(job.processes(host) for host in hosts), "the ranks to be stopped", 30)
+    assert ugro.launch("exp2", "--seconds 0.2").returncode == 0  # the agent goes on

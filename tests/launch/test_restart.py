@@ -84,6 +84,9 @@ def test_a_node_that_stays_away_is_left_behind(ugro: Ugro, hosts: list[LabHost])
     whole = job.folder / "ranks/1/checkpoints/checkpoint-20.manifest.json"
     wait_until(whole.exists, "the first checkpoint to be whole at home", 40)
     hosts[1].cut()
+    wait_until(lambda: len(job.state()["attempts"]) == 2, "the second attempt", 60)
+    ugro.close()  # the next agent knows of it, too
+    ugro.run("attach", "exp1")
     state = job.wait_for("succeeded", seconds=90)
     assert job.processes(hosts[1])  # it cannot know
     hosts[1].mend()

@@ -30,7 +30,7 @@ def manifest(step: int, rank: int, files: dict[str, bytes], **changes: Any) -> d
     return {"checkpoint": name, "step": step, "rank": rank, "ranks": [0, 1], "files": parts, **changes}
 
 
-def keep(experiment: Experiment, step: int, *, ranks: tuple[int, ...] = (0, 1)) -> None:
+def keep(experiment: Experiment, step: int, *, ranks: tuple[int, ...] = (0, 1), **changes: Any) -> None:
     """A checkpoint of two ranks as the mirror leaves it at home: what both have lies with rank 0."""
     name = f"checkpoint-{step}"
     shared = {f"{name}/model.bin": b"weights %d" % step}
@@ -40,7 +40,9 @@ def keep(experiment: Experiment, step: int, *, ranks: tuple[int, ...] = (0, 1)) 
         for path, content in {**own, **(shared if rank == 0 else {})}.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(content)
-        (folder / f"{name}.manifest.json").write_text(json.dumps(manifest(step, rank, {**shared, **own})))
+        (folder / f"{name}.manifest.json").write_text(
+            json.dumps(manifest(step, rank, {**shared, **own}, **changes))
+        )
 
 
 def test_the_newest_whole_checkpoint_is_taken(experiment: Experiment) -> None:
@@ -53,6 +55,15 @@ def test_the_newest_whole_checkpoint_is_taken(experiment: Experiment) -> None:
     assert found.name == "checkpoint-10"
     assert found.size_bytes == len(b"weights 10") + 2 * len(b"state 0")
     assert passed == ["checkpoint-15 is not whole: the part of rank 1 has not come"]
+
+
+def test_the_one_that_is_farthest_in_the_data_is_taken(experiment: Experiment) -> None:
+    """With three ranks a step goes farther than with the two that were left before."""
+    keep(experiment, 140, epoch=2.0)
+    keep(experiment, 120, epoch=2.5)
+    assert [checkpoint.step for checkpoint in at_home(experiment)] == [140, 120]
+    keep(experiment, 130)  # of a script that tells no epochs
+    assert [checkpoint.step for checkpoint in at_home(experiment)] == [120, 130, 140]
 
 
 @pytest.mark.parametrize("rank", [0, 1])

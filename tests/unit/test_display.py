@@ -23,6 +23,7 @@ from ugro_tasks.metrics import Metrics, Point
 from ugro_tasks.plaintext import printable, printable_lines
 from ugro_tasks.reports import JobLine, JobReport
 from ugro_tasks.results import Kept, NodeUse, Results
+from ugro_tasks.submit import Rehearsal
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 # Clears the screen, sets the title, answers back, moves up, and comes as a C1 byte.
@@ -205,7 +206,9 @@ def show_cleaning(tmp_path: Path) -> None:
 
 
 def show_rehearsal(tmp_path: Path) -> None:
-    display.rehearsal(hostile_health(), make_plan_of((make_node_plan(0),)), as_json=False)
+    plan = make_plan_of((make_node_plan(0),))
+    found = Rehearsal(plan=plan, environments={HOSTILE: HOSTILE}, refusals=[HOSTILE])
+    display.rehearsal(found, as_json=False)
 
 
 SHOWS = [

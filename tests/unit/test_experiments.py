@@ -351,6 +351,18 @@ def test_a_job_in_the_history_has_ended(experiments: Experiments, job: Experimen
     assert experiments.unfinished() == []
 
 
+def test_a_job_whose_agent_was_killed_at_its_end_comes_into_the_history(
+    experiments: Experiments, job: Experiment
+) -> None:
+    lay(experiments, "old_20250120_120000")
+    old = Experiment(experiments.folder / "old_20250120_120000")
+    old.save_record(job.record())
+    for _ in range(2):
+        experiments.complete_history()
+    lines = (experiments.folder / "job_history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["job_id"] for line in lines] == ["old_20250120_120000"]
+
+
 @pytest.mark.parametrize("junk", [b"\xff\xfe\0", b"[]\n", b'{"job_id":', b"{}\n", b"\n\n", b'{"job_id":7}\n'])
 def test_junk_in_the_history_ends_no_job(experiments: Experiments, job: Experiment, junk: bytes) -> None:
     (experiments.folder / "job_history.jsonl").write_bytes(junk)

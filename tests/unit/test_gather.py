@@ -12,7 +12,7 @@ import pytest
 from tests.unit.ended import EndedJob, small_disk
 from ugro_tasks.checkpoints import at_home
 from ugro_tasks.errors import HostError, RecordError
-from ugro_tasks.job import Phase
+from ugro_tasks.job import Attempt, Phase
 from ugro_tasks.rsync import PARTIAL_FOLDER
 
 MIB = 1 << 20
@@ -68,6 +68,25 @@ def test_a_node_without_the_folder_is_an_error_and_the_others_are_gathered(job: 
         job.gather()
     assert (job.home.folder / "artifacts" / "model.bin").exists()
     assert job.home.state().gathered_at is None
+
+
+def test_of_a_restart_that_never_ran_the_attempt_before_is_gathered(job: EndedJob) -> None:
+    record, attempts = job.home.record(), []
+    assert record.plan
+    for number, ran in ((1, True), (2, False)):
+        attempts.append(
+            Attempt(
+                number=number, nodes=("gpu0", "gpu1", "gpu2"), began_at=1.0, bases={}, ran=ran, ended_at=2.0
+            )
+        )
+    nodes = tuple(msgspec.structs.replace(node, folder=f"{node.folder}-2") for node in record.plan.nodes)
+    plan = msgspec.structs.replace(record.plan, nodes=nodes, attempt=2)
+    job.home.save_record(msgspec.structs.replace(record, plan=plan))
+    job.end(Phase.FAILED, attempts=tuple(attempts))
+    job.write(2, "notes.txt", b"of the attempt before")
+    job.gather()
+    assert (job.home.folder / "ranks" / "2" / "notes.txt").read_bytes() == b"of the attempt before"
+    assert job.home.state().gathered_at
 
 
 def test_a_node_that_was_cleaned_is_not_asked(job: EndedJob) -> None:

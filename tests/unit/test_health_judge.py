@@ -14,13 +14,14 @@ import pytest
 from tests.unit.factories import make_cluster, make_node
 from ugro_tasks.checks import Check, judge
 from ugro_tasks.cluster import Cluster, Environment, Node
-from ugro_tasks.comparisons import judge_all, visited_by
-from ugro_tasks.errors import HostUnreachable
+from ugro_tasks.comparisons import judge_all
+from ugro_tasks.errors import HostUnreachable, NodesBusy, NotFit
 from ugro_tasks.health import ClusterHealth, NodeHealth, examine
 from ugro_tasks.hosts import Fleet
 from ugro_tasks.node.main import MARK
 from ugro_tasks.node.probe import APP_FIELDS, GPU_FIELDS, nvidia_smi
 from ugro_tasks.nvidia import parse_apps, parse_gpus
+from ugro_tasks.probes import visited_by
 
 RECORDED = json.loads((Path(__file__).parent / "recordings" / "health.json").read_text())
 CASES = RECORDED["cases"]
@@ -327,6 +328,27 @@ def test_what_is_left_of_a_job_keeps_a_node_busy_and_comes_with_its_remedy(tmp_p
     health = examined(tmp_path, {}, left)
     assert health.busy() == {"gpu1": "held by job exp1 (pid 7 there)\n    end them: inv reset --nodes gpu1"}
     assert faults(health) == [("gpu1", "leftovers")]
+
+
+def test_what_a_launch_would_mend_does_not_refuse_it(tmp_path: Path) -> None:
+    health = examined(tmp_path, {}, {"torch.torch": None})
+    faults = tuple((node, check) for node, check in health.faults if "clock" not in check.name)
+    assert ("gpu1", "environment") in {(node, check.name) for node, check in faults}
+    refused = health.refusal(force=False)
+    assert isinstance(refused, NotFit)
+    assert "gpu1: environment" in refused.text
+    told = health.refusal(force=False, late=["gpu1"])
+    assert "environment" not in (told.text if told else "")
+    assert health.refusal(force=True) is None
+
+
+def test_busy_nodes_refuse_even_by_force(tmp_path: Path) -> None:
+    held = {"lease": {"job": "exp1", "token": "exp1.c0:gpu1:node", "pid": 7, "controller": "/a"}}
+    assert isinstance(examined(tmp_path, {}, held).refusal(force=True), NodesBusy)
+
+
+def test_a_node_out_of_reach_refuses_even_by_force(tmp_path: Path) -> None:
+    assert isinstance(examined(tmp_path, {}, None).refusal(force=True), NotFit)
 
 
 def test_health_is_what_it_says() -> None:

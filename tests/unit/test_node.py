@@ -26,7 +26,7 @@ from ugro_tasks import remote
 from ugro_tasks.errors import NodeFault, NodesBusy, UgroError
 from ugro_tasks.hosts import LocalHost
 from ugro_tasks.node import follow, probe, system
-from ugro_tasks.node.supervisor import OPEN_FILES
+from ugro_tasks.node.supervisor import OPEN_FILES, last_words, names_in
 from ugro_tasks.remote import Frame, ask, node_zip
 
 NVIDIA_SMI = Path(__file__).parents[1] / "lab" / "nvidia_smi.py"
@@ -234,6 +234,31 @@ def test_a_process_is_known_by_pid_start_time_and_boot(spawn: Any) -> None:
         "start_time": system.start_time(process.pid),
         "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
     }
+
+
+def test_of_a_long_error_file_the_words_and_the_end_of_the_traceback_are_told(tmp_path: Path) -> None:
+    stack = "Traceback\n" + "  File x\n" * 5000 + "RuntimeError: size mismatch"
+    told = {
+        "message": {
+            "message": "RuntimeError: " + "m" * 30_000,
+            "extraInfo": {"py_callstack": stack, "timestamp": "1"},
+        }
+    }
+    (tmp_path / "error.json").write_text(json.dumps(told))
+    words = json.loads(last_words(str(tmp_path / "error.json")) or "")["message"]
+    assert words["message"].startswith("RuntimeError: mmm")
+    assert words["extraInfo"]["py_callstack"].endswith("RuntimeError: size mismatch")
+    assert len(json.dumps(words)) < 30_000
+
+
+@pytest.mark.parametrize("content", ["", "null" * 10_000, '{"message": 7, "x": "' + "y" * 30_000 + '"}'])
+def test_any_error_file_is_told_as_far_as_it_goes(tmp_path: Path, content: str) -> None:
+    (tmp_path / "error.json").write_text(content)
+    assert (last_words(str(tmp_path / "error.json")) or "") == content[:20_000]
+
+
+def test_a_script_may_remove_its_output_folder(tmp_path: Path) -> None:
+    assert names_in(str(tmp_path / "output")) == []
 
 
 @pytest.mark.parametrize("change", [{"start_time": "1"}, {"boot_id": "another"}, {"pid": 2**22 + 1}])

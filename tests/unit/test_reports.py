@@ -10,6 +10,7 @@ from ugro_tasks.errors import RecordError, UsageError
 from ugro_tasks.experiments import Experiment, Experiments
 from ugro_tasks.job import Event, Phase
 from ugro_tasks.reports import all_jobs, log_tails, one_job
+from ugro_tasks.watch import LINE_BYTES, Tail, end_of_lines
 
 
 @pytest.fixture
@@ -107,6 +108,26 @@ def test_the_end_of_a_huge_log_is_read_from_its_end(job: Experiment) -> None:
         file.seek(0, os.SEEK_END)
         file.write(b"\nlast but one\nlast\n")
     assert log_tails(job, 0, 2) == {0: ["last but one", "last"]}
+
+
+@pytest.mark.parametrize(
+    ("log", "end"),
+    [
+        (b"", 0),
+        (b"half", 0),
+        (b"one\n", 4),
+        (b"one\ntwo\nhalf", 8),
+        (b"x" * (LINE_BYTES + 1), LINE_BYTES + 1),
+    ],
+)
+def test_who_follows_goes_on_where_the_last_lines_ended(job: Experiment, log: bytes, end: int) -> None:
+    path = job.log(0)
+    path.write_bytes(log)
+    assert end_of_lines(path) == end
+    with path.open("ab") as file:
+        file.write(b" more\nlast\n")
+    shown = log_tails(job, 0, 100, {0: end})[0] + Tail(path, end).read()
+    assert "\n".join(shown) == path.read_text().removesuffix("\n").replace("x more", "x\n more")
 
 
 def test_all_ranks_are_told_in_their_order(job: Experiment) -> None:

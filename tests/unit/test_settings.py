@@ -155,6 +155,8 @@ def test_set_says_what_is_wrong_in_one_line(cluster: Cluster, pair: str, said: s
         ("training:\n  seed: 1\n  seed: 2\n", "line 3: training.seed: is given twice"),
         ("training:\n  seed: x\n", "line 2: training.seed: must be a whole number, not 'x'"),
         ("lora:\n  rank: {a: 1}\n", "line 2: lora.rank: must be one value or a list of values"),
+        ("training:\n  seed: 1\nlogging: {on: 1}\n", "line 3: the key True is no text; put it in quotes"),
+        ("1: {a: 1}\n", "line 1: the key 1 is no text"),
         ("model: !!python/name:os.system\n", "line 1: model: the tag"),
     ],
 )

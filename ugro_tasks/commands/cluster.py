@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import HostError, NotFit
-from .common import CLUSTER_HELP, JSON_HELP, NODES_HELP, task
+from .common import CLUSTER_HELP, JSON_HELP, NODES_HELP, loading, task
 
 
 @task(
@@ -30,12 +30,19 @@ def health(
     from ..applog import open_log
     from ..cluster_file import load_cluster
     from ..experiments import Experiments
-    from ..health import examine
     from ..hosts import Fleet
+    from ..probes import probe
 
     chosen = load_cluster(cluster).select(nodes)
-    with display.waiting(f"probing {len(chosen.nodes)} nodes"), Fleet.of(chosen) as fleet:
-        found = examine(fleet, chosen)
+    with (
+        display.waiting(f"probing {len(chosen.nodes)} nodes"),
+        Fleet.of(chosen) as fleet,
+        loading("health", "display.nodes"),
+    ):
+        answers = probe(fleet, chosen)
+    from ..health import judge_cluster
+
+    found = judge_cluster(chosen, answers)
     Experiments(chosen.experiments).save_cluster_state(found)
     log = open_log("health", chosen)
     log.info("%s: %s in %.1f s", chosen.name, "fit" if found.fit else "not fit", found.seconds)

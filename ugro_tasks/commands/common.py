@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import invoke.exceptions
@@ -123,3 +126,19 @@ def _number(text: Any, flag: str, kind: type[Any], rule: str, least: int | None)
 def invoked_task() -> str:
     """The task's name on the command line, for a message."""
     return next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+
+
+@contextlib.contextmanager
+def loading(*modules: str) -> Iterator[None]:
+    """Load modules of the package while others are waited for."""
+
+    def load() -> None:
+        for module in modules:
+            importlib.import_module(f"ugro_tasks.{module}")
+
+    thread = threading.Thread(target=load, name="loading")
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()

@@ -60,16 +60,18 @@ def logs(
     from .. import display, reports
     from ..follower import Follower
     from ..interrupts import Interrupts
+    from ..watch import end_of_lines
 
     experiments = open_experiments(cluster)
     experiment = experiments.find(name)
     only = whole(rank, "--rank")
-    tails = reports.log_tails(experiment, only, whole(lines, "--lines") or 0)
+    ends = {number: end_of_lines(path) for number, path in experiment.logs().items()} if follow else None
+    tails = reports.log_tails(experiment, only, whole(lines, "--lines") or 0, ends)
     display.log_tails(experiment, tails)
     if follow:
         with Interrupts() as interrupts:
             ranks = None if only is None else [only]
-            shown = Follower(experiments, experiment, interrupts, ranks=ranks, from_start=False)
+            shown = Follower(experiments, experiment, interrupts, ranks=ranks, offsets=ends)
             shown.until_ended(interrupt_stops=False)
 
 

@@ -97,7 +97,7 @@ def launch(
     if dry_run:
         from .. import display
 
-        return display.rehearsal(*submit.rehearse(spec, chosen), as_json=json)
+        return display.rehearsal(submit.rehearse(spec, chosen), as_json=json)
     with Interrupts() as interrupts:
         experiment = submit.submit(spec, chosen)
         # What shows the job is loaded while the agent is at work on it.
@@ -131,4 +131,4 @@ def stop(_context: Any, name: str, cluster: str | None = None, json: bool = Fals
     experiments = open_experiments(cluster)
     with Interrupts() as interrupts:
         experiment = experiments.find(name)
-        Follower(experiments, experiment, interrupts, quiet=True, as_json=json, from_start=False).stop()
+        Follower(experiments, experiment, interrupts, quiet=True, as_json=json, offsets={}).stop()

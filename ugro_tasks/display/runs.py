@@ -6,6 +6,8 @@ import re
 import shlex
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from ..job import JobState, LaunchPlan, Phase
 from ..plaintext import printable
 from .console import Printer
@@ -13,21 +15,18 @@ from .terminal import clock, coloured, columns, duration, note, open_console, sh
 
 if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
     from ..experiments import Experiment
-    from ..health import ClusterHealth
     from ..reports import JobLine, JobReport
+    from ..submit import Rehearsal
 
 
-def rehearsal(found: ClusterHealth, plan: LaunchPlan, *, as_json: bool) -> None:
+def rehearsal(found: Rehearsal, *, as_json: bool) -> None:
     """What a launch would run where."""
-    from ..shares import refusals  # late: only a launch needs it
-
     if as_json:
-        too_large = refusals(plan)
-        return show_json({"fit": found.fit and not too_large, "refusals": too_large, "plan": plan})
-    show_plan(plan)
-    for node, check in found.faults:
-        note(f"a launch would be refused: {node}: {check.name}: {check.value}\n    {check.fix}")
-    for words in refusals(plan):
+        return show_json({"fit": not found.refusals, **msgspec.structs.asdict(found)})
+    show_plan(found.plan)
+    for node, why in found.environments.items():
+        note(f"a launch would first make the environment of {node} anew: {why}")
+    for words in found.refusals:
         note(f"a launch would be refused: {words}")
     return None
 
@@ -87,7 +86,7 @@ def job(report: JobReport, *, as_json: bool) -> None:
     console, state = open_console(), report.state
     console.print(f"[bold]{shown(report.job_id)}[/]  {coloured(state.phase)}  {duration(state.seconds)}")
     for rank in state.ranks:
-        how = "in touch" if rank.connected else ("out of touch" if rank.ended_at is None else _ending(rank))
+        how = "in touch" if rank.connected else _ending(rank)
         console.print(f"  rank {rank.rank}  {shown(rank.node):12} {shown(how)}")
     for node, told in (report.live or {}).items():
         words = told.get("error") or f"{len(told['processes'])} processes, supervised: {told['supervised']}"
@@ -101,6 +100,8 @@ def job(report: JobReport, *, as_json: bool) -> None:
 def _ending(rank: Any) -> str:
     if rank.left_pids:
         return f"processes left: {', '.join(map(str, rank.left_pids))}"
+    if rank.ended_at is None:
+        return "gone" if rank.proven_gone else "out of touch"
     return rank.lost or (f"ended by signal {rank.signal}" if rank.signal else f"exit code {rank.exit_code}")
 
 

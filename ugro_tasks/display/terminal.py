@@ -89,7 +89,10 @@ def agree(question: str) -> bool:
     if not sys.stdin.isatty():
         note(f"{question} nobody is here to say yes (use --accept-new-host-keys)")
         return False
-    return input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}
+    except EOFError:  # Ctrl-D
+        return False
 
 
 @contextlib.contextmanager

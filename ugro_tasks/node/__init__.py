@@ -1,7 +1,7 @@
 """All code that runs on a node. It stands alone: Python >= 3.8, standard library, nothing else of the package.
 
 It is never installed on a node. The folder travels as one small zip with the request that needs it, and one run
-answers one request (see `main`). A job on a node is a folder and one supervisor process:
+answers one request, or all of a launch (see `main`). A job on a node is a folder and one supervisor process:
 
     plan.json          what to run (argv, env, node, slot, ...), written by `prepare`
     node.zip           this folder, which the supervisor runs from

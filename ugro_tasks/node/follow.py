@@ -21,6 +21,8 @@ HEARTBEAT, LOG, METRICS, GPU, EXIT, LOST, MANIFEST = range(7)
 COMPRESSED = 0x80  # set on a kind whose payload is zlib-compressed
 CHUNK_BYTES = 1 << 18
 POLL_SECONDS = 0.03
+QUIET_POLL_SECONDS = 0.1  # where nothing has come for
+QUIET_SECONDS = 5.0  # as long as this
 MANIFEST_SECONDS = 0.5  # how often to look for a new checkpoint
 MANIFEST_BYTES = 1 << 19
 MANIFEST_SUFFIX = ".manifest.json"
@@ -40,7 +42,7 @@ def follow(request: Json) -> None:
     folder = expand(request["folder"])
     offsets = {int(kind): offset for kind, offset in request["offsets"].items()}
     send(HEARTBEAT, 0, b"")
-    quiet_since = supervised_at = time.monotonic()
+    quiet_since = supervised_at = moved_at = time.monotonic()
     told: Dict[str, bytes] = {}
     looked_at = 0.0
     ending: Optional[threading.Thread] = None
@@ -52,7 +54,7 @@ def follow(request: Json) -> None:
             looked_at = time.monotonic()
             forward_manifests(folder, told)
         if sum(forward(folder, kind, offsets) for kind in offsets):
-            quiet_since = time.monotonic()
+            quiet_since = moved_at = time.monotonic()
         elif ended:
             # Among the outputs may be names that are no text.
             return send(EXIT, 0, json.dumps(ended, ensure_ascii=False).encode("utf-8", "replace"))
@@ -62,7 +64,8 @@ def follow(request: Json) -> None:
             send(HEARTBEAT, 0, b"")
             quiet_since = time.monotonic()
         else:
-            time.sleep(POLL_SECONDS)
+            quiet = time.monotonic() - moved_at > QUIET_SECONDS
+            time.sleep(QUIET_POLL_SECONDS if quiet else POLL_SECONDS)
         # Also while there is much to send: what nobody supervises any more may go on printing for hours.
         if not ending and time.monotonic() - supervised_at > request["heartbeat_seconds"]:
             supervised_at = time.monotonic()

@@ -75,6 +75,7 @@ def lay_out(folder: str, request: Json, blob: bytes) -> None:
 
     shutil.rmtree(os.path.join(folder, "code"), ignore_errors=True)
     os.makedirs(folder, mode=0o700, exist_ok=True)
+    os.chmod(folder, 0o700)  # a checkpoint to go on from may have come first
     os.makedirs(os.path.join(folder, "output"), exist_ok=True)
     for name in LEFTOVERS:
         with contextlib.suppress(FileNotFoundError):
@@ -94,7 +95,8 @@ def start(request: Json) -> Json:
     running, ended = os.path.join(folder, "torchrun.json"), os.path.join(folder, "exit.json")
     supervisor = supervisor_of(folder)
     if supervisor and not os.path.exists(running):
-        os.kill(supervisor, signal.SIGUSR1)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(supervisor, signal.SIGUSR1)
     while supervisor_of(folder) and not os.path.exists(running) and not os.path.exists(ended):
         time.sleep(0.005)
     if not os.path.exists(running):

@@ -213,6 +213,7 @@ def space(path: str) -> Json:
         "path": path,
         "free_bytes": usage.free,
         "total_bytes": usage.total,
-        "free_files": system.f_favail if system.f_files else None,
+        # Some network file systems say -1, which comes as a number without sense.
+        "free_files": system.f_favail if system.f_files > 0 and system.f_favail < 1 << 60 else None,
         "writable": bool(writable),
     }

@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
-from typing import Dict, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 from .probe import GPU_FIELDS, nvidia_smi
 from .system import (
@@ -118,11 +118,33 @@ def run(folder: str, plan: Json) -> Json:
     return {
         "code": os.WEXITSTATUS(status) if status is not None and os.WIFEXITED(status) else None,
         "signal": os.WTERMSIG(status) if status is not None and os.WIFSIGNALED(status) else None,
-        "error": read_text(os.path.join(folder, "error.json"))[-ERROR_CHARACTERS:] or None,
+        "error": last_words(os.path.join(folder, "error.json")),
         "started_at": started_at,
         "stopped": stopped,
-        "outputs": sorted(os.listdir(os.path.join(folder, "output")))[:OUTPUTS_TOLD],
+        "outputs": names_in(os.path.join(folder, "output"))[:OUTPUTS_TOLD],
     }
+
+
+def last_words(path: str) -> Optional[str]:
+    """torchrun's error file; of a long one the exception's first words and the end of its traceback, still as JSON."""
+    text = read_text(path)
+    if len(text) <= ERROR_CHARACTERS:
+        return text or None
+    try:
+        told = json.loads(text)["message"]
+        message, stack = told["message"], told["extraInfo"]["py_callstack"]
+        extra = {"py_callstack": stack[-ERROR_CHARACTERS // 2 :]}
+        return json.dumps({"message": {"message": message[: ERROR_CHARACTERS // 2], "extraInfo": extra}})
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return text[:ERROR_CHARACTERS]
+
+
+def names_in(folder: str) -> List[str]:
+    """Sorted; none where the script has removed the folder."""
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
 
 
 def watch(folder: str, plan: Json, torchrun: int) -> Tuple[Optional[int], Optional[str]]:
