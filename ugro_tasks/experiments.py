@@ -39,6 +39,7 @@ LOG_NAME = re.compile(r"training_rank(\d+)\.log")
 NOT_CODE = ("__pycache__", "*.pyc", ".git", ".*_cache", ".venv")
 CODE_LIMIT_BYTES = 64 << 20
 METRICS_NAME = "metrics.jsonl"
+GIVE_UP = "give up"
 SAMPLE_NODE = re.compile(rb'"node": "([^"]*)"')
 # What is UGRO's in a job's folder; a script's output must not take its place.
 OWN_NAMES = (
@@ -127,10 +128,15 @@ class Experiment:
         whole = raw[: raw.rfind(b"\n") + 1]
         return list(_events(whole)), offset + len(whole)
 
-    def ask_to_stop(self) -> None:
-        """What `inv stop` and Ctrl-C do; the agent sees to the rest. Raises RecordError."""
+    def ask_to_stop(self, *, give_up: bool = False) -> None:
+        """What `inv stop` and Ctrl-C do; the agent sees to the rest. Raises RecordError.
+
+        With `give_up` no node is waited for that cannot be reached.
+        """
         try:
             self._stop.touch(mode=0o600)
+            if give_up:
+                self._stop.write_text(GIVE_UP)
         except OSError as error:
             raise RecordError(f"{self._stop}: {error.strerror}; the job was not asked to stop") from error
 
@@ -138,6 +144,14 @@ class Experiment:
     def stop_asked(self) -> bool:
         """Whether somebody asked for the job to be stopped, or has removed its folder."""
         return self._stop.exists() or not self.folder.is_dir()
+
+    @property
+    def given_up(self) -> bool:
+        """Whether the job may end without the proof of nodes that cannot be reached."""
+        try:
+            return self._stop.read_text() == GIVE_UP
+        except (OSError, UnicodeError):
+            return False
 
     def code_archive(self) -> bytes:
         """The scripts as launched, as a compressed tar."""

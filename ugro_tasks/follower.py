@@ -72,13 +72,16 @@ class Follower:
         else:
             note(f"{self.experiment.job_id} runs; follow it: inv attach {self.experiment.name}")
 
-    def stop(self) -> None:
-        """Ask for the stop and return with the proof; raises StopUnproven with host and pids."""
+    def stop(self, *, give_up: bool = False) -> None:
+        """Ask for the stop and return with the proof; raises StopUnproven with host and pids.
+
+        With `give_up` the job ends, even so, where a node cannot be reached.
+        """
         if self.state.phase.finished:
             raise UgroError(
                 f"{self.experiment.job_id} has ended already ({self.state.phase}); there is nothing to stop"
             )
-        self._ask_to_stop()
+        self._ask_to_stop(give_up=give_up)
         try:
             self.until_ended(interrupt_stops=True)
         except Interrupted as done:
@@ -114,8 +117,8 @@ class Follower:
             self._show_lines()
         return True
 
-    def _ask_to_stop(self) -> None:
-        self.experiment.ask_to_stop()
+    def _ask_to_stop(self, *, give_up: bool = False) -> None:
+        self.experiment.ask_to_stop(give_up=give_up)
         timeouts = self.experiment.cluster().timeouts
         self._stop_by = time.monotonic() + timeouts.stop_grace_seconds + STOP_PATIENCE_SECONDS
         note(f"stopping {self.experiment.job_id} on all nodes")
@@ -182,5 +185,6 @@ class Follower:
         missing = [rank.node for rank in self.experiment.state().ranks if not rank.proven_gone]
         return StopUnproven(
             f"{self.experiment.job_id}: {why} from {', '.join(missing) or 'any node'}; the agent goes on asking. "
-            f"See: inv status {self.experiment.name}; or: inv reset --nodes {','.join(missing)}"
+            f"See: inv status {self.experiment.name}. "
+            f"A node that will not come back: inv stop {self.experiment.name} --give-up"
         )

@@ -187,6 +187,8 @@ class Gang:
         # After a stop: a line for each node that could not show that nothing is left.
         left: list[str] | None = None
         while len(ends) < len(self.plan.nodes) or (stopping and left is None):
+            if left and self.experiment.given_up:
+                break
             told = self._told(0.1)
             if isinstance(told, End):
                 ends.append(told)
@@ -301,7 +303,7 @@ class Gang:
                 )
             except HostError as error:
                 tried += 1
-                if tries and tried >= tries:
+                if (tries and tried >= tries) or self.experiment.given_up:
                     return f"{error.text}\n    it could not be told to stop; later: inv reset --nodes {plan.node}"
                 if tried == 1:
                     self.journal.say(f"cannot be told to stop, trying again. {error.text}", plan.node)

@@ -108,7 +108,7 @@ def test_a_node_that_cannot_prepare_undoes_the_others(ugro: Ugro, hosts: list[La
         done = ugro.launch("undone", "--seconds 1")
     finally:
         hosts[1].run(["sh", "-c", "rm /root/ugro/jobs && mv /root/ugro/away /root/ugro/jobs"])
-    assert done.returncode == 8, done.stderr
+    assert done.returncode == 9, done.stderr
     assert "lab1" in done.stderr
     assert not [path for host in hosts for path in host.path("ugro/jobs").glob("undone_*")]
     assert ugro.launch("exp2", "--seconds 0.1").returncode == 0
@@ -124,6 +124,21 @@ def test_a_stop_reaches_a_node_that_was_cut_off(ugro: Ugro, hosts: list[LabHost]
     hosts[1].mend()
     out, err = stopping.communicate(timeout=60)
     assert stopping.returncode == 0, out + err
+    assert job.left() == []
+
+
+def test_a_job_whose_node_will_not_come_back_can_be_given_up(ugro: Ugro, hosts: list[LabHost]) -> None:
+    ugro.set_timeouts(connect_seconds=1)
+    job = ugro.detach("exp1", "--seconds 600")
+    job.wait_for_log("step 1", rank=1)
+    hosts[1].cut()
+    done = ugro.run("stop", "exp1", "--give-up")
+    assert done.returncode == 9, done.stderr
+    assert "later: inv reset --nodes lab1" in done.stderr
+    assert job.state()["state"] == "stopped"
+    assert job.processes(hosts[0]) == []
+    hosts[1].mend()
+    assert ugro.run("reset", "--nodes", "lab1").returncode == 0
     assert job.left() == []
 
 

@@ -18,6 +18,8 @@ from tests.preflight.table import HARMLESS, MISFORTUNES
 
 __all__ = ["home"]
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "preflight.md"
+
 
 @pytest.fixture
 def stage(home: Lab, tmp_path: Path) -> Iterator[Stage]:
@@ -56,3 +58,10 @@ def test_a_launch_works_despite_all_that_does_no_harm(stage: Stage) -> None:
 
 def test_keys_are_unique() -> None:
     assert len({misfortune.key for misfortune in MISFORTUNES}) == len(MISFORTUNES) > 15
+
+
+@pytest.mark.parametrize("misfortune", MISFORTUNES, ids=lambda m: m.key)
+def test_it_stands_in_the_documentation_as_it_is(misfortune: Misfortune) -> None:
+    rows = [line.split(" | ") for line in DOCUMENT.read_text("utf-8").splitlines() if line.startswith("| ")]
+    (ours,) = [row[2] for row in rows if row[1] == misfortune.words]
+    assert ours.startswith(f"`{misfortune.named[1]}` of " if misfortune.named else "works, in ")

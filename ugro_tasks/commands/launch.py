@@ -122,8 +122,17 @@ def attach(
         shown.until_ended(interrupt_stops=False)
 
 
-@task(help={"name": JOB_HELP, "cluster": CLUSTER_HELP, "json": JSON_HELP})
-def stop(_context: Any, name: str, cluster: str | None = None, json: bool = False) -> None:
+@task(
+    help={
+        "name": JOB_HELP,
+        "give-up": "end the job although a node that cannot be reached may still run it",
+        "cluster": CLUSTER_HELP,
+        "json": JSON_HELP,
+    }
+)
+def stop(
+    _context: Any, name: str, give_up: bool = False, cluster: str | None = None, json: bool = False
+) -> None:
     """Stop a job on all nodes and wait until each has shown that nothing of it is left."""
     from ..follower import Follower
     from ..interrupts import Interrupts
@@ -131,4 +140,6 @@ def stop(_context: Any, name: str, cluster: str | None = None, json: bool = Fals
     experiments = open_experiments(cluster)
     with Interrupts() as interrupts:
         experiment = experiments.find(name)
-        Follower(experiments, experiment, interrupts, quiet=True, as_json=json, offsets={}).stop()
+        Follower(experiments, experiment, interrupts, quiet=True, as_json=json, offsets={}).stop(
+            give_up=give_up
+        )
