@@ -19,8 +19,8 @@ from .ssh import READ_BYTES
 
 # Where what has come of a file waits for the rest, beside the file: under its own name only the whole of it ever lies.
 PARTIAL_FOLDER = ".ugro-partial"
-# Without a byte from the other side: a disk that is written to at full speed stalls for long. That the connection is dead,
-# ssh notices after 15 s (`openssh_options`).
+# Without a byte from the other side: a disk that is written to at full speed stalls for long. That the connection is
+# dead, ssh notices after 15 s (`openssh_options`).
 SILENCE_SECONDS = 120
 CHECKSUM_SECONDS = 600  # the same where both sides read whole files first
 # rsync's exit code where a file went away before its turn came, as it does in the folder of a job that runs.
