@@ -210,7 +210,8 @@ class Supervision:
         while away:
             gone += away
             if len(everybody) - len(gone) < (self.journal.record.min_nodes or len(everybody)):
-                words = [f"{node}: {check.name}: {check.value}" for node, check in health.faults]
+                faults = [(node, check) for node, check in health.faults if node in gone]
+                words = [f"{node}: {check.name}: {check.value}" for node, check in faults]
                 raise Over(
                     Phase.FAILED,
                     NotFit,
@@ -226,9 +227,10 @@ class Supervision:
         return left, health
 
     def _away(self, health: ClusterHealth) -> list[str]:
-        """The nodes that no attempt can be made with."""
-        force = self.journal.record.force
-        return [n.node for n in health.nodes if not n.reachable or n.held_by or not (n.fit or force)]
+        """The nodes that no attempt can be made with. What else is wrong may come of their absence."""
+        away = [node.node for node in health.nodes if not node.reachable or node.held_by]
+        unfit = [node.node for node in health.nodes if not node.fit and not self.journal.record.force]
+        return away or unfit
 
     def _stop_remains(self) -> None:
         """Tell the ranks of the attempt before to stop, where it is not proven that they have."""

@@ -17,6 +17,8 @@ from tests.chaos.rounds import Played
 from tests.lab import Lab, LabHost
 
 SETTLE_SECONDS = 20.0  # for what is on its way out, and for outputs that are still gathered
+# The end of a connection may be the packet that was lost: TCP says it again after ever longer pauses.
+LINK_SETTLE_SECONDS = 90.0
 OF_A_JOB = {
     "plan.json", "node.zip", "supervisor.json", "torchrun.json", "stop.json", "exit.json", "error.json", "log",
     "gpu.jsonl", "supervisor.log", "code", "output", "torchrun", "resume",
@@ -38,7 +40,9 @@ def violations(played: Played) -> Iterator[str]:
     if played.state.get("exit_code") == 9:
         # It was said that this node could not be told to stop, and what to do: that is done here.
         stage.home.run("reset")
-    yield from _settled(lambda: list(_left_running(lab, [stage.home, stage.other])))
+    links = {hit.fault.kind for hit in played.hits} & {"link-down", "link-slow"}
+    patience = LINK_SETTLE_SECONDS if links else SETTLE_SECONDS
+    yield from _settled(lambda: list(_left_running(lab, [stage.home, stage.other])), patience)
     found = (
         {host.name: nodes.attempts(lab, host, played.job_id) for host in lab.hosts} if played.job_id else {}
     )
@@ -62,9 +66,9 @@ def violations(played: Played) -> Iterator[str]:
         yield from _left_on_disk(lab, host)
 
 
-def _settled(look: Callable[[], list[str]]) -> list[str]:
+def _settled(look: Callable[[], list[str]], seconds: float = SETTLE_SECONDS) -> list[str]:
     """What is still so after a while."""
-    deadline = time.monotonic() + SETTLE_SECONDS
+    deadline = time.monotonic() + seconds
     while (found := look()) and time.monotonic() < deadline:
         time.sleep(0.15)
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from tests.chaos.faults import KINDS
+from tests.chaos.home import TIMEOUTS
 from tests.chaos.nodes import Attempt
 from tests.chaos.rounds import Hit, Played
 
@@ -105,8 +106,11 @@ def _wrong_attempts(played: Played, blame: list[Hit]) -> Iterator[str]:
     if any(attempt["ended_at"] is None for attempt in attempts):
         yield "an attempt without an end in a job that has ended"
     reasons = len(blame) + (plan.goal == "fail")
-    # Who has asked for a stop gets no restart.
-    restartable = plan.restarts and reasons <= 1 and not played.stopped_by
+    # Who has asked for a stop gets no restart, nor has one who is away for longer than a restart waits.
+    stayed_away = any(
+        KINDS[hit.fault.kind].lasts and hit.fault.seconds > TIMEOUTS["return_seconds"] for hit in blame
+    )
+    restartable = plan.restarts and reasons <= 1 and not played.stopped_by and not stayed_away
     if restartable and all(hit.ran for hit in blame) and state["state"] == "failed":
         yield f"failed although it could have been restarted: {state['cause']}"
 

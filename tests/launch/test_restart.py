@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from tests.lab import LabHost
 from tests.lab.tools import wait_until
 from tests.launch.ugro import Job, Ugro
@@ -70,7 +72,8 @@ def test_what_cannot_be_resumed_is_told_why(ugro: Ugro) -> None:
     assert len(list(ugro.experiments.glob("exp*"))) == 1
 
 
-def test_a_node_that_stays_away_is_left_behind(ugro: Ugro, hosts: list[LabHost]) -> None:
+@pytest.mark.parametrize("away", [0, 1])
+def test_a_node_that_stays_away_is_left_behind(ugro: Ugro, hosts: list[LabHost], away: int) -> None:
     ugro.set_timeouts(away_seconds=2, return_seconds=3, connect_seconds=1)
     job = ugro.detach(
         "exp1",
@@ -83,14 +86,14 @@ def test_a_node_that_stays_away_is_left_behind(ugro: Ugro, hosts: list[LabHost])
     )
     whole = job.folder / "ranks/1/checkpoints/checkpoint-20.manifest.json"
     wait_until(whole.exists, "the first checkpoint to be whole at home", 40)
-    hosts[1].cut()
+    hosts[away].cut()
     wait_until(lambda: len(job.state()["attempts"]) == 2, "the second attempt", 60)
     ugro.close()  # the next agent knows of it, too
     ugro.run("attach", "exp1")
     state = job.wait_for("succeeded", seconds=90)
-    assert job.processes(hosts[1])  # it cannot know
-    hosts[1].mend()
-    wait_until(lambda: not job.processes(hosts[1]), "what was left behind to be stopped", 40)
-    assert state["attempts"][1]["nodes"] == ["lab0"]
-    assert state["attempts"][0]["left_behind"] == ["lab1"]
+    assert job.processes(hosts[away])  # it cannot know
+    hosts[away].mend()
+    wait_until(lambda: not job.processes(hosts[away]), "what was left behind to be stopped", 40)
+    assert state["attempts"][1]["nodes"] == [f"lab{1 - away}"]
+    assert state["attempts"][0]["left_behind"] == [f"lab{away}"]
     assert state["attempts"][1]["resume"]["step"] >= 20
