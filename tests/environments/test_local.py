@@ -253,7 +253,6 @@ def test_ctrl_c_ends_what_was_under_way(mine: Project, venv: Path, tmp_path: Pat
 
 def test_a_stop_ends_what_a_launch_has_under_way(mine: Project, venv: Path, tmp_path: Path) -> None:
     mine.document["timeouts"] = {"agent_linger_seconds": 1}
-    mine.document["workers"] = []
     mine.manage("uv", name="main")
     (mine.root / "scripts" / "train.py").write_text("")
     mine.synced()
@@ -261,7 +260,7 @@ def test_a_stop_ends_what_a_launch_has_under_way(mine: Project, venv: Path, tmp_
     make_locks(read_cluster_file(mine.cluster_file), [HERE], lambda *_: None)
     pid = slow_uv(tmp_path)
     with subprocess.Popen(
-        [sys.executable, "-m", "ugro_tasks.program", "launch", "--name=exp1", "--script=train.py"],
+        [sys.executable, "-m", "ugro_tasks.program", "launch", "--name=exp1", "--script=train.py", *mine.always],
         env={**os.environ, "UGRO_CLUSTER": str(mine.cluster_file)}, stderr=subprocess.PIPE, text=True,
     ) as launch:  # fmt: skip
         wait_until(lambda: bool(pid()), "the build to be under way", 20)

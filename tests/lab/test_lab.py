@@ -13,7 +13,7 @@ import yaml
 
 from tests.lab import Lab, LabError, LabHost
 from tests.lab.lab import ROOT
-from tests.lab.registry import status
+from tests.lab.registry import STATE, status
 from tests.lab.tools import missing_packages, wait_until
 
 
@@ -276,7 +276,7 @@ def test_down_after_kill_9_of_up_leaves_nothing(lab: Lab, tmp_path: Path, delay_
     folder = tmp_path / "killed"
     command = [sys.executable, "-m", "tests.lab"]
     creator = subprocess.Popen([*command, "up", "--folder", str(folder)], cwd=ROOT, stdout=subprocess.DEVNULL)
-    wait_until(folder.exists, "the lab's folder")
+    wait_until((folder / STATE).exists, "the lab to be begun")
     time.sleep(delay_seconds - 0.1)  # somewhere in the middle of it
     creator.kill()
     creator.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -38,12 +39,14 @@ class EndedJob:
         self.ranks = range(ranks)
         self.cluster = make_local_cluster(root, ranks)
         self.experiments = Experiments(root / "experiments")
-        record = make_record(self.cluster, job_name=name)
+        # Of other tests in the same second, processes with this token must not count as the job's.
+        nonce = f"{os.getpid():08x}"
+        record = make_record(self.cluster, job_name=name, nonce=nonce)
         self.home = self.experiments.create(record, make_scripts(root / "scripts"))
         if stamp:
             self.home = Experiment(self.home.folder.rename(self.experiments.folder / f"{name}_{stamp}"))
             self.home.save_record(msgspec.structs.replace(self.home.record(), job_id=self.home.job_id))
-        unique = f"{self.home.job_id}.c0ffee00"
+        unique = f"{self.home.job_id}.{nonce}"
         self.attempts = [unique, *(f"{unique}-{number}" for number in range(2, attempts + 1))]
         for attempt in self.attempts:
             for rank in self.ranks:
