@@ -259,7 +259,9 @@ class Manifests(Struct, kw_only=True):
     manifests: Annotated[list[str], Meta(max_length=10_000)]
 
 
-class _Folder(Struct, kw_only=True):
+class CleanedFolder(Struct, kw_only=True):
+    """A job's folder on a node; `kept` says why it stays."""
+
     path: Path
     bytes: Bytes
     removed: bool
@@ -269,7 +271,7 @@ class _Folder(Struct, kw_only=True):
 class Clean(Struct, kw_only=True):
     """See `node/cleaning.py`."""
 
-    folders: dict[str, _Folder]
+    folders: dict[str, CleanedFolder]
     others: Annotated[list[Word], Meta(max_length=10_000)]
 
 

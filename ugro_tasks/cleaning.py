@@ -14,19 +14,19 @@ from pathlib import Path
 
 import msgspec
 
+from .answers import Clean, CleanedFolder
 from .checkpoints import at_home, stored_manifests
 from .cluster import Cluster
-from .errors import HostError, NodeFault, RecordError
+from .errors import HostError, RecordError
 from .experiments import Experiment, Experiments
 from .files import size_of
 from .hosts import Fleet, Host
-from .job import UNREADABLE, Event, JobRecord, JobState
+from .job import Event, JobRecord, JobState
 from .metrics import measure
 from .node.follow import MANIFEST_SUFFIX
 from .plan import attempt_folder
 from .remote import ask
 from .rsync import PARTIAL_FOLDER
-from .threadsafe import threadsafe
 
 HOME = "home"
 REMOVE_SECONDS = 600.0  # that a node may take over hundreds of gigabytes
@@ -72,21 +72,6 @@ class Cleaning(msgspec.Struct, frozen=True, kw_only=True):
         """{node or HOME: bytes}."""
         places = dict.fromkeys(removal.where for removal in self.removals)
         return {place: sum(r.bytes for r in self.removals if r.where == place) for place in places}
-
-
-class _Folder(msgspec.Struct, frozen=True):
-    """What a node says of a job's folder; see `node/cleaning.py`."""
-
-    path: str
-    bytes: int
-    removed: bool
-    kept: str | None
-
-
-@threadsafe
-class _Answer(msgspec.Struct, frozen=True):
-    folders: dict[str, _Folder]
-    others: list[str]
 
 
 class _Over(msgspec.Struct, frozen=True):
@@ -208,25 +193,22 @@ def _folders(over: Sequence[_Over], cluster: Cluster, stays: list[Stay]) -> dict
 
 def _ask_nodes(
     cluster: Cluster, by_node: Mapping[str, list[tuple[str, str]]], *, remove: bool
-) -> dict[str, _Answer | HostError]:
+) -> dict[str, Clean | HostError]:
     if not by_node:
         return {}
 
-    def request(host: Host) -> _Answer:
+    def request(host: Host) -> Clean:
         folders = by_node[host.node.name]
         told = ask(host, "clean", timeout_seconds=REMOVE_SECONDS, folders=folders, remove=remove)
-        try:
-            return msgspec.convert(told, _Answer)
-        except UNREADABLE as error:
-            raise NodeFault(host.node.name, f"clean: its answer cannot be read: {error}") from error
+        return msgspec.convert(told, Clean)
 
     with Fleet.of(cluster.select(",".join(by_node))) as fleet:
-        answers: dict[str, _Answer | HostError] = fleet.map(request)
+        answers: dict[str, Clean | HostError] = fleet.map(request)
     return answers
 
 
 def _take_note(
-    job: _Over, node: str, folders: Mapping[str, _Folder], stays: list[Stay], *, dry_run: bool
+    job: _Over, node: str, folders: Mapping[str, CleanedFolder], stays: list[Stay], *, dry_run: bool
 ) -> list[Removal]:
     """The removals; what was removed is written down with the job."""
     gone = [

@@ -109,14 +109,13 @@ class Gang:
         code = self.experiment.code_archive()
         self._on_all("prepare", lambda host, plan: self._prepare(host, plan, code))
         self._on_all("start", self._start)
-        self._note_begun()
-        self.journal.change(phase=Phase.RUNNING)
+        self._note_begun(phase=Phase.RUNNING)
         for plan in self.plan.nodes:
             self.journal.say(f"rank {plan.rank} runs", plan.node)
 
-    def _note_begun(self) -> None:
-        self.journal.change_attempt(ran=True)
-        self.journal.change(started_at=self.journal.state.started_at or time.time())
+    def _note_begun(self, **more: Phase) -> None:
+        began_at = self.journal.state.started_at or time.time()
+        self.journal.change(attempt={"ran": True}, started_at=began_at, **more)
 
     def _deliver(self, source: Experiment, host: Host, plan: NodePlan) -> None:
         assert self.plan.resume  # noqa: S101

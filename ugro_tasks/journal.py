@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -34,9 +34,12 @@ class Journal:
         self.record = msgspec.structs.replace(self.record, **changes)
         self.insist(lambda: self.experiment.save_record(self.record))
 
-    def change(self, **changes: Any) -> None:
-        """Change the state."""
+    def change(self, *, attempt: Mapping[str, Any] | None = None, **changes: Any) -> None:
+        """Change the state, and in the same write the last attempt."""
         with self._changing:
+            if attempt:
+                *earlier, last = self.state.attempts
+                changes["attempts"] = (*earlier, msgspec.structs.replace(last, **attempt))
             self.state = msgspec.structs.replace(self.state, **changes)
             self.insist(lambda: self.experiment.save_state(self.state))
 
@@ -54,9 +57,7 @@ class Journal:
 
     def change_attempt(self, **changes: Any) -> None:
         """Change the last attempt."""
-        with self._changing:
-            *earlier, last = self.state.attempts
-            self.change(attempts=(*earlier, msgspec.structs.replace(last, **changes)))
+        self.change(attempt=changes)
 
     def insist(self, write: Callable[[], None]) -> None:
         """Write to the experiment folder, for as long as it takes: a full disk here must not end a job there.

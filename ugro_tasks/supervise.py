@@ -330,9 +330,9 @@ class Supervision:
         # Only what never ran is refused: by its name, others are looked at first.
         phase = Phase.FAILED if over.phase is Phase.REFUSED and self.journal.state.started_at else over.phase
         now, cause = time.time(), over.as_cause()
-        if self.journal.attempt:
-            self.journal.change_attempt(ended_at=now, cause=cause)
-        self.journal.change(phase=phase, ended_at=now, cause=cause, exit_code=over.exit_code)
+        # In one write: whoever finds a job that runs and no attempt under way begins another.
+        attempt = {"ended_at": now, "cause": cause} if self.journal.attempt else None
+        self.journal.change(attempt=attempt, phase=phase, ended_at=now, cause=cause, exit_code=over.exit_code)
         record, state = self.journal.record, self.journal.state
         self.journal.insist(lambda: self.experiments.add_to_history(self.experiment, record, state))
         self.journal.say(f"{phase}" + (f": {over.words}" if over.words else ""))
