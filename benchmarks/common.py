@@ -12,15 +12,15 @@ import venv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from tests.lab import Lab
 from tests.launch.ugro import SCRIPTS, Ugro
 
 ROOT = Path(__file__).parents[1]
 PYTHON = ROOT / ".ugro/env/bin/python"
-
-
 PEERS = ROOT / ".ugro/peers"
+INTERFACES = ("eth0", "enp3s0", "eno1")  # of the lab's hosts
 
 
 @contextmanager
@@ -63,6 +63,32 @@ def quietly(argv: Sequence[str | Path], environ: Mapping[str, str], code: int | 
     assert code in {None, done.returncode}, (
         f"{argv}: {done.returncode}: {done.stdout[-500:]}{done.stderr[-500:]}"
     )
+
+
+def typed_torchruns(
+    lab: Lab, script: str, *, before: str = "", tty: bool = False, into: Sequence[BinaryIO] = ()
+) -> list[subprocess.Popen[bytes]]:
+    """`ssh HOST torchrun ...` in a terminal for each host, as one types it without UGRO.
+
+    `script` is a path and its arguments, `before` what the shell does first. What the ranks say goes `into` these
+    files, or can be read.
+    """
+    terminals = []
+    for rank, host in enumerate(lab.hosts):
+        command = (
+            f"{before} export PYTHONUNBUFFERED=1 GLOO_SOCKET_IFNAME={INTERFACES[rank]}; "
+            f"{PYTHON} -m torch.distributed.run --nnodes {len(lab.hosts)} --node-rank {rank} --nproc-per-node 1 "
+            f"--master-addr {lab.hosts[0].address} --master-port 29510 --local-addr {host.address} --max-restarts 0 "
+            f"{script}"
+        )
+        terminals.append(
+            subprocess.Popen(
+                ["ssh", *(["-tt"] if tty else []), "-F", str(lab.ssh_config), host.address, command],
+                stdin=subprocess.DEVNULL, stdout=into[rank] if into else subprocess.PIPE, stderr=subprocess.DEVNULL,
+                env=lab.environ,
+            )
+        )  # fmt: skip
+    return terminals
 
 
 def machine() -> str:

@@ -13,8 +13,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from benchmarks.common import PYTHON, lab_with_user, machine
-from benchmarks.first_line import INTERFACES
+from benchmarks.common import lab_with_user, machine, typed_torchruns
 from tests.lab import Lab, LabHost
 from tests.lab.tools import wait_until
 from tests.launch.ugro import Ugro
@@ -66,19 +65,7 @@ def launched(ugro: Ugro, lab: Lab, name: str) -> "subprocess.Popen[str]":
 
 
 def typed(lab: Lab, script: Path) -> "list[subprocess.Popen[bytes]]":
-    terminals = []
-    for rank, host in enumerate(lab.hosts):
-        command = (
-            f"GLOO_SOCKET_IFNAME={INTERFACES[rank]} {PYTHON} -m torch.distributed.run --nnodes 3 --node-rank {rank} "
-            f"--nproc-per-node 1 --master-addr {lab.hosts[0].address} --master-port 29511 "
-            f"--local-addr {host.address} --max-restarts 0 {script}"
-        )
-        terminals.append(
-            subprocess.Popen(
-                ["ssh", "-tt", "-F", str(lab.ssh_config), host.address, command],
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=lab.environ,
-            )
-        )  # fmt: skip
+    terminals = typed_torchruns(lab, str(script), tty=True)
     for terminal in terminals:
         assert terminal.stdout is not None
         while b"meets the others" not in terminal.stdout.readline():

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks.common import PYTHON, in_turn, lab_with_user, machine, peer, table
+from benchmarks.common import in_turn, lab_with_user, machine, peer, table, typed_torchruns
 from tests.lab import Lab
 from tests.lab.tools import wait_until
 from tests.launch.ugro import Ugro
@@ -34,24 +34,11 @@ if __name__ == "__main__":
     config, *addresses = sys.argv[1:]
     torchrunx.Launcher(hostnames=addresses, workers_per_host=1, backend="gloo", ssh_config_file=config).run(work)
 """
-INTERFACES = ("eth0", "enp3s0", "eno1")
 
 
 def by_hand(lab: Lab, script: Path) -> float:
     begun = time.monotonic()
-    terminals = []
-    for rank, host in enumerate(lab.hosts):
-        command = (
-            f"GLOO_SOCKET_IFNAME={INTERFACES[rank]} PYTHONUNBUFFERED=1 {PYTHON} -m torch.distributed.run "
-            f"--nnodes 3 --node-rank {rank} --nproc-per-node 1 --master-addr {lab.hosts[0].address} "
-            f"--master-port 29510 --local-addr {host.address} --max-restarts 0 {script}"
-        )
-        terminals.append(
-            subprocess.Popen(
-                ["ssh", "-F", str(lab.ssh_config), host.address, command],
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=lab.environ,
-            )
-        )  # fmt: skip
+    terminals = typed_torchruns(lab, str(script))
     took = first_line(terminals[0], begun)
     for terminal in terminals:
         terminal.communicate(timeout=60)

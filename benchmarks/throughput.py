@@ -9,11 +9,10 @@ import json
 import os
 import shlex
 import statistics
-import subprocess
 import sys
+from contextlib import ExitStack
 
-from benchmarks.common import PYTHON, ROOT, in_turn, lab_with_user, table
-from benchmarks.first_line import INTERFACES
+from benchmarks.common import ROOT, in_turn, lab_with_user, table, typed_torchruns
 from tests.lab import Lab
 from tests.launch.ugro import Ugro
 
@@ -27,24 +26,20 @@ def rate(lines: str) -> float:
 
 def by_hand(lab: Lab) -> float:
     """Its log goes into a file here, as anybody would do it who wants to keep it."""
-    terminals = []
-    for rank, host in enumerate(lab.hosts):
-        command = (
-            f"cd {ROOT}/scripts; export OMP_WAIT_POLICY=passive GLOO_SOCKET_IFNAME={INTERFACES[rank]} "
-            "PYTHONUNBUFFERED=1 CUDA_VISIBLE_DEVICES= UGRO_OUTPUT_DIR=$HOME/by_hand; rm -rf $HOME/by_hand; "
-            f"{PYTHON} -m torch.distributed.run "
-            f"--nnodes 3 --node-rank {rank} --nproc-per-node 1 --master-addr {lab.hosts[0].address} "
-            f"--master-port 29510 --local-addr {host.address} --max-restarts 0 train_single_test.py {shlex.join(FLAGS)}"
+    before = (
+        f"cd {ROOT}/scripts; export OMP_WAIT_POLICY=passive CUDA_VISIBLE_DEVICES= UGRO_OUTPUT_DIR=$HOME/by_hand; "
+        "rm -rf $HOME/by_hand;"
+    )
+    with ExitStack() as files:
+        logs = [
+            files.enter_context((lab.folder / f"by_hand{rank}.log").open("wb"))
+            for rank in range(len(lab.hosts))
+        ]
+        terminals = typed_torchruns(
+            lab, f"train_single_test.py {shlex.join(FLAGS)}", before=before, into=logs
         )
-        terminals.append(
-            subprocess.Popen(
-                ["ssh", "-F", str(lab.ssh_config), host.address, command],
-                stdin=subprocess.DEVNULL, stdout=(lab.folder / f"by_hand{rank}.log").open("wb"),
-                stderr=subprocess.DEVNULL, env=lab.environ,
-            )
-        )  # fmt: skip
-    for terminal in terminals:
-        assert terminal.wait(timeout=120) == 0
+        for terminal in terminals:
+            assert terminal.wait(timeout=120) == 0
     return rate(lab.hosts[0].run(["cat", "by_hand/metrics.jsonl"]).stdout)
 
 
