@@ -1,5 +1,10 @@
-"""What `inv` reads: UGRO's tasks."""
+"""What `inv` reads in the checkout: UGRO's tasks, and those for who works on UGRO itself."""
 
-from ugro_tasks import ns
+from invoke.collection import Collection
+
+from dev.tasks import chaos, check, test
+from ugro_tasks import ns as shipped
 
 __all__ = ["ns"]
+
+ns = Collection(*shipped.tasks.values(), check, test, chaos)

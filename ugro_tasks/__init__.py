@@ -7,7 +7,7 @@ from invoke.collection import Collection
 
 # Not by the name of `ugro_tasks.cluster`, which it would hide.
 from .commands import cluster as machines
-from .commands import develop, environments, jobs, launch
+from .commands import environments, jobs, launch
 
 # A command that ends need not look for garbage any more: that took 30 ms of the 300 of one that knows SSH.
 atexit.register(gc.freeze)
@@ -26,7 +26,3 @@ ns = Collection(
     environments.sync_envs,
     machines.reset,
 )
-if develop.in_checkout():
-    ns.add_task(develop.check)
-    ns.add_task(develop.test)
-    ns.add_task(develop.chaos)

@@ -1,22 +1,9 @@
 """A few rounds of the chaos suite, which between them have the faults that matter most. See docs/chaos.md."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.chaos.plans import draw
-from tests.chaos.suite import Suite, suite
-from ugro_tasks.errors import ToolMissing
-
-
-@pytest.fixture(scope="module")
-def chaos() -> Iterator[Suite]:
-    """The suite on a lab of its own: it puts other disks under the hosts."""
-    try:
-        with suite() as made:
-            yield made
-    except ToolMissing as why:
-        pytest.skip(why.text)
+from tests.chaos.suite import Suite
 
 
 # A round takes seconds. Its own patience must end first: that tells what it waits for.

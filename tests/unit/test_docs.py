@@ -11,7 +11,7 @@ import pytest
 from invoke.parser.argument import Argument
 from invoke.parser.context import ParserContext
 
-from ugro_tasks import ns
+from tasks import ns
 from ugro_tasks.cluster_file import read_cluster_file
 from ugro_tasks.errors import UgroError
 
@@ -23,7 +23,7 @@ TASKS: dict[str, Any] = {name: ns[name] for name in ns.task_names}
 # Asked of a fresh interpreter: Invoke gives the help of a task only once.
 ASK_FOR_HELP = """
 import json
-from ugro_tasks import ns
+from tasks import ns
 print(json.dumps({name: {a.name: a.help for a in ns[name].get_arguments()} for name in ns.task_names}))
 """
 HELP: dict[str, dict[str, str]] = json.loads(

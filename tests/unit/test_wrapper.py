@@ -41,7 +41,8 @@ import importlib.metadata as installed, json, os, sys
 
 def main():
     versions = {d.name: d.version for d in installed.distributions() if d.name in ("pin", "devpin")}
-    print(json.dumps({"arguments": sys.argv[1:], "folder": os.getcwd(), **versions}))
+    program = os.path.basename(sys.argv[0])
+    print(json.dumps({"program": program, "arguments": sys.argv[1:], "folder": os.getcwd(), **versions}))
 """
 
 def wheel(folder, name, version, files):
@@ -61,7 +62,7 @@ def build_editable(folder, config_settings=None, metadata_directory=None):
     while Path("gate").exists():
         Path("at-the-gate").touch()
         time.sleep(0.01)
-    entry = "[console_scripts]\\nugro = ugro_program:main\\n"
+    entry = "[console_scripts]\\nugro = ugro_program:main\\ninv = ugro_program:main\\n"
     return wheel(folder, "ugro", "1.0", {"ugro_program.py": PROGRAM, "ugro-1.0.dist-info/entry_points.txt": entry})
 '''
 
@@ -155,6 +156,21 @@ def test_arguments_and_the_users_folder_reach_the_program(checkout: Checkout, tm
     arguments = ["launch", "--args", "a  b 'c' $HOME *", ""]
     answer = json.loads(checkout.run(*arguments, cwd=tmp_path).stdout)
     assert (answer["arguments"], answer["folder"]) == (arguments, str(tmp_path))
+
+
+@pytest.mark.parametrize("words", [["test", "--", "-k", "a b"], ["check"], ["chaos"], ["--help", "test"]])
+def test_the_developers_tasks_are_those_of_the_checkout(
+    checkout: Checkout, words: list[str], tmp_path: Path
+) -> None:
+    answer = json.loads(checkout.run(*words, cwd=tmp_path).stdout)
+    assert answer["program"] == "inv"
+    assert answer["arguments"] == ["--search-root", str(checkout.root), *words]
+    assert answer["folder"] == str(tmp_path)
+
+
+def test_all_others_are_those_of_the_program(checkout: Checkout) -> None:
+    assert checkout.told("launch", "test")["program"] == "ugro"
+    assert checkout.told("--help", "launch")["program"] == "ugro"
 
 
 def test_a_link_finds_its_checkout(checkout: Checkout, tmp_path: Path) -> None:

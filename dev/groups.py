@@ -1,0 +1,153 @@
+"""The groups of tests: what each is, which files it has, what it needs, and the time that it may take.
+
+A new group is a new entry of GROUPS. A test file belongs to the group with the longest path that it lies under, so a
+group may take one file out of another's folder. Nothing here runs anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import PurePosixPath
+
+from ugro_tasks.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Group:
+    """Tests that run in one pytest, and whose time is told in one line.
+
+    Every group may count on `.venv` with requirements/dev.txt, the packages of the lab, and the training environment.
+    """
+
+    name: str
+    about: str
+    paths: tuple[str, ...]
+    """Test files, and folders of them, from the checkout's root."""
+    minutes: float
+    """The time that it may take on two idle cores: all of it, or the part that `--all` runs."""
+    by_default: bool = False
+    """Whether `bin/ugro test` runs it. No issue may lengthen those by more than it takes away."""
+    drawn: int | None = None
+    """How many of its tests `--all` runs, where the whole takes too long for that; the commit draws them."""
+    arguments: tuple[str, ...] = ()
+    """For pytest."""
+    programs: Mapping[str, str] = field(default_factory=dict)
+    """Programs that it needs beyond the lab's: {program: the Debian packages that have it}."""
+    requirements: str = ""
+    """The file in requirements/ with what it needs of PyPI beyond dev.txt."""
+
+
+DEFAULT_MINUTES = 8.0
+ALL_MINUTES = 40.0
+
+COMPILER = {"cc": "gcc libc6-dev"}
+
+GROUPS = (
+    Group(
+        name="unit",
+        about="the parts by themselves, with real processes and files, on this machine alone",
+        paths=("tests/unit", "tests/chaos/test_plans.py"),
+        minutes=3,
+        by_default=True,
+    ),
+    Group(
+        name="hosts",
+        about="three hosts over real SSH: logins, health, environments, and nodes that lie",
+        paths=("tests/lab", "tests/hosts", "tests/environments", "tests/hostile"),
+        minutes=2,
+        by_default=True,
+    ),
+    Group(
+        name="launch",
+        about="jobs from launch to gather on three hosts, with real torchrun",
+        paths=("tests/launch",),
+        minutes=3,
+        by_default=True,
+    ),
+    Group(
+        name="misfortunes",
+        about="jobs whose hosts, links or agent fail, and their restarts",
+        paths=("tests/launch/test_misfortunes.py", "tests/launch/test_restart.py"),
+        minutes=4,
+    ),
+    Group(
+        name="preflight",
+        about="misconfigured machines are named before a launch, or do no harm",
+        paths=("tests/preflight",),
+        minutes=2,
+    ),
+    Group(
+        name="training",
+        about="scripts/train_production.py fine-tunes small models",
+        paths=("tests/training",),
+        minutes=3,
+    ),
+    Group(
+        name="chaos",
+        about="rounds of chaos with the faults that matter most",
+        paths=("tests/chaos",),
+        minutes=2,
+        programs=COMPILER,
+    ),
+    Group(
+        name="rounds",
+        about="two hundred rounds of chaos, with all that is drawn from their seeds",
+        paths=("tests/chaos/test_rounds.py",),
+        minutes=7,
+        drawn=40,
+        programs=COMPILER,
+    ),
+)
+
+
+def group_of(file: str, groups: Sequence[Group] = GROUPS) -> Group | None:
+    """Find the group that a test file belongs to, by the file's path from the checkout's root."""
+    path = PurePosixPath(file)
+    found = [
+        (len(PurePosixPath(folder).parts), group)
+        for group in groups
+        for folder in group.paths
+        if path.is_relative_to(folder)
+    ]
+    if not found:
+        return None
+    return max(found, key=lambda match: match[0])[1]
+
+
+def files_of(group: Group, files: Iterable[str], groups: Sequence[Group] = GROUPS) -> list[str]:
+    """Pick the files that belong to a group, in the order of their names."""
+    return sorted(file for file in files if group_of(file, groups) is group)
+
+
+def choose(names: Sequence[str], everything: bool, groups: Sequence[Group] = GROUPS) -> list[Group]:
+    """Choose the groups of `--group a,b --group c` or `--all`, or else the default ones; raises UsageError."""
+    wanted = [_named(name.strip(), groups) for words in names for name in words.split(",")]
+    if wanted and everything:
+        raise UsageError("--all runs every group. Leave out --all or --group")
+    if everything:
+        return list(groups)
+    if wanted:
+        return list(dict.fromkeys(wanted))
+    return [group for group in groups if group.by_default]
+
+
+def draw(tests: Sequence[str], commit: str, count: int) -> set[str]:
+    """Draw so many of the tests by the hash of a commit, the same ones for the same commit."""
+
+    def place(test: str) -> bytes:
+        return hashlib.sha256(f"{commit} {test}".encode()).digest()
+
+    return set(sorted(tests, key=place)[:count])
+
+
+def _named(name: str, groups: Sequence[Group]) -> Group:
+    for group in groups:
+        if group.name == name:
+            return group
+    names = [group.name for group in groups]
+    near = get_close_matches(name, names, n=1)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    raise UsageError(f"--group {name}: there is no such group. {hint}There are: {', '.join(names)}")

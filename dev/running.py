@@ -1,0 +1,144 @@
+"""Runs groups of tests, each in a pytest of its own, and counts what came of each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dev.groups import Group, files_of
+from ugro_tasks import display
+from ugro_tasks.errors import ToolMissing, UsageError
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+# Much of the time is waiting, for hosts and their patience: two workers, each with a lab of its own.
+WORKERS = 2
+NO_TESTS = 5  # pytest's exit code where nothing was selected
+
+
+@dataclass(kw_only=True)
+class Result:
+    """What came of the tests of one pytest."""
+
+    name: str
+    part: str = "all"
+    seconds: float
+    code: int
+    minutes: float | None = None
+    """The group's limit, in minutes on two idle cores."""
+    passed: int = 0
+    failed: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+    """How many tests were skipped, by the reason."""
+
+    @property
+    def good(self) -> bool:
+        """Whether pytest was content; a group may be without tests where a flag like -k picks from all."""
+        return self.code in {0, NO_TESTS}
+
+
+class Programs:
+    """Runs programs in the checkout, which show their own output and answer Ctrl-C themselves."""
+
+    def __init__(self) -> None:
+        self.interrupted = False
+
+    def run(self, title: str, argv: Sequence[str]) -> int:
+        """Run one to its end; gives its exit code."""
+        display.note(f"== {title}")
+        before = signal.signal(signal.SIGINT, self._note_interrupt)
+        try:
+            return subprocess.run(argv, cwd=CHECKOUT, check=False).returncode
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _note_interrupt(self, *_: object) -> None:
+        self.interrupted = True
+
+
+def program(name: str) -> str:
+    """Find a program of the Python that runs this; raises ToolMissing."""
+    path = Path(sys.executable).with_name(name)
+    if not path.exists():
+        raise ToolMissing(f"{path} is missing; `bin/ugro check` and `bin/ugro test` install it")
+    return str(path)
+
+
+def run_groups(groups: Sequence[Group], arguments: Sequence[str], commit: str | None) -> list[Result]:
+    """Run groups one after the other, with what else pytest is told.
+
+    With a commit, it draws the part of each group that is too long for `--all`. Ctrl-C ends the group that runs and
+    begins no other.
+    """
+    programs = Programs()
+    files = files_with_tests()
+    results = []
+    for group in groups:
+        drawn = group.drawn if commit else None
+        own = [
+            *group.arguments,
+            *(["--drawn", f"{commit}:{drawn}"] if drawn else []),
+            *files_of(group, files),
+        ]
+        title = f"tests: {group.name}"
+        if drawn:
+            title += f", {drawn} drawn by the commit; again: {again(group, commit)}"
+        result = _run_pytest(programs, title, [*own, *arguments])
+        result.name = group.name
+        result.minutes = group.minutes
+        result.part = f"{drawn} drawn" if drawn else "all"
+        results.append(result)
+        if programs.interrupted:
+            break
+    return results
+
+
+def run_named(arguments: Sequence[str]) -> list[Result]:
+    """Run the tests that the arguments for pytest name, of whatever group they are."""
+    return [_run_pytest(Programs(), "tests", arguments)]
+
+
+def names_tests(arguments: Sequence[str]) -> bool:
+    """Tell whether one of the arguments for pytest is a file or folder of tests."""
+    return any(word == "tests" or word.startswith(("tests/", "./tests")) for word in arguments)
+
+
+def again(group: Group, commit: str | None) -> str:
+    """Give the command that runs the same part of a group once more."""
+    return f"bin/ugro test --group {group.name} --part {commit}"
+
+
+def files_with_tests() -> list[str]:
+    """List every file of tests, by its path from the checkout's root."""
+    return [path.relative_to(CHECKOUT).as_posix() for path in CHECKOUT.glob("tests/**/test_*.py")]
+
+
+def commit_of(name: str) -> str:
+    """Find the whole hash of a commit; raises ToolMissing and UsageError."""
+    if shutil.which("git") is None:
+        raise ToolMissing(
+            "git is not on PATH; it finds the commit that draws a part of the slow groups: install git"
+        )
+    argv = ["git", "rev-parse", "--verify", f"{name}^{{commit}}"]
+    done = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise UsageError(f"--part {name}: git finds no such commit in {CHECKOUT}: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+def _run_pytest(programs: Programs, title: str, arguments: Sequence[str]) -> Result:
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="ugro-tests-") as folder:
+        tally = Path(folder) / "tally.json"
+        plugins = ["-p", "tests.left_out", "-p", "dev.pytest_group", "--tally", str(tally)]
+        shared = ["-n", str(WORKERS), "--dist", "loadgroup"]
+        code = programs.run(title, [program("pytest"), *plugins, *shared, *arguments])
+        counts = json.loads(tally.read_text()) if tally.exists() else {}
+    return Result(name=title, seconds=time.monotonic() - begun, code=code, **counts)

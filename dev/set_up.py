@@ -1,0 +1,74 @@
+"""Sets up what tests need: the packages of the lab, the training environment, and what a group wants beyond them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dev.groups import Group
+from tests.lab.tools import missing_packages, which
+from ugro_tasks import display
+from ugro_tasks.cluster_file import load_cluster
+from ugro_tasks.errors import ToolMissing
+from ugro_tasks.sync import ensure_local
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def set_up(groups: Sequence[Group]) -> None:
+    """Install what the groups need and this machine lacks; raises ToolMissing and EnvironmentFault."""
+    _install_packages(sorted({*missing_packages(), *packages_of(groups)}))
+    for name in requirements_of(groups):
+        _install_requirements(name)
+    ensure_local(load_cluster("local", cwd=CHECKOUT))
+
+
+def packages_of(groups: Sequence[Group]) -> list[str]:
+    """List the Debian packages with the programs of the groups that are not on this machine."""
+    missing = [
+        packages for group in groups for name, packages in group.programs.items() if which(name) is None
+    ]
+    return sorted({package for packages in missing for package in packages.split()})
+
+
+def requirements_of(groups: Sequence[Group]) -> list[str]:
+    """List the files in requirements/ that the groups need beyond dev.txt."""
+    return sorted({group.requirements for group in groups if group.requirements})
+
+
+def _install_packages(packages: Sequence[str]) -> None:
+    """Install Debian packages where we may; else the tests themselves say what they left out."""
+    if not packages or os.geteuid() != 0 or shutil.which("apt-get") is None:
+        return
+    display.note(f"installing for the tests: {' '.join(packages)}")
+    for step in (["update"], ["install", "--yes", "--no-install-recommends", *packages]):
+        # An update that reached only some archives is often enough; the lab itself says what it still lacks.
+        subprocess.run(
+            ["apt-get", "-o", "DPkg::Lock::Timeout=120", *step],
+            env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr,
+            check=False,
+        )
+
+
+def _install_requirements(name: str) -> None:
+    """Install a file of requirements into `.venv`; raises ToolMissing."""
+    file = CHECKOUT / "requirements" / name
+    pip = [
+        sys.executable,
+        "-I",
+        "-m",
+        "pip",
+        "install",
+        "--no-user",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]
+    done = subprocess.run([*pip, "-r", str(file)], stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False)
+    if done.returncode != 0:
+        raise ToolMissing(f"{file} could not be installed into {sys.prefix}, see above; then again")

@@ -1,0 +1,129 @@
+"""check, test, chaos: tasks for those who work on UGRO itself, added to the shipped ones by the root's tasks.py."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from invoke.exceptions import Exit
+
+from ugro_tasks.commands.common import JSON_HELP, task, whole
+
+CHECKS = {
+    "ruff check": ["ruff", "check"],
+    "ruff format": ["ruff", "format", "--check"],
+    "mypy": ["mypy"],
+    "import-linter": ["lint-imports", "--no-logo"],
+}
+FIXES = {"ruff check": ["ruff", "check", "--fix"], "ruff format": ["ruff", "format"]}
+
+
+@task(help={"fix": "fix what ruff can fix", "tests": "run the tests, too"})
+def check(_context: Any, fix: bool = False, tests: bool = True) -> None:
+    """Run ruff, mypy, import-linter and the tests, all of them, and say which failed."""
+    from dev import running
+
+    programs = running.Programs()
+    failed = []
+    for name, argv in (CHECKS | FIXES if fix else CHECKS).items():
+        if programs.run(name, [running.program(argv[0]), *argv[1:]]) != 0:
+            failed.append(name)
+    if tests and not _run_tests([], everything=False, part=None, arguments=[]):
+        failed.append("tests")
+    if failed:
+        raise Exit(f"failed: {', '.join(failed)}", code=1)
+
+
+@task(
+    help={
+        "all": "every group; of those that take too long, a part that the commit draws",
+        "group": "these groups, whole: a,b; may be given more than once",
+        "groups": "list the groups and what they need; run nothing",
+        "part": "run the part of the slow groups that this commit draws (default with --all: the one checked out)",
+    },
+    iterable=["group"],
+)
+def test(
+    _context: Any,
+    group: list[str] | None = None,
+    all: bool = False,  # noqa: A002
+    groups: bool = False,
+    part: str | None = None,
+) -> None:
+    """Set up what the tests need and run them; what stands after -- goes to pytest: test -- -k health."""
+    if groups:
+        from dev.report import show_groups
+
+        return show_groups()
+    arguments = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
+    if not _run_tests(group or [], everything=all, part=part, arguments=arguments):
+        raise Exit(code=1)
+    return None
+
+
+@task(
+    help={
+        "rounds": "how many",
+        "seed": "of the first round; each further one has the next (default: a random one)",
+        "faults": "in every round these, and habits of the script, e.g. link-down,quiet (default: one or two of all)",
+        "verbose": "show what happened when, also of rounds in which all was well",
+        "json": JSON_HELP,
+    }
+)
+def chaos(
+    _context: Any,
+    rounds: str = "20",
+    seed: str | None = None,
+    faults: str | None = None,
+    verbose: bool = False,
+    json: bool = False,
+) -> None:
+    """Break what can break under running jobs on the lab, the same for the same seed, and check what must hold."""
+    import secrets
+
+    from dev.groups import choose
+    from dev.set_up import set_up
+    from tests.chaos import suite
+    from ugro_tasks import display
+
+    first = whole(seed, "--seed")
+    set_up(choose(["chaos"], everything=False))
+    summary = suite.run(
+        whole(rounds, "--rounds", 1) or 1,
+        secrets.randbelow(1_000_000) if first is None else first,
+        suite.kinds_in(faults),
+        tell=display.note,
+        verbose=verbose,
+    )
+    if json:
+        display.show_json(summary)
+    else:
+        display.note(suite.sum_up(summary))
+    if summary.violations:
+        raise Exit(f"{summary.violations} violations", code=1)
+
+
+def _run_tests(names: list[str], *, everything: bool, part: str | None, arguments: list[str]) -> bool:
+    """Set up and run groups of tests, or the tests that the arguments name; gives whether all is well."""
+    from dev import running
+    from dev.groups import choose
+    from dev.report import show_results
+    from dev.set_up import set_up
+    from ugro_tasks.errors import UsageError
+
+    groups = choose(names, everything)
+    by_path = running.names_tests(arguments)
+    if by_path and (names or everything or part):
+        raise UsageError(
+            "what stands after -- names tests. Leave out --all, --group and --part, or those paths"
+        )
+    commit = running.commit_of(part or "HEAD") if part or everything else None
+    begun = time.monotonic()
+    set_up(groups)
+    set_up_seconds = time.monotonic() - begun
+    if by_path:
+        return show_results(running.run_named(arguments), [], set_up_seconds)
+    results = running.run_groups(groups, arguments, commit)
+    not_run = [group.name for group in groups[len(results) :]]
+    return show_results(results, not_run, set_up_seconds)
