@@ -24,9 +24,9 @@ from .hosts import Fleet, Host
 from .job import Event, JobRecord, JobState
 from .metrics import measure
 from .node.follow import MANIFEST_SUFFIX
+from .node.tree import PARTIAL_FOLDER
 from .plan import attempt_folder
 from .remote import ask
-from .rsync import PARTIAL_FOLDER
 
 HOME = "home"
 REMOVE_SECONDS = 600.0  # that a node may take over hundreds of gigabytes

@@ -135,6 +135,7 @@ class Gang:
             node_bytes=len(packed),
             timeout_seconds=self.cluster.timeouts.start_seconds,
             controller=str(self.experiments_folder),
+            rendezvous_port=self.plan.master_port if plan.rank == 0 else None,
             hold_seconds=self.cluster.timeouts.start_seconds + HOLD_SECONDS,
             **request,
         )

@@ -1,4 +1,4 @@
-"""What the ranks wrote comes home, by rsync. Checkpoints with a manifest come by `mirror.py`, whole and verified."""
+"""What the ranks wrote comes home. Checkpoints with a manifest come by `mirror.py`, whole and verified."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .mirror import bring_all
 from .node.follow import MANIFEST_SUFFIX
 from .plan import attempt_folder, folder_of, token_of
 from .remote import ask
-from .rsync import Rsync
+from .transfer import Transfer
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
@@ -60,12 +60,12 @@ def gather(
                     progress(plan.node, percent)
 
         try:
-            _pull(experiment, plan, Rsync(host), clashing, verify, tell)
+            _pull(experiment, plan, Transfer(host), clashing, verify, tell)
         except UgroError as error:
             errors.append(error)
         except OSError as error:
             if error.errno in NO_ROOM:
-                full[plan.node] = _to_come(experiment, plan, Rsync(host))
+                full[plan.node] = _to_come(experiment, plan, Transfer(host))
             else:
                 errors.append(RecordError(f"{error.filename or experiment.folder}: {error.strerror}"))
 
@@ -76,7 +76,7 @@ def gather(
 def _pull(
     experiment: Experiment,
     plan: NodePlan,
-    rsync: Rsync,
+    transfer: Transfer,
     clashing: Collection[str],
     verify: bool,
     tell: Callable[[int], None],
@@ -89,8 +89,8 @@ def _pull(
     )
     # Both at once: most often there is nothing aside, and a login takes longer than to find that out.
     with ThreadPoolExecutor(1) as beside:
-        other = beside.submit(_pull_aside, experiment, source, rsync, aside, verify) if aside else None
-        rsync.pull(source, f"{target}/", exclude=_left_out(experiment, plan), verify=verify, progress=tell)
+        other = beside.submit(_pull_aside, experiment, source, transfer, aside, verify) if aside else None
+        transfer.pull(source, f"{target}/", exclude=_left_out(experiment, plan), verify=verify, progress=tell)
         if other:
             target = other.result()
     with contextlib.suppress(OSError):
@@ -98,11 +98,11 @@ def _pull(
 
 
 def _pull_aside(
-    experiment: Experiment, source: str, rsync: Rsync, names: Sequence[str], verify: bool
+    experiment: Experiment, source: str, transfer: Transfer, names: Sequence[str], verify: bool
 ) -> Path:
     target = experiment.folder / "ranks" / "0"
     target.mkdir(parents=True, exist_ok=True)
-    rsync.pull(source, f"{target}/", only=[f"/{name}" for name in names], verify=verify)
+    transfer.pull(source, f"{target}/", only=[f"/{name}" for name in names], verify=verify)
     return target
 
 
@@ -121,10 +121,10 @@ def _left_out(experiment: Experiment, plan: NodePlan) -> list[str]:
     ]
 
 
-def _to_come(experiment: Experiment, plan: NodePlan, rsync: Rsync) -> int | None:
+def _to_come(experiment: Experiment, plan: NodePlan, transfer: Transfer) -> int | None:
     with contextlib.suppress(HostError, OSError):
         target = experiment.outputs(plan.rank)
-        return rsync.bytes_to_come(_source(plan), f"{target}/", exclude=_left_out(experiment, plan))
+        return transfer.bytes_to_come(_source(plan), f"{target}/", exclude=_left_out(experiment, plan))
     return None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from .checks import Check, judge
+from .checks import Check, judge, rsync_check
 from .cluster import Cluster, Node
 from .comparisons import COMPARED, judge_all
 from .errors import HostError, NodesBusy, NotFit, UgroError
@@ -90,9 +90,11 @@ def examine(
     cluster: Cluster,
     asking: Callable[..., dict[str, Any]] = ask,
     model: Mapping[str, Any] | None = None,
+    *,
+    keep_port: bool = False,
 ) -> ClusterHealth:
     """Probe all nodes and judge what they say; see `probes.probe`."""
-    return judge_cluster(cluster, probe(fleet, cluster, asking, model))
+    return judge_cluster(cluster, probe(fleet, cluster, asking, model, keep_port=keep_port))
 
 
 def judge_cluster(cluster: Cluster, answers: Answers) -> ClusterHealth:
@@ -103,8 +105,13 @@ def judge_cluster(cluster: Cluster, answers: Answers) -> ClusterHealth:
         probed_at=answers.probed_at,
         seconds=answers.seconds,
         nodes=nodes,
-        across=tuple(judge_all(cluster, *_by_node(nodes))),
+        across=(*_controller(answers), *judge_all(cluster, *_by_node(nodes))),
     )
+
+
+def _controller(answers: Answers) -> list[Check]:
+    """What is to be said of this machine: nothing where all is well."""
+    return [rsync_check(None, answers.rsync_fault)] if answers.rsync_fault else []
 
 
 def _judge_answer(cluster: Cluster, node: Node, answer: Answer | HostError) -> NodeHealth:

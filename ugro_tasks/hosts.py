@@ -47,8 +47,11 @@ class Host(Protocol):
     def stream(self, argv: Sequence[str], stdin: bytes | None = b"") -> Stream:
         """The command's stdout as it comes. With None its stdin stays open, for `Stream.write`."""
 
-    def rsync_remote(self) -> tuple[list[str], str]:
-        """What rsync needs to reach the host: its options, and what stands before a path."""
+    def rsync_remote(self) -> tuple[list[str], str] | None:
+        """What rsync needs to reach the host: its options, and what stands before a path.
+
+        None where files need no rsync.
+        """
 
     def call(self, function: Callable[[Host], T]) -> T:
         """`function(self)`; what `Fleet.map` calls on each member."""
@@ -118,9 +121,8 @@ class LocalHost:
         """See Host."""
         return _LocalStream(self.node, argv, stdin)
 
-    def rsync_remote(self) -> tuple[list[str], str]:
-        """See Host."""
-        return [], ""
+    def rsync_remote(self) -> None:
+        """See Host. Files of this machine need no rsync."""
 
     def call(self, function: Callable[[Host], T]) -> T:
         """See Host."""

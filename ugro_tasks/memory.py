@@ -14,7 +14,7 @@ section 4.1). Each is kept as float32, with its gradient, DDP's copy of that, an
 Activations: what the backward pass keeps of each token, counted layer by layer as Korthikanti et al. 2022 do
 (arXiv:2205.05198, section 4). Their s*b*h*(34 + 5*a*s/h) is for GPT-2; attention of today does not keep its matrix,
 which takes the second term away, and the first is counted here for a Llama layer, see `_kept_of_a_layer`. On top
-come the logits. `benchmarks/memory.py` holds all this against what torch really allocates.
+come the logits. `benchmarks/memory_estimate.py` holds all this against what torch really allocates.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from .hosts import Fleet, Host
 from .job import NodePlan, Resume
 from .node.follow import MANIFEST_SUFFIX
 from .remote import ask
-from .rsync import Rsync
+from .transfer import Transfer
 
 MANIFESTS_MOST = 200  # of a rank, that wait to be brought
 FAULTS_TOLD = 100
@@ -118,7 +118,7 @@ def bring(
     if files := sorted(path for manifest in missing for path in own[manifest.checkpoint]):
         source = f"{plan.folder}/output/checkpoints/"
         try:
-            Rsync(host).pull(
+            Transfer(host).pull(
                 source, f"{folder}/", files=files, gently=gently, verify=verify, progress=progress
             )
         except NodeFault as error:  # one may have been rotated away meanwhile
@@ -202,7 +202,7 @@ def deliver(
     first = checkpoint.manifests[0]
     for rank, files in _layers(checkpoint, first, plan.rank):
         folder = source.checkpoint_folder(rank)
-        Rsync(host).push(f"{folder}/", target, files=files, link_from=link_from)
+        Transfer(host).push(f"{folder}/", target, files=files, link_from=link_from)
 
 
 def _layers(checkpoint: Checkpoint, first: Manifest, rank: int) -> Iterator[tuple[int, list[str]]]:

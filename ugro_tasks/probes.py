@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from msgspec import Struct
@@ -14,10 +15,11 @@ from .errors import HostError
 from .hosts import Fleet, Host
 from .recipes import place_of
 from .remote import ask
+from .rsync import rsync_fault_here
 
 PORT_SECONDS = 4.0  # how long master and workers look for each other
 PROBE_SECONDS = 90.0  # the first import of torch on a slow disk takes that long
-PEERS_VISITED = 4  # by each node: all others, where there are no more
+PEERS_VISITED = 4  # by each node, and the master: all others, where there are no more
 
 
 class Answers(Struct, frozen=True, kw_only=True):
@@ -26,6 +28,7 @@ class Answers(Struct, frozen=True, kw_only=True):
     probed_at: float
     seconds: float
     of: dict[str, Answer | HostError]
+    rsync_fault: str | None = None  # why this machine's own rsync does not serve
 
 
 def probe(
@@ -33,16 +36,30 @@ def probe(
     cluster: Cluster,
     asking: Callable[..., dict[str, Any]] = ask,
     model: Mapping[str, Any] | None = None,
+    *,
+    keep_port: bool = False,
 ) -> Answers:
     """Ask all nodes.
 
     `asking` is how a node is asked: `remote.ask`, or a conversation that goes on. `model` is looked for on each
-    node, see `shares.model_to_look_for`.
+    node, see `shares.model_to_look_for`. With `keep_port` the master's process keeps the port that it found, for the
+    launch that follows in the same conversation.
     """
     begun, probed_at = time.monotonic(), time.time()
     nonce, salt = secrets.token_hex(8), secrets.randbits(16)
-    answers = fleet.map(lambda host: _probe(host, cluster, nonce, salt, asking, model))
-    return Answers(probed_at=probed_at, seconds=time.monotonic() - begun, of=answers)
+    with ThreadPoolExecutor(1) as beside:
+        here = (
+            beside.submit(rsync_fault_here)
+            if any(node.transport == "ssh" for node in cluster.nodes)
+            else None
+        )
+        answers = fleet.map(lambda host: _probe(host, cluster, nonce, salt, asking, model, keep_port))
+    return Answers(
+        probed_at=probed_at,
+        seconds=time.monotonic() - begun,
+        of=answers,
+        rsync_fault=here.result() if here else None,
+    )
 
 
 class Answer(Struct, frozen=True):
@@ -60,6 +77,7 @@ def _probe(
     salt: int,
     asking: Callable[..., dict[str, Any]],
     model: Mapping[str, Any] | None,
+    keep_port: bool,
 ) -> Answer:
     node, master = host.node, cluster.master
     alone = len(cluster.nodes) == 1
@@ -76,9 +94,9 @@ def _probe(
         address=node.address,
         master=master.address,
         port=cluster.master_port,
-        workers=0 if alone else len(cluster.nodes) - 1,
         port_seconds=PORT_SECONDS,
         nonce=nonce,
+        keep_port=keep_port,
         peers=None if alone else _meetings(cluster, node, salt),
         model=model,
         environment=place_of(node),
@@ -100,6 +118,9 @@ def _meetings(cluster: Cluster, node: Node, salt: int) -> dict[str, Any]:
 
 
 def visited_by(cluster: Cluster, node: Node) -> list[Node]:
-    """The nodes that a node tries to reach for the check `peers`: all others in a small cluster, else the next few."""
+    """The nodes that a node tries to reach for the check `peers`: the next few and the master, or all others."""
     others = [*cluster.nodes[node.rank + 1 :], *cluster.nodes[: node.rank]]
-    return others[:PEERS_VISITED]
+    visited = others[:PEERS_VISITED]
+    if cluster.master in others[PEERS_VISITED:]:
+        visited.append(cluster.master)
+    return visited

@@ -7,7 +7,7 @@ import json
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -215,25 +215,43 @@ def follow(
     try:
         if asked:
             stream.write(asked)
-        buffer = _after_mark(host, stream, silence_seconds)
-        while True:
-            while len(buffer) >= FRAME.size:
-                kind, offset, length = FRAME.unpack_from(buffer)
-                if length > 2 * CHUNK_BYTES:
-                    raise NodeFault(host.node.name, "it sent a frame that is too large")
-                if len(buffer) < FRAME.size + length:
-                    break
-                payload = bytes(buffer[FRAME.size : FRAME.size + length])
-                del buffer[: FRAME.size + length]
-                yield Frame(
-                    kind & ~COMPRESSED, offset, _unpacked(host, payload) if kind & COMPRESSED else payload
-                )
-            received = stream.read(silence_seconds)
-            if not received:
-                raise NodeFault(host.node.name, "its log stream broke off")
-            buffer += received
+        yield from _frames(host, stream, silence_seconds, "log stream")
     finally:
         stream.close()
+
+
+def framed(
+    host: Host, operation: str, silence_seconds: float, **request: Any
+) -> tuple[Stream, Generator[Frame, None, None]]:
+    """Begin a request that both sides speak frames for: the stream to write to, and the node's frames."""
+    argv, program = _program(host)
+    stream = host.stream(argv, None)
+    try:
+        stream.write(program + _request(operation, request, b""))
+    except HostError:
+        stream.close()
+        raise
+    return stream, _frames(host, stream, silence_seconds, "transfer")
+
+
+def _frames(host: Host, stream: Stream, silence_seconds: float, what: str) -> Generator[Frame, None, None]:
+    buffer = _after_mark(host, stream, silence_seconds)
+    while True:
+        while len(buffer) >= FRAME.size:
+            kind, offset, length = FRAME.unpack_from(buffer)
+            if length > 2 * CHUNK_BYTES:
+                raise NodeFault(host.node.name, "it sent a frame that is too large")
+            if len(buffer) < FRAME.size + length:
+                break
+            payload = bytes(buffer[FRAME.size : FRAME.size + length])
+            del buffer[: FRAME.size + length]
+            if kind & COMPRESSED:
+                payload = _unpacked(host, payload)
+            yield Frame(kind & ~COMPRESSED, offset, payload)
+        received = stream.read(silence_seconds)
+        if not received:
+            raise NodeFault(host.node.name, f"its {what} broke off")
+        buffer += received
 
 
 def _program(host: Host) -> tuple[list[str], bytes]:

@@ -1,4 +1,4 @@
-"""Files between this machine and a host, by the real rsync program."""
+"""Files between this machine and a host, by the real rsync program. Where none serves, see `transfer.py`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from typing import ClassVar
 from .errors import HostUnreachable, NodeFault, ToolMissing
 from .files import leave_room
 from .hosts import Host
+from .node.tree import PARTIAL_FOLDER
 from .ssh import READ_BYTES
 
-# Where what has come of a file waits for the rest, beside the file: under its own name only the whole of it ever lies.
-PARTIAL_FOLDER = ".ugro-partial"
 # Without a byte from the other side: a disk that is written to at full speed stalls for long. That the connection is
 # dead, ssh notices after 15 s (`openssh_options`).
 SILENCE_SECONDS = 120
@@ -29,8 +28,42 @@ VANISHED = 24
 REGULAR = ("--safe-links", "--no-devices", "--no-specials", "--no-owner", "--no-group", "--chmod=ug-s,o-t")
 LOOK_SECONDS = 1.0  # how often to see that it does not overdo it
 COMPLAINTS_BYTES = 16 << 20
+OLDEST_VERSION = (3, 1)  # the first with --info
+VERSION = re.compile(r"^rsync +version v?(\d+)\.(\d+)", re.MULTILINE)
+VERSION_SECONDS = 10.0
+# What is said where the other side has no rsync, or one that does not know what it is asked for.
+UNUSABLE = re.compile(
+    r"rsync\W.{0,20}(not found|No such file)|Unknown command:? rsync|unrecognized option|unknown option"
+    r"|protocol version mismatch|is your shell clean",
+    re.IGNORECASE,
+)
+NOT_FOUND = 127  # a shell's exit code for a program that is not there
 NO_ROOM = re.compile(r'"([^"]*)"[^"]*: (?:No space left on device|Disk quota exceeded) \((\d{1,3})\)')
 TO_COME = re.compile(rb"Total transferred file size: ([\d,.]+) bytes")
+
+
+class RsyncUnusable(NodeFault):
+    """The host has no rsync, or none that serves; nothing has travelled."""
+
+
+def rsync_fault_here() -> str | None:
+    """Why this machine's own rsync does not serve: it is missing, too old, or another program; None where it does."""
+    try:
+        done = subprocess.run(
+            ["rsync", "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=VERSION_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "not installed"
+    said = done.stdout.decode("utf-8", "replace")
+    found = VERSION.search(said)
+    if "openrsync" in said or not found:
+        return "another program of that name" if not found else "openrsync"
+    version = (int(found[1]), int(found[2]))
+    return None if version >= OLDEST_VERSION else f"too old ({version[0]}.{version[1]})"
 
 
 class Rsync:
@@ -57,7 +90,7 @@ class Rsync:
         `files` names what is taken of `source`. What lies the same in one of the folders `link_from`, named as seen
         from `target`, does not travel again. `progress` is told the percentage.
         """
-        options, remote = self.host.rsync_remote()
+        options, remote = self._remote()
         options = [*options, *_excluded(exclude), *(["--delete"] if delete else [])]
         options += [f"--link-dest={folder}" for folder in link_from]
         self._run([*options, "--", source, _at(remote, target)], progress, files=files)
@@ -80,7 +113,7 @@ class Rsync:
         host's processors to others. `verify` compares contents, not only size and time. `progress` is told the
         percentage. What vanishes there meanwhile is passed over. Raises OSError where there is no room here.
         """
-        options, remote = self.host.rsync_remote()
+        options, remote = self._remote()
         if gently and remote:
             options = [*options, "--rsync-path=nice rsync"]
         chosen = [*(f"--include={name}" for name in only), "--exclude=/*"] if only else _excluded(exclude)
@@ -96,11 +129,14 @@ class Rsync:
 
     def bytes_to_come(self, source: str, target: str, *, exclude: Sequence[str] = ()) -> int | None:
         """How much a pull would bring, None where it does not say; raises HostError."""
-        options, remote = self.host.rsync_remote()
+        options, remote = self._remote()
         options = [*options, "--dry-run", "--stats", *REGULAR, *_excluded(exclude)]
         said = self._run([*options, "--", _at(remote, source), target], pulling=True)
         found = TO_COME.search(said)
         return int(re.sub(rb"\D", b"", found[1])) if found else None
+
+    def _remote(self) -> tuple[list[str], str]:
+        return self.host.rsync_remote() or ([], "")
 
     def _run(
         self,
@@ -146,8 +182,11 @@ class Rsync:
                     raise
             complaints.seek(0)
             complaint = complaints.read(READ_BYTES).decode("utf-8", "replace")
-        if process.returncode == 127 or "rsync: command not found" in complaint:
-            raise NodeFault(name, "rsync is not installed there", "install it: sudo apt install rsync")
+        if process.returncode == NOT_FOUND or (process.returncode and UNUSABLE.search(complaint)):
+            words = (complaint.strip().splitlines() or ["it is not installed"])[0][:500]
+            raise RsyncUnusable(
+                name, f"its rsync does not serve: {words}", "install it: sudo apt install rsync"
+            )
         if pulling and (full := NO_ROOM.search(complaint)):
             raise OSError(int(full[2]), os.strerror(int(full[2])), full[1])
         if process.returncode and not (pulling and process.returncode == VANISHED):

@@ -1,4 +1,4 @@
-"""Packages for nodes without a network: fetched once by this machine, pushed to each node by rsync.
+"""Packages for nodes without a network: fetched once by this machine, pushed to each node.
 
 A store is a folder below `.ugro/packages` in the project's root, one for each digest, Python and kind of machine:
 wheels for pip, a cache for uv, a pack for pixi. The node's build finds it in its work folder.
@@ -32,7 +32,7 @@ from .node.installers import (
 )
 from .recipes import Recipe
 from .remote import ask
-from .rsync import Rsync
+from .transfer import Transfer
 
 WHOLE = ".whole"  # written last
 # The newest first; pip takes what fits any of them.
@@ -84,7 +84,7 @@ def fill(cluster: Cluster, node: Node, recipe: Recipe, facts: Mapping[str, Any])
 def push(store: Path, host: Host, place: Mapping[str, str], progress: Callable[[int], None]) -> None:
     """The store is in the node's work folder; what is there already does not travel again. Raises HostError."""
     ask(host, "make_folder", timeout_seconds=MAKE_FOLDER_SECONDS, project=place["work"])
-    Rsync(host).push(f"{store}/", f"{place['work']}/store/", delete=True, progress=progress)
+    Transfer(host).push(f"{store}/", f"{place['work']}/store/", delete=True, progress=progress)
 
 
 def _wheels(store: Path, files: Path, recipe: Recipe, minor: str, machine: str) -> None:

@@ -23,7 +23,7 @@ from .gang import FAILURE_GRACE_SECONDS, Gang, Over, Talks
 from .gather import gather
 from .health import ClusterHealth, examine
 from .hosts import Fleet, Host
-from .job import Attempt, Phase, Resume
+from .job import Attempt, LaunchPlan, Phase, Resume
 from .journal import Journal
 from .mirror import bring_all
 from .plan import attempt_folder, folder_of, make_plan, token_of
@@ -122,8 +122,8 @@ class Supervision:
             cluster, health = self._muster()
             resume = self._newest_checkpoint()
         plan = make_plan(record, cluster, health.facts(), attempt=number, resume=resume)
-        if number == 1 and not record.force and (too_large := refusals(plan)):
-            raise Over(Phase.REFUSED, NotFit, "\n".join(too_large))
+        if number == 1:
+            self._refuse_too_large(plan)
         self.journal.save(plan=plan)
         self.journal.change(
             attempts=(
@@ -145,7 +145,8 @@ class Supervision:
 
     def _probe(self, fleet: Fleet, cluster: Cluster) -> ClusterHealth:
         self.journal.say(f"checking {len(cluster.nodes)} nodes")
-        health = examine(fleet, cluster, self._talks.ask, model_to_look_for(self.journal.record))
+        model = model_to_look_for(self.journal.record)
+        health = examine(fleet, cluster, self._talks.ask, model, keep_port=True)
         self.journal.insist(lambda: self.experiments.save_cluster_state(health))
         return health
 
@@ -163,6 +164,9 @@ class Supervision:
                 phases[node] = progress.phase
                 self.journal.say(f"environment: {progress.phase}", node)
 
+        # Minutes pass until an environment is made: what is wrong anyway is said before.
+        self._gate(health, late)
+        self._refuse_too_large(make_plan(self.journal.record, self.cluster, health.facts()))
         for node, why in late.items():
             self.journal.say(f"environment: {why}; it is made anew", node)
         try:
@@ -178,10 +182,14 @@ class Supervision:
         if self.experiment.stop_asked:
             raise Over(Phase.STOPPED, Interrupted, when)
 
-    def _gate(self, health: ClusterHealth) -> None:
+    def _gate(self, health: ClusterHealth, late: Collection[str] = ()) -> None:
         self._unless_stopped("before it started")
-        if error := health.refusal(force=self.journal.record.force):
+        if error := health.refusal(force=self.journal.record.force, late=late):
             raise Over(Phase.REFUSED, type(error), error.text)
+
+    def _refuse_too_large(self, plan: LaunchPlan) -> None:
+        if not self.journal.record.force and (too_large := refusals(plan)):
+            raise Over(Phase.REFUSED, NotFit, "\n".join(too_large))
 
     # ---- a restart ----
 

@@ -16,6 +16,7 @@ from ugro_tasks.values import NODE_NAME_MAX
 
 HERE = "127.0.0.1"
 NONCE = "0123456789abcdef"
+PORT = 29500
 
 
 def requests_of(count: int, salt: int, **more: Any) -> list[dict[str, Any]]:
@@ -24,7 +25,7 @@ def requests_of(count: int, salt: int, **more: Any) -> list[dict[str, Any]]:
     visits = {name: {"address": HERE, "salt": salt + rank} for rank, name in enumerate(names)}
     return [
         {
-            "role": "neither", "address": HERE, "port_seconds": 2.0, "nonce": NONCE,
+            "role": "neither", "address": HERE, "port": PORT, "port_seconds": 2.0, "nonce": NONCE,
             "peers": {
                 "name": name, "salt": salt + rank,
                 "visits": {other: visits[other] for other in names if other != name},
@@ -72,19 +73,19 @@ def test_nobody_there_is_told_after_the_time(salt: int) -> None:
     peers = try_ports(request)["peers"]
     assert (peers["listens"], peers["heard"]) == (True, [])
     assert peers["reached"]["gpu1"] == {
-        "tried": peer_port(salt + 1), "ok": False, "stalled": False, "error": "Connection refused",
+        "tried": peer_port(salt + 1, PORT), "ok": False, "stalled": False, "error": "Connection refused",
     }  # fmt: skip
 
 
 def test_a_port_that_is_taken_is_no_proof_of_anything(salt: int) -> None:
     request = requests_of(2, salt, port_seconds=0.2)[0]
-    with socket.create_server((HERE, peer_port(salt))):
+    with socket.create_server((HERE, peer_port(salt, PORT))):
         assert try_ports(request)["peers"]["listens"] is False
 
 
 def test_who_takes_connections_and_says_nothing_is_told_from_who_refuses(salt: int) -> None:
     request = requests_of(2, salt, port_seconds=0.6)[0]
-    with socket.create_server((HERE, peer_port(salt + 1))):
+    with socket.create_server((HERE, peer_port(salt + 1, PORT))):
         visit = try_ports(request)["peers"]["reached"]["gpu1"]
     assert (visit["ok"], visit["stalled"], visit["error"]) == (False, True, "timed out")
 
@@ -97,7 +98,7 @@ def test_strangers_do_not_count_and_keep_nobody_away(salt: int, words: bytes) ->
     def call() -> None:
         while len(strangers) < 3:
             try:
-                strangers.append(socket.create_connection((HERE, peer_port(salt))))
+                strangers.append(socket.create_connection((HERE, peer_port(salt, PORT))))
             except ConnectionRefusedError:
                 time.sleep(0.005)
             else:
@@ -129,7 +130,7 @@ def test_a_jumbo_frame_is_filled_and_a_first_flight_is_not() -> None:
 
 def test_the_ports_are_those_that_the_kernel_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "read_text", lambda _: "50000\t50009\n")
-    assert {peer_port(salt) for salt in range(100)} == set(range(50000, 50010))
+    assert {peer_port(salt, PORT) for salt in range(100)} == set(range(50000, 50010))
 
 
 def test_the_interfaces_of_this_machine() -> None:

@@ -11,9 +11,10 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, List, Optional
 
 from .main import Refusal
+from .ports import keep_within, keeper_of
 from .supervisor import clean_environment
 from .system import (
     Json,
@@ -52,11 +53,12 @@ def prepare(request: Json, blob: bytes) -> Json:
         lay_out(folder, request, blob)
     except OSError as error:
         raise unwritable(folder, error) from error
-    with open(os.path.join(folder, "supervisor.log"), "ab") as log:
+    with contextlib.ExitStack() as inherited, open(os.path.join(folder, "supervisor.log"), "ab") as log:
         supervisor = subprocess.Popen(
             [sys.executable, "-ES", os.path.join(folder, "node.zip"), "supervise", folder],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
             env=dict(clean_environment(), UGRO_TOKEN=request["token"]), cwd=folder, start_new_session=True,
+            pass_fds=keeping_port(request.get("rendezvous_port"), inherited),
         )  # fmt: skip
     assert supervisor.stdout
     with supervisor.stdout as pipe:
@@ -68,6 +70,15 @@ def prepare(request: Json, blob: bytes) -> Json:
         refuse_if_busy(request["token"])
         raise Refusal("busy", "another launch took this node in the same moment", holder={})
     return {"folder": folder}
+
+
+def keeping_port(port: Optional[int], inherited: contextlib.ExitStack) -> List[int]:
+    """The descriptor by which a supervisor keeps the rendezvous's port until it ends; [] without a port."""
+    if port is None:
+        return []
+    if not keep_within(port):
+        raise Refusal("port", "another job has port %d, which was free a moment ago; launch again" % port)
+    return [inherited.enter_context(keeper_of(port)).fileno()]
 
 
 def lay_out(folder: str, request: Json, blob: bytes) -> None:

@@ -1,7 +1,7 @@
 """Requests from stdin, an answer to stdout for each, until stdin ends.
 
 A request is a line of JSON, and `blob_bytes` more bytes where it names them. An answer is a line of JSON behind MARK,
-which tells it from whatever a login shell prints first; `follow` answers with frames instead, and is the last.
+which tells it from whatever a login shell prints first; those of FRAMED answer with frames instead, and are the last.
 `build_environment` is the last, too: lines about its progress come before its answer, and signs of life to it on stdin.
 """
 
@@ -19,6 +19,8 @@ MODULE_OF = {
     "make_folder": "jobs", "manifests": "follow", "environment": "environment", "build_environment": "build",
     "clean": "cleaning",
 }  # fmt: skip
+# These answer with frames, and are the last request of their process.
+FRAMED = {"follow": "follow", "send_files": "copy", "receive_files": "copy"}
 
 
 class Refusal(Exception):
@@ -39,11 +41,11 @@ def main() -> None:
     for line in iter(stdin.readline, b""):
         request: Dict[str, Any] = json.loads(line)
         stdout.write(MARK)
-        if request["op"] == "follow":
-            from .follow import follow
-
+        if request["op"] in FRAMED:
             stdout.flush()
-            return follow(request)
+            module = importlib.import_module("." + FRAMED[request["op"]], __package__)
+            streams = [] if request["op"] == "follow" else [stdin]
+            return getattr(module, request["op"])(request, *streams)  # type: ignore[no-any-return]
         blob = [stdin.read(request.pop("blob_bytes"))] if "blob_bytes" in request else []
         with contextlib.closing(answers(request, *blob)) as given:
             for line in given:

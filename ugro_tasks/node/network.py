@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import errno
 import fcntl
 import select
 import socket
@@ -13,16 +12,15 @@ import threading
 import time
 from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
+from .ports import is_kept_elsewhere, look_at_port
 from .system import Json, read_text
 
 SIOCGIFCONF, SIOCGIFNETMASK = 0x8912, 0x891B
 IFREQ_BYTES = 16 + (24 if struct.calcsize("P") == 8 else 16)
 ADDRESSES_ASKED = 512
 RESOLVE_SECONDS = 1.0  # a DNS server that is gone is waited for much longer
-LOOK_SECONDS = 0.02  # how often the master sees whether all workers have answered
-GREETING_SECONDS = 0.5  # for the nonce of the port check and its answer
+GREETING_SECONDS = 0.5  # for one who came late to say who it is
 STALLED_SECONDS = 0.3
-PORTS_TRIED = 20  # a short range, so that one firewall rule serves
 # More than a jumbo frame, so that one of full size is on the way; and less than a first flight of ten usual ones.
 PEER_BYTES = 12 << 10
 USUAL_PORTS = "32768 60999"
@@ -83,20 +81,19 @@ def ipv4_addresses(asked: socket.socket) -> Iterator[Tuple[str, str]]:
 
 
 def try_ports(request: Json) -> Json:
-    """Whether the rendezvous will work, and what comes after it.
+    """Whether the rendezvous will work (see ports.py), and what comes after it.
 
-    The master listens for a moment on its port, and each worker connects to it. And each node listens on a port such
-    as gloo and NCCL choose theirs from, and visits some others on theirs.
+    Each node listens on a port such as gloo and NCCL choose theirs from, and visits some others on theirs.
     """
     deadline = time.monotonic() + request["port_seconds"]
     nonce = request["nonce"].encode()
     facts: Json = {}
-    threads = [threading.Thread(target=lambda: facts.update(try_master(request, nonce, deadline)))]
+    threads = [threading.Thread(target=lambda: facts.update(look_at_port(request, deadline)))]
     asked = request.get("peers")
     if asked:
         peers = facts["peers"] = {
             "seconds": request["port_seconds"],
-            "port": peer_port(asked["salt"]),
+            "port": peer_port(asked["salt"], request["port"]),
             "reached": {},
         }
         threads.append(
@@ -105,7 +102,8 @@ def try_ports(request: Json) -> Json:
         for name, peer in asked["visits"].items():
 
             def visit(name: str = name, peer: Json = peer) -> None:
-                peers["reached"][name] = visit_peer(asked["name"], peer, nonce, deadline)
+                port = peer_port(peer["salt"], request["port"])
+                peers["reached"][name] = visit_peer(asked["name"], peer["address"], port, nonce, deadline)
 
             threads.append(threading.Thread(target=visit))
     for thread in threads:
@@ -115,91 +113,21 @@ def try_ports(request: Json) -> Json:
     return facts
 
 
-# ---- the port of the master ----
-
-
-def try_master(request: Json, nonce: bytes, deadline: float) -> Json:
-    """{reach} of a worker, {port, free_port} of the master; {} of neither."""
-    if request["role"] == "worker":
-        return {"reach": connect(request["master"], request["port"], nonce, deadline)}
-    if request["role"] == "master":
-        return listen(request["address"], request["port"], nonce, request["workers"], deadline)
-    return {}
-
-
-def listen(address: str, port: int, nonce: bytes, workers: int, deadline: float) -> Json:
-    """{port: free|taken|unbindable, free_port}, after `workers` have answered the nonce or the deadline has passed.
-
-    The nonce tells our own workers from those of another probe of the same master in the same moment.
-    """
-    with bindable(address) as listener:
-        try:
-            listener.bind((address, port))
-        except OSError as error:
-            kind = "taken" if error.errno == errno.EADDRINUSE else "unbindable"
-            free = next_free(address, port) if kind == "taken" else None
-            return {"port": kind, "port_error": error.strerror, "free_port": free}
-        listener.listen(128)
-        listener.settimeout(LOOK_SECONDS)
-        heard: List[bytes] = []
-        while len(heard) < workers and time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                # All at once: one after the other, each worker would cost a round trip between two nodes.
-                threading.Thread(target=greet, args=(listener.accept()[0], nonce, heard), daemon=True).start()
-    return {"port": "free", "free_port": port}
-
-
-def greet(peer: socket.socket, nonce: bytes, heard: "List[bytes]") -> None:
-    """Give the nonce to who has connected; its answer goes to `heard`."""
-    with contextlib.suppress(OSError), peer:
-        peer.settimeout(GREETING_SECONDS)
-        peer.sendall(nonce)
-        if answer := peer.recv(1):
-            heard.append(answer)
-
-
-def next_free(address: str, taken: int) -> Optional[int]:
-    for port in range(taken + 1, min(taken + PORTS_TRIED, 65536)):
-        with bindable(address) as candidate, contextlib.suppress(OSError):
-            candidate.bind((address, port))
-            return port
-    return None
-
-
 def bindable(address: str) -> socket.socket:
+    """A socket that can be bound to an address of its family."""
     made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     return made
 
 
-def connect(address: str, port: int, nonce: bytes, deadline: float) -> Json:
-    """{ok, milliseconds} or {ok, error}. A refusal is tried again: the master's probe may not listen yet."""
-    error = "no answer"
-    while time.monotonic() < deadline:
-        begun = time.monotonic()
-        try:
-            with socket.create_connection((address, port), max(0.05, deadline - begun)) as master:
-                took = (time.monotonic() - begun) * 1000
-                master.settimeout(GREETING_SECONDS)
-                with contextlib.suppress(
-                    OSError
-                ):  # what listens there may be something else, e.g. a running job
-                    if master.recv(len(nonce), socket.MSG_WAITALL) == nonce:
-                        master.sendall(b"!")
-            return {"ok": True, "milliseconds": took}
-        except OSError as fault:
-            error = fault.strerror or str(fault)
-            time.sleep(0.02)
-    return {"ok": False, "error": error}
-
-
 # ---- from node to node ----
 
 
-def peer_port(salt: int) -> int:
-    """A port from the range that this kernel gives to who asks for any, as gloo and NCCL do."""
+def peer_port(salt: int, rendezvous: int) -> int:
+    """A port from the range that this kernel gives to who asks for any, as gloo and NCCL do; never the rendezvous's."""
     first, last = map(int, (read_text("/proc/sys/net/ipv4/ip_local_port_range") or USUAL_PORTS).split())
-    return first + salt % (last - first + 1)
+    port = first + salt % (last - first + 1)
+    return port if port != rendezvous else port + 1
 
 
 def greeting(nonce: bytes, name: str) -> bytes:
@@ -214,6 +142,8 @@ def await_peers(request: Json, port: int, deadline: float) -> Json:
     heard: List[str] = []
     with contextlib.ExitStack() as open_sockets:
         listener = open_sockets.enter_context(bindable(address))
+        if is_kept_elsewhere(port):
+            return {"listens": False, "heard": []}
         try:
             listener.bind((address, port))
         except OSError:
@@ -241,15 +171,13 @@ def await_peers(request: Json, port: int, deadline: float) -> Json:
     return {"listens": True, "heard": heard}
 
 
-def visit_peer(name: str, peer: Json, nonce: bytes, deadline: float) -> Json:
+def visit_peer(name: str, address: str, port: int, nonce: bytes, deadline: float) -> Json:
     """{tried, ok}, and {stalled, error} where not. Stalled: it was connected, but what was sent did not come."""
-    port, visit = peer_port(peer["salt"]), {"ok": False, "stalled": False, "error": "no answer"}
+    visit = {"ok": False, "stalled": False, "error": "no answer"}
     while time.monotonic() < deadline:
         connected_at = float("inf")
         try:
-            with socket.create_connection(
-                (peer["address"], port), max(0.05, deadline - time.monotonic())
-            ) as host:
+            with socket.create_connection((address, port), max(0.05, deadline - time.monotonic())) as host:
                 connected_at = time.monotonic()
                 host.settimeout(max(0.05, deadline - time.monotonic()))
                 if receive(host, PEER_BYTES).startswith(nonce):
