@@ -213,11 +213,27 @@ def load_model(
         raise Fault(f"model {settings.model.name} does not fit: {in_one_line(error)}") from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise Fault(f"model {settings.model.name}: {in_one_line(error)}") from error
+    if precision.bits == 4:
+        keep_layout(model)
     if model.generation_config is not None:
         model.generation_config.pad_token_id = (
             config.pad_token_id
         )  # else the Trainer does, with a paragraph about it
     return model
+
+
+def keep_layout(model: Any) -> None:
+    """Keep the 4-bit weights as they were loaded, also where the CPU has a faster layout for inference.
+
+    On a CPU with AVX-512 BF16, bitsandbytes repacks the weights at the first evaluation. What is repacked has no
+    backward pass: every gradient behind it is zero until the weights are saved, which unpacks them on the rank that
+    saves, with other scales than before.
+    """
+    from bitsandbytes.nn import Linear4bit  # late: an environment without it trains what is not quantised
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def digest_of(model: Any) -> str:

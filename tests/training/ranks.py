@@ -17,13 +17,15 @@ import socket
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = REPOSITORY / "scripts"
-DEADLINE_SECONDS = 90
+DEADLINE_SECONDS = 300  # for a machine that has much else to do
 OF_A_RANK = (
     "RANK",
     "WORLD_SIZE",
@@ -31,20 +33,28 @@ OF_A_RANK = (
     "LOCAL_WORLD_SIZE",
     "MASTER_ADDR",
     "MASTER_PORT",
-    "OMP_NUM_THREADS",
 )
+# One thread each: the order in which threads add up is no part of a promise, and threads that spin take the cores of
+# other ranks. OpenMP reads this when torch is imported.
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 def clean_environment(**changes: str) -> dict[str, str]:
-    """This environment without any trace of another run, on the CPU and offline."""
+    """Return this environment without any trace of another run, on the CPU, offline, with one thread a rank."""
     kept = {k: v for k, v in os.environ.items() if k not in OF_A_RANK and not k.startswith("UGRO_")}
-    return {**kept, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", **changes}
+    return {**kept, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", **ONE_THREAD, **changes}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """Give a port that nobody else is given before the ranks listen on it.
+
+    It stays bound meanwhile. Who names it and sets SO_REUSEADDR, as torch's store does, may still listen on it.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield int(holder.getsockname()[1])
 
 
 @dataclass(frozen=True)
@@ -60,12 +70,12 @@ class Nursery:
 
     def __init__(self, python: str, folder: Path) -> None:
         self.python, self.folder, self.count = python, folder, 0
+        self.ports = ExitStack()
         self.process = subprocess.Popen(
             [python, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # One thread: OpenMP reads this when torch is imported, and threads that spin take the cores of other ranks.
-            env=clean_environment(OMP_NUM_THREADS="1"),
+            env=clean_environment(),
             text=True,
         )
 
@@ -76,25 +86,32 @@ class Nursery:
         self._send({"argv": argv, "env": clean_environment(**environment), "log": str(log)})
         return Rank(self, self._receive(), log)
 
-    def gang(self, argv: list[str], output: Path, size: int = 1, **environment: str) -> list[Rank]:
-        """`size` ranks of one run that each believe to have a node of their own; rank r writes into `output`/r."""
-        meeting = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        return [
-            self.start(
-                argv,
-                **meeting,
-                RANK=str(rank),
-                LOCAL_RANK="0",
-                LOCAL_WORLD_SIZE="1",
-                OMP_NUM_THREADS="1",
-                UGRO_OUTPUT_DIR=str(output / str(rank)),
-                **{name: value.replace("{rank}", str(rank)) for name, value in environment.items()},
-            )
-            for rank in range(size)
-        ]
+    def gang(
+        self, argv: list[str], output: Path, size: int = 1, *, one_node: bool = False, **environment: str
+    ) -> list[Rank]:
+        """Start `size` ranks of one run.
+
+        Each believes to have a node of its own, and rank r writes into `output`/r; with `one_node` they share one, and
+        all write into `output`/0.
+        """
+        port = str(self.ports.enter_context(reserved_port()))
+        meeting = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        ranks = []
+        for rank in range(size):
+            local_rank, node = (rank, 0) if one_node else (0, rank)
+            of_this_rank = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(local_rank),
+                "LOCAL_WORLD_SIZE": str(size if one_node else 1),
+                "UGRO_OUTPUT_DIR": str(output / str(node)),
+            }
+            given = {name: value.replace("{rank}", str(rank)) for name, value in environment.items()}
+            ranks.append(self.start(argv, **meeting, **of_this_rank, **given))
+        return ranks
 
     def close(self) -> None:
         """End it, and every rank with it."""
+        self.ports.close()
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.close()
