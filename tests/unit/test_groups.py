@@ -129,6 +129,11 @@ def test_a_commit_that_is_none_is_refused() -> None:
         commit_of("no-such-branch")
 
 
+def test_the_commit_of_a_part_is_a_whole_hash() -> None:
+    assert commit_of("HEAD") == commit_of("HEAD^{commit}")
+    assert commit_of(COMMITS[3]) == COMMITS[3]  # of a clone that lacks it
+
+
 def test_the_report_ends_with_the_sum(capsys: pytest.CaptureFixture[str]) -> None:
     assert show_results([result(passed=7), result("slow", passed=3, left_out={"no such tool": 2})], [], 2.5)
     lines = capsys.readouterr().out.splitlines()
