@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from .answers import shortened
-from .errors import NodeFault
+from .errors import HostError, HostUnreachable, NodeFault
 from .files import leave_room
 from .hosts import Host
 from .node import copy as protocol
@@ -183,16 +184,34 @@ class _Talk:
         self.stream.close()
 
     def put(self, kind: int, offset: int, payload: bytes) -> None:
-        """Give the node a frame."""
-        self.stream.write(FRAME.pack(kind, offset, len(payload)) + payload)
+        """Give the node a frame. Raises HostError, which has the node's own last words where it said any."""
+        try:
+            self.stream.write(FRAME.pack(kind, offset, len(payload)) + payload)
+        except HostUnreachable as error:
+            if not isinstance(error.__cause__, TimeoutError):
+                self._raise_failure()
+            raise
+
+    def _raise_failure(self) -> None:
+        """Raise what the node failed of, where it said so before it stopped listening."""
+        failures: list[NodeFault] = []
+        with contextlib.suppress(HostError):  # the end of the stream
+            for frame in self._frames:
+                if frame.kind == protocol.FAILED:
+                    failures.append(self._failure(frame))
+        if failures:
+            raise failures[0]
+
+    def _failure(self, frame: Frame) -> NodeFault:
+        with self.readable():
+            message = shortened(json.loads(frame.payload)["message"])
+        return NodeFault(self.host.node.name, message, "what arrived stays; try again")
 
     def frames(self) -> Iterator[Frame]:
         """Give the node's frames; raises NodeFault where it fails."""
         for frame in self._frames:
             if frame.kind == protocol.FAILED:
-                with self.readable():
-                    message = shortened(json.loads(frame.payload)["message"])
-                raise NodeFault(self.host.node.name, message, "what arrived stays; try again")
+                raise self._failure(frame)
             if frame.kind != HEARTBEAT:
                 yield frame
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from .errors import HostUnreachable, NodeFault, ToolMissing
+from .errors import HostError, HostUnreachable, NodeFault
 from .files import leave_room
 from .hosts import Host
 from .node.tree import PARTIAL_FOLDER
@@ -31,13 +31,9 @@ COMPLAINTS_BYTES = 16 << 20
 OLDEST_VERSION = (3, 1)  # the first with --info
 VERSION = re.compile(r"^rsync +version v?(\d+)\.(\d+)", re.MULTILINE)
 VERSION_SECONDS = 10.0
-# What is said where the other side has no rsync, or one that does not know what it is asked for.
-UNUSABLE = re.compile(
-    r"rsync\W.{0,20}(not found|No such file)|Unknown command:? rsync|unrecognized option|unknown option"
-    r"|protocol version mismatch|is your shell clean",
-    re.IGNORECASE,
-)
-NOT_FOUND = 127  # a shell's exit code for a program that is not there
+# Exit codes: ssh did not get there, or the connection broke; and neither side could work with the other.
+CONNECTION_LOST = {10, 12, 30, 35, 255}
+NOT_STARTED = {1, 2, 4, 5, 14, 126, 127}
 NO_ROOM = re.compile(r'"([^"]*)"[^"]*: (?:No space left on device|Disk quota exceeded) \((\d{1,3})\)')
 TO_COME = re.compile(rb"Total transferred file size: ([\d,.]+) bytes")
 
@@ -147,7 +143,7 @@ class Rsync:
         pulling: bool = False,
         into: str | None = None,
     ) -> bytes:
-        """What it printed last. Raises ToolMissing without rsync, HostError with rsync's own last words otherwise.
+        """What it printed last. Raises HostError with rsync's own last words.
 
         `into` is the folder here that a pull fills; where that takes the last room, it is ended, with an OSError.
         """
@@ -166,9 +162,7 @@ class Rsync:
                     env={**os.environ, "LC_ALL": "C"},  # its words are read here
                 )  # fmt: skip
             except FileNotFoundError as error:
-                raise ToolMissing(
-                    "rsync is not installed on this machine; install it: sudo apt install rsync"
-                ) from error
+                raise RsyncUnusable(name, "rsync is not installed on this machine") from error
             with process:
                 assert process.stdout is not None  # noqa: S101
                 try:
@@ -182,16 +176,15 @@ class Rsync:
                     raise
             complaints.seek(0)
             complaint = complaints.read(READ_BYTES).decode("utf-8", "replace")
-        if process.returncode == NOT_FOUND or (process.returncode and UNUSABLE.search(complaint)):
-            words = (complaint.strip().splitlines() or ["it is not installed"])[0][:500]
-            raise RsyncUnusable(
-                name, f"its rsync does not serve: {words}", "install it: sudo apt install rsync"
-            )
         if pulling and (full := NO_ROOM.search(complaint)):
             raise OSError(int(full[2]), os.strerror(int(full[2])), full[1])
         if process.returncode and not (pulling and process.returncode == VANISHED):
             words = (complaint.strip().splitlines() or [f"rsync ended with {process.returncode}"])[0][:500]
-            kind = HostUnreachable if process.returncode in {10, 12, 30, 35, 255} else NodeFault
+            kind: type[HostError] = NodeFault
+            if process.returncode in CONNECTION_LOST:
+                kind = HostUnreachable
+            elif process.returncode in NOT_STARTED:
+                kind = RsyncUnusable
             raise kind(
                 name, f"{words} (rsync exit code {process.returncode})", "what arrived stays; try again"
             )

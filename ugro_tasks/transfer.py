@@ -1,7 +1,8 @@
-"""Files between this machine and a host: by rsync where both sides have one that serves, else over the connection.
+"""Files between this machine and a host: by rsync, which is faster, or over the connection that there is.
 
-A node on this machine needs none. The two ways have the same calls and leave the same files, so one may go on with what
-the other began.
+A node on this machine needs no rsync. Elsewhere either side may lack one that serves, or the ssh beneath it may stumble
+over what UGRO's own connection does not: a RemoteCommand, a forwarded port that is taken, a shell that talks. The two
+ways have the same calls and leave the same files, so one goes on with what the other began.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from .copy import Copy
+from .errors import HostUnreachable
 from .hosts import Host
 from .rsync import Rsync, RsyncUnusable, rsync_fault_here
 
@@ -39,6 +41,6 @@ class Transfer:
         if self._by_rsync:
             try:
                 return work(Rsync(self.host))
-            except RsyncUnusable:
-                self._by_rsync = False
+            except (RsyncUnusable, HostUnreachable):
+                self._by_rsync = False  # whether the host can be reached at all, the other way tells
         return work(Copy(self.host))

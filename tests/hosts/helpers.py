@@ -252,3 +252,17 @@ def covered(host: LabHost, path: str, text: str) -> Iterator[None]:
     host.run(["sh", "-c", 'chmod 644 "$0" && cat > "$0"', cover], input=text)
     with mounted(host, "--bind", cover, path):
         yield
+
+
+@contextmanager
+def login_runs(host: LabHost, lines: str) -> Iterator[None]:
+    """Bash runs these lines at each login over SSH, as it does what stands in ~/.bashrc."""
+    path = host.path(".bashrc")
+    before = path.read_text() if path.exists() else ""
+    path.write_text(f"{before}{lines}\n")
+    try:
+        yield
+    finally:
+        path.unlink()
+        if before:
+            path.write_text(before)

@@ -23,7 +23,6 @@ from ugro_tasks.errors import (
     HostUnreachable,
     LoginRefused,
     NodeFault,
-    ToolMissing,
     UsageError,
 )
 from ugro_tasks.health import examine
@@ -723,111 +722,6 @@ def configure(home: Lab, entry: list[str], *, included: bool) -> None:
         home.ssh_config.with_name("more").write_text("\n".join([*entry, ""]))
         entry = ["Include more"]
     ssh_config(home, *entry)
-
-
-# ---- files ----
-
-NAMES = ["a b", "it's", 'say "hi"', "$(touch injected)", "-delete", "blåbær", "two\nlines", "*", "a\\b", "#x"]
-
-
-@pytest.fixture
-def folder(hosts: list[LabHost]) -> str:
-    """An empty folder on lab0 whose name needs care."""
-    path = f"{hosts[0].home}/my $files; here"
-    hosts[0].run(["rm", "-rf", path])
-    hosts[0].run(["mkdir", path])
-    return path
-
-
-def test_push_brings_every_name(login: Login, hosts: list[LabHost], folder: str, tmp_path: Path) -> None:
-    for name in NAMES:
-        (tmp_path / name).write_text(name)
-    Rsync(login()).push(f"{tmp_path}/", folder)
-    there = hosts[0].path(Path(folder).name)
-    assert sorted(path.name for path in there.iterdir()) == sorted(NAMES)
-    assert all((there / name).read_text() == name for name in NAMES)
-
-
-def test_pull_brings_every_name(login: Login, hosts: list[LabHost], folder: str, tmp_path: Path) -> None:
-    for name in NAMES:
-        hosts[0].run(["tee", f"{folder}/{name}"], input=name)
-    Rsync(login()).pull(f"{folder}/", str(tmp_path / "my results"))
-    assert sorted(path.name for path in (tmp_path / "my results").iterdir()) == sorted(NAMES)
-
-
-def test_push_with_delete_removes_what_is_not_here(
-    login: Login, hosts: list[LabHost], folder: str, tmp_path: Path
-) -> None:
-    (tmp_path / "new").touch()
-    hosts[0].run(["touch", f"{folder}/old", f"{folder}/kept"])
-    Rsync(login()).push(f"{tmp_path}/", folder, exclude=["kept"], delete=True)
-    assert sorted(path.name for path in hosts[0].path(Path(folder).name).iterdir()) == ["kept", "new"]
-
-
-def test_pull_leaves_out_what_is_excluded(
-    login: Login, hosts: list[LabHost], folder: str, tmp_path: Path
-) -> None:
-    hosts[0].run(["touch", f"{folder}/wanted", f"{folder}/secret file"])
-    Rsync(login()).pull(f"{folder}/", str(tmp_path / "here"), exclude=["secret *"])
-    assert [path.name for path in (tmp_path / "here").iterdir()] == ["wanted"]
-
-
-def test_pull_does_not_bring_links_that_lead_outside(
-    login: Login, hosts: list[LabHost], folder: str, tmp_path: Path
-) -> None:
-    hosts[0].run(["sh", "-c", 'cd "$1"; touch file; ln -s file in; ln -s ../../etc out', "sh", folder])
-    hosts[0].run(["ln", "-s", "/etc/passwd", f"{folder}/absolute"])
-    hosts[0].run(["mkfifo", f"{folder}/pipe"])
-    Rsync(login()).pull(f"{folder}/", str(tmp_path / "here"))
-    assert sorted(path.name for path in (tmp_path / "here").iterdir()) == ["file", "in"]
-
-
-def test_pull_tells_how_far_it_is(login: Login, hosts: list[LabHost], folder: str, tmp_path: Path) -> None:
-    hosts[0].run(["dd", "if=/dev/urandom", f"of={folder}/big", "bs=1M", "count=20"])
-    told: list[int] = []
-    Rsync(login()).pull(f"{folder}/", str(tmp_path / "here"), progress=told.append)
-    assert told == sorted(told)
-    assert told[-1] == 100
-
-
-def test_without_rsync_on_the_node_its_package_is_named(
-    login: Login, home: Lab, hosts: list[LabHost], folder: str, tmp_path: Path
-) -> None:
-    home.known_hosts.write_text(f"[{hosts[0].address}]:2222 {hosts[0].public_key}\n")
-    with sshd_on(hosts[0], 2222, path="/run/lab/bin"):
-        error = error_of(lambda: Rsync(login(ssh_port=2222)).push(f"{tmp_path}/", folder))
-    assert isinstance(error, NodeFault)
-    assert error.text == "lab0: rsync is not installed there\n    install it: sudo apt install rsync"
-
-
-def test_without_rsync_here_its_package_is_named(
-    login: Login, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ToolMissing, match="sudo apt install rsync"):
-        Rsync(login()).push(f"{tmp_path}/", "/nowhere")
-
-
-def test_a_folder_that_is_not_there_is_the_nodes_fault(login: Login, tmp_path: Path) -> None:
-    error = error_of(lambda: Rsync(login()).pull("/no/such/folder/", str(tmp_path)))
-    assert isinstance(error, NodeFault)
-    assert "/no/such/folder" in error.text
-
-
-def test_rsync_to_a_host_that_refuses_is_unreachable(
-    login: Login, hosts: list[LabHost], tmp_path: Path
-) -> None:
-    hosts[0].stop_sshd()
-    error = error_of(lambda: Rsync(login()).push(f"{tmp_path}/", "/tmp/x"))
-    assert isinstance(error, HostUnreachable)
-    assert "refused" in error.text
-
-
-def test_rsync_verifies_the_host_key(login: Login, home: Lab, hosts: list[LabHost], tmp_path: Path) -> None:
-    home.known_hosts.write_text(f"{hosts[0].address} {hosts[1].public_key}\n")
-    (tmp_path / "file").touch()
-    assert error_of(lambda: Rsync(login()).push(f"{tmp_path}/", "/tmp/unverified"))
-    hosts[0].run(["test", "!", "-e", "/tmp/unverified"])
 
 
 def test_the_connect_seam_is_lazy(cluster: Cluster, hosts: list[LabHost]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from tests.hosts.helpers import made_python
-from tests.preflight.stage import Misfortune, Named, Stage, login_runs
+from tests.hosts.helpers import login_runs, made_python
+from tests.preflight.stage import Misfortune, Named, Stage
 
 SEES_CARDS = (
     "import os\nclass cuda:\n    @staticmethod\n    def is_available():\n"

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from tests.chaos.nodes import COMPILER, begin_own_clock, end_own_clock, set_clock
-from tests.hosts.helpers import background, mounted
-from tests.preflight.stage import Misfortune, Named, Stage, afterwards, login_runs, project_of
+from tests.hosts.helpers import background, login_runs, mounted
+from tests.preflight.stage import Misfortune, Named, Stage, afterwards, project_of
 
 LATE_SECONDS = 300
 DEAD_JOB = "exp7_20260101_000000"

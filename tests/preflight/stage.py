@@ -95,20 +95,6 @@ def afterwards(host: LabHost, command: str) -> Iterator[None]:
         host.run(command.split(), check=False)
 
 
-@contextmanager
-def login_runs(host: LabHost, lines: str) -> Iterator[None]:
-    """Bash runs these lines at each login over SSH, as it does what stands in ~/.bashrc."""
-    path = host.path(".bashrc")
-    before = path.read_text() if path.exists() else ""
-    path.write_text(f"{before}{lines}\n")
-    try:
-        yield
-    finally:
-        path.unlink()
-        if before:
-            path.write_text(before)
-
-
 def project_of(stage: Stage, host: LabHost) -> str:
     """The project folder on a host, which is there."""
     path = stage.lab.project.replace("~", host.home, 1)

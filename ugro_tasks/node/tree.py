@@ -36,7 +36,7 @@ def entry_of(path: str, facts: os.stat_result) -> Entry:
 
 def check_entry(entry: object) -> None:
     """Raise Unfit for what is no entry, or has a path that leads out of the folder."""
-    if not isinstance(entry, list) or not entry or entry[0] not in KINDS:
+    if not isinstance(entry, list) or entry[:1] not in [[kind] for kind in KINDS]:
         raise Unfit("no entry: %.200r" % (entry,))
     wanted, values = KINDS[entry[0]], entry[1:]
     if len(values) != len(wanted) or not all(map(isinstance, values, wanted)):
