@@ -11,6 +11,11 @@
     python -m benchmarks.throughput    tokens a second of a training, beside the same torchrun by hand
     python -m benchmarks.idle          what the agent takes while a job runs quietly
 
-They bring up a lab of hosts on this machine (root, Linux); absolute seconds mean little there, ratios do. Peers from
-PyPI go into environments of their own below `.ugro/peers`. The figures of the last run stand in docs/benchmarks.md.
+Each has --help. They bring up a lab of hosts on this machine (root, Linux); absolute seconds mean little there, ratios
+do. What is missing of what they stand UGRO beside is named, with how it is installed, and left out. The figures of the
+last run stand in docs/benchmarks.md.
+
+No measure of speed but a check of an estimate, whose figures stand in docs/decisions.md:
+
+    python -m benchmarks.memory_estimate    what a training is expected to need beside what torch keeps alive
 """

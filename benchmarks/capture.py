@@ -1,9 +1,8 @@
 """Log capture: 100 MB printed by each of three ranks, into the experiment folder; beside the same bytes by
 `ssh HOST cat FILE > FILE`, three at once, and with Fabric's own `run`.
-
-    python -m benchmarks.capture [ROUNDS] [MEGABYTES]
 """
 
+import argparse
 import hashlib
 import subprocess
 import sys
@@ -12,7 +11,8 @@ import time
 from pathlib import Path
 from statistics import median
 
-from benchmarks.common import in_turn, lab_with_user, machine, quietly, seconds, table
+from benchmarks.command import BenchmarkError, add_rounds, make_parser, run, whole
+from benchmarks.common import check, in_turn, lab_with_user, machine, quietly, seconds, table
 from tests.lab import Lab
 from tests.launch.ugro import Job, Ugro
 
@@ -33,13 +33,17 @@ class Peak:
 
 
 def captured(ugro: Ugro, megabytes: int, peaks: list[float]) -> float:
-    """Seconds from the first to the last byte in the experiment folder."""
+    """Measure the seconds from the first to the last byte in the experiment folder."""
     done = threading.Event()
-    size, begun, took = megabytes * 1_000_000, 0.0, 0.0
+    size = megabytes * 1_000_000
+    begun = 0.0
+    took = 0.0
+    said = ""
     command = ugro.start("launch", "--name", "capture", "--quiet", "--args", f"--bytes {size}")
 
     def wait() -> None:
-        command.communicate()
+        nonlocal said
+        said = "".join(command.communicate())
         done.set()
 
     threading.Thread(target=wait, daemon=True).start()
@@ -51,17 +55,18 @@ def captured(ugro: Ugro, megabytes: int, peaks: list[float]) -> float:
             begun = time.monotonic()
         if total >= 3 * size and not took:
             took = time.monotonic() - begun
-    assert command.returncode == 0
+    check(["inv", "launch"], command.returncode, said)
     peaks.append(Peak(ugro.agent_pid()).mib)
     job = Job(ugro, jobs[-1])
-    assert all(there == here for there, here in job.digests())
+    if not took or any(there != here for there, here in job.digests()):
+        raise BenchmarkError(f"{job.folder} has not what the ranks have printed")
     for path in jobs[-1].glob("logs/*.log"):
         path.unlink()
     return took
 
 
 def fetched(lab: Lab, folder: Path, megabytes: int) -> float:
-    """The same by three ssh at once."""
+    """Measure the seconds of the same by three ssh at once."""
     for rank, host in enumerate(lab.hosts):
         line = f"{rank:07d} " + "x" * 91
         host.run(["sh", "-c", f"yes '{line}' | head -c {megabytes * 1_000_000} > /root/printed"])
@@ -78,12 +83,13 @@ def fetched(lab: Lab, folder: Path, megabytes: int) -> float:
     took = seconds(fetch)
     for host in lab.hosts:
         there = hashlib.sha256(host.path("printed").read_bytes()).digest()
-        assert hashlib.sha256((folder / host.name).read_bytes()).digest() == there
+        if hashlib.sha256((folder / host.name).read_bytes()).digest() != there:
+            raise BenchmarkError(f"ssh brought something else than lies on {host.name}")
     return took
 
 
 def by_fabric(lab: Lab, folder: Path, megabytes: int) -> float:
-    """MB/s of `Connection.run` as Fabric has it, on all hosts at once."""
+    """Measure the MB/s of `Connection.run` as Fabric has it, on all hosts at once."""
     argv = [
         sys.executable,
         "-c",
@@ -108,6 +114,14 @@ with open(f"{folder}/by-fabric", "w") as file:
 """
 
 
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of the flags."""
+    made = make_parser("capture", __doc__)
+    add_rounds(made)
+    made.add_argument("--megabytes", type=whole(2), default=100, help="what each of the three ranks prints")
+    return made
+
+
 def main(rounds: int, megabytes: int) -> None:
     peaks: list[float] = []
     with lab_with_user() as (lab, ugro):
@@ -127,4 +141,4 @@ def main(rounds: int, megabytes: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*[int(word) for word in [*sys.argv[1:], *("5", "100")[len(sys.argv) - 1 :]]])
+    run(parser(), main)

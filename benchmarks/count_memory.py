@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""Count what a training step keeps alive at once. Run by the Python of the training environment; see memory.py.
+"""Count what a training step keeps alive at once. For memory_estimate.py, run by the training environment's Python.
 
 Cases come as JSON on stdin, a line of JSON goes out for each: parameters, and MiB at the peak of three micro-steps. The
 tensors are fake: they have sizes and no content, so a model of any size takes seconds and no memory. Attention,

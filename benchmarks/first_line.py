@@ -1,24 +1,23 @@
 """From Enter to the script's first line on rank 0, three hosts: `inv launch` with its agent warm and cold, beside
 three `ssh HOST torchrun ...` typed in three terminals at once, with the same flags, and torchrunx.
 
-    python -m benchmarks.first_line [ROUNDS]
-
 torchrunx wants names that resolve, so for it the hosts get them; its function begins when it has made a file there,
 while the others must have brought a line to the terminal.
 """
 
+import argparse
 import socket
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks.common import in_turn, lab_with_user, machine, peer, table, typed_torchruns
+from benchmarks.command import BenchmarkError, add_rounds, make_parser, run
+from benchmarks.common import check, in_turn, lab_with_user, machine, script_folder, table, typed_torchruns
+from benchmarks.peers import TORCHRUNX, PeerError, find, telling_line
 from tests.lab import Lab
-from tests.lab.tools import wait_until
+from tests.lab.tools import LabError, wait_until
 from tests.launch.ugro import Ugro
 
 SCRIPT = "import os\nprint('first line of rank', os.environ['RANK'], flush=True)\n"
@@ -37,6 +36,7 @@ if __name__ == "__main__":
 
 
 def by_hand(lab: Lab, script: Path) -> float:
+    """Measure three typed commands."""
     begun = time.monotonic()
     terminals = typed_torchruns(lab, str(script))
     took = first_line(terminals[0], begun)
@@ -45,18 +45,33 @@ def by_hand(lab: Lab, script: Path) -> float:
     return took
 
 
-def by_torchrunx(lab: Lab, script: Path, programs: Path) -> float:
+def by_torchrunx(lab: Lab, ugro: Ugro, python: Path) -> float:
+    """Measure torchrunx. What it writes, and where it works, is below the benchmark's own folder."""
+    scripts = script_folder(ugro)
     begun_file = lab.hosts[0].path("begun")
     begun_file.unlink(missing_ok=True)
     begun = time.monotonic()
-    process = subprocess.Popen(
-        [programs / "python", script, lab.ssh_config, *(host.address for host in lab.hosts)],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env={**lab.environ, "GLOO_SOCKET_IFNAME": f"ulab{lab.number}"},
-    )  # fmt: skip
-    wait_until(begun_file.exists, "torchrunx to begin", 120)
-    took = time.monotonic() - begun
-    process.wait(timeout=120)
+    with (ugro.folder / "torchrunx.log").open("w+") as log:
+        process = subprocess.Popen(
+            [python, scripts / "by_torchrunx.py", lab.ssh_config, *(host.address for host in lab.hosts)],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=scripts,
+            env={
+                **lab.environ,
+                "GLOO_SOCKET_IFNAME": f"ulab{lab.number}",
+                "TORCHRUNX_LOG_DIR": str(ugro.folder / "torchrunx_logs"),
+            },
+        )  # fmt: skip
+        try:
+            wait_until(lambda: begun_file.exists() or process.poll() is not None, "torchrunx to begin", 120)
+            took = time.monotonic() - begun
+            process.wait(timeout=120)
+        except (LabError, subprocess.TimeoutExpired) as error:
+            process.kill()
+            process.wait()
+            raise PeerError(str(error)) from None
+        log.seek(0)
+        if process.returncode != 0 or not begun_file.exists():
+            raise PeerError(f"exit code {process.returncode}: {telling_line(log.read())}")
     return took
 
 
@@ -69,47 +84,53 @@ def give_names(lab: Lab) -> None:
 
 
 def launched(ugro: Ugro, *, warm: bool) -> float:
+    """Measure `inv launch`, by an agent that is there, or has to be started."""
     if not warm:
         ugro.close()
     begun = time.monotonic()
     command = ugro.start("launch", "--name", "first", "--script", "first.py")
     took = first_line(command, begun)
-    command.communicate(timeout=60)
-    assert command.returncode == 0
+    out, err = command.communicate(timeout=60)
+    check(["inv", "launch"], command.returncode, out + err)
     return took
 
 
 def first_line(process: "subprocess.Popen[bytes] | subprocess.Popen[str]", begun: float) -> float:
+    """Measure from `begun` to the first line of rank 0."""
     assert process.stdout
-    said = []
+    said: list[str] = []
     for line in process.stdout:
         if "first line of rank 0" in str(line):
             return time.monotonic() - begun
-        said.append(line)
-    raise AssertionError(f"the script said nothing: {said}")
+        said.append(str(line).strip())
+    raise BenchmarkError(f"the script did not print its line; the last was: {(said or ['none'])[-1]}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of the flags."""
+    made = make_parser("first_line", __doc__)
+    add_rounds(made)
+    return made
 
 
 def main(rounds: int) -> None:
-    with tempfile.TemporaryDirectory(dir=Path(__file__).parent) as folder:
-        script = Path(folder) / "first.py"
-        script.write_text(SCRIPT)
-        with lab_with_user(Path(folder)) as (lab, ugro):
-            measures: dict[str, Callable[[], float]] = {
-                "launch, agent warm": lambda: launched(ugro, warm=True),
-                "three typed ssh": lambda: by_hand(lab, script),
-                "launch, agent cold": lambda: launched(ugro, warm=False),
-            }
-            if programs := peer("torchrunx", "torchrunx==0.4.0", packages_of_training=True):
-                give_names(lab)
-                other = Path(folder) / "by_torchrunx.py"
-                other.write_text(RUNX)
-                measures["torchrunx"] = partial(by_torchrunx, lab, other, programs)
-            figures = in_turn(measures, rounds)
-            title = f"from Enter to the first line, three hosts, {rounds} rounds, {machine()}"
-            hand = {name: values for name, values in figures.items() if not name.startswith("launch")}
-            for ours in ("launch, agent warm", "launch, agent cold"):
-                table(title, {ours: figures[ours], **hand}, ours)
+    programs = find(TORCHRUNX)
+    with lab_with_user({"first.py": SCRIPT, "by_torchrunx.py": RUNX}) as (lab, ugro):
+        measures: dict[str, Callable[[], float]] = {
+            "launch, agent warm": lambda: launched(ugro, warm=True),
+            "three typed ssh": lambda: by_hand(lab, script_folder(ugro) / "first.py"),
+            "launch, agent cold": lambda: launched(ugro, warm=False),
+        }
+        if TORCHRUNX.name in programs:
+            give_names(lab)
+            measures[TORCHRUNX.name] = partial(by_torchrunx, lab, ugro, programs[TORCHRUNX.name])
+        figures = in_turn(measures, rounds)
+    title = f"from Enter to the first line, three hosts, {rounds} rounds, {machine()}"
+    others = {name: values for name, values in figures.items() if not name.startswith("launch")}
+    missing = {TORCHRUNX.name} - programs.keys()
+    for ours in ("launch, agent warm", "launch, agent cold"):
+        table(title, {ours: figures[ours], **others}, ours, not_installed=missing)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    run(parser(), main)

@@ -1,16 +1,15 @@
-"""`inv gather` of 2 GB, and again with nothing new, beside rsync by hand to the same three hosts.
+"""`inv gather` of 2 GB, and again with nothing new, beside rsync by hand to the same three hosts."""
 
-python -m benchmarks.gathering [ROUNDS] [MEGABYTES]
-"""
-
+import argparse
 import shutil
 import subprocess
-import sys
-import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks.common import in_turn, lab_with_user, machine, seconds, table
+from benchmarks.command import add_rounds, make_parser, run, whole
+from benchmarks.common import check, in_turn, lab_with_user, machine, seconds, table
+from benchmarks.peers import RSYNC, PeerError, find
 from tests.lab import Lab
 from tests.launch.ugro import Job, Ugro
 
@@ -27,56 +26,67 @@ for number in range(10):
 """
 
 
-def by_hand(lab: Lab, job: Job, to: Path) -> None:
-    """Three rsync at once, as one would type them."""
+def by_hand(lab: Lab, rsync: Path, job: Job, to: Path) -> None:
+    """Run three rsync at once, as one would type them."""
     copies = []
     for host in lab.hosts:
         folder = next(host.path("ugro/jobs").glob(f"{job.folder.name}.*")).name
         there = f"{host.address}:ugro/jobs/{folder}/output/artifacts"
-        argv = ["rsync", "-a", "-e", f"ssh -F {lab.ssh_config}", there, str(to / host.name)]
+        argv = [str(rsync), "-a", "-e", f"ssh -F {lab.ssh_config}", there, str(to / host.name)]
         copies.append(subprocess.Popen(argv, env=lab.environ, stdin=subprocess.DEVNULL))
     for copy in copies:
-        assert copy.wait() == 0
+        if copy.wait() != 0:
+            raise PeerError(f"exit code {copy.returncode}")
 
 
 def gather(ugro: Ugro, job: Job) -> None:
+    """Fetch the outputs of the job."""
     done = ugro.run("gather", job.folder.name, timeout=300)
-    assert done.returncode == 0, done.stderr
+    check(["inv", "gather"], done.returncode, done.stdout + done.stderr)
+
+
+def seconds_from_nothing(work: Callable[[], None], places: list[Path]) -> float:
+    """Measure the work where nothing is there of what it brings."""
+    for place in places:
+        shutil.rmtree(place, ignore_errors=True)
+    return seconds(work)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of the flags."""
+    made = make_parser("gathering", __doc__)
+    add_rounds(made)
+    made.add_argument(
+        "--megabytes", type=whole(30), default=2000, help="the outputs of the three ranks together"
+    )
+    return made
 
 
 def main(rounds: int, megabytes: int) -> None:
-    with tempfile.TemporaryDirectory(dir=Path(__file__).parent) as folder:
-        (Path(folder) / "write.py").write_text(SCRIPT)
-        with lab_with_user(Path(folder)) as (lab, ugro):
-            done = ugro.run("launch", "--name", "big", "--script", "write.py", "--args", f"--megabytes {megabytes}",
-                            timeout=300)  # fmt: skip
-            assert done.returncode == 0, done.stderr
-            job, copies = ugro.job("big"), ugro.folder / "copies"
-            for host in lab.hosts:
-                (copies / host.name).mkdir(parents=True)
-
-            def anew(work: "partial[None]", *places: Path) -> float:
-                for place in places:
-                    shutil.rmtree(place, ignore_errors=True)
-                return seconds(work)
-
-            ours, theirs = partial(gather, ugro, job), partial(by_hand, lab, job, copies)
-            homes = [job.folder / "artifacts", job.folder / "ranks"]
-            figures = in_turn(
-                {
-                    "inv gather": lambda: anew(ours, *homes),
-                    "rsync by hand": lambda: anew(
-                        theirs, *(copies / host.name / "artifacts" for host in lab.hosts)
-                    ),
-                },
-                rounds,
-            )
-            table(f"{megabytes} MB from three hosts, {rounds} rounds, {machine()}", figures, "inv gather")
-            figures = in_turn(
-                {"inv gather": lambda: seconds(ours), "rsync by hand": lambda: seconds(theirs)}, rounds
-            )
-            table(f"the same again, nothing new, {rounds} rounds, {machine()}", figures, "inv gather")
+    programs = find(RSYNC)
+    with lab_with_user({"write.py": SCRIPT}) as (lab, ugro):
+        words = ["launch", "--name", "big", "--script", "write.py", "--args", f"--megabytes {megabytes}"]
+        done = ugro.run(*words, timeout=300)
+        check(["inv", *words], done.returncode, done.stdout + done.stderr)
+        job = ugro.job("big")
+        copies = ugro.folder / "copies"
+        for host in lab.hosts:
+            (copies / host.name).mkdir(parents=True)
+        works = {"inv gather": partial(gather, ugro, job)}
+        places = {"inv gather": [job.folder / "artifacts", job.folder / "ranks"]}
+        if RSYNC.name in programs:
+            works[RSYNC.name] = partial(by_hand, lab, programs[RSYNC.name], job, copies)
+            places[RSYNC.name] = [copies / host.name / "artifacts" for host in lab.hosts]
+        missing = {RSYNC.name} - programs.keys()
+        whole_copy = {name: partial(seconds_from_nothing, work, places[name]) for name, work in works.items()}
+        figures = in_turn(whole_copy, rounds)
+        title = f"{megabytes} MB from three hosts, {rounds} rounds, {machine()}"
+        table(title, figures, "inv gather", not_installed=missing)
+        again = {name: partial(seconds, work) for name, work in works.items()}
+        figures = in_turn(again, rounds)
+        title = f"the same again, nothing new, {rounds} rounds, {machine()}"
+        table(title, figures, "inv gather", not_installed=missing)
 
 
 if __name__ == "__main__":
-    main(*[int(word) for word in [*sys.argv[1:], *("5", "2000")[len(sys.argv) - 1 :]]])
+    run(parser(), main)

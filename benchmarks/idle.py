@@ -1,32 +1,28 @@
-"""What the agent takes while one job runs and says little: CPU and memory; and what is on a node.
+"""What the agent takes while one job runs and says little: CPU and memory; and what is on a node."""
 
-python -m benchmarks.idle [SECONDS]
-"""
-
+import argparse
 import os
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.common import lab_with_user, machine
+from benchmarks.command import make_parser, run, whole
+from benchmarks.common import check, lab_with_user, machine
 from tests.lab import LabHost
 
 TICKS = os.sysconf("SC_CLK_TCK")
-
 
 Reading = Callable[[str], str]  # a file of a process in /proc -> its text
 
 
 def cpu_seconds(read: Reading) -> float:
-    """User and system."""
+    """Read the CPU time, user and system."""
     fields = read("stat").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def memory_mib(read: Reading) -> float:
-    """Resident."""
+    """Read the resident memory."""
     return int(read("status").split("VmRSS:")[1].split()[0]) / 1024
 
 
@@ -38,17 +34,26 @@ def there(host: LabHost, pid: int) -> Reading:
     return lambda name: host.run(["cat", f"/proc/{pid}/{name}"]).stdout
 
 
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of the flags."""
+    made = make_parser("idle", __doc__)
+    made.add_argument(
+        "--seconds",
+        dest="span_seconds",
+        metavar="S",
+        type=whole(1),
+        default=60,
+        help="how long it is measured",
+    )
+    return made
+
+
 def main(span_seconds: int) -> None:
-    with tempfile.TemporaryDirectory(dir=Path(__file__).parent) as folder:
-        (Path(folder) / "quiet.py").write_text(f"import time\ntime.sleep({span_seconds + 60})\n")
-        measure(Path(folder), span_seconds)
-
-
-def measure(scripts: Path, span_seconds: int) -> None:
-    with lab_with_user(scripts) as (lab, ugro):
+    script = f"import time\ntime.sleep({span_seconds + 60})\n"
+    with lab_with_user({"quiet.py": script}) as (lab, ugro):
         ugro.set_timeouts(heartbeat_seconds=2.0)  # that of a cluster file that says nothing of it
         done = ugro.run("launch", "--name", "quiet", "--script", "quiet.py", "--detach")
-        assert done.returncode == 0, done.stderr
+        check(["inv", "launch"], done.returncode, done.stdout + done.stderr)
         time.sleep(5)
         who = {"agent": here(ugro.agent_pid())}
         host = lab.hosts[0]
@@ -68,4 +73,4 @@ def measure(scripts: Path, span_seconds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 60)
+    run(parser(), main)

@@ -1,8 +1,6 @@
-"""`inv status` with 10,000 experiments beside `ls`, `inv logs` on a log of 1 GB beside `tail`.
+"""`inv status` with 10,000 experiments beside `ls`, `inv logs` on a log of 1 GB beside `tail`."""
 
-python -m benchmarks.listing [ROUNDS]
-"""
-
+import argparse
 import os
 import subprocess
 import sys
@@ -12,17 +10,17 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.command import add_rounds, make_parser, run, whole
 from benchmarks.common import in_turn, machine, quietly, seconds, table
 from tests.unit.factories import make_cluster, make_record
 from ugro_tasks.experiments import Experiment, Experiments
 from ugro_tasks.job import JobState, Phase, RankState
 
-JOBS, LOG_BYTES = 10_000, 1_000_000_000
 
-
-def fill(root: Path) -> Experiment:
-    """Ten thousand jobs that have ended; gives the newest, whose first rank has printed a gigabyte."""
-    cluster, begun = make_cluster(root), 1_760_000_000
+def fill(root: Path, jobs: int, log_bytes: int) -> Experiment:
+    """Write jobs that have ended; give the newest, whose first rank has printed so much."""
+    cluster = make_cluster(root)
+    begun = 1_760_000_000
     (root / "cluster.yaml").write_text(
         "cluster: {name: lab, master: {hostname: gpu0, ip: 10.0.0.1}}\n"
         "workers: [{name: gpu1, ip: 10.0.0.2}, {name: gpu2, ip: 10.0.0.3}]\n"
@@ -30,7 +28,7 @@ def fill(root: Path) -> Experiment:
     experiments = Experiments(root / "experiments")
     experiments.make_folder()
     ranks = tuple(RankState(rank=rank, node=f"gpu{rank}", exit_code=0) for rank in range(3))
-    for number in range(JOBS):
+    for number in range(jobs):
         at = begun + 60 * number
         experiment = Experiment(
             experiments.folder / f"exp{number % 100}_{time.strftime('%Y%m%d_%H%M%S', time.gmtime(at))}"
@@ -53,15 +51,24 @@ def fill(root: Path) -> Experiment:
     line = b"step %07d loss 2.34567 grad_norm 0.98765 learning_rate 0.0002 tokens_per_second 12345.6\n"
     with experiment.log(0).open("wb") as log:
         block = b"".join(line % step for step in range(100_000))
-        while log.tell() < LOG_BYTES:
+        while log.tell() < log_bytes:
             log.write(block)
     return experiment
 
 
-def main(rounds: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of the flags."""
+    made = make_parser("listing", __doc__)
+    add_rounds(made)
+    made.add_argument("--jobs", type=whole(1), default=10_000, help="how many experiments there are")
+    made.add_argument("--megabytes", type=whole(1), default=1000, help="the log of the newest")
+    return made
+
+
+def main(rounds: int, jobs: int, megabytes: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="ugro-bench-") as folder:
         root = Path(folder)
-        newest = fill(root)
+        newest = fill(root, jobs, megabytes * 1_000_000)
         environ = {**os.environ, "UGRO_CLUSTER": str(root / "cluster.yaml")}
 
         def inv(*words: str) -> float:
@@ -78,7 +85,7 @@ def main(rounds: int) -> None:
             },
             rounds,
         )
-        table(f"status with {JOBS} experiments, {rounds} rounds, {machine()}", figures, "inv status")
+        table(f"status with {jobs} experiments, {rounds} rounds, {machine()}", figures, "inv status")
         figures = in_turn(
             {
                 "inv logs": lambda: inv("logs", newest.job_id),
@@ -87,8 +94,8 @@ def main(rounds: int) -> None:
             },
             rounds,
         )
-        table(f"logs of {LOG_BYTES / 1e9:g} GB, {rounds} rounds, {machine()}", figures, "inv logs")
+        table(f"logs of {megabytes / 1000:g} GB, {rounds} rounds, {machine()}", figures, "inv logs")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    run(parser(), main)

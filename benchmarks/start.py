@@ -1,10 +1,9 @@
 """How long a command takes to start, beside `inv --version`, which loads Invoke and nothing of UGRO.
 
-    python -m benchmarks.start [ROUNDS]
-
 Seconds of a busy machine say little of so short a run, so CPU seconds (user and system) are given, too.
 """
 
+import argparse
 import os
 import resource
 import subprocess
@@ -13,13 +12,15 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from benchmarks.common import ROOT, in_turn, machine, seconds, table
+from benchmarks.command import BenchmarkError, add_rounds, make_parser, run
+from benchmarks.common import in_turn, machine, seconds, table
+from benchmarks.peers import ROOT
 
 INV = Path(sys.executable).with_name("inv")
 
 
 def measured(*words: str, environ: dict[str, str]) -> tuple[float, float]:
-    """(wall, CPU) seconds of one command in the checkout."""
+    """Measure the (wall, CPU) seconds of one command in the checkout."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     wall = seconds(
         lambda: subprocess.run(
@@ -36,9 +37,20 @@ def measured(*words: str, environ: dict[str, str]) -> tuple[float, float]:
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of the flags."""
+    made = make_parser("start", __doc__)
+    add_rounds(made, default=15)
+    return made
+
+
 def main(rounds: int) -> None:
+    if not INV.exists():
+        raise BenchmarkError(
+            f"{INV} is missing: run the benchmark by the Python of .venv, which bin/ugro makes"
+        )
     commands = {"inv --list": ["--list"], "inv status": ["status"], "inv --version": ["--version"]}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="ugro-bench-") as folder:
         cluster = Path(folder) / "cluster.yaml"
         cluster.write_text("cluster: {master: {hostname: m, ip: 10.0.0.1}}\n")
         environ = {**os.environ, "UGRO_CLUSTER": str(cluster)}
@@ -58,4 +70,4 @@ def main(rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 15)
+    run(parser(), main)

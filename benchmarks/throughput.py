@@ -1,31 +1,33 @@
 """Tokens a second of a training on three hosts: by `inv launch`, beside the same torchrun typed on each.
 
-python -m benchmarks.throughput [ROUNDS]
-
 No OpenMP thread spins while it waits: with three ranks on two cores that measures the scheduler.
 """
 
+import argparse
 import json
 import os
 import shlex
 import statistics
-import sys
 from contextlib import ExitStack
 
-from benchmarks.common import ROOT, in_turn, lab_with_user, table, typed_torchruns
+from benchmarks.command import BenchmarkError, add_rounds, make_parser, run, whole
+from benchmarks.common import check, in_turn, lab_with_user, table, typed_torchruns
+from benchmarks.peers import ROOT
 from tests.lab import Lab
 from tests.launch.ugro import Ugro
 
-FLAGS = ["--num-epochs", "1", "--learning-rate", "0.003", "--steps-per-epoch", "300", "--log-every", "20"]
+LOG_EVERY = 20
+PATIENCE_SECONDS = 120
 
 
 def rate(lines: str) -> float:
-    """The median of what rank 0 logged; the first line has the start in it."""
+    """Take the median of what rank 0 logged; the first line has the start in it."""
     return statistics.median(float(json.loads(line)["tokens_per_second"]) for line in lines.splitlines()[1:])
 
 
-def by_hand(lab: Lab) -> float:
-    """Its log goes into a file here, as anybody would do it who wants to keep it."""
+def by_hand(lab: Lab, flags: list[str]) -> float:
+    """Type the torchruns. Their logs go into files here, as anybody would do it who wants to keep them."""
+    own_flags = ["--num-epochs", "1", "--learning-rate", "0.003", *flags]
     before = (
         f"cd {ROOT}/scripts; export OMP_WAIT_POLICY=passive CUDA_VISIBLE_DEVICES= UGRO_OUTPUT_DIR=$HOME/by_hand; "
         "rm -rf $HOME/by_hand;"
@@ -36,26 +38,41 @@ def by_hand(lab: Lab) -> float:
             for rank in range(len(lab.hosts))
         ]
         terminals = typed_torchruns(
-            lab, f"train_single_test.py {shlex.join(FLAGS)}", before=before, into=logs
+            lab, f"train_single_test.py {shlex.join(own_flags)}", before=before, into=logs
         )
         for terminal in terminals:
-            assert terminal.wait(timeout=120) == 0
+            if terminal.wait(timeout=PATIENCE_SECONDS) != 0:
+                raise BenchmarkError(f"torchrun by hand ended with exit code {terminal.returncode}")
     return rate(lab.hosts[0].run(["cat", "by_hand/metrics.jsonl"]).stdout)
 
 
-def launched(ugro: Ugro) -> float:
-    flags = ["--epochs", "1", "--args", shlex.join(FLAGS[4:]), "--env", "OMP_WAIT_POLICY=passive"]
-    done = ugro.run("launch", "--name", "speed", "--script", "train_single_test.py", *flags, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
+def launched(ugro: Ugro, flags: list[str]) -> float:
+    """Launch the same training."""
+    words = ["launch", "--name", "speed", "--script", "train_single_test.py", "--epochs", "1"]
+    words += ["--args", shlex.join(flags), "--env", "OMP_WAIT_POLICY=passive"]
+    done = ugro.run(*words, timeout=PATIENCE_SECONDS)
+    check(["inv", *words], done.returncode, done.stdout + done.stderr)
     return rate((ugro.job("speed").folder / "metrics.jsonl").read_text())
 
 
-def main(rounds: int) -> None:
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of the flags."""
+    made = make_parser("throughput", __doc__)
+    add_rounds(made)
+    made.add_argument("--steps", type=whole(3 * LOG_EVERY), default=300, help="of each training")
+    return made
+
+
+def main(rounds: int, steps: int) -> None:
+    flags = ["--steps-per-epoch", str(steps), "--log-every", str(LOG_EVERY)]
     with lab_with_user(ROOT / "scripts") as (lab, ugro):
-        figures = in_turn({"inv launch": lambda: launched(ugro), "by hand": lambda: by_hand(lab)}, rounds)
-        title = f"characters a second of train_single_test.py, three hosts, {rounds} rounds, {os.cpu_count()} cores"
-        table(title, figures, "inv launch", "/s")
+        measures = {"inv launch": lambda: launched(ugro, flags), "by hand": lambda: by_hand(lab, flags)}
+        figures = in_turn(measures, rounds)
+    title = (
+        f"characters a second of train_single_test.py, three hosts, {rounds} rounds, {os.cpu_count()} cores"
+    )
+    table(title, figures, "inv launch", "/s")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    run(parser(), main)

@@ -1,7 +1,7 @@
 """The estimate of memory, against what torch, peft and bitsandbytes really take.
 
-The figures are recorded: parameters and peaks by `python -m benchmarks.memory` (torch 2.13, transformers 5.23, peft
-0.21), files and bytes of nf4 by saving and loading a model with bitsandbytes 0.50.
+The figures are recorded: parameters and peaks by `python -m benchmarks.memory_estimate` (torch 2.13, transformers
+5.23, peft 0.21), files and bytes of nf4 by saving and loading a model with bitsandbytes 0.50.
 """
 
 from __future__ import annotations
