@@ -72,6 +72,12 @@ GROUPS = (
         by_default=True,
     ),
     Group(
+        name="fresh",
+        about="the README's first command in a fresh checkout, with next to nothing on PATH",
+        paths=("tests/fresh",),
+        minutes=5,
+    ),
+    Group(
         name="misfortunes",
         about="jobs whose hosts, links or agent fail, and their restarts",
         paths=("tests/launch/test_misfortunes.py", "tests/launch/test_restart.py"),
