@@ -101,7 +101,7 @@ def checked(argv: Sequence[str], script: str = "") -> subprocess.CompletedProces
     return done
 
 
-def wait_until(met: Callable[[], bool], what: str, timeout_seconds: float = 10) -> None:
+def wait_until(met: Callable[[], bool], what: str, timeout_seconds: float = 30) -> None:
     """Return when the condition is met; LabError after timeout_seconds."""
     deadline = time.monotonic() + timeout_seconds
     while not met():

@@ -13,12 +13,10 @@ from __future__ import annotations
 import json
 import os
 import runpy
-import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,18 +41,6 @@ def clean_environment(**changes: str) -> dict[str, str]:
     """Return this environment without any trace of another run, on the CPU, offline, with one thread a rank."""
     kept = {k: v for k, v in os.environ.items() if k not in OF_A_RANK and not k.startswith("UGRO_")}
     return {**kept, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", **ONE_THREAD, **changes}
-
-
-@contextmanager
-def reserved_port() -> Iterator[int]:
-    """Give a port that nobody else is given before the ranks listen on it.
-
-    It stays bound meanwhile. Who names it and sets SO_REUSEADDR, as torch's store does, may still listen on it.
-    """
-    with socket.socket() as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind(("127.0.0.1", 0))
-        yield int(holder.getsockname()[1])
 
 
 @dataclass(frozen=True)
@@ -94,6 +80,8 @@ class Nursery:
         Each believes to have a node of its own, and rank r writes into `output`/r; with `one_node` they share one, and
         all write into `output`/0.
         """
+        from tests.ports import reserved_port  # late: the training environment has no `tests`
+
         port = str(self.ports.enter_context(reserved_port()))
         meeting = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         ranks = []

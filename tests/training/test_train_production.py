@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.ports import reserved_port
 from tests.training.ranks import (
     DEADLINE_SECONDS,
     REPOSITORY,
@@ -19,7 +20,6 @@ from tests.training.ranks import (
     Nursery,
     Rank,
     clean_environment,
-    reserved_port,
 )
 
 # torch and transformers are imported once for all of them, in the time of whichever test is the first.

@@ -10,6 +10,7 @@ from typing import Any
 
 from ugro_tasks.cluster import Cluster, Environment, Node, TrainingDefaults
 from ugro_tasks.job import Code, JobRecord, JobSpec, LaunchPlan, NodePlan
+from ugro_tasks.node.network import peer_port
 
 EXISTING = Environment(manager="existing", python="/opt/env/bin/python")
 
@@ -116,6 +117,13 @@ def make_plan_of(plans: tuple[NodePlan, ...]) -> LaunchPlan:
         master_port=29500,
         nodes=plans,
     )
+
+
+def salt_of(port: int, rendezvous: int) -> int:
+    """Give the salt by which a node finds this port for its peers."""
+    salt = port - peer_port(0, rendezvous)
+    assert peer_port(salt, rendezvous) == port
+    return salt
 
 
 @contextmanager

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -378,7 +377,6 @@ def test_the_sums_are_shown_for_each_place(trained: EndedJob, capsys: pytest.Cap
 def test_a_hundred_jobs_that_were_cleaned_ask_no_node_again(job: EndedJob) -> None:
     clean(job)
     gone = replace(job.cluster, nodes=tuple(make_node(rank, address="203.0.113.1") for rank in range(3)))
-    begun = time.monotonic()
     found, errors = cleaning.clean(job.experiments, gone, Wish())
+    # A node that is asked there does not answer, which would be an error.
     assert (found.removals, errors) == ([], [])
-    assert time.monotonic() - begun < 2

@@ -46,7 +46,7 @@ def test_a_bad_command_line_is_one_clear_error(
     done = subprocess.run(
         [sys.executable, "-m", "ugro_tasks.program", *words],
         cwd=tmp_path, env={"PATH": "/usr/bin:/bin", "UGRO_CLUSTER": "local", "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == code, done.stderr
     assert says in done.stderr
@@ -59,7 +59,7 @@ def test_a_name_left_out_before_help_means_the_help(flag: str, tmp_path: Path) -
     done = subprocess.run(
         [Path(sys.executable).with_name("ugro"), "logs", flag],
         cwd=tmp_path, env={"PATH": "/usr/bin:/bin", "UGRO_CLUSTER": "local"},
-        capture_output=True, text=True, timeout=30, check=False,
+        capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "--follow" in done.stdout
