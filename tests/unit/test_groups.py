@@ -193,6 +193,30 @@ def test_only_the_drawn_tests_run_and_are_counted(workers: str, tmp_path: Path) 
     assert drawn["passed"] + drawn["failed"] + sum(drawn["left_out"].values()) == 4
 
 
+def test_the_unit_tests_run_in_an_order_that_a_seed_repeats() -> None:
+    def order(*arguments: str) -> list[str]:
+        argv = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "--collect-only",
+            "-q",
+            *arguments,
+            "tests/unit/test_groups.py",
+        ]
+        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True)
+        return [line for line in done.stdout.splitlines() if "::" in line]
+
+    [unit] = [group for group in GROUPS if group.name == "unit"]
+    first = order(*unit.arguments, "--randomly-seed=1")
+    assert order(*unit.arguments, "--randomly-seed=1") == first
+    assert order(*unit.arguments, "--randomly-seed=2") != first
+    assert sorted(order()) == sorted(first)
+    assert not any(
+        "randomly" in argument for group in GROUPS if group is not unit for argument in group.arguments
+    )
+
+
 def test_the_checkout_has_the_developers_tasks_and_the_package_has_not(tmp_path: Path) -> None:
     """Asked of `inv`, as bin/ugro asks it, from another folder."""
     inv = Path(sys.executable).with_name("inv")
