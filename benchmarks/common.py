@@ -9,13 +9,14 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from benchmarks.command import BenchmarkError
 from benchmarks.peers import PYTHON, PeerError, need_training_environment, say, telling_line
 from tests.lab import Lab
+from tests.lab.proof import send_signal
 from tests.lab.tools import pids, read_proc, require_means, wait_until
 from tests.launch.ugro import SCRIPTS, Ugro
 
@@ -186,13 +187,14 @@ def _end_all(lab: Lab) -> None:
 
     None is known by anything but its home, which is the lab's alone.
     """
-    home = f"HOME={lab.home}".encode()
+
+    def is_ours(pid: int) -> bool:
+        return f"HOME={lab.home}".encode() in read_proc(pid, "environ").split(b"\0")
 
     def ended() -> bool:
-        left = [pid for pid in pids() if home in read_proc(pid, "environ").split(b"\0")]
+        left = [pid for pid in pids() if is_ours(pid)]
         for pid in left:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            send_signal(pid, signal.SIGKILL, is_ours)
         return not left
 
     wait_until(ended, "what the benchmark started to end")

@@ -29,8 +29,8 @@ def by_hand(lab: Lab, flags: list[str]) -> float:
     """Type the torchruns. Their logs go into files here, as anybody would do it who wants to keep them."""
     own_flags = ["--num-epochs", "1", "--learning-rate", "0.003", *flags]
     before = (
-        f"cd {ROOT}/scripts; export OMP_WAIT_POLICY=passive CUDA_VISIBLE_DEVICES= UGRO_OUTPUT_DIR=$HOME/by_hand; "
-        "rm -rf $HOME/by_hand;"
+        f"cd {ROOT}/scripts; export OMP_WAIT_POLICY=passive CUDA_VISIBLE_DEVICES= UGRO_OUTPUT_DIR=/run/lab/by_hand; "
+        "rm -rf /run/lab/by_hand;"  # a folder that only a host has
     )
     with ExitStack() as files:
         logs = [
@@ -43,7 +43,7 @@ def by_hand(lab: Lab, flags: list[str]) -> float:
         for terminal in terminals:
             if terminal.wait(timeout=PATIENCE_SECONDS) != 0:
                 raise BenchmarkError(f"torchrun by hand ended with exit code {terminal.returncode}")
-    return rate(lab.hosts[0].run(["cat", "by_hand/metrics.jsonl"]).stdout)
+    return rate(lab.hosts[0].run(["cat", "/run/lab/by_hand/metrics.jsonl"]).stdout)
 
 
 def launched(ugro: Ugro, flags: list[str]) -> float:

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from tests.lab import Lab
+from tests.lab.proof import send_signal
 from tests.lab.tools import LabError, checked, lab_token, pids, read_proc, wait_until
 
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -224,14 +225,11 @@ class Home:
             pid = int((self.experiments / ".agent.lock").read_text() or 0)
         except (FileNotFoundError, ValueError):
             return 0
-        return pid if b"ugro_tasks.agent" in read_proc(pid, "cmdline") else 0
+        return pid if self._is_agent(pid) else 0
 
     def processes(self) -> dict[int, str]:
         """{pid: command} of all that this controller runs, the agent included."""
-        mark = f"CHAOS_HOME={self.disk}".encode()
-        found = {
-            pid: read_proc(pid, "cmdline") for pid in pids() if mark in read_proc(pid, "environ").split(b"\0")
-        }
+        found = {pid: read_proc(pid, "cmdline") for pid in pids() if self._is_own(pid)}
         return {
             pid: argv.replace(b"\0", b" ").decode("utf-8", "replace") for pid, argv in found.items() if argv
         }
@@ -240,16 +238,14 @@ class Home:
         """kill -9; False where no agent lives."""
         pid = self.agent_pid()
         if pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            wait_until(lambda: not read_proc(pid, "cmdline"), "the agent to end")
+            send_signal(pid, signal.SIGKILL, self._is_agent)
+            wait_until(lambda: not self._is_agent(pid), "the agent to end")
         return bool(pid)
 
     def end_all(self) -> None:
         """Nothing of this controller runs any more."""
         for pid in self.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            send_signal(pid, signal.SIGKILL, self._is_own)
         wait_until(lambda: not self.processes(), "the controller's processes to end")
 
     # The disk
@@ -275,6 +271,14 @@ class Home:
         self.end_all()
         self._holder.kill()
         self._holder.communicate()
+
+    def _is_own(self, pid: int) -> bool:
+        """Tell whether a process has this controller's mark."""
+        return f"CHAOS_HOME={self.disk}".encode() in read_proc(pid, "environ").split(b"\0")
+
+    def _is_agent(self, pid: int) -> bool:
+        words = read_proc(pid, "cmdline").split(b"\0")
+        return b"ugro_tasks.agent" in words and str(self.disk / "experiments").encode() in words
 
     def _mount(self, *words: str) -> None:
         self._inside("mount", *words)

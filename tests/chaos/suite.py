@@ -16,6 +16,7 @@ from tests.chaos.plans import Plan, available, draw
 from tests.chaos.rounds import Played, Round
 from tests.chaos.timeline import Note, Timeline
 from tests.lab import Lab, LabError, LabUnavailable
+from tests.lab.host import VOLATILE
 from tests.lab.registry import labs
 from tests.lab.tools import lab_processes
 from ugro_tasks.errors import ToolMissing, UsageError
@@ -128,10 +129,11 @@ class Suite:
                 with contextlib.suppress(LabError):
                     host.kill_all()
                 host.reset()
-                # -xdev: a clone in /tmp is seen there by every host, and is the real one.
-                host.run(["find", "/tmp", "/dev/shm", "-xdev", "-mindepth", "1", "-delete"], check=False)
+                for place in VOLATILE:
+                    # A clone in /tmp stays: it is seen there by every host, and is the real one.
+                    host.empty(place, check=False)
                 host.run(["find", f"{nodes.DISK}/own", "-mindepth", "1", "-delete"])
-            shutil.rmtree(host.path(f"{nodes.project_of(self.lab)}/jobs"), ignore_errors=True)
+            host.remove(f"{nodes.project_of(self.lab)}/jobs", check=False)
         for home in (self.home, self.other):
             for path in home.experiments.glob("c[0-9]*_*_*"):
                 shutil.rmtree(path)

@@ -123,7 +123,8 @@ def project(home: Lab, tmp_path: Path, request: pytest.FixtureRequest) -> Iterat
         give_uv(host)
     yield made
     for host in home.hosts:
-        host.run(["rm", "-rf", f"{host.home}/ugro/{request.node.name}", f"{host.home}/.pixi"])
+        for path in (f"ugro/{request.node.name}", ".pixi"):
+            host.remove(path)
 
 
 def give_uv(host: LabHost) -> None:

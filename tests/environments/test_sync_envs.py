@@ -309,7 +309,7 @@ def test_pixi_brings_the_same_environment_to_all_nodes(
 
 
 def test_a_node_without_pixi(by_pixi: Project, hosts: list[LabHost]) -> None:
-    hosts[1].run(["rm", "-rf", f"{hosts[1].home}/.pixi"])
+    hosts[1].remove(".pixi")
     done = by_pixi.sync("--nodes", "lab0,lab1")
     assert done.returncode == 10
     assert "lab1: pixi was not found (looked in ~/.pixi/bin and PATH)" in done.stderr

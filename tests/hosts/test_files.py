@@ -34,7 +34,7 @@ def way(request: pytest.FixtureRequest) -> Way:
 def folder(hosts: list[LabHost]) -> str:
     """An empty folder on lab0 whose name needs care."""
     path = f"{hosts[0].home}/my $files; here"
-    hosts[0].run(["rm", "-rf", path])
+    hosts[0].remove(path)
     hosts[0].run(["mkdir", path])
     return path
 
@@ -173,7 +173,7 @@ SSH_CONFIGS = {
     "a remote command": ["RemoteCommand tmux new -A -s main", "RequestTTY yes"],
     "a terminal": ["RequestTTY force"],
     "a local command": ["PermitLocalCommand yes", "LocalCommand echo connected to %h"],
-    "a port that is taken": ["LocalForward 16006 localhost:6006", "ExitOnForwardFailure yes"],
+    "a port that is taken": ["LocalForward {taken} localhost:6006", "ExitOnForwardFailure yes"],
 }
 
 
@@ -183,8 +183,10 @@ def test_what_a_users_ssh_does_beside_keeps_no_file_away(
 ) -> None:
     hosts[0].run(["tee", f"{folder}/file"], input="content")
     (tmp_path / "here").mkdir()
-    ssh_config(home, "Host 10.*", *SSH_CONFIGS[kind])
-    with socket.create_server(("127.0.0.1", 16006)):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        taken = str(listener.getsockname()[1])
+        lines = [line.replace("{taken}", taken) for line in SSH_CONFIGS[kind]]
+        ssh_config(home, "Host 10.*", *lines)
         Transfer(login()).pull(f"{folder}/", str(tmp_path / "here"))
     assert (tmp_path / "here" / "file").read_text() == "content"
 

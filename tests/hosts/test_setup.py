@@ -116,7 +116,7 @@ def test_init_goes_on_where_a_node_is_down(strange: Lab, hosts: list[LabHost]) -
 def test_init_makes_the_folders(strange: Lab, hosts: list[LabHost]) -> None:
     project = strange.project.removeprefix("~/")
     for host in hosts:
-        host.run(["rm", "-rf", project])
+        host.remove(project)
     strange.experiments.rename(strange.folder / "aside")
     assert ugro("init", "--accept-new-host-keys").returncode == 0
     assert all(host.path(project).is_dir() for host in hosts)

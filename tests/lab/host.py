@@ -12,13 +12,30 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
 
-from tests.lab.tools import LabError, checked, lab_token, pid_namespace, pids, read_proc, wait_until
+from tests.lab.proof import (
+    inner_pid,
+    namespace,
+    prove_place,
+    prove_process_1,
+    prove_removable,
+    prove_switch,
+    send_signal,
+)
+from tests.lab.tools import LabError, checked, lab_token, pids, read_proc, wait_until
 
 HERE = Path(__file__).parent
 RECORDINGS = HERE / "recordings"
 PRIVATE = "run/lab"  # of a host: see init.py
+VOLATILE = ("/tmp", "/dev/shm")
 SSH_PORT_HEX = "0016"
 TCP_LISTEN = "0A"
+# What `kill -1` reaches is the pid namespace that it is in: the last look is taken from there.
+KILL_ALL = 'test "$(readlink /proc/self/ns/pid)" = "pid:[$1]" || exit 77; kill -KILL -1 2>/dev/null; true'
+OUTSIDE = 77
+# Where the shell stands is what was proven, whatever is mounted over it meanwhile.
+EMPTY = """
+cd "$1" && test "$(stat -c %d .)" = "$2" && shift 2 && exec find . -xdev -mindepth 1 "$@" -delete
+"""
 
 
 class Process(NamedTuple):
@@ -87,8 +104,27 @@ class LabHost:
         )
 
     def path(self, relative_to_home: str | Path) -> Path:
-        """Where the controller finds a file of the host's home, as the host sees it now."""
-        return self._root / self.home.lstrip("/") / relative_to_home
+        """Where the controller finds a file of the host's home, as the host sees it now.
+
+        LabError where the host has no home of its own: the file would be this machine's.
+        """
+        root = self._root
+        prove_place(self.pid, self.home)
+        return root / self.home.lstrip("/") / relative_to_home
+
+    def remove(self, relative_to_home: str | Path, *, check: bool = True) -> None:
+        """Remove a file or a folder of the host's home, if there is one."""
+        prove_process_1(self.pid, self._lab_folder)
+        prove_place(self.pid, self.home)
+        path = os.path.normpath(Path(self.home, relative_to_home))
+        prove_removable(self.pid, path)
+        self.run(["rm", "-rf", "--one-file-system", "--", path], check=check)
+
+    def empty(self, place: str, *which: str, check: bool = True) -> None:
+        """Remove what lies in /tmp, /dev/shm or another place of the host's own, or what `find` finds of it."""
+        prove_process_1(self.pid, self._lab_folder)
+        device = prove_place(self.pid, place)
+        self.run(["sh", "-c", EMPTY, "sh", place, str(device), *which], check=check)
 
     # Processes
 
@@ -109,14 +145,17 @@ class LabHost:
     def kill(self, pid: int, sig: int = signal.SIGKILL) -> None:
         """Send a signal to a process by its pid on the host."""
         for process in self._all_processes():
-            if process.pid == pid:
-                os.kill(process.outer_pid, sig)
+            if process.pid == pid and self._signal(process, sig):
                 return
         raise ProcessLookupError(f"{self.name} has no process {pid}")
 
     def kill_all(self) -> None:
         """Kill everything on the host but process 1 and, by that, sshd too."""
-        self.run(["sh", "-c", "kill -KILL -1"])
+        done = self.run(["sh", "-c", KILL_ALL, "sh", str(namespace(self.pid, "pid"))], check=False)
+        if done.returncode == OUTSIDE:
+            raise LabError(
+                f"{self.name}: the shell did not come into the host's processes; nothing was killed"
+            )
         # Process 1 removes the file when it has seen sshd end: only then does a start start one.
         wait_until(lambda: not self._sshd_pid.exists(), f"{self.name}'s sshd to end")
         wait_until(lambda: len(self._all_processes()) == 1, f"{self.name} to be empty")
@@ -140,6 +179,7 @@ class LabHost:
             f"link set {far} master sw up",
             f"link set {near} up",
         )
+        prove_switch(self.switch_pid, self._lab_folder)
         # It goes to the background, owned by nobody here, and ends by itself with its port.
         wire = subprocess.Popen(
             [
@@ -149,7 +189,7 @@ class LabHost:
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            env=self.environ | lab_token(self.ssh_config.parents[2]),
+            env=self.environ | lab_token(self._lab_folder),
         )
         said, _ = wire.communicate(timeout=10)
         if said != b"ready\n":
@@ -194,27 +234,30 @@ class LabHost:
 
     def start_sshd(self) -> None:
         """Start sshd if it does not run, and wait until it listens."""
-        os.kill(self.pid, signal.SIGUSR1)
+        self._tell_process_1(signal.SIGUSR1)
         wait_until(self.listens, f"{self.name}'s sshd to listen")
 
     def stop_sshd(self, *, sessions: bool = False) -> None:
         """End sshd. Open sessions go on, unless `sessions`; what they started goes on in any case."""
-        os.kill(self.pid, signal.SIGUSR2)
+        self._tell_process_1(signal.SIGUSR2)
         # Process 1 removes the file when it has seen sshd end: only then does a start start one.
         wait_until(lambda: not self._sshd_pid.exists(), f"{self.name}'s sshd to end")
         for process in self._all_processes() if sessions else ():
             if process.argv[0].startswith("sshd:"):
-                os.kill(process.outer_pid, signal.SIGKILL)
+                self._signal(process, signal.SIGKILL)
 
     def reboot(self) -> None:
         """Power off, power on: every process gone, new boot id, empty /tmp; the disk stays.
 
         The link is down meanwhile, so that nobody is told of the connections that are lost.
         """
+        for place in VOLATILE:
+            prove_place(self.pid, place)
         self.cut()
         self.kill_all()
         (self._root / PRIVATE / "boot_id").write_text(f"{uuid4()}\n", "ascii")
-        self.run(["find", "/tmp", "/dev/shm", "-xdev", "-type", "f", "-delete"])
+        for place in VOLATILE:
+            self.empty(place, "-type", "f")
         self.start_sshd()
         self.mend()
 
@@ -253,7 +296,12 @@ class LabHost:
     # Helpers
 
     @property
+    def _lab_folder(self) -> Path:
+        return self.ssh_config.parents[2]
+
+    @property
     def _root(self) -> Path:
+        prove_process_1(self.pid, self._lab_folder)
         return Path(f"/proc/{self.pid}/root")
 
     @property
@@ -261,12 +309,28 @@ class LabHost:
         return self._root / PRIVATE / "sshd.pid"
 
     def _entered(self, *words: str) -> list[str]:
+        prove_process_1(self.pid, self._lab_folder)
         return ["nsenter", f"--target={self.pid}", *words]
+
+    def _tell_process_1(self, sig: int) -> None:
+        prove_process_1(self.pid, self._lab_folder)
+        send_signal(self.pid, sig, lambda pid: inner_pid(pid) == 1)
+
+    def _signal(self, process: Process, sig: int) -> bool:
+        """Send a signal to a process of the host; False where it has ended."""
+        prove_process_1(self.pid, self._lab_folder)
+        own = namespace(self.pid, "pid")
+        return send_signal(
+            process.outer_pid,
+            sig,
+            lambda pid: namespace(pid, "pid") == own and inner_pid(pid) == process.pid,
+        )
 
     def _iptables(self, *words: str) -> None:
         checked(self._entered("--net", "iptables", "--wait", *words))
 
     def _switch(self, *lines: str) -> subprocess.CompletedProcess[str]:
+        prove_switch(self.switch_pid, self._lab_folder)
         command = ["nsenter", f"--target={self.switch_pid}", "--net", "ip", "-batch", "-"]
         if len(lines) == 1:
             return checked([*command[:-2], *lines[0].split()])
@@ -274,14 +338,14 @@ class LabHost:
 
     def _all_processes(self) -> list[Process]:
         """Process 1 and sshd included; not those that have ended."""
-        namespace = pid_namespace(self.pid)
+        prove_process_1(self.pid, self._lab_folder)
+        own = namespace(self.pid, "pid")
         found = []
         for outer_pid in pids():
-            if pid_namespace(outer_pid) != namespace:
+            if own is None or namespace(outer_pid, "pid") != own:
                 continue
-            status = read_proc(outer_pid, "status").decode(errors="replace")
-            inner = [line for line in status.splitlines() if line.startswith("NSpid:")]
+            inner = inner_pid(outer_pid)
             argv = read_proc(outer_pid, "cmdline").decode(errors="replace").rstrip("\0").split("\0")
-            if inner and argv != [""]:
-                found.append(Process(int(inner[0].split()[-1]), outer_pid, argv))
+            if inner is not None and argv != [""]:
+                found.append(Process(inner, outer_pid, argv))
         return found

@@ -1,7 +1,8 @@
 """Process 1 of a lab host: makes the host's own view of the machine, then keeps its sshd.
 
 Started in new mount, uts, ipc, pid and net namespaces with one argument, a JSON object:
-name, home, keep (paths that every host sees as they are), authorized_key, path (PATH of a login).
+name, home, keep (paths that every host sees as they are), authorized_key, path (PATH of a login),
+outside (the namespaces of whoever starts it, which it must not be in).
 It prints its pid as its parent sees it, then `ready` when the host is made.
 
 SIGUSR1 starts sshd, SIGUSR2 ends its listener (open sessions go on, as on a real host). When this
@@ -9,6 +10,7 @@ process ends, the kernel ends every process of the host and drops its mounts and
 """
 
 import ctypes
+import errno
 import json
 import os
 import signal
@@ -23,6 +25,8 @@ MS_BIND = 4096
 # Everything that only this host has lies in here, in memory: it goes away with process 1.
 PRIVATE = Path("/run/lab")
 SSHD_PID = PRIVATE / "sshd.pid"
+# What was mounted where: whoever deletes something on a host looks here first. See proof.py.
+NOTES = PRIVATE / "places.json"
 
 SSHD_CONFIG = """\
 Port 22
@@ -60,6 +64,25 @@ def bind(source: Path | str, target: Path | str) -> None:
     mount("", str(target), str(source), MS_BIND)
 
 
+def mount_own(kind: str, place: str, data: str) -> int:
+    """Lay a file system of the host's own over a place, and give its device; raises OSError."""
+    before = Path(place).stat().st_dev
+    mount(kind, place, data=data)
+    after = Path(place).stat().st_dev
+    if after == before:
+        raise OSError(errno.ENODEV, "mounted, but still what was there before", place)
+    return after
+
+
+def refuse_outside(outside: dict[str, int]) -> None:
+    """End where this process is not in namespaces of its own: what it mounts would be mounted for all."""
+    shared = [name for name, inode in outside.items() if Path(f"/proc/self/ns/{name}").stat().st_ino == inode]
+    if shared or os.getpid() != 1:
+        sys.exit(
+            f"it has no {', '.join(shared)} namespace of its own (pid {os.getpid()}); nothing was mounted"
+        )
+
+
 def make_view(config: dict[str, Any]) -> None:
     """Give the host its own /proc, /sys, /run, /tmp, /dev/shm, home, boot id and host key."""
     keep = {Path(path): os.open(path, os.O_PATH) for path in config["keep"]}
@@ -76,12 +99,13 @@ def make_view(config: dict[str, Any]) -> None:
     mount("proc", "/proc")
     mount("sysfs", "/sys")  # shows the interfaces of the namespace that it is mounted in
     # The size is a limit only; it is large so that a check of free disk space sees a usual disk.
-    mount("tmpfs", "/run", data="mode=755,size=64g")
+    places = {"/run": mount_own("tmpfs", "/run", "mode=755,size=64g")}
     for place in ("/tmp", "/dev/shm"):
-        mount("tmpfs", place, data="mode=1777,size=64g")
+        places[place] = mount_own("tmpfs", place, "mode=1777,size=64g")
     for folder in (PRIVATE / "bin", Path("/run/sshd")):
         folder.mkdir(parents=True)
-    layer_home(config["home"], config["keep"])
+    places[config["home"]] = layer_home(config["home"], config["keep"])
+    NOTES.write_text(json.dumps({"places": places, "keep": config["keep"]}), "utf-8")
     for place in ("/run", "/tmp", "/dev/shm", config["home"]):
         reveal(place)
 
@@ -107,8 +131,8 @@ def make_view(config: dict[str, Any]) -> None:
         os.close(descriptor)
 
 
-def layer_home(home: str, keep: list[str]) -> None:
-    """Lay a layer of the host's own over the home folder; this machine's files show through.
+def layer_home(home: str, keep: list[str]) -> int:
+    """Lay a layer of the host's own over the home folder, and give its device; this machine's files show through.
 
     The layer is in memory because an overlay's upper folder can be neither below its lower one nor
     on another overlay, and both happen: a lab folder in the home, a container.
@@ -121,10 +145,11 @@ def layer_home(home: str, keep: list[str]) -> None:
         if not any(Path(path).is_relative_to(Path(home, name)) for path in keep):
             (upper / name).mkdir(mode=0o700)
             os.setxattr(upper / name, "trusted.overlay.opaque", b"y")
-    mount("overlay", home, data=f"lowerdir={home},upperdir={upper},workdir={work}")
+    device = mount_own("overlay", home, f"lowerdir={home},upperdir={upper},workdir={work}")
     for name in (".bashrc", ".bash_profile", ".profile", ".zshenv"):
         # A developer's shell set-up (pyenv alone takes 0.25 s a login) is not part of a host.
         Path(home, name).unlink(missing_ok=True)
+    return device
 
 
 def hide_real_gpus() -> None:
@@ -168,6 +193,7 @@ def start_sshd(program: str) -> int:
 
 def main() -> None:
     config = json.loads(sys.argv[1])
+    refuse_outside(config["outside"])
     print(Path("/proc/self").readlink(), flush=True)  # still the parent's /proc: its name for us
     signals = {signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)

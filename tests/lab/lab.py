@@ -23,6 +23,7 @@ from typing import Any, Self
 import yaml
 
 from tests.lab.host import RECORDINGS, LabHost
+from tests.lab.proof import outside
 from tests.lab.registry import claim_folder, read_state, register, remove, subnet, sweep, write_state
 from tests.lab.tools import (
     REFUSALS,
@@ -199,6 +200,7 @@ class Lab:
                 "authorized_key": (self.home / ".ssh" / "id_ed25519.pub").read_text("utf-8"),
                 "path": LOGIN_PATH,
                 "sshd": which("sshd"),
+                "outside": outside(),
             }
             namespaces = ["--mount", "--uts", "--ipc", "--pid", "--net", "--fork"]
             argv = ["unshare", *namespaces, "--kill-child=KILL", sys.executable, "-I"]

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.lab.proof import is_of_lab, mounts_below, namespace, send_signal
 from tests.lab.tools import (
     LabError,
     LabUnavailable,
     checked,
     lab_processes,
-    pid_namespace,
     read_proc,
     wait_until,
 )
@@ -60,22 +60,21 @@ def status(folder: Path) -> LabStatus:
         folder=folder,
         number=numbers[0] if numbers else None,
         processes=lab_processes(folder),
-        creator_lives=bool(creator) and _started_at(creator["pid"]) == creator["started_at"],
+        creator_lives=bool(creator) and _may_live(creator),
     )
 
 
 def remove(folder: Path) -> None:
     """End what runs of the lab in `folder`, and remove the folder and what else is left of it."""
     links = [link for link in _registered() if link.resolve() == folder.resolve()]
-    own_namespace = pid_namespace(os.getpid())
+    own_namespace = namespace(os.getpid(), "pid")
 
     def ended() -> bool:
         # A host's process 1 first: whoever started it then reaps it and ends by itself.
         left = lab_processes(folder)
-        first = [pid for pid in left if pid_namespace(pid) not in (own_namespace, None)]
+        first = [pid for pid in left if namespace(pid, "pid") not in (own_namespace, None)]
         for pid in first or left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            send_signal(pid, signal.SIGKILL, lambda pid: is_of_lab(pid, folder))
         return not left
 
     wait_until(ended, f"the lab's processes to end ({folder})")
@@ -84,6 +83,8 @@ def remove(folder: Path) -> None:
         interface = Path(f"/sys/class/net/ulab{link.name}")
         wait_until(lambda it=interface: not it.exists(), f"{interface.name} to go")  # type: ignore[misc]
     if (folder / STATE).exists():
+        if found := mounts_below(folder):
+            raise LabError(f"{found[0]} is a mount in the lab's folder: umount it, then again")
         with contextlib.suppress(FileNotFoundError):  # somebody else removes it too
             shutil.rmtree(folder)
     for link in links:
@@ -147,7 +148,8 @@ def subnet(number: int) -> str:
 
 
 def write_state(folder: Path, **more: object) -> None:
-    creator = {"pid": os.getpid(), "started_at": _started_at(os.getpid())}
+    pid = os.getpid()
+    creator = {"pid": pid, "started_at": _started_at(pid), "pid_namespace": namespace(pid, "pid")}
     new = folder / f"{STATE}.new"
     new.write_text(json.dumps({"creator": creator, **more}, indent=2, default=str) + "\n", "utf-8")
     new.replace(folder / STATE)
@@ -166,6 +168,13 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def _registered() -> Iterator[Path]:
     return (link for link in sorted(REGISTRY.glob("[0-9]*")) if link.is_symlink())
+
+
+def _may_live(creator: dict[str, Any]) -> bool:
+    """Tell whether who brought a lab up is there, or is where it cannot be seen from here: in another container."""
+    if creator["pid_namespace"] != namespace(os.getpid(), "pid"):
+        return True
+    return bool(_started_at(creator["pid"]) == creator["started_at"])
 
 
 def _started_at(pid: int) -> str | None:

@@ -1,20 +1,28 @@
 """The lab is what the other tests take for real hosts: here is what they rely on."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.lab import Lab, LabError, LabHost
+from tests.lab.host import KILL_ALL, OUTSIDE, VOLATILE
 from tests.lab.lab import ROOT
+from tests.lab.proof import is_of_lab, outside, send_signal
 from tests.lab.registry import STATE, status
-from tests.lab.tools import missing_packages, wait_until
+from tests.lab.tools import lab_token, missing_packages, wait_until
 
 
 def answers(host: LabHost, seconds: float = 1) -> bool:
@@ -199,6 +207,172 @@ def test_a_new_host_key_is_noticed(lab: Lab, hosts: list[LabHost]) -> None:
     assert "REMOTE HOST IDENTIFICATION HAS CHANGED" in hosts[0].ssh(["true"], check=False).stderr
     lab.trust()
     hosts[0].ssh(["true"])
+
+
+# ---- nothing is ended or deleted that is not the host's own ----
+
+
+@pytest.fixture
+def spare(lab: Lab, tmp_path: Path) -> Iterator[LabHost]:
+    """A host of a lab that a test may spoil."""
+    with Lab.up(tmp_path / "spare", hosts=1) as made:
+        yield made.hosts[0]
+
+
+@pytest.fixture
+def stranger() -> Iterator[subprocess.Popen[bytes]]:
+    """A process of this machine."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("place", VOLATILE)
+def test_a_host_whose_tmp_is_this_machines_is_not_emptied(spare: LabHost, place: str) -> None:
+    with tempfile.NamedTemporaryFile(dir=place) as ours:
+        spare.run(["umount", "--lazy", place])
+        assert spare.run(["test", "-e", ours.name], check=False).returncode == 0
+        spare.run(["sh", "-c", "sleep 60 >/dev/null 2>&1 &"])
+        for empty in (spare.reboot, partial(spare.empty, place), partial(spare.empty, place, "-type", "f")):
+            with pytest.raises(
+                LabError, match=f"{place} of .* not what the lab mounted there: nothing was done"
+            ):
+                empty()
+        assert Path(ours.name).exists()
+    assert [argv for _, argv in spare.processes()] == [["sleep", "60"]]
+
+
+def test_another_mount_of_a_host_is_not_emptied_either(spare: LabHost) -> None:
+    spare.run(["mount", "-t", "tmpfs", "lab", "/tmp"])
+    spare.run(["touch", "/tmp/kept"])
+    with pytest.raises(LabError, match="not what the lab mounted"):
+        spare.reboot()
+    spare.run(["test", "-e", "/tmp/kept"])
+
+
+def test_without_a_home_of_its_own_a_hosts_files_are_not_to_be_had(spare: LabHost) -> None:
+    spare.run(["umount", "--lazy", spare.home])
+    with pytest.raises(LabError, match="not what the lab mounted"):
+        spare.path("lab_test_file")
+    with pytest.raises(LabError, match="not what the lab mounted"):
+        spare.remove("lab_test_file")
+
+
+def test_what_the_hosts_share_with_this_machine_is_not_removed(hosts: list[LabHost], tmp_path: Path) -> None:
+    (tmp_path / "ours").touch()
+    for path in (tmp_path, tmp_path / "ours", tmp_path.parents[2], ROOT, ROOT / "tests", Path("/")):
+        with pytest.raises(LabError, match="shared with this machine"):
+            hosts[0].remove(path)
+    assert (tmp_path / "ours").exists()
+
+
+def test_a_folder_of_a_hosts_home_is_removed(hosts: list[LabHost]) -> None:
+    hosts[0].run(["mkdir", "-p", "lab_test_folder/deep"])
+    hosts[0].remove("lab_test_folder")
+    assert not hosts[0].path("lab_test_folder").exists()
+    hosts[0].remove("lab_test_folder")
+
+
+ACTS: dict[str, Callable[[LabHost], object]] = {
+    "run": lambda host: host.run(["true"]),
+    "kill": lambda host: host.kill(host.pid),
+    "kill all": LabHost.kill_all,
+    "reboot": LabHost.reboot,
+    "start sshd": LabHost.start_sshd,
+    "stop sshd": LabHost.stop_sshd,
+    "path": lambda host: host.path(".ssh"),
+    "remove": lambda host: host.remove("lab_test_file"),
+    "unfirewall": LabHost.unfirewall,
+    "stand-in": lambda host: host.nvidia_smi(None),
+}
+
+
+@pytest.mark.parametrize("act", ACTS.values(), ids=ACTS)
+@pytest.mark.parametrize("of_the_lab", [False, True])
+def test_a_pid_that_came_to_be_another_process_is_left_alone(
+    hosts: list[LabHost], act: Callable[[LabHost], object], of_the_lab: bool
+) -> None:
+    """It is a process of this machine, or one of the lab's that is no host."""
+    environ = lab_token(hosts[0].ssh_config.parents[2]) if of_the_lab else {}
+    with subprocess.Popen(["sleep", "600"], env=os.environ | environ) as stranger:
+        try:
+            wrong = replace(hosts[0], pid=stranger.pid, switch_pid=stranger.pid)
+            with pytest.raises(LabError, match="nothing was done"):
+                act(wrong)
+            assert stranger.poll() is None
+        finally:
+            stranger.kill()
+
+
+@pytest.mark.parametrize("act", [LabHost.cut, LabHost.mend, LabHost.fast, LabHost.slow])
+def test_this_machines_own_network_is_no_switch(
+    hosts: list[LabHost], stranger: subprocess.Popen[bytes], act: Callable[[LabHost], object]
+) -> None:
+    with pytest.raises(LabError, match="does not belong to the lab"):
+        act(replace(hosts[0], switch_pid=stranger.pid))
+
+
+def test_a_dead_host_is_no_host(spare: LabHost) -> None:
+    os.kill(spare.pid, signal.SIGKILL)
+    wait_until(lambda: not is_of_lab(spare.pid, spare.ssh_config.parents[2]), "the host to die")
+    for act in (spare.processes, spare.kill_all, spare.reboot, spare.start_sshd):
+        with pytest.raises(LabError, match="nothing was done"):
+            act()
+
+
+def test_all_are_killed_only_within_the_namespace_that_is_meant() -> None:
+    """Tried in one that has nothing but two sleepers and the shells around them."""
+    script = (
+        "sleep 60 & first=$!; sleep 60 & second=$!; "
+        'sh -c "$0" sh $(( $(stat -Lc %i /proc/self/ns/pid) + $1 )); echo code $?; '
+        "grep -l '^State:.S' /proc/$first/status /proc/$second/status | wc -l"
+    )
+    unshare = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child=KILL"]
+
+    def tried(off_by: int) -> list[str]:
+        argv = [*unshare, "sh", "-c", script, KILL_ALL, str(off_by)]
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
+
+    assert tried(1) == ["code", str(OUTSIDE), "2"]
+    assert tried(0) == ["code", "0", "0"]
+
+
+@pytest.mark.parametrize("missing", [["--pid", "--fork"], ["--net"]])
+def test_process_1_of_a_host_mounts_nothing_outside_of_its_own_namespaces(missing: list[str]) -> None:
+    """Whatever becomes of it is seen by a namespace of mounts that is this test's alone."""
+    others = [flag for flag in ("--pid", "--fork", "--net", "--uts", "--ipc") if flag not in missing]
+    config = json.dumps({"outside": outside()})
+    argv = ["unshare", "--mount", *others, sys.executable, "-I", str(ROOT / "tests/lab/init.py"), config]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "namespace of its own" in done.stderr
+    assert "nothing was mounted" in done.stderr
+
+
+def test_a_lab_folder_with_a_mount_in_it_is_not_removed(lab: Lab, tmp_path: Path) -> None:
+    made = Lab.up(tmp_path / "second", hosts=1)
+    place = made.folder / "my disk"
+    place.mkdir()
+    with ExitStack() as undo:
+        undo.callback(made.down)
+        subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True)
+        undo.callback(lambda: subprocess.run(["umount", place], check=True))
+        (place / "thesis.tex").touch()
+        with pytest.raises(LabError, match="my disk is a mount in the lab's folder"):
+            made.down()
+        assert (place / "thesis.tex").exists()
+    assert not made.folder.exists()
+
+
+def test_a_signal_goes_only_to_the_process_that_is_meant(stranger: subprocess.Popen[bytes]) -> None:
+    assert not send_signal(stranger.pid, signal.SIGKILL, lambda _: False)
+    assert stranger.poll() is None
+    assert send_signal(stranger.pid, signal.SIGKILL, lambda pid: pid == stranger.pid)
+    assert stranger.wait() == -signal.SIGKILL
+    assert not send_signal(stranger.pid, signal.SIGKILL, lambda _: True)
+
+
+# ---- the stand-in for nvidia-smi ----
 
 
 def smi(host: LabHost, *arguments: str) -> tuple[int, str]:

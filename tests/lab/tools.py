@@ -74,14 +74,6 @@ def pids() -> Iterator[int]:
     return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
 
 
-def pid_namespace(pid: int) -> int | None:
-    """Which pid namespace a process is in; None when it has ended or is not ours to look at."""
-    try:
-        return Path(f"/proc/{pid}/ns/pid").stat().st_ino
-    except OSError:
-        return None
-
-
 def read_proc(pid: int, name: str) -> bytes:
     """A file of /proc/<pid>; empty when the process has ended or is closed even to root."""
     try:

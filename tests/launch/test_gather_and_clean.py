@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from tests.lab import LabHost
+from tests.lab.proof import send_signal
 from tests.lab.tools import pids, read_proc, wait_until
 from tests.launch.ugro import Job, Ugro
 from tests.unit.factories import make_node_plan, make_plan_of, make_record
@@ -76,12 +77,13 @@ def test_a_gather_that_is_broken_off_leaves_nothing_half_and_goes_on(
     hosts[0].slow(delay_ms=20)  # else it is done before it can be broken off
     gathering = ugro.start("gather", "exp1")
     wait_until(lambda: any(f.stat().st_size > MIB for f in job.folder.glob(".model.bin.*")), "some of it", 30)
-    transfers = [
-        pid
-        for pid in pids()
-        if b"rsync" in (argv := read_proc(pid, "cmdline")) and str(job.folder).encode() in argv
-    ]
-    os.kill(transfers[0], signal.SIGTERM)
+
+    def is_transfer(pid: int) -> bool:
+        argv = read_proc(pid, "cmdline")
+        return b"rsync" in argv and str(job.folder).encode() in argv
+
+    transfers = [pid for pid in pids() if is_transfer(pid)]
+    assert send_signal(transfers[0], signal.SIGTERM, is_transfer)
     _, err = gathering.communicate(timeout=60)
     assert gathering.returncode in {21, 25}, err
     assert "lab0: " in err

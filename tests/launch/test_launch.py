@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.lab import Lab, LabHost
+from tests.lab.proof import send_signal
 from tests.lab.tools import wait_until
-from tests.launch.ugro import Ugro
+from tests.launch.ugro import Ugro, is_agent
 
 ROOT = Path(__file__).parents[2]
 
@@ -245,7 +246,7 @@ def test_the_local_cluster_runs_and_stops(lab: Lab, tmp_path: Path) -> None:
     (folder,) = (tmp_path / "experiments").glob("exp1_*")
     assert json.loads((folder / "state.json").read_text())["state"] == "stopped"
     pid = int((tmp_path / "experiments" / ".agent.lock").read_text())
-    os.kill(pid, signal.SIGKILL)
+    assert send_signal(pid, signal.SIGKILL, lambda pid: is_agent(pid, tmp_path / "experiments"))
     wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the agent to end")
 
 

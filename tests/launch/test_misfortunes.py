@@ -1,9 +1,7 @@
 """Whole launches on three hosts in which something breaks: nothing is lost, nothing is left, the cause is named."""
 
 import json
-import os
 import shutil
-import signal
 import time
 
 import pytest
@@ -27,8 +25,8 @@ def test_a_link_cut_for_twenty_seconds_loses_no_byte(ugro: Ugro, hosts: list[Lab
 def test_an_agent_killed_in_mid_run_is_replaced_and_loses_nothing(ugro: Ugro) -> None:
     job = ugro.detach("exp1", "--seconds 6")
     job.wait_for_log("step 5")
-    killed = ugro.agent_pid()
-    os.kill(killed, signal.SIGKILL)
+    killed = ugro.kill_agent()
+    assert killed
     assert "running" in ugro.run("status").stdout
     wait_until(lambda: ugro.agent_pid() not in {0, killed}, "another agent")
     assert ugro.run("attach", "exp1").returncode == 0
@@ -43,7 +41,7 @@ def test_an_agent_killed_while_it_launches_leaves_a_job_that_the_next_one_launch
     command = ugro.start("launch", "--name", "exp1", "--args", "--seconds 1")
     wait_until(lambda: ugro.agent_pid() != 0, "the agent")
     time.sleep(moment)
-    os.kill(ugro.agent_pid(), signal.SIGKILL)
+    assert ugro.kill_agent()
     out, err = command.communicate(timeout=60)
     assert command.returncode == 0, out + err
     assert all(there == here for there, here in ugro.job("exp1").digests())

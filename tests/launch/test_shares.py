@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ def unequal(lab: Lab, hosts: list[LabHost], tmp_path: Path) -> Iterator[Ugro]:
     yield ugro
     ugro.close()
     for host in hosts:
-        shutil.rmtree(host.path(CACHED), ignore_errors=True)
+        host.remove(CACHED)
 
 
 def put_model(host: LabHost, **changes: Any) -> None:

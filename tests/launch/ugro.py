@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,10 +14,17 @@ from typing import Any
 import yaml
 
 from tests.lab import Lab, LabHost
-from tests.lab.tools import LabError, wait_until
+from tests.lab.proof import send_signal
+from tests.lab.tools import LabError, read_proc, wait_until
 
 SCRIPTS = Path(__file__).parent / "scripts"
 TIMEOUTS = {"heartbeat_seconds": 0.5, "stop_grace_seconds": 4, "agent_linger_seconds": 20}
+
+
+def is_agent(pid: int, experiments: Path) -> bool:
+    """Tell whether a process is an agent, and of this folder of experiments."""
+    words = read_proc(pid, "cmdline").split(b"\0")
+    return b"ugro_tasks.agent" in words and str(experiments).encode() in words
 
 
 class Ugro:
@@ -79,19 +85,24 @@ class Ugro:
         return Job(self, max(self.experiments.glob(f"{name}_*")))
 
     def agent_pid(self) -> int:
-        """The pid of the living agent, 0 where there is none."""
+        """The pid of the living agent of this folder, 0 where there is none."""
         try:
             pid = int((self.experiments / ".agent.lock").read_text() or 0)
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
+        except FileNotFoundError:
             return 0
-        return pid if b"ugro_tasks.agent" in command else 0
+        return pid if is_agent(pid, self.experiments) else 0
+
+    def kill_agent(self) -> int:
+        """kill -9 the agent that lives, and give its pid; 0 where none does."""
+        pid = self.agent_pid()
+        if not pid or not send_signal(pid, signal.SIGKILL, lambda pid: is_agent(pid, self.experiments)):
+            return 0
+        return pid
 
     def close(self) -> None:
         """End the agent of this folder."""
-        if pid := self.agent_pid():
-            os.kill(pid, signal.SIGKILL)
-            wait_until(lambda: not self.agent_pid(), "the agent to end")
+        self.kill_agent()
+        wait_until(lambda: not self.agent_pid(), "the agent to end")
 
 
 class Job:

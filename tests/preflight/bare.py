@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from tests.preflight.stage import SCRIPT, SCRIPTS, Stage
@@ -67,7 +68,8 @@ def by_hand(stage: Stage, limit_seconds: float) -> str:
     for host in stage.hosts:  # else they would go on: the end of ssh is none of theirs
         for pid, argv in host.processes():
             if SCRIPT in " ".join(argv):
-                host.run(["kill", "-KILL", str(pid)], check=False)
+                with suppress(ProcessLookupError):
+                    host.kill(pid)
     for thread in threads:
         thread.join()
     return _in_words(terminals, hanging, limit_seconds)

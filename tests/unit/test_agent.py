@@ -54,8 +54,14 @@ def queue(experiments: Experiments, linger_seconds: float, name: str = "exp1") -
 
 def agent_of(experiments: Experiments) -> int:
     """The pid of the agent that is there, or comes."""
-    wait_until(lambda: bool(experiments.agent_pid()), "an agent")
-    return experiments.agent_pid() or 0
+    found: list[int] = []
+
+    def come() -> bool:
+        found.append(experiments.agent_pid() or 0)
+        return bool(found[-1])
+
+    wait_until(come, "an agent")
+    return found[-1]
 
 
 def ended(experiment: Experiment) -> JobState:

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from tests.lab.proof import send_signal
 from tests.lab.tools import wait_until
 from tests.ports import reserved_port
 from tests.unit.factories import make_node, salt_of
@@ -110,6 +111,11 @@ class Rank:
     @property
     def supervisor(self) -> int:
         return int(self.read("supervisor.json")["pid"])
+
+    def kill_supervisor(self) -> None:
+        """kill -9 it, if it is what the record says."""
+        folder = str(self.folder)
+        assert send_signal(self.supervisor, signal.SIGKILL, lambda pid: system.supervisor_of(folder) == pid)
 
     def processes(self) -> list[system.Process]:
         return system.of_rank(self.token)
@@ -421,7 +427,7 @@ def test_a_prepared_node_that_is_never_told_to_start_frees_itself(rank: Rank, ot
 
 def test_a_job_of_another_job_that_lost_its_supervisor_still_has_the_node(rank: Rank, other: Rank) -> None:
     rank.script("setsid sh -c 'trap \"\" TERM; echo ready; sleep 60' & wait")
-    os.kill(rank.supervisor, signal.SIGKILL)
+    rank.kill_supervisor()
     wait_until(lambda: system.lease_holder(rank.slot) is None, "the lease to be free")
     with pytest.raises(NodesBusy, match=f"held by job {rank.job}"):
         other.prepare()
@@ -429,7 +435,7 @@ def test_a_job_of_another_job_that_lost_its_supervisor_still_has_the_node(rank: 
 
 def test_what_was_begun_is_not_begun_again(rank: Rank) -> None:
     rank.script("echo ready; exec sleep 60")
-    os.kill(rank.supervisor, signal.SIGKILL)
+    rank.kill_supervisor()
     wait_until(lambda: not rank.processes(), "the rank to end with its supervisor")
     rank.prepare()
     assert not rank.processes()
@@ -678,7 +684,7 @@ def test_a_stop_that_discards_takes_the_folder(rank: Rank) -> None:
 
 def test_when_the_supervisor_is_killed_its_script_ends_and_the_node_is_free(rank: Rank, other: Rank) -> None:
     rank.script("trap 'echo saved; exit' TERM; echo ready; while :; do sleep 0.02; done")
-    os.kill(rank.supervisor, signal.SIGKILL)
+    rank.kill_supervisor()
     wait_until(lambda: not rank.processes(), "the script to end")
     assert "saved" in rank.log
     other.prepare()
@@ -686,7 +692,7 @@ def test_when_the_supervisor_is_killed_its_script_ends_and_the_node_is_free(rank
 
 def test_what_outlives_a_killed_supervisor_is_stopped_by_its_token(rank: Rank) -> None:
     rank.script("setsid sh -c 'trap \"\" TERM; echo ready; sleep 60' & wait")
-    os.kill(rank.supervisor, signal.SIGKILL)
+    rank.kill_supervisor()
     wait_until(lambda: not rank.state()["supervised"], "the supervisor to end")
     assert rank.state()["processes"]
     assert rank.stop(grace_seconds=0.1)["left"] == []
@@ -775,7 +781,7 @@ def test_a_quiet_job_gives_signs_of_life(rank: Rank) -> None:
 
 def test_a_killed_supervisor_is_a_rank_that_is_lost(rank: Rank) -> None:
     rank.script("setsid sh -c 'trap \"\" TERM; echo ready; sleep 60' & wait")
-    os.kill(rank.supervisor, signal.SIGKILL)
+    rank.kill_supervisor()
     wait_until(lambda: len(rank.processes()) == 2, "the script to end")
     last = list(rank.follow())[-1]
     told = json.loads(last.payload)
@@ -784,7 +790,7 @@ def test_a_killed_supervisor_is_a_rank_that_is_lost(rank: Rank) -> None:
 
 def test_the_last_words_of_a_rank_whose_supervisor_was_killed_are_sent(rank: Rank) -> None:
     rank.script("trap 'sleep 0.3; echo last words; exit' TERM; echo ready; while :; do sleep 0.1; done")
-    os.kill(rank.supervisor, signal.SIGKILL)
+    rank.kill_supervisor()
     frames = list(rank.follow(quiet_seconds=0.05))
     assert frames[-1].kind == follow.LOST
     assert b"".join(f.payload for f in frames if f.kind == follow.LOG).endswith(b"last words\n")
@@ -793,7 +799,7 @@ def test_the_last_words_of_a_rank_whose_supervisor_was_killed_are_sent(rank: Ran
 
 def test_a_rank_that_prints_on_without_its_supervisor_is_ended(rank: Rank) -> None:
     rank.script("trap '' TERM; echo ready; while :; do echo more; sleep 0.01; done")
-    os.kill(rank.supervisor, signal.SIGKILL)
+    rank.kill_supervisor()
     frames = list(rank.follow(quiet_seconds=0.05))
     assert frames[-1].kind == follow.LOST
     sent = b"".join(f.payload for f in frames if f.kind == follow.LOG)
