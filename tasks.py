@@ -3,7 +3,7 @@
 from invoke.collection import Collection
 
 from dev.tasks import chaos, check, test
-from ugro_tasks import ns as shipped
+from ugro_tasks.cli.collection import ns as shipped
 
 __all__ = ["ns"]
 

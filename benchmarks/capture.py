@@ -13,8 +13,8 @@ from statistics import median
 
 from benchmarks.command import BenchmarkError, add_rounds, make_parser, run, whole
 from benchmarks.common import check, in_turn, lab_with_user, machine, quietly, seconds, table
-from tests.lab import Lab
-from tests.launch.ugro import Job, Ugro
+from lab import Lab
+from lab.ugro import Job, Ugro
 
 FABRIC_MEGABYTES = 2
 

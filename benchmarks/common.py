@@ -15,10 +15,10 @@ from typing import BinaryIO
 
 from benchmarks.command import BenchmarkError
 from benchmarks.peers import PYTHON, PeerError, need_training_environment, say, telling_line
-from tests.lab import Lab
-from tests.lab.proof import send_signal
-from tests.lab.tools import pids, read_proc, require_means, wait_until
-from tests.launch.ugro import SCRIPTS, Ugro
+from lab import Lab
+from lab.proof import send_signal
+from lab.tools import pids, read_proc, require_means, wait_until
+from lab.ugro import SCRIPTS, Ugro
 
 INTERFACES = ("eth0", "enp3s0", "eno1")  # of the lab's hosts
 PATIENCE_SECONDS = 300

@@ -12,9 +12,9 @@ from statistics import median
 
 from benchmarks.command import BenchmarkError, make_parser, run, whole
 from benchmarks.common import check, lab_with_user, machine, script_folder, typed_torchruns
-from tests.lab import Lab, LabHost
-from tests.lab.tools import wait_until
-from tests.launch.ugro import Ugro
+from lab import Lab, LabHost
+from lab.tools import wait_until
+from lab.ugro import Ugro
 
 PATIENCE_SECONDS = 30
 SCRIPT = """

@@ -16,9 +16,9 @@ from pathlib import Path
 from benchmarks.command import BenchmarkError, add_rounds, make_parser, run
 from benchmarks.common import check, in_turn, lab_with_user, machine, script_folder, table, typed_torchruns
 from benchmarks.peers import TORCHRUNX, PeerError, find, telling_line
-from tests.lab import Lab
-from tests.lab.tools import LabError, wait_until
-from tests.launch.ugro import Ugro
+from lab import Lab
+from lab.tools import LabError, wait_until
+from lab.ugro import Ugro
 
 SCRIPT = "import os\nprint('first line of rank', os.environ['RANK'], flush=True)\n"
 RUNX = """

@@ -10,8 +10,8 @@ from pathlib import Path
 from benchmarks.command import add_rounds, make_parser, run, whole
 from benchmarks.common import check, in_turn, lab_with_user, machine, seconds, table
 from benchmarks.peers import RSYNC, PeerError, find
-from tests.lab import Lab
-from tests.launch.ugro import Job, Ugro
+from lab import Lab
+from lab.ugro import Job, Ugro
 
 SCRIPT = """
 import os, pathlib, sys

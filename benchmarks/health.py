@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.command import add_rounds, decimal, make_parser, run, whole
 from benchmarks.common import check, in_turn, lab_with_user, machine, on_each, seconds, table
 from benchmarks.peers import ANSIBLE, PARALLEL_SSH, PDSH, PYINFRA, PYTHON, find
-from tests.lab import Lab
+from lab import Lab
 
 TORCH = "import importlib.metadata as m, platform; print(platform.python_version(), m.version('torch'))"
 ALL_AT_ONCE = "64"

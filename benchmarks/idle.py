@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.command import make_parser, run, whole
 from benchmarks.common import check, lab_with_user, machine
-from tests.lab import LabHost
+from lab import LabHost
 
 TICKS = os.sysconf("SC_CLK_TCK")
 

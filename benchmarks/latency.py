@@ -13,7 +13,7 @@ from statistics import quantiles
 
 from benchmarks.command import BenchmarkError, make_parser, run, whole
 from benchmarks.common import check, lab_with_user, machine
-from tests.lab.tools import wait_until
+from lab.tools import wait_until
 
 FEWEST = 20
 SCRIPT = """

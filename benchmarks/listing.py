@@ -13,8 +13,9 @@ import msgspec
 from benchmarks.command import add_rounds, make_parser, run, whole
 from benchmarks.common import in_turn, machine, quietly, seconds, table
 from tests.unit.factories import make_cluster, make_record
-from ugro_tasks.experiments import Experiment, Experiments
-from ugro_tasks.job import JobState, Phase, RankState
+from ugro_tasks.jobs.experiment import Experiment
+from ugro_tasks.jobs.experiments import Experiments
+from ugro_tasks.jobs.state import JobState, Phase, RankState
 
 
 def fill(root: Path, jobs: int, log_bytes: int) -> Experiment:
@@ -72,7 +73,7 @@ def main(rounds: int, jobs: int, megabytes: int) -> None:
         environ = {**os.environ, "UGRO_CLUSTER": str(root / "cluster.yaml")}
 
         def inv(*words: str) -> float:
-            return seconds(lambda: quietly([sys.executable, "-m", "ugro_tasks.program", *words], environ))
+            return seconds(lambda: quietly([sys.executable, "-m", "ugro_tasks.cli.program", *words], environ))
 
         def program(*words: str) -> float:
             return seconds(lambda: subprocess.run(words, check=True, stdout=subprocess.DEVNULL))

@@ -13,8 +13,8 @@ from typing import Any
 
 from benchmarks.command import BenchmarkError, make_parser, run
 from benchmarks.peers import PYTHON, need_training_environment
-from ugro_tasks.memory import estimate, model_facts
 from ugro_tasks.node.model import numbers_of
+from ugro_tasks.training.memory import estimate, model_facts
 
 COUNT = Path(__file__).with_name("count_memory.py")
 

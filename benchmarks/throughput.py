@@ -13,8 +13,8 @@ from contextlib import ExitStack
 from benchmarks.command import BenchmarkError, add_rounds, make_parser, run, whole
 from benchmarks.common import check, in_turn, lab_with_user, table, typed_torchruns
 from benchmarks.peers import ROOT
-from tests.lab import Lab
-from tests.launch.ugro import Ugro
+from lab import Lab
+from lab.ugro import Ugro
 
 LOG_EVERY = 20
 PATIENCE_SECONDS = 120

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from dev.groups import GROUPS, Group
 from dev.running import NO_TESTS, Result
-from ugro_tasks import display
+from ugro_tasks.cli.show.format import columns, duration, open_console, shown
 
 RESULT_HEADS = ["group", "tests", "passed", "failed", "left out", "time", "of at most"]
 GROUP_HEADS = ["group", "minutes", "run by", "needs besides", "tests"]
@@ -15,26 +15,26 @@ GROUP_HEADS = ["group", "minutes", "run by", "needs besides", "tests"]
 
 def show_groups(groups: Sequence[Group] = GROUPS) -> None:
     """Print a table of the groups."""
-    display.columns(display.open_console(), [GROUP_HEADS, *map(_group_row, groups)])
+    columns(open_console(), [GROUP_HEADS, *map(_group_row, groups)])
 
 
 def show_results(results: Sequence[Result], not_run: Sequence[str], set_up_seconds: float) -> bool:
     """Print a table of the results and their sum as the last line; gives whether all is well."""
-    console = display.open_console()
-    rows = [RESULT_HEADS, ["set-up", "", "", "", "", display.duration(set_up_seconds), ""]]
+    console = open_console()
+    rows = [RESULT_HEADS, ["set-up", "", "", "", "", duration(set_up_seconds), ""]]
     rows += [_result_row(result) for result in results]
     rows += [[name, "not run", "", "", "", "", ""] for name in not_run]
     console.print("")
-    display.columns(console, rows)
+    columns(console, rows)
     for reason, count in sum((Counter(result.left_out) for result in results), Counter[str]()).items():
-        console.print(display.shown(f"left out: {count} test{'s' * (count > 1)}: {reason}"))
+        console.print(shown(f"left out: {count} test{'s' * (count > 1)}: {reason}"))
     bad = [f"{result.name} (pytest's exit code {result.code})" for result in results if not result.good]
     passed = sum(result.passed for result in results)
     failed = sum(result.failed for result in results)
     if all(result.code == NO_TESTS for result in results):
         bad.append("no test was selected")
     if bad:
-        console.print(display.shown(f"not well: {', '.join(bad)}"))
+        console.print(shown(f"not well: {', '.join(bad)}"))
     # Alone on its line, for those who count.
     console.print(f"{passed} passed, {failed} failed")
     return not bad and not not_run
@@ -58,4 +58,4 @@ def _result_row(result: Result) -> list[str]:
         limit = f"{result.minutes:g} min"
         if result.seconds > result.minutes * 60:
             limit += ", exceeded"
-    return [result.name, result.part, *counts, display.duration(result.seconds), limit]
+    return [result.name, result.part, *counts, duration(result.seconds), limit]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dev.groups import Group, files_of
-from ugro_tasks import display
+from ugro_tasks.cli.show.format import note
 from ugro_tasks.errors import ToolMissing, UsageError
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -54,7 +54,7 @@ class Programs:
 
     def run(self, title: str, argv: Sequence[str]) -> int:
         """Run one to its end; gives its exit code."""
-        display.note(f"== {title}")
+        note(f"== {title}")
         before = signal.signal(signal.SIGINT, self._note_interrupt)
         try:
             return subprocess.run(argv, cwd=CHECKOUT, check=False).returncode

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dev.groups import Group
-from tests.lab.tools import missing_packages, which
-from ugro_tasks import display
-from ugro_tasks.cluster_file import load_cluster
+from lab.tools import missing_packages, which
+from ugro_tasks.cli.show.format import note
+from ugro_tasks.cluster.file import load_cluster
+from ugro_tasks.environments.sync import ensure_local
 from ugro_tasks.errors import ToolMissing
-from ugro_tasks.sync import ensure_local
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -44,7 +44,7 @@ def _install_packages(packages: Sequence[str]) -> None:
     """Install Debian packages where we may; else the tests themselves say what they left out."""
     if not packages or os.geteuid() != 0 or shutil.which("apt-get") is None:
         return
-    display.note(f"installing for the tests: {' '.join(packages)}")
+    note(f"installing for the tests: {' '.join(packages)}")
     for step in (["update"], ["install", "--yes", "--no-install-recommends", *packages]):
         # An update that reached only some archives is often enough; the lab itself says what it still lacks.
         subprocess.run(

@@ -8,7 +8,8 @@ from typing import Any
 
 from invoke.exceptions import Exit
 
-from ugro_tasks.commands.common import JSON_HELP, task, whole
+from ugro_tasks.cli.flags import JSON_HELP, whole
+from ugro_tasks.cli.task import task
 
 CHECKS = {
     "ruff check": ["ruff", "check"],
@@ -85,7 +86,7 @@ def chaos(
     from dev.groups import choose
     from dev.set_up import set_up
     from tests.chaos import suite
-    from ugro_tasks import display
+    from ugro_tasks.cli.show.format import note, show_json
 
     first = whole(seed, "--seed")
     set_up(choose(["chaos"], everything=False))
@@ -93,13 +94,13 @@ def chaos(
         whole(rounds, "--rounds", 1) or 1,
         secrets.randbelow(1_000_000) if first is None else first,
         suite.kinds_in(faults),
-        tell=display.note,
+        tell=note,
         verbose=verbose,
     )
     if json:
-        display.show_json(summary)
+        show_json(summary)
     else:
-        display.note(suite.sum_up(summary))
+        note(suite.sum_up(summary))
     if summary.violations:
         raise Exit(f"{summary.violations} violations", code=1)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.lab.fixtures", "tests.hostile.profiles"]
+pytest_plugins = ["lab.fixtures", "tests.hostile.profiles"]
 
 
 @pytest.fixture(scope="session")

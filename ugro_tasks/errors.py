@@ -20,33 +20,27 @@
     │   └── NodeFault            25   logged in, but the node could not do as asked
     └── Interrupted             130   Ctrl-C
 
-A job that was stopped on purpose ends `inv launch` and `inv attach` with 130 as well.
+A job that was stopped on purpose ends `inv launch` and `inv attach` with 130 as well. `JobEnded` and
+`SeveralErrors` stand for others, and have the exit code of those.
 """
 
-from invoke.exceptions import Exit
+from collections.abc import Iterable
 
-from .plaintext import as_called, printable_lines
+from .text import printable_lines
 
 
-class UgroError(Exit):
-    """One clear message and an exit code; Invoke prints the one and exits with the other.
+class UgroError(Exception):
+    """One clear message and an exit code.
 
-    The message says what happened, where, and what to do next, in that order. It may quote what a node said: Invoke
-    prints it, so control sequences are taken out here.
+    The message says what happened, where, and what to do next, in that order. It may quote what a node said, so control
+    sequences are taken out here.
     """
 
     exit_code = 1
 
     def __init__(self, message: str) -> None:
-        super().__init__(as_called(printable_lines(message)), self.exit_code)
-
-    def __str__(self) -> str:
-        return self.text
-
-    @property
-    def text(self) -> str:
-        """The message as a plain string, never None."""
-        return self.message or type(self).__name__
+        self.text = printable_lines(message) or type(self).__name__
+        super().__init__(self.text)
 
 
 class UsageError(UgroError):
@@ -161,10 +155,20 @@ class Interrupted(UgroError):
     exit_code = 130
 
 
-def by_exit_code(code: int, message: str) -> UgroError:
-    """The error whose class has this exit code, as it stands in a job's record."""
-    kinds = [*UgroError.__subclasses__(), *HostError.__subclasses__()]
-    kind = next((kind for kind in kinds if kind.exit_code == code), UgroError)
-    error = kind.__new__(kind)
-    UgroError.__init__(error, message)  # the record has the whole message, whatever the class makes it of
-    return error
+class JobEnded(UgroError):
+    """A job that did not succeed, as its record tells: the exit code is that of its end."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code if 0 < exit_code < 256 else UgroError.exit_code
+
+
+class SeveralErrors(UgroError):
+    """Several errors as one: the exit code is theirs where all have the same, else `otherwise`."""
+
+    def __init__(
+        self, errors: Iterable[UgroError], message: str, otherwise: int = UgroError.exit_code
+    ) -> None:
+        super().__init__(message)
+        codes = {error.exit_code for error in errors}
+        self.exit_code = codes.pop() if len(codes) == 1 else otherwise

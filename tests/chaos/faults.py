@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lab import Lab, LabHost
 from tests.chaos import nodes
 from tests.chaos.home import Command, Home
 from tests.chaos.timeline import Timeline
-from tests.lab import Lab, LabHost
 
 Undo = Callable[[], None]
 Moment = Literal["before", "launching", "running", "ending"]

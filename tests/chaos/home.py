@@ -18,9 +18,9 @@ from typing import Any
 
 import yaml
 
-from tests.lab import Lab
-from tests.lab.proof import send_signal
-from tests.lab.tools import LabError, checked, lab_token, pids, read_proc, wait_until
+from lab import Lab
+from lab.proof import send_signal
+from lab.tools import LabError, checked, lab_token, pids, read_proc, wait_until
 
 SCRIPTS = Path(__file__).parent / "scripts"
 DISK_SIZE = "4g"  # a limit, not what is used
@@ -183,7 +183,7 @@ class Home:
         """`ugro ...`, running."""
         argv = [
             *("nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", f"--wd={self.seen(self.disk)}"),
-            *(sys.executable, "-m", "ugro_tasks.program", *words),
+            *(sys.executable, "-m", "ugro_tasks.cli.program", *words),
         ]
         own = {
             "UGRO_CLUSTER": str(self.cluster_file),

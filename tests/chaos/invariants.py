@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lab import Lab, LabHost
 from tests.chaos import nodes, truth
 from tests.chaos.home import Home
 from tests.chaos.nodes import Attempt
 from tests.chaos.rounds import Played
-from tests.lab import Lab, LabHost
 
 SETTLE_SECONDS = 20.0  # for what is on its way out, and for outputs that are still gathered
 # The end of a connection may be the packet that was lost: TCP says it again after ever longer pauses.

@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lab import Lab, LabHost
+from lab.host import TCP_LISTEN
+from lab.tools import checked, read_proc
 from tests.chaos.home import DISK_SIZE, fill
-from tests.lab import Lab, LabHost
-from tests.lab.host import TCP_LISTEN
-from tests.lab.tools import checked, read_proc
 
 DISK = "/run/lab/disk"
 CLOCK = "/run/lab/clock"

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from lab.tools import read_proc
 from tests.chaos import nodes
 from tests.chaos.faults import KINDS, Fault, Missed, Stage, Undo
 from tests.chaos.home import Command
 from tests.chaos.plans import Plan
-from tests.lab.tools import read_proc
 
 POLL_SECONDS = 0.05
 LOOK_SECONDS = 0.7  # how often somebody who does not follow looks at the job

@@ -9,16 +9,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from lab import Lab, LabError, LabUnavailable
+from lab.host import VOLATILE
+from lab.registry import labs
+from lab.tools import lab_processes
 from tests.chaos import invariants, nodes
 from tests.chaos.faults import HABITS, KINDS, Stage
 from tests.chaos.home import Home
 from tests.chaos.plans import Plan, available, draw
 from tests.chaos.rounds import Played, Round
 from tests.chaos.timeline import Note, Timeline
-from tests.lab import Lab, LabError, LabUnavailable
-from tests.lab.host import VOLATILE
-from tests.lab.registry import labs
-from tests.lab.tools import lab_processes
 from ugro_tasks.errors import ToolMissing, UsageError
 
 

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import yaml
 
+from lab import Lab, LabHost
 from tests.hosts.conftest import home
 from tests.hosts.helpers import Done, ugro
-from tests.lab import Lab, LabHost
 
 __all__ = ["home"]
 
 UV = Path(sys.prefix) / "bin" / "uv"
-HERE = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def wheel(folder: Path, name: str, version: str, files: dict[str, str]) -> Path:
@@ -140,7 +140,7 @@ def give_pixi(home: Path, version: str = "0.77.0", *names: str) -> None:
     bin_ = home / ".pixi" / "bin"
     bin_.mkdir(parents=True, exist_ok=True)
     (bin_ / "pixi.version").write_text(version)
-    program = f"#!{os.path.realpath(sys.executable)} -I\n{(HERE / 'lab' / 'pixi.py').read_text('utf-8')}"
+    program = f"#!{os.path.realpath(sys.executable)} -I\n{(ROOT / 'lab' / 'pixi.py').read_text('utf-8')}"
     for name in names or ("pixi",):
         (bin_ / name).write_text(program, "utf-8")
         (bin_ / name).chmod(0o755)

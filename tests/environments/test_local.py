@@ -17,16 +17,17 @@ from typing import IO, Any
 import pytest
 from msgspec.structs import replace
 
+from lab.tools import read_proc, wait_until
 from tests.environments.conftest import UV, Project, give_pixi
 from tests.hosts.helpers import ugro
-from tests.lab.tools import read_proc, wait_until
 from tests.unit.test_node import archive
-from ugro_tasks.cluster import local_cluster
-from ugro_tasks.cluster_file import read_cluster_file
-from ugro_tasks.hosts import Fleet, LocalHost
-from ugro_tasks.node import system
-from ugro_tasks.remote import ask, node_zip
-from ugro_tasks.sync import Progress, Synced, make_locks, sync
+from ugro_tasks.cluster.file import read_cluster_file
+from ugro_tasks.cluster.model import local_cluster
+from ugro_tasks.environments.sync import Progress, Synced, make_locks, sync
+from ugro_tasks.hosts.fleet import Fleet
+from ugro_tasks.hosts.local import LocalHost
+from ugro_tasks.hosts.requests import ask, node_zip
+from ugro_tasks.node.processes import of_slot
 
 SLOT = f"test-{os.getpid():x}"
 HERE = f"here-{os.getpid():x}"
@@ -230,7 +231,7 @@ def test_nothing_is_left_of_a_build_whose_end_nobody_sees(
     process.stdout.close()
     assert how == "killed" or builds(venv) == []
     assert not venv.exists()
-    assert system.of_slot(SLOT) == []
+    assert of_slot(SLOT) == []
 
 
 def test_ctrl_c_ends_what_was_under_way(mine: Project, venv: Path, tmp_path: Path) -> None:
@@ -239,7 +240,7 @@ def test_ctrl_c_ends_what_was_under_way(mine: Project, venv: Path, tmp_path: Pat
     make_locks(read_cluster_file(mine.cluster_file), [HERE], lambda *_: None)
     pid = slow_uv(tmp_path)
     with subprocess.Popen(
-        [sys.executable, "-m", "ugro_tasks.program", "sync-envs", *mine.always],
+        [sys.executable, "-m", "ugro_tasks.cli.program", "sync-envs", *mine.always],
         env={**os.environ, "UGRO_CLUSTER": str(mine.cluster_file)}, stderr=subprocess.PIPE, text=True, process_group=0,
     ) as command:  # fmt: skip
         wait_until(lambda: bool(pid()), "the build to be under way", 20)
@@ -260,7 +261,7 @@ def test_a_stop_ends_what_a_launch_has_under_way(mine: Project, venv: Path, tmp_
     make_locks(read_cluster_file(mine.cluster_file), [HERE], lambda *_: None)
     pid = slow_uv(tmp_path)
     with subprocess.Popen(
-        [sys.executable, "-m", "ugro_tasks.program", "launch", "--name=exp1", "--script=train.py", *mine.always],
+        [sys.executable, "-m", "ugro_tasks.cli.program", "launch", "--name=exp1", "--script=train.py", *mine.always],
         env={**os.environ, "UGRO_CLUSTER": str(mine.cluster_file)}, stderr=subprocess.PIPE, text=True,
     ) as launch:  # fmt: skip
         wait_until(lambda: bool(pid()), "the build to be under way", 20)

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+from lab import Lab, LabHost
+from lab.tools import wait_until
 from tests.environments.conftest import UV, Project, give_pixi, sha256, torch_wheel
 from tests.hosts.helpers import background, faults, health, mounted, value
-from tests.lab import Lab, LabHost
-from tests.lab.tools import wait_until
-from ugro_tasks import ssh
-from ugro_tasks.cluster_file import read_cluster_file
-from ugro_tasks.sync import make_locks
+from ugro_tasks.cluster.file import read_cluster_file
+from ugro_tasks.environments.sync import make_locks
+from ugro_tasks.hosts import ssh
 
 NAMES = ["lab0", "lab1", "lab2"]
 pytestmark = pytest.mark.skipif(not UV.exists(), reason="uv is not installed beside this Python")
@@ -159,7 +159,7 @@ def in_background(function: Callable[[], Any]) -> tuple[threading.Thread, list[A
 def test_a_host_that_is_cut_off_in_the_middle(
     home: Lab, project: Project, hosts: list[LabHost], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ugro_tasks.sync.SILENCE_SECONDS", 1.5)
+    monkeypatch.setattr("ugro_tasks.environments.sync.SILENCE_SECONDS", 1.5)
     project.manage("uv", name="main")
     project.pin_for_uv("1.0")
     project.synced()

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ugro_tasks.cluster import Node
+from ugro_tasks.cluster.model import Node
 from ugro_tasks.errors import HostUnreachable
-from ugro_tasks.node.main import MARK
+from ugro_tasks.node.protocol import MARK
 
 Answering = Callable[[str, dict[str, Any]], bytes]
 RECORDED = json.loads((Path(__file__).parents[1] / "unit" / "recordings" / "health.json").read_text())

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 from invoke.program import Program
 
-from ugro_tasks import ns
+from ugro_tasks.cli.collection import ns
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from tests.hostile.profiles import examples
 from tests.hostile.running import RAW, ugro
 from tests.hostile.strategies import INJECTIONS, Damage, changed, damages, json_values, text
-from ugro_tasks.cluster import Cluster
-from ugro_tasks.cluster_file import load_cluster
+from ugro_tasks.cluster.file import load_cluster
+from ugro_tasks.cluster.model import Cluster
 from ugro_tasks.errors import ClusterFileError
 
 SAMPLES = [

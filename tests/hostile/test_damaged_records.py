@@ -20,13 +20,15 @@ from tests.hostile.running import Done, tree, ugro
 from tests.hostile.strategies import Damage, changed, damages, dumped, json_values
 from tests.hostile.test_words import CLUSTER
 from tests.unit.ended import EndedJob, store
-from ugro_tasks import submit
-from ugro_tasks.cluster_file import load_cluster
+from ugro_tasks.backends.ssh.plan import make_plan
+from ugro_tasks.cluster.file import load_cluster
 from ugro_tasks.errors import JobFailed, RecordError, UgroError
-from ugro_tasks.experiments import Experiment, Experiments
-from ugro_tasks.job import Cause, Event, JobState, Phase
-from ugro_tasks.plan import make_plan
-from ugro_tasks.settings import resolve
+from ugro_tasks.jobs.experiment import Experiment
+from ugro_tasks.jobs.experiments import Experiments
+from ugro_tasks.jobs.state import Cause, Event, JobState, Phase
+from ugro_tasks.launch import submit
+from ugro_tasks.launch.spec import draft, spec_from
+from ugro_tasks.training.settings import resolve
 
 SAMPLE = {
     "node": "gpu0",
@@ -130,8 +132,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("UGRO_CLUSTER", raising=False)
         # A state that says "running" would otherwise begin an agent, and with it a job.
-        for module in ("summon", "watch"):
-            patch.setattr(f"ugro_tasks.{module}.ensure_agent", lambda _experiments: None)
+        for module in ("agent_process", "watch"):
+            patch.setattr(f"ugro_tasks.jobs.{module}.ensure_agent", lambda _experiments: None)
         yield World(tmp_path_factory.mktemp("damaged"))
 
 
@@ -271,7 +273,7 @@ def test_a_job_that_goes_on_from_a_damaged_one_is_refused_or_drafted(
     record["settings"][section] = data.draw(changed(record["settings"][section]))
     (world.home.folder / "config.json").write_bytes(dumped(record))
     try:
-        spec = submit.spec_from(
+        spec = spec_from(
             cluster,
             name=None,
             resume="exp1",
@@ -281,7 +283,7 @@ def test_a_job_that_goes_on_from_a_damaged_one_is_refused_or_drafted(
             sets=[],
             flags=dict.fromkeys(("model", "dataset", "epochs", "learning_rate")),
         )
-        drafted = submit.draft(spec, cluster)
+        drafted = draft(spec, cluster)
         assert make_plan(drafted, cluster, {node.name: PROBE for node in cluster.nodes}) or True
     except UgroError as error:
         assert error.exit_code in {2, 8, 12}
@@ -356,7 +358,7 @@ def test_a_launch_beside_a_job_whose_record_is_damaged_is_refused_or_taken(
 
 
 def test_an_agent_ends_a_job_that_it_cannot_read_and_sees_to_the_others(world: World) -> None:
-    from ugro_tasks.agent import Agent
+    from ugro_tasks.agent.main import Agent
 
     experiments = Experiments(world.home.folder.parent)
     agent = Agent(experiments)

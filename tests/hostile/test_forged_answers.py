@@ -19,13 +19,13 @@ from tests.hostile.running import Done, tree, ugro
 from tests.hostile.strategies import changed, json_values, text
 from tests.unit.ended import EndedJob
 from tests.unit.factories import make_node, make_scripts
-from ugro_tasks import answers
-from ugro_tasks.cluster import local_cluster
+from ugro_tasks.cluster.model import local_cluster
 from ugro_tasks.errors import HostError, NodesBusy
-from ugro_tasks.hosts import connect
-from ugro_tasks.node.main import MARK
-from ugro_tasks.remote import Conversation, ask, attend
-from ugro_tasks.ssh import ANSWER_LIMIT_BYTES
+from ugro_tasks.hosts import answers
+from ugro_tasks.hosts.fleet import connect
+from ugro_tasks.hosts.host import ANSWER_LIMIT_BYTES
+from ugro_tasks.hosts.requests import Conversation, ask, attend
+from ugro_tasks.node.protocol import MARK
 
 CLUSTER = """
 cluster: {name: three, master: {name: gpu0, ip: 10.0.0.1, hardware: {gpu_model: RTX 4070, vram_gb: 8}}}
@@ -193,9 +193,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         def forged(node: Any, _seconds: float) -> HostileHost:
             return HostileHost(node, lambda op, request: made.saying(op, request))
 
-        patch.setattr("ugro_tasks.hosts.connect", forged)
+        patch.setattr("ugro_tasks.hosts.fleet.connect", forged)
         # Of a host key nobody asks here: these nodes are reached without.
-        patch.setattr("ugro_tasks.setup.new_key_of", lambda *_: None)
+        patch.setattr("ugro_tasks.hosts.trust.new_key_of", lambda *_: None)
         yield made
 
 

@@ -24,17 +24,29 @@ from tests.hostile.running import RAW, tree
 from tests.hostile.strategies import changed, dumped, json_values, text
 from tests.unit.ended import EndedJob
 from tests.unit.factories import make_node, make_node_plan
-from ugro_tasks.causes import find_cause
+from ugro_tasks.agent.cause import find_cause
+from ugro_tasks.backends.ssh.streams import RankFiles, _end, follow_rank
 from ugro_tasks.errors import NodeFault
-from ugro_tasks.experiments import Experiment
-from ugro_tasks.hosts import LocalHost
-from ugro_tasks.job import JobState, NodePlan, Phase
-from ugro_tasks.mirror import FAULTS_TOLD, MANIFESTS_MOST, Mirror
-from ugro_tasks.node.follow import CHUNK_BYTES, EXIT, FRAME, GPU, HEARTBEAT, LOG, LOST, MANIFEST, METRICS
-from ugro_tasks.node.main import MARK
-from ugro_tasks.remote import Frame
-from ugro_tasks.rsync import Rsync
-from ugro_tasks.streams import End, RankFiles, _end, follow_rank
+from ugro_tasks.hosts.frames import Frame
+from ugro_tasks.hosts.local import LocalHost
+from ugro_tasks.hosts.rsync import Rsync
+from ugro_tasks.jobs.experiment import Experiment
+from ugro_tasks.jobs.outcome import End
+from ugro_tasks.jobs.plan import NodePlan
+from ugro_tasks.jobs.state import JobState, Phase
+from ugro_tasks.node.protocol import (
+    CHUNK_BYTES,
+    EXIT,
+    FRAME,
+    GPU,
+    HEARTBEAT,
+    LOG,
+    LOST,
+    MANIFEST,
+    MARK,
+    METRICS,
+)
+from ugro_tasks.outputs.checkpoints import FAULTS_TOLD, MANIFESTS_MOST, Mirror
 
 KINDS = [HEARTBEAT, LOG, METRICS, GPU, EXIT, LOST, MANIFEST, 7, 0x7F, 0x80 | LOG, 0xFF]
 GOOD_END = FRAME.pack(EXIT, 0, 13) + b'{"code":null}'
@@ -83,7 +95,7 @@ def test_any_frames_fill_the_files_of_their_rank_or_nothing(
     folder = root / "exp1_20260120_120000"
     (folder / "logs").mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ugro_tasks.streams.RETRY_SECONDS", (0.0,))
+        patch.setattr("ugro_tasks.hosts.host.RETRY_SECONDS", (0.0,))
         end, told = follow(Experiment(folder), make_node_plan(rank), *said)
     written = {name: content for name, content in tree(root).items() if isinstance(content, bytes)}
     allowed = {"metrics.jsonl"} if rank == 0 else set()
@@ -163,7 +175,7 @@ def test_a_node_that_breaks_off_at_once_again_and_again_is_told_of_ever_more_rar
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("ugro_tasks.streams.time.sleep", pauses.append)
+    monkeypatch.setattr("ugro_tasks.backends.ssh.streams.time.sleep", pauses.append)
     beat = FRAME.pack(HEARTBEAT, 0, 0)
     follow(experiment, make_node_plan(), *[beat + b"\xff" * 20] * 8)
     assert pauses[-4:] == [4.0] * 4

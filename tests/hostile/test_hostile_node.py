@@ -18,12 +18,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from lab import Lab, LabHost
+from lab.lab import LOGIN_PATH
 from tests.hostile.profiles import examples
 from tests.hostile.running import ugro
 from tests.hostile.test_hostile_trees import no_way_out
 from tests.hosts.helpers import sshd_on
-from tests.lab import Lab, LabHost
-from tests.lab.lab import LOGIN_PATH
 from tests.unit.factories import (
     make_cluster,
     make_node,
@@ -33,12 +33,14 @@ from tests.unit.factories import (
     make_scripts,
 )
 from ugro_tasks.errors import HostError, UgroError
-from ugro_tasks.experiments import Experiment, Experiments
-from ugro_tasks.gather import gather
-from ugro_tasks.hosts import Fleet, Host
-from ugro_tasks.job import JobState, Phase
-from ugro_tasks.remote import ask
-from ugro_tasks.ssh import SshHost
+from ugro_tasks.hosts.fleet import Fleet
+from ugro_tasks.hosts.host import Host
+from ugro_tasks.hosts.requests import ask
+from ugro_tasks.hosts.ssh import SshHost
+from ugro_tasks.jobs.experiment import Experiment
+from ugro_tasks.jobs.experiments import Experiments
+from ugro_tasks.jobs.state import JobState, Phase
+from ugro_tasks.outputs.fetch import gather
 
 HERE = Path(__file__).parent
 PORT = 2299

@@ -20,10 +20,10 @@ from tests.hostile.running import tree
 from tests.hostile.strategies import changed, dumped
 from tests.unit.ended import EndedJob
 from ugro_tasks.errors import HostError, UgroError
-from ugro_tasks.gather import gather
-from ugro_tasks.hosts import Fleet
-from ugro_tasks.mirror import _checked, bring
-from ugro_tasks.rsync import remove_stray_links
+from ugro_tasks.hosts.fleet import Fleet
+from ugro_tasks.hosts.rsync import remove_stray_links
+from ugro_tasks.outputs.checkpoints import _checked, bring
+from ugro_tasks.outputs.fetch import gather
 
 NAMES = [
     b"a",

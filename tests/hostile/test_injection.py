@@ -12,13 +12,13 @@ import msgspec
 import pytest
 import yaml
 
-from tests.lab import Lab, LabHost
-from tests.launch.ugro import Ugro
-from ugro_tasks.cluster import Cluster
+from lab import Lab, LabHost
+from lab.ugro import Ugro
+from ugro_tasks.cluster.model import Cluster
 from ugro_tasks.errors import HostError
-from ugro_tasks.hosts import connect
-from ugro_tasks.remote import ask
-from ugro_tasks.rsync import Rsync
+from ugro_tasks.hosts.fleet import connect
+from ugro_tasks.hosts.requests import ask
+from ugro_tasks.hosts.rsync import Rsync
 
 WORDS = [
     "$(touch {mark})",

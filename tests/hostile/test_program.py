@@ -25,7 +25,7 @@ def run(place: Path, *words: str | bytes) -> subprocess.CompletedProcess[bytes]:
         "LC_ALL": "C.UTF-8",
     }
     return subprocess.run(
-        [sys.executable, "-m", "ugro_tasks.program", *words],
+        [sys.executable, "-m", "ugro_tasks.cli.program", *words],
         cwd=place, env=environ, capture_output=True, timeout=60, stdin=subprocess.DEVNULL, check=False,
     )  # fmt: skip
 

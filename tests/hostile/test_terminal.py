@@ -20,11 +20,11 @@ from tests.hostile.running import RAW
 from tests.hostile.strategies import text, tricky
 from tests.unit.factories import make_cluster, make_node_plan, make_plan_of
 from tests.unit.test_display import SHOWS
-from ugro_tasks import display
-from ugro_tasks.applog import open_log
-from ugro_tasks.display.terminal import columns, open_console, shown
-from ugro_tasks.errors import HostError, NodeFault, by_exit_code
-from ugro_tasks.plaintext import printable, printable_lines
+from ugro_tasks.cli.show.format import Percentages, columns, open_console, show_json, shown
+from ugro_tasks.cli.show.launch import show_plan
+from ugro_tasks.errors import HostError, JobEnded, NodeFault
+from ugro_tasks.jobs.log import open_log
+from ugro_tasks.text import printable, printable_lines
 
 # All that must not come through, in one text; the word is there to see that the text was shown at all.
 WHOLE = (
@@ -74,7 +74,7 @@ def test_a_cell_is_one_line_and_cannot_pretend_to_be_another(cells: list[str]) -
 @examples(50)
 @given(words=tricky | text)
 def test_an_error_is_raised_with_plain_words(words: str) -> None:
-    for error in (NodeFault(words, words, words), HostError(words, words), by_exit_code(7, words)):
+    for error in (NodeFault(words, words, words), HostError(words, words), JobEnded(words, 7)):
         assert not RAW.search(error.text)
         error.text.encode()
 
@@ -85,7 +85,7 @@ def test_json_for_machines_is_harmless_on_a_terminal_and_says_the_same(value: di
     with pytest.MonkeyPatch.context() as patch:
         stream = io.StringIO()
         patch.setattr("sys.stdout", stream)
-        display.show_json(value)
+        show_json(value)
     assert not RAW.search(stream.getvalue())
     whole = json.loads(json.dumps(value).encode("utf-8", "replace"))
     assert json.loads(stream.getvalue()) == whole or _has_surrogates(value)
@@ -103,7 +103,7 @@ def test_a_command_is_shown_without_tricks_and_as_it_runs(words: list[str]) -> N
     with pytest.MonkeyPatch.context() as patch:
         stream = io.StringIO()
         patch.setattr("sys.stdout", stream)
-        display.show_plan(plan)
+        show_plan(plan)
     assert not RAW.search(stream.getvalue())
     command = stream.getvalue().split("\n")[-2].strip()
     code = 'printf "%s\\0" "$A" "$@"'
@@ -140,8 +140,8 @@ def test_the_logs_of_ugro_itself_hold_nothing_raw(tmp_path: Path) -> None:
 def test_a_bar_of_progress_shows_nothing_raw(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=200, color_system=None, legacy_windows=False)
-    monkeypatch.setattr("ugro_tasks.display.live.live_console", lambda _stream: console)
-    with display.Percentages() as bars:
+    monkeypatch.setattr("ugro_tasks.cli.show.live.live_console", lambda _stream: console)
+    with Percentages() as bars:
         bars.update(WHOLE, 50)
     # What moves the cursor is rich's own: it only goes up a line, clears it, and hides and shows itself.
     others = re.sub(r"\x1b\[(\?25[lh]|2K|1A|0?m)|\r", "", stream.getvalue())

@@ -17,9 +17,10 @@ from tests.hostile.running import Done, tree, ugro
 from tests.hostile.strategies import arguments
 from tests.unit.ended import EndedJob
 from tests.unit.factories import make_scripts
-from ugro_tasks import submit
-from ugro_tasks.cluster import Cluster
-from ugro_tasks.job import NAME, JobSpec
+from ugro_tasks.cluster.model import Cluster
+from ugro_tasks.jobs.spec import NAME, JobSpec
+from ugro_tasks.launch import submit
+from ugro_tasks.launch.spec import draft
 
 CLUSTER = """
 cluster: {name: three, master: {name: gpu0, ip: 127.0.0.1, transport: local, paths: {project: %(root)s/node0}}}
@@ -42,7 +43,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (root / "cluster.yaml").write_text(CLUSTER % {"root": root, "python": sys.executable})
 
     def check_only(spec: JobSpec, cluster: Cluster) -> Any:
-        record = submit.draft(spec, cluster)
+        record = draft(spec, cluster)
         assert NAME.fullmatch(record.job_name)
         raise SystemExit(SUBMITTED)
 

@@ -6,11 +6,12 @@ from contextlib import ExitStack, closing
 import pytest
 from msgspec.structs import replace
 
+from lab import Lab, LabHost
 from tests.hosts.helpers import lab_user
-from tests.lab import Lab, LabHost
-from ugro_tasks.cluster import Cluster, Timeouts
-from ugro_tasks.cluster_file import load_cluster
-from ugro_tasks.hosts import Host, connect
+from ugro_tasks.cluster.file import load_cluster
+from ugro_tasks.cluster.model import Cluster, Timeouts
+from ugro_tasks.hosts.fleet import connect
+from ugro_tasks.hosts.host import Host
 
 
 @pytest.fixture

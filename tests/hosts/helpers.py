@@ -14,10 +14,10 @@ import pytest
 import yaml
 from invoke.program import Program
 
-from tests.lab import Lab, LabHost
-from tests.lab.lab import LOGIN_PATH, ROOT
-from tests.lab.tools import wait_until
-from ugro_tasks import ns
+from lab import Lab, LabHost
+from lab.lab import LOGIN_PATH, ROOT
+from lab.tools import wait_until
+from ugro_tasks.cli.collection import ns
 from ugro_tasks.errors import HostError
 
 T = TypeVar("T")
@@ -48,8 +48,8 @@ def lab_user(lab: Lab, patch: pytest.MonkeyPatch) -> Iterator[None]:
     patch.setenv("UGRO_CLUSTER", str(lab.cluster_file))
     patch.delenv("SSH_AUTH_SOCK", raising=False)
     # Nobody waits this long for a node that the test took away.
-    patch.setattr("ugro_tasks.probes.PORT_SECONDS", 1.0)
-    patch.setattr("ugro_tasks.setup.RESET_GRACE_SECONDS", 0.5)
+    patch.setattr("ugro_tasks.health.probe.PORT_SECONDS", 1.0)
+    patch.setattr("ugro_tasks.backends.ssh.reset.RESET_GRACE_SECONDS", 0.5)
     folder = lab.home / ".ssh"
     before = {path: (path.read_bytes(), path.stat().st_mode) for path in folder.iterdir()}
     try:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from lab import Lab, LabHost
 from tests.hosts.helpers import error_of, login_runs, ssh_config
-from tests.lab import Lab, LabHost
-from ugro_tasks.copy import Copy
 from ugro_tasks.errors import HostUnreachable, NodeFault
-from ugro_tasks.hosts import Host
-from ugro_tasks.rsync import Rsync, RsyncUnusable, rsync_fault_here
-from ugro_tasks.transfer import Transfer
+from ugro_tasks.hosts.copy import Copy
+from ugro_tasks.hosts.host import Host
+from ugro_tasks.hosts.rsync import Rsync, RsyncUnusable, rsync_fault_here
+from ugro_tasks.hosts.transfer import Transfer
 
 Login = Callable[..., Host]
 Way = type[Rsync] | type[Copy]
@@ -151,8 +151,8 @@ def test_without_an_rsync_that_serves_on_the_node_files_travel_all_the_same(
     host, there, here = login(), hosts[0].path(Path(folder).name), tmp_path / "here"
     here.mkdir()
     with rsync_says(hosts[0], UNUSABLE[kind]):
-        error = error_of(lambda: Rsync(host).pull(f"{folder}/", str(here)))
-        assert isinstance(error, RsyncUnusable | HostUnreachable)
+        with pytest.raises((RsyncUnusable, HostUnreachable)):
+            Rsync(host).pull(f"{folder}/", str(here))
         Transfer(host).pull(f"{folder}/", str(here))
         Transfer(host).push(f"{here}/", f"{folder}/back")
     assert (here / "file").read_bytes() == (there / "file").read_bytes()

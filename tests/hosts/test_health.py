@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lab import Lab, LabHost
 from tests.hosts.helpers import (
     Document,
     background,
@@ -19,9 +20,8 @@ from tests.hosts.helpers import (
     ugro,
     value,
 )
-from tests.lab import Lab, LabHost
-from ugro_tasks.cluster_file import load_cluster
-from ugro_tasks.experiments import Experiments
+from ugro_tasks.cluster.file import load_cluster
+from ugro_tasks.jobs.experiments import Experiments
 
 TORCH_VERSION = "2.13.0"
 

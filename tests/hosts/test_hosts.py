@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from lab import Lab, LabHost
+from lab.tools import checked, wait_until
 from tests.hosts.helpers import error_of, fingerprint, listening, ssh_config, sshd_on, within
-from tests.lab import Lab, LabHost
-from tests.lab.tools import checked, wait_until
-from ugro_tasks import setup
-from ugro_tasks.cluster import Cluster, local_cluster
+from ugro_tasks.backends.ssh.reset import reset
+from ugro_tasks.cluster.model import Cluster, local_cluster
 from ugro_tasks.errors import (
     HostError,
     HostKeyChanged,
@@ -25,10 +25,12 @@ from ugro_tasks.errors import (
     NodeFault,
     UsageError,
 )
-from ugro_tasks.health import examine
-from ugro_tasks.hosts import Fleet, Host, connect
-from ugro_tasks.rsync import Rsync
-from ugro_tasks.ssh import new_key_of
+from ugro_tasks.health.init import make_folders
+from ugro_tasks.health.report import examine
+from ugro_tasks.hosts.fleet import Fleet, connect
+from ugro_tasks.hosts.host import Host
+from ugro_tasks.hosts.rsync import Rsync
+from ugro_tasks.hosts.trust import new_key_of
 
 Login = Callable[..., Host]
 
@@ -202,7 +204,7 @@ def test_a_closed_stream_ends_its_command(host: Host, hosts: list[LabHost]) -> N
 # ---- nothing is left on a node ----
 
 
-@pytest.mark.parametrize("operation", [examine, setup.reset], ids=["health", "reset"])
+@pytest.mark.parametrize("operation", [examine, reset], ids=["health", "reset"])
 def test_a_request_leaves_nothing_on_the_node(
     cluster: Cluster, hosts: list[LabHost], operation: Callable[..., object]
 ) -> None:
@@ -210,7 +212,7 @@ def test_a_request_leaves_nothing_on_the_node(
     places = ["/tmp", "/dev/shm", "/run", "/var/tmp", f"{node.home}/.ssh", f"{node.home}/ugro"]
     files = ["find", *places, "-xdev", "-type", "f"]
     memory = ["sh", "-c", "ls -l /proc/[0-9]*/fd 2>/dev/null | grep -c memfd:ugro"]
-    setup.make_folders(cluster)
+    make_folders(cluster)
     before = node.run(files).stdout
     ran = node.processes()
     with Fleet.of(cluster) as fleet:

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
+from lab import Lab, LabHost
+from lab.lab import ROOT
 from tests.hosts.helpers import background, fingerprint, inv, ssh_config, ugro
-from tests.lab import Lab, LabHost
-from tests.lab.lab import ROOT
 
 TOKEN = "UGRO_TOKEN=exp9_20260101_000000.5f2c:lab0:node"
 

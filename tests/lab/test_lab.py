@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.lab import Lab, LabError, LabHost
-from tests.lab.host import KILL_ALL, OUTSIDE, VOLATILE
-from tests.lab.lab import ROOT
-from tests.lab.proof import is_of_lab, outside, send_signal
-from tests.lab.registry import STATE, status
-from tests.lab.tools import lab_token, missing_packages, wait_until
+from lab import Lab, LabError, LabHost
+from lab.host import KILL_ALL, OUTSIDE, VOLATILE
+from lab.lab import ROOT
+from lab.proof import is_of_lab, outside, send_signal
+from lab.registry import STATE, status
+from lab.tools import lab_token, missing_packages, wait_until
 
 
 def answers(host: LabHost, seconds: float = 1) -> bool:
@@ -114,7 +114,7 @@ def test_the_controller_reads_a_hosts_home(hosts: list[LabHost]) -> None:
 def test_repository_and_shared_folders_are_there(hosts: list[LabHost], tmp_path: Path) -> None:
     (tmp_path / "made_after_up").touch()
     hosts[0].run(["test", "-e", str(tmp_path / "made_after_up")])
-    hosts[0].run(["test", "-e", str(ROOT / "tests" / "lab" / "init.py")])
+    hosts[0].run(["test", "-e", str(ROOT / "lab" / "init.py")])
     hosts[0].run([sys.executable, "-c", "import yaml"])
 
 
@@ -448,7 +448,7 @@ def test_a_folder_that_is_no_labs_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("delay_seconds", [0.1, 0.2, 0.3])
 def test_down_after_kill_9_of_up_leaves_nothing(lab: Lab, tmp_path: Path, delay_seconds: float) -> None:
     folder = tmp_path / "killed"
-    command = [sys.executable, "-m", "tests.lab"]
+    command = [sys.executable, "-m", "lab"]
     creator = subprocess.Popen([*command, "up", "--folder", str(folder)], cwd=ROOT, stdout=subprocess.DEVNULL)
     wait_until((folder / STATE).exists, "the lab to be begun")
     time.sleep(delay_seconds - 0.1)  # somewhere in the middle of it
@@ -465,8 +465,8 @@ def test_down_after_kill_9_of_up_leaves_nothing(lab: Lab, tmp_path: Path, delay_
 def test_the_hosts_of_a_fixture_die_with_pytest(lab: Lab, tmp_path: Path) -> None:
     folder = tmp_path / "owned"
     code = (
-        "import sys, time, pathlib, tests.lab\n"
-        "lab = tests.lab.Lab.up(pathlib.Path(sys.argv[1]), hosts=1, owned=True)\n"
+        "import sys, time, pathlib, lab\n"
+        "lab = lab.Lab.up(pathlib.Path(sys.argv[1]), hosts=1, owned=True)\n"
         "print('up', flush=True)\n"
         "time.sleep(60)\n"
     )

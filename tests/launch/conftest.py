@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import Lab, LabHost
-from tests.launch.ugro import Ugro
+from lab import Lab, LabHost
+from lab.ugro import Ugro
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import msgspec
 
-from tests.lab import LabHost
-from tests.lab.proof import send_signal
-from tests.lab.tools import pids, read_proc, wait_until
-from tests.launch.ugro import Job, Ugro
+from lab import LabHost
+from lab.proof import send_signal
+from lab.tools import pids, read_proc, wait_until
+from lab.ugro import Job, Ugro
 from tests.unit.factories import make_node_plan, make_plan_of, make_record
-from ugro_tasks.cluster_file import load_cluster
-from ugro_tasks.experiments import Experiments
-from ugro_tasks.job import JobState, Phase, RankState
+from ugro_tasks.cluster.file import load_cluster
+from ugro_tasks.jobs.experiments import Experiments
+from ugro_tasks.jobs.state import JobState, Phase, RankState
 
 MIB = 1 << 20
 

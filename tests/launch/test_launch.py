@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import Lab, LabHost
-from tests.lab.proof import send_signal
-from tests.lab.tools import wait_until
-from tests.launch.ugro import Ugro, is_agent
+from lab import Lab, LabHost
+from lab.proof import send_signal
+from lab.tools import wait_until
+from lab.ugro import Ugro, is_agent
 
 ROOT = Path(__file__).parents[2]
 
@@ -234,7 +234,7 @@ def test_the_local_cluster_runs_and_stops(lab: Lab, tmp_path: Path) -> None:
     home = {**lab.environ, "UGRO_CLUSTER": "local", "HOME": str(tmp_path)}
     (tmp_path / ".ugro").mkdir()
     (tmp_path / ".ugro" / "env").symlink_to(ROOT / ".ugro" / "env")
-    command = [str(ROOT / ".venv/bin/python"), "-m", "ugro_tasks.program"]
+    command = [str(ROOT / ".venv/bin/python"), "-m", "ugro_tasks.cli.program"]
     subprocess.run(
         [*command, "launch", "--name", "exp1", "--args", "--steps-per-epoch 500", "--detach"],
         env=home, cwd=tmp_path, check=True, capture_output=True, timeout=60,

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from tests.lab import LabHost
-from tests.lab.tools import wait_until
-from tests.launch.ugro import Ugro
+from lab import LabHost
+from lab.tools import wait_until
+from lab.ugro import Ugro
 
 
 def test_a_link_cut_for_twenty_seconds_loses_no_byte(ugro: Ugro, hosts: list[LabHost]) -> None:

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from tests.lab import LabHost
-from tests.lab.tools import wait_until
-from tests.launch.ugro import Job, Ugro
+from lab import LabHost
+from lab.tools import wait_until
+from lab.ugro import Job, Ugro
 
 COUNTING = ("--script", "counting.py")
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.lab import Lab, LabHost
-from tests.launch.ugro import Ugro
+from lab import Lab, LabHost
+from lab.ugro import Ugro
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 PRODUCTION = ["--script", "train_production.py", "--model", "org/tiny-llama", "--set"]

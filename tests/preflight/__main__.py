@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from lab import Lab
 from tests.hosts.helpers import faults, health, lab_user
-from tests.lab import Lab
 from tests.preflight.bare import by_hand
 from tests.preflight.stage import Misfortune, Stage
 from tests.preflight.table import MISFORTUNES, PARTS

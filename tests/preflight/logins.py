@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from lab.tools import checked
 from tests.hosts.helpers import covered
-from tests.lab.tools import checked
 from tests.preflight.stage import Misfortune, Named, Stage
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from lab.tools import wait_until
 from tests.chaos.nodes import listening
 from tests.hosts.helpers import background, covered
-from tests.lab.tools import wait_until
 from tests.preflight.stage import LOCALHOST, TORCHRUN, Misfortune, Named, Stage, afterwards
 
 MASTER_PORT = 29500

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from lab import Lab, LabHost
+from lab.lab import TRAINING_ENV
+from lab.ugro import Ugro
 from tests.hosts.helpers import covered
-from tests.lab import Lab, LabHost
-from tests.lab.lab import TRAINING_ENV
-from tests.launch.ugro import Ugro
 
 SCRIPTS = Path(__file__).parent / "scripts"
 SCRIPT = "meet.py"

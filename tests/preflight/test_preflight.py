@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from lab import Lab
 from tests.hosts.conftest import home
 from tests.hosts.helpers import faults, health
-from tests.lab import Lab
 from tests.preflight.stage import Misfortune, Stage
 from tests.preflight.table import HARMLESS, MISFORTUNES
 

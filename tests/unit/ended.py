@@ -24,10 +24,11 @@ from tests.unit.factories import (
     make_record,
     make_scripts,
 )
-from ugro_tasks.cluster import Cluster
-from ugro_tasks.experiments import Experiment, Experiments
-from ugro_tasks.gather import gather_again
-from ugro_tasks.job import Attempt, JobState, Phase, RankState
+from ugro_tasks.cluster.model import Cluster
+from ugro_tasks.jobs.experiment import Experiment
+from ugro_tasks.jobs.experiments import Experiments
+from ugro_tasks.jobs.state import Attempt, JobState, Phase, RankState
+from ugro_tasks.outputs.fetch import gather_again
 
 
 class EndedJob:

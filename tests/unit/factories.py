@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ugro_tasks.cluster import Cluster, Environment, Node, TrainingDefaults
-from ugro_tasks.job import Code, JobRecord, JobSpec, LaunchPlan, NodePlan
+from ugro_tasks.cluster.model import Cluster, Environment, Node, TrainingDefaults
+from ugro_tasks.jobs.plan import LaunchPlan, NodePlan
+from ugro_tasks.jobs.record import Code, JobRecord
+from ugro_tasks.jobs.spec import JobSpec
 from ugro_tasks.node.network import peer_port
 
 EXISTING = Environment(manager="existing", python="/opt/env/bin/python")

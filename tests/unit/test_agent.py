@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.tools import wait_until
+from lab.tools import wait_until
 from tests.unit.factories import make_cluster, make_node, make_record, make_scripts
-from ugro_tasks.cluster import Environment, Timeouts
-from ugro_tasks.experiments import Experiment, Experiments
-from ugro_tasks.job import JobState, Phase
-from ugro_tasks.summon import ensure_agent
+from ugro_tasks.cluster.model import Environment, Timeouts
+from ugro_tasks.jobs.agent_process import ensure_agent
+from ugro_tasks.jobs.experiment import Experiment
+from ugro_tasks.jobs.experiments import Experiments
+from ugro_tasks.jobs.state import JobState, Phase
 
 # An agent outlives the command that started it: nobody waits for it.
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from ugro_tasks.causes import LAST_LINES, LINE_CHARACTERS, find_cause
-from ugro_tasks.experiments import Experiment
-from ugro_tasks.job import Cause
-from ugro_tasks.streams import End
+from ugro_tasks.agent.cause import LAST_LINES, LINE_CHARACTERS, find_cause
+from ugro_tasks.jobs.experiment import Experiment
+from ugro_tasks.jobs.outcome import End
+from ugro_tasks.jobs.state import Cause
 
 RECORDINGS = sorted((Path(__file__).parent / "recordings" / "failures").glob("*.json"))
 FAILURES = [path for path in RECORDINGS if path.stem != "quiet_exit_0"]

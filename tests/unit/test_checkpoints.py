@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from tests.unit.factories import make_cluster, make_record
-from ugro_tasks.checkpoints import at_home, metrics_until, newest_whole, read_manifest, resume_from
 from ugro_tasks.errors import UsageError
-from ugro_tasks.experiments import Experiment
-from ugro_tasks.job import JobState, Phase
+from ugro_tasks.jobs.checkpoints import at_home, metrics_until, newest_whole, read_manifest, resume_from
+from ugro_tasks.jobs.experiment import Experiment
+from ugro_tasks.jobs.state import JobState, Phase
 
 
 @pytest.fixture

@@ -13,13 +13,15 @@ from msgspec.structs import replace
 
 from tests.unit.ended import EndedJob, small_disk, store
 from tests.unit.factories import make_node
-from ugro_tasks import cleaning, display
-from ugro_tasks.checkpoints import at_home
-from ugro_tasks.cleaning import HOME, Cleaning, Wish
+from ugro_tasks.cli.show.clean import show_clean
 from ugro_tasks.errors import HostError, JobNotFound
-from ugro_tasks.job import Phase, Resume
-from ugro_tasks.node import cleaning as node_cleaning
-from ugro_tasks.node.system import identity
+from ugro_tasks.jobs.checkpoints import at_home
+from ugro_tasks.jobs.spec import Resume
+from ugro_tasks.jobs.state import Phase
+from ugro_tasks.node import clean as node_cleaning
+from ugro_tasks.node.processes import identity
+from ugro_tasks.outputs import clean as cleaning
+from ugro_tasks.outputs.clean import HOME, Cleaning, Wish
 
 DAY = 86400.0
 
@@ -363,12 +365,12 @@ def test_on_a_full_disk_here_the_nodes_are_cleaned_all_the_same(tmp_path: Path) 
 
 
 def test_the_sums_are_shown_for_each_place(trained: EndedJob, capsys: pytest.CaptureFixture[str]) -> None:
-    display.cleaning(clean(trained, at_home=True, dry_run=True), as_json=False)
+    show_clean(clean(trained, at_home=True, dry_run=True), as_json=False)
     out = capsys.readouterr().out
     assert "would be removed" in out
     assert "checkpoint-10" in out
     assert re.search(r"would be freed; nothing was removed: home 3.9 KiB, gpu0 .* KiB, gpu1 .* KiB", out)
-    display.cleaning(clean(trained, at_home=True), as_json=True)
+    show_clean(clean(trained, at_home=True), as_json=True)
     told = json.loads(capsys.readouterr().out)
     assert told["bytes"][HOME] == 4000
     assert {removal["where"] for removal in told["removals"]} == {"gpu0", "gpu1", HOME}

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from ugro_tasks.cluster import Cluster, Environment, Node, local_cluster
-from ugro_tasks.cluster_file import load_cluster
-from ugro_tasks.cluster_form import schema
+from ugro_tasks.cluster.file import load_cluster
+from ugro_tasks.cluster.model import Cluster, Environment, Node, local_cluster
+from ugro_tasks.cluster.schema import schema
 from ugro_tasks.errors import ClusterFileError, UsageError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ def load(text: str | bytes, folder: Path, environ: dict[str, str] = ENVIRON) -> 
 def refusal(text: str | bytes, folder: Path) -> str:
     with pytest.raises(ClusterFileError) as refused:
         load(text, folder)
-    assert refused.value.code == 3
+    assert refused.value.exit_code == 3
     return refused.value.text
 
 
@@ -388,7 +388,7 @@ def test_select_explains_what_it_cannot_use(names: str, said: str) -> None:
     with pytest.raises(UsageError) as refused:
         sample("master_and_workers.yaml").select(names)
     assert said in refused.value.text
-    assert refused.value.code == 2
+    assert refused.value.exit_code == 2
 
 
 def test_a_cluster_cannot_be_made_with_a_gap_in_its_ranks() -> None:
@@ -432,7 +432,7 @@ def misfits(value: Any, part: dict[str, Any], at: str = "") -> Iterator[str]:
 
 def test_the_schema_file_is_what_the_models_say() -> None:
     written = json.loads((REPOSITORY / "cluster.schema.json").read_text())
-    assert written == schema(), "run: python -m ugro_tasks.cluster_form > cluster.schema.json"
+    assert written == schema(), "run: python -m ugro_tasks.cluster.schema > cluster.schema.json"
 
 
 def test_the_repository_cluster_fits_its_schema() -> None:
@@ -455,5 +455,5 @@ def test_every_section_of_the_schema_is_explained() -> None:
 def test_reading_a_cluster_loads_nothing_heavy() -> None:
     assert importlib.util.find_spec("fabric")
     heavy = "{'fabric', 'paramiko', 'rich', 'torch'} & set(sys.modules)"
-    code = f"import sys, ugro_tasks.cluster_file; sys.exit(str({heavy} or '') or 0)"
+    code = f"import sys, ugro_tasks.cluster.file; sys.exit(str({heavy} or '') or 0)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, timeout=60)

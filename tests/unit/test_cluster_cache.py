@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ugro_tasks import cluster_build
-from ugro_tasks.cluster import Cluster
-from ugro_tasks.cluster_cache import ENTRIES_KEPT
-from ugro_tasks.cluster_file import read_cluster_file
+from ugro_tasks.cluster import build as cluster_build
+from ugro_tasks.cluster.cache import ENTRIES_KEPT
+from ugro_tasks.cluster.file import read_cluster_file
+from ugro_tasks.cluster.model import Cluster
 from ugro_tasks.errors import ClusterFileError
 
 TEXT = "cluster: {name: '${LAB}', master: {hostname: m, ip: 10.0.0.1}}\ntraining: {lora: {rank: 4}}\n"

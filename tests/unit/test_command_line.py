@@ -44,7 +44,7 @@ def test_a_bad_command_line_is_one_clear_error(
     words: list[str], code: int, says: str, tmp_path: Path
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "ugro_tasks.program", *words],
+        [sys.executable, "-m", "ugro_tasks.cli.program", *words],
         cwd=tmp_path, env={"PATH": "/usr/bin:/bin", "UGRO_CLUSTER": "local", "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
     )  # fmt: skip

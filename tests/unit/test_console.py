@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ugro_tasks.display.console import Console
-from ugro_tasks.display.live import live_console
-from ugro_tasks.display.terminal import shown
+from ugro_tasks.cli.show.console import Console
+from ugro_tasks.cli.show.format import shown
+from ugro_tasks.cli.show.live import live_console
 
 PIECES = ["[bold]", "[red]", "[/]", "[none]", "[/none]", "\\", "[", "]", "x", "[x y]", "a", "/", "é"]
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from tests.unit.ended import small_disk
 from tests.unit.factories import make_node
-from ugro_tasks.copy import Copy
 from ugro_tasks.errors import NodeFault
-from ugro_tasks.hosts import LocalHost
+from ugro_tasks.hosts.copy import Copy
+from ugro_tasks.hosts.local import LocalHost
 from ugro_tasks.node.copy import Source, batches
 from ugro_tasks.node.receiver import Receiver
 from ugro_tasks.node.tree import PARTIAL_FOLDER, Unfit, check_entry, is_excluded, leads_inside

@@ -10,20 +10,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.factories import make_cluster, make_node_plan, make_plan_of, make_record
-from ugro_tasks import display
-from ugro_tasks.cards import CardUse
-from ugro_tasks.checks import Check
-from ugro_tasks.cleaning import Cleaning, Removal, Stay
-from ugro_tasks.display import duration
+from ugro_tasks.cli.show.clean import show_clean
+from ugro_tasks.cli.show.format import duration
+from ugro_tasks.cli.show.health import show_health
+from ugro_tasks.cli.show.launch import show_dry_run
+from ugro_tasks.cli.show.logs import show_log_tails
+from ugro_tasks.cli.show.reset import show_reset
+from ugro_tasks.cli.show.results import show_results
+from ugro_tasks.cli.show.status import show_job, show_jobs
 from ugro_tasks.errors import NodeFault
-from ugro_tasks.experiments import Experiment
-from ugro_tasks.health import ClusterHealth, NodeHealth
-from ugro_tasks.job import Cause, Event, JobState, Phase, RankState
-from ugro_tasks.metrics import Metrics, Point
-from ugro_tasks.plaintext import printable, printable_lines
-from ugro_tasks.reports import JobLine, JobReport
-from ugro_tasks.results import Kept, NodeUse, Results
-from ugro_tasks.submit import Rehearsal
+from ugro_tasks.health.node_checks import Check
+from ugro_tasks.health.report import ClusterHealth, NodeHealth
+from ugro_tasks.jobs.experiment import Experiment
+from ugro_tasks.jobs.gpu_use import CardUse
+from ugro_tasks.jobs.metrics import Metrics, Point
+from ugro_tasks.jobs.state import Cause, Event, JobState, Phase, RankState
+from ugro_tasks.launch.dry_run import Rehearsal
+from ugro_tasks.outputs.clean import Cleaning, Removal, Stay
+from ugro_tasks.reports.results import Kept, NodeUse, Results
+from ugro_tasks.reports.status import JobLine, JobReport
+from ugro_tasks.text import printable, printable_lines
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 # Clears the screen, sets the title, answers back, moves up, and comes as a C1 byte.
@@ -123,22 +129,22 @@ def hostile_state() -> JobState:
     return JobState(phase=Phase.FAILED, started_at=1.0, ended_at=2.0, ranks=ranks, cause=cause)
 
 
-def show_health(tmp_path: Path) -> None:
-    display.health(hostile_health(), None, verbose=True, as_json=False)
+def an_example_of_health(tmp_path: Path) -> None:
+    show_health(hostile_health(), None, verbose=True, as_json=False)
 
 
 def show_resets(tmp_path: Path) -> None:
     process = {"pid": 7, "job": HOSTILE, "command": HOSTILE}
-    display.resets({"gpu0": [process], "gpu1": NodeFault("gpu1", HOSTILE, HOSTILE)}, as_json=False)
+    show_reset({"gpu0": [process], "gpu1": NodeFault("gpu1", HOSTILE, HOSTILE)}, as_json=False)
 
 
-def show_jobs(tmp_path: Path) -> None:
+def an_example_of_jobs(tmp_path: Path) -> None:
     line = JobLine(job_id="exp1_20260120_120000", state=hostile_state(), nodes=("gpu0",))
     damaged = JobLine(job_id=f"evil{HOSTILE}_20260120_120000", damaged=HOSTILE)
-    display.jobs([line, damaged], as_json=False)
+    show_jobs([line, damaged], as_json=False)
 
 
-def show_job(tmp_path: Path) -> None:
+def an_example_of_job(tmp_path: Path) -> None:
     report = JobReport(
         job_id="exp1_20260120_120000",
         record=make_record(make_cluster(tmp_path)),
@@ -146,14 +152,14 @@ def show_job(tmp_path: Path) -> None:
         events=[Event(time=1.0, node="gpu0", message=HOSTILE)],
         live={"gpu0": {"error": HOSTILE}, "gpu1": {"processes": [], "supervised": HOSTILE}},
     )
-    display.job(report, as_json=False)
+    show_job(report, as_json=False)
 
 
-def show_log_tails(tmp_path: Path) -> None:
-    display.log_tails(Experiment(tmp_path), {0: [HOSTILE], 1: ["x\r" + HOSTILE]})
+def an_example_of_log_tails(tmp_path: Path) -> None:
+    show_log_tails(Experiment(tmp_path), {0: [HOSTILE], 1: ["x\r" + HOSTILE]})
 
 
-def show_results(tmp_path: Path) -> None:
+def an_example_of_results(tmp_path: Path) -> None:
     found = Results(
         job_id="exp1_20260120_120000",
         folder=str(tmp_path),
@@ -183,7 +189,7 @@ def show_results(tmp_path: Path) -> None:
         ],
         logs={"logs/training_rank0.log": 1 << 40},
     )
-    display.results(found, as_json=False)
+    show_results(found, as_json=False)
 
 
 def hostile_card() -> CardUse:
@@ -202,22 +208,22 @@ def show_cleaning(tmp_path: Path) -> None:
         unreached={"gpu1": HOSTILE},
         foreign={HOSTILE: 3},
     )
-    display.cleaning(found, as_json=False)
+    show_clean(found, as_json=False)
 
 
 def show_rehearsal(tmp_path: Path) -> None:
     plan = make_plan_of((make_node_plan(0),))
     found = Rehearsal(plan=plan, environments={HOSTILE: HOSTILE}, refusals=[HOSTILE])
-    display.rehearsal(found, as_json=False)
+    show_dry_run(found, as_json=False)
 
 
 SHOWS = [
-    show_health,
+    an_example_of_health,
     show_resets,
-    show_jobs,
-    show_job,
-    show_log_tails,
-    show_results,
+    an_example_of_jobs,
+    an_example_of_job,
+    an_example_of_log_tails,
+    an_example_of_results,
     show_rehearsal,
     show_cleaning,
 ]
@@ -245,7 +251,7 @@ def test_what_looks_like_markup_is_shown_as_it_is(
         state=JobState(phase=Phase.FAILED, cause=Cause(message=words, last_lines=(words,))),
         events=[Event(time=1.0, message=words)],
     )
-    display.job(report, as_json=False)
+    show_job(report, as_json=False)
     assert capsys.readouterr().out.count(words) == 3
 
 
@@ -256,11 +262,11 @@ def test_a_long_line_is_not_cut_where_nobody_looks_at_a_terminal(
     line = JobLine(
         job_id="exp1_20260120_120000", state=JobState(phase=Phase.FAILED, cause=Cause(message=words))
     )
-    display.jobs([line], as_json=False)
+    show_jobs([line], as_json=False)
     assert words in capsys.readouterr().out
 
 
 def test_json_is_json_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
-    display.health(hostile_health(), None, verbose=False, as_json=True)
+    show_health(hostile_health(), None, verbose=False, as_json=True)
     told = json.loads(capsys.readouterr().out)
     assert (told["fit"], told["nodes"][0]["held_by"]) == (False, HOSTILE)

@@ -10,9 +10,8 @@ import pytest
 from msgspec import convert
 
 from tests.unit.factories import make_cluster, make_node
-from ugro_tasks.cluster import Environment
-from ugro_tasks.comparisons import judge_all
-from ugro_tasks.environments import (
+from ugro_tasks.cluster.model import Environment
+from ugro_tasks.environments.judge import (
     Fingerprint,
     behind,
     difference,
@@ -22,9 +21,10 @@ from ugro_tasks.environments import (
     odd_versions,
     uneven,
 )
+from ugro_tasks.environments.recipe import Recipe
+from ugro_tasks.environments.sync import Synced, fault_of
 from ugro_tasks.errors import EnvironmentFault, HostUnreachable, NodesBusy
-from ugro_tasks.recipes import Recipe
-from ugro_tasks.sync import Synced, fault_of
+from ugro_tasks.health.cluster_checks import judge_all
 
 OTHER = "b" * 64
 RECIPE = Recipe(manager="uv", name="main", digest="a" * 64, files={})

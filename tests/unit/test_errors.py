@@ -6,11 +6,15 @@ import re
 import pytest
 
 from ugro_tasks import errors
-from ugro_tasks.errors import HostError, UgroError, by_exit_code
+from ugro_tasks.errors import HostError, JobEnded, NodeFault, NotFit, SeveralErrors, UgroError
 
-CLASSES = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, UgroError)]
+STANDING_FOR_OTHERS = {JobEnded, SeveralErrors}
+CLASSES = [
+    kind
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(kind, UgroError) and kind not in STANDING_FOR_OTHERS
+]
 ON_HOSTS = [kind for kind in CLASSES if issubclass(kind, HostError)]
-OTHERS = [kind for kind in CLASSES if not issubclass(kind, HostError)]
 DOCUMENTED = dict(re.findall(r"(\w+) +(\d+) {3}", errors.__doc__ or ""))
 
 
@@ -33,21 +37,17 @@ def test_exit_codes_are_free_for_a_program_to_use(kind: type[UgroError]) -> None
     assert 1 <= kind.exit_code < 126 or kind.exit_code == 130
 
 
-@pytest.mark.parametrize("kind", OTHERS)
-def test_an_exit_code_leads_back_to_its_error(kind: type[UgroError]) -> None:
-    error = by_exit_code(kind.exit_code, "what happened")
-    assert (type(error), error.code, error.text) == (kind, kind.exit_code, "what happened")
+@pytest.mark.parametrize(("code", "ends_with"), [(7, 7), (25, 25), (130, 130), (0, 1), (-1, 1), (1000, 1)])
+def test_a_job_that_ended_has_the_exit_code_of_its_record(code: int, ends_with: int) -> None:
+    error = JobEnded("what happened", code)
+    assert (error.exit_code, error.text) == (ends_with, "what happened")
 
 
-@pytest.mark.parametrize("kind", ON_HOSTS)
-def test_the_exit_code_of_a_host_error_survives_the_record(kind: type[HostError]) -> None:
-    error = by_exit_code(kind.exit_code, "gpu1: no answer")
-    assert (error.code, error.text) == (kind.exit_code, "gpu1: no answer")
-
-
-@pytest.mark.parametrize("code", [0, -1, 99, 1000])
-def test_an_exit_code_of_no_error_is_an_error_all_the_same(code: int) -> None:
-    assert by_exit_code(code, "x").code == 1
+def test_several_errors_have_the_exit_code_of_all_of_them() -> None:
+    fault, unfit = NodeFault("gpu1", "no"), NotFit("no")
+    assert SeveralErrors([fault, fault], "both").exit_code == fault.exit_code
+    assert SeveralErrors([fault, unfit], "both").exit_code == 1
+    assert SeveralErrors([fault, unfit], "both", otherwise=10).exit_code == 10
 
 
 @pytest.mark.parametrize("kind", ON_HOSTS)

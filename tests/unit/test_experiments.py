@@ -20,10 +20,11 @@ from tests.unit.factories import (
     make_record,
     make_scripts,
 )
-from ugro_tasks import experiments as module
 from ugro_tasks.errors import JobNotFound, RecordError, UsageError
-from ugro_tasks.experiments import Experiment, Experiments
-from ugro_tasks.job import Cause, Event, JobRecord, JobState, Phase, RankState
+from ugro_tasks.jobs.experiment import Experiment
+from ugro_tasks.jobs.experiments import Experiments
+from ugro_tasks.jobs.record import JobRecord
+from ugro_tasks.jobs.state import Cause, Event, JobState, Phase, RankState
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_processes_that_create_at_once_get_a_job_each(
 ) -> None:
     code = (
         "import sys, msgspec; from pathlib import Path\n"
-        "from ugro_tasks.experiments import Experiments; from ugro_tasks.job import JobRecord\n"
+        "from ugro_tasks.jobs.experiments import Experiments; from ugro_tasks.jobs.record import JobRecord\n"
         "record = msgspec.json.decode(sys.stdin.buffer.read(), type=JobRecord)\n"
         "print(Experiments(Path(sys.argv[1])).create(record, Path(sys.argv[2])).job_id)"
     )
@@ -188,7 +189,7 @@ def test_the_hash_follows_names_and_contents(
 def test_scripts_too_large_to_travel_are_refused(
     experiments: Experiments, record: JobRecord, scripts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CODE_LIMIT_BYTES", 3 << 20)
+    monkeypatch.setattr("ugro_tasks.jobs.snapshot.CODE_LIMIT_BYTES", 3 << 20)
     with (scripts / "model.bin").open("wb") as file:
         file.truncate(4 << 20)
     with pytest.raises(UsageError, match=r"4 MiB would travel .*limit 3 MiB"):
@@ -541,7 +542,7 @@ def test_one_agent_has_the_lock(experiments: Experiments) -> None:
 
 def test_the_lock_is_free_when_its_agent_was_killed(experiments: Experiments) -> None:
     code = (
-        "import sys; from pathlib import Path; from ugro_tasks.experiments import Experiments\n"
+        "import sys; from pathlib import Path; from ugro_tasks.jobs.experiments import Experiments\n"
         "lock = Experiments(Path(sys.argv[1])).take_agent_lock()\n"
         "print('locked', flush=True); sys.stdin.read()"
     )

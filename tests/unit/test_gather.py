@@ -11,9 +11,9 @@ import msgspec
 import pytest
 
 from tests.unit.ended import EndedJob, small_disk
-from ugro_tasks.checkpoints import at_home
 from ugro_tasks.errors import HostError, RecordError
-from ugro_tasks.job import Attempt, Phase
+from ugro_tasks.jobs.checkpoints import at_home
+from ugro_tasks.jobs.state import Attempt, Phase
 from ugro_tasks.node.tree import PARTIAL_FOLDER
 
 MIB = 1 << 20

@@ -226,7 +226,7 @@ def test_the_checkout_has_the_developers_tasks_and_the_package_has_not(tmp_path:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == [group.name for group in GROUPS]
-    ask = "from ugro_tasks import ns; print({'check', 'test', 'chaos'} & set(ns.task_names))"
+    ask = "from ugro_tasks.cli.collection import ns; print({'check', 'test', 'chaos'} & set(ns.task_names))"
     done = subprocess.run(
         [sys.executable, "-c", ask], cwd=tmp_path, capture_output=True, text=True, check=True
     )

@@ -12,20 +12,20 @@ from typing import Any
 import pytest
 
 from tests.unit.factories import make_cluster, make_node
-from ugro_tasks.checks import Check, judge
-from ugro_tasks.cluster import Cluster, Environment, Node
-from ugro_tasks.comparisons import judge_all
+from ugro_tasks.cluster.model import Cluster, Environment, Node
 from ugro_tasks.errors import HostUnreachable, NodesBusy, NotFit
-from ugro_tasks.health import ClusterHealth, NodeHealth, examine
-from ugro_tasks.hosts import Fleet
-from ugro_tasks.node.main import MARK
-from ugro_tasks.node.probe import APP_FIELDS, GPU_FIELDS, nvidia_smi
-from ugro_tasks.nvidia import parse_apps, parse_gpus
-from ugro_tasks.probes import visited_by
+from ugro_tasks.health.cluster_checks import judge_all
+from ugro_tasks.health.node_checks import Check, judge
+from ugro_tasks.health.probe import visited_by
+from ugro_tasks.health.report import ClusterHealth, NodeHealth, examine
+from ugro_tasks.hosts.fleet import Fleet
+from ugro_tasks.hosts.nvidia import parse_apps, parse_gpus
+from ugro_tasks.node.gpu import APP_FIELDS, GPU_FIELDS, nvidia_smi
+from ugro_tasks.node.protocol import MARK
 
 RECORDED = json.loads((Path(__file__).parent / "recordings" / "health.json").read_text())
 CASES = RECORDED["cases"]
-LAB = Path(__file__).parents[1] / "lab"
+LAB = Path(__file__).parents[2] / "lab"
 GPU = {"gpu_model": "RTX 4070", "vram_gb": 8}
 
 

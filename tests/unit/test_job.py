@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from tests.unit.factories import make_cluster, make_record, make_spec
 from ugro_tasks.errors import UsageError
-from ugro_tasks.job import JobSpec, JobState, Phase
+from ugro_tasks.jobs.spec import JobSpec
+from ugro_tasks.jobs.state import JobState, Phase
 
 
 def refusal(**changes: Any) -> str:
     with pytest.raises(UsageError) as refused:
         make_spec(**changes).checked()
-    assert refused.value.code == 2
+    assert refused.value.exit_code == 2
     return refused.value.text
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ugro_tasks.memory import MIB, OVERHEAD_MIB, ModelFacts, estimate, model_facts, on_card
+from ugro_tasks.training.memory import MIB, OVERHEAD_MIB, ModelFacts, estimate, model_facts, on_card
 
 TINY_LLAMA = ModelFacts(
     hidden_size=2048, layers=22, heads=32, kv_heads=4, intermediate_size=5632, vocabulary=32000, positions=2048

@@ -20,19 +20,24 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from tests.lab.proof import send_signal
-from tests.lab.tools import wait_until
+from lab.proof import send_signal
+from lab.tools import wait_until
 from tests.ports import reserved_port
 from tests.unit.factories import make_node, salt_of
-from ugro_tasks import remote
 from ugro_tasks.errors import NodeFault, NodesBusy, UgroError
-from ugro_tasks.hosts import LocalHost
-from ugro_tasks.node import follow, probe, system
+from ugro_tasks.hosts.frames import Frame, follow
+from ugro_tasks.hosts.local import LocalHost
+from ugro_tasks.hosts.requests import BOOTSTRAP, ask, node_zip
+from ugro_tasks.node import probe, protocol
+from ugro_tasks.node.files import expand, read_text, write_json
+from ugro_tasks.node.gpu import GPU_FIELDS
+from ugro_tasks.node.lease import lease_holder, take_lease
+from ugro_tasks.node.processes import Process, end_all, identity, of_rank, of_slot, start_time, supervisor_of
 from ugro_tasks.node.supervisor import OPEN_FILES, last_words, names_in
-from ugro_tasks.remote import Frame, ask, node_zip
+from ugro_tasks.node.torch_facts import remember
 
-NVIDIA_SMI = Path(__file__).parents[1] / "lab" / "nvidia_smi.py"
-RECORDED_GPUS = Path(__file__).parents[1] / "lab" / "recordings" / "rtx4070.json"
+NVIDIA_SMI = Path(__file__).parents[2] / "lab" / "nvidia_smi.py"
+RECORDED_GPUS = Path(__file__).parents[2] / "lab" / "recordings" / "rtx4070.json"
 
 
 def pythons() -> list[str]:
@@ -86,12 +91,12 @@ class Rank:
 
     def follow(self, *, quiet_seconds: float = 0.1, **offsets: int) -> Iterator[Frame]:
         """The frames up to the one that says how it ended."""
-        wanted = {getattr(follow, kind): offset for kind, offset in offsets.items()} or {follow.LOG: 0}
-        for frame in remote.follow(
+        wanted = {getattr(protocol, kind): offset for kind, offset in offsets.items()} or {protocol.LOG: 0}
+        for frame in follow(
             self.host, 10.0, folder=self.at, token=self.token, offsets=wanted, heartbeat_seconds=quiet_seconds
         ):
             yield frame
-            if frame.kind in {follow.EXIT, follow.LOST}:
+            if frame.kind in {protocol.EXIT, protocol.LOST}:
                 return
 
     def ended(self) -> dict[str, Any]:
@@ -106,7 +111,7 @@ class Rank:
 
     @property
     def log(self) -> str:
-        return system.read_text(str(self.folder / "log"))
+        return read_text(str(self.folder / "log"))
 
     @property
     def supervisor(self) -> int:
@@ -115,10 +120,10 @@ class Rank:
     def kill_supervisor(self) -> None:
         """kill -9 it, if it is what the record says."""
         folder = str(self.folder)
-        assert send_signal(self.supervisor, signal.SIGKILL, lambda pid: system.supervisor_of(folder) == pid)
+        assert send_signal(self.supervisor, signal.SIGKILL, lambda pid: supervisor_of(folder) == pid)
 
-    def processes(self) -> list[system.Process]:
-        return system.of_rank(self.token)
+    def processes(self) -> list[Process]:
+        return of_rank(self.token)
 
 
 def archive(files: dict[str, str]) -> bytes:
@@ -145,8 +150,8 @@ def slot(home: Path) -> Iterator[str]:
     made = f"test-{uuid.uuid4().hex[:8]}"
     yield made
 
-    def left() -> list[system.Process]:
-        found = system.of_slot(made)
+    def left() -> list[Process]:
+        found = of_slot(made)
         for process in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
@@ -198,7 +203,7 @@ SLEEP = "echo ready; exec sleep 60"
 
 def test_a_process_is_found_by_its_token(spawn: Any, slot: str) -> None:
     process = spawn(SLEEP)
-    [found] = system.of_slot(slot)
+    [found] = of_slot(slot)
     assert found.facts() == {
         "pid": process.pid, "token": f"exp1.c0ffee:gpu0:{slot}", "command": "sleep 60", "job": "exp1",
     }  # fmt: skip
@@ -209,20 +214,20 @@ def test_a_process_is_found_by_its_token(spawn: Any, slot: str) -> None:
 )
 def test_a_token_is_matched_whole(spawn: Any, slot: str, token: str) -> None:
     spawn(SLEEP, token.format(slot))
-    assert system.of_rank(f"exp1.c0ffee:gpu0:{slot}") == []
+    assert of_rank(f"exp1.c0ffee:gpu0:{slot}") == []
 
 
 def test_a_variable_whose_name_only_ends_like_the_token_is_none(slot: str) -> None:
     env = {"MY_UGRO_TOKEN": f"a.b:c:{slot}", "PATH": os.environ["PATH"]}
     with subprocess.Popen(["sleep", "60"], env=env) as process:
-        assert system.of_slot(slot) == []
+        assert of_slot(slot) == []
         process.kill()
 
 
 def test_a_zombie_is_not_alive(spawn: Any, slot: str) -> None:
     process = spawn("echo ready")
     wait_until(lambda: " Z " in Path(f"/proc/{process.pid}/stat").read_text(), "the process to end")
-    assert (system.of_slot(slot), system.start_time(process.pid)) == ([], None)
+    assert (of_slot(slot), start_time(process.pid)) == ([], None)
 
 
 def test_a_process_may_be_called_as_its_stat_line_would_confuse(tmp_path: Path, spawn: Any) -> None:
@@ -231,14 +236,14 @@ def test_a_process_may_be_called_as_its_stat_line_would_confuse(tmp_path: Path, 
     process = spawn(f"echo ready; exec '{program}' 60")
     wait_until(lambda: "a)" in Path(f"/proc/{process.pid}/stat").read_text(), "the program")
     after = Path(f"/proc/{process.pid}/stat").read_text().rsplit(") ", 1)[1].split()
-    assert system.start_time(process.pid) == after[19]
+    assert start_time(process.pid) == after[19]
 
 
 def test_a_process_is_known_by_pid_start_time_and_boot(spawn: Any) -> None:
     process = spawn(SLEEP)
-    assert system.identity(process.pid) == {
+    assert identity(process.pid) == {
         "pid": process.pid,
-        "start_time": system.start_time(process.pid),
+        "start_time": start_time(process.pid),
         "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
     }
 
@@ -272,28 +277,28 @@ def test_a_script_may_remove_its_output_folder(tmp_path: Path) -> None:
 def test_a_pid_that_was_used_again_is_no_supervisor(
     spawn: Any, tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    identity = system.identity(spawn(SLEEP).pid)
-    system.write_json(str(tmp_path / "supervisor.json"), identity)
-    assert system.supervisor_of(str(tmp_path)) == identity["pid"]
-    system.write_json(str(tmp_path / "supervisor.json"), {**identity, **change})
-    assert system.supervisor_of(str(tmp_path)) is None
+    found = identity(spawn(SLEEP).pid)
+    write_json(str(tmp_path / "supervisor.json"), found)
+    assert supervisor_of(str(tmp_path)) == found["pid"]
+    write_json(str(tmp_path / "supervisor.json"), {**found, **change})
+    assert supervisor_of(str(tmp_path)) is None
 
 
 def test_ending_is_polite_first(spawn: Any, slot: str) -> None:
     process = spawn("trap 'exit 7' TERM; echo ready; while :; do sleep 0.02; done")
-    assert system.end_all(lambda: system.of_slot(slot), 5.0) == []
+    assert end_all(lambda: of_slot(slot), 5.0) == []
     assert process.poll() is not None
 
 
 def test_what_ignores_term_is_killed_after_the_grace(spawn: Any, slot: str) -> None:
     spawn("trap '' TERM; echo ready; sleep 60")
-    assert system.end_all(lambda: system.of_slot(slot), 0.2) == []
-    assert system.of_slot(slot) == []
+    assert end_all(lambda: of_slot(slot), 0.2) == []
+    assert of_slot(slot) == []
 
 
 def test_what_forks_while_it_is_ended_is_ended_with_its_children(spawn: Any, slot: str) -> None:
     spawn("trap 'setsid sleep 60 & exit' TERM; echo ready; while :; do sleep 0.02; done")
-    assert system.end_all(lambda: system.of_slot(slot), 5.0) == []
+    assert end_all(lambda: of_slot(slot), 5.0) == []
 
 
 def test_nothing_escapes_while_it_becomes_another_program(slot: str) -> None:
@@ -303,13 +308,13 @@ def test_nothing_escapes_while_it_becomes_another_program(slot: str) -> None:
     for _ in range(60):
         with subprocess.Popen(["sh", "-c", script], env=env, stdout=subprocess.PIPE) as process:
             process.wait()
-            assert system.end_all(lambda: system.of_slot(slot), 1.0) == []
+            assert end_all(lambda: of_slot(slot), 1.0) == []
             assert process.stdout
-            assert system.start_time(int(process.stdout.read())) is None
+            assert start_time(int(process.stdout.read())) is None
 
 
 def test_nothing_to_end_takes_no_time(slot: str) -> None:
-    assert system.end_all(lambda: system.of_slot(slot), 1e9) == []
+    assert end_all(lambda: of_slot(slot), 1e9) == []
 
 
 # ---- files ----
@@ -318,7 +323,7 @@ def test_nothing_to_end_takes_no_time(slot: str) -> None:
 def test_a_file_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     umask = os.umask(0)
     try:
-        system.write_json(str(tmp_path / "x.json"), {})
+        write_json(str(tmp_path / "x.json"), {})
     finally:
         os.umask(umask)
     assert stat.S_IMODE((tmp_path / "x.json").stat().st_mode) == 0o600
@@ -326,7 +331,7 @@ def test_a_file_is_readable_by_its_owner_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["~", "~root/x", "/~/x", "a/~/b", "$HOME/x"])
 def test_only_a_leading_home_is_expanded(home: Path, path: str) -> None:
-    assert (system.expand(path), system.expand("~/x")) == (path, f"{home}/x")
+    assert (expand(path), expand("~/x")) == (path, f"{home}/x")
 
 
 # ---- the lease ----
@@ -334,7 +339,7 @@ def test_only_a_leading_home_is_expanded(home: Path, path: str) -> None:
 
 def holder_process(slot: str) -> subprocess.Popen[bytes]:
     code = (
-        "import sys; from ugro_tasks.node.system import take_lease\n"
+        "import sys; from ugro_tasks.node.lease import take_lease\n"
         f"lease = take_lease({slot!r}, {{'job': 'exp1', 'pid': 7}})\n"
         "print(lease is not None, flush=True); sys.stdin.read()"
     )
@@ -342,18 +347,16 @@ def holder_process(slot: str) -> subprocess.Popen[bytes]:
 
 
 def test_a_lease_that_nobody_took_is_free(slot: str) -> None:
-    assert system.lease_holder(slot) is None
+    assert lease_holder(slot) is None
 
 
 def test_a_lease_is_held_by_one_and_says_by_whom(slot: str) -> None:
     with holder_process(slot) as process:
         assert process.stdout
         assert process.stdout.readline() == b"True\n"
-        assert system.lease_holder(slot) == {"job": "exp1", "pid": 7}
-        assert system.take_lease(slot, {"job": "exp2"}) is None
-        assert system.lease_holder(slot) == {"job": "exp1", "pid": 7}, (
-            "a refusal leaves the holder's words alone"
-        )
+        assert lease_holder(slot) == {"job": "exp1", "pid": 7}
+        assert take_lease(slot, {"job": "exp2"}) is None
+        assert lease_holder(slot) == {"job": "exp1", "pid": 7}, "a refusal leaves the holder's words alone"
         process.kill()
 
 
@@ -362,18 +365,18 @@ def test_a_lease_is_free_when_its_holder_was_killed(slot: str) -> None:
         assert process.stdout
         assert process.stdout.readline() == b"True\n"
         process.kill()
-    assert system.lease_holder(slot) is None
-    lease = system.take_lease(slot, {"job": "exp2"})
+    assert lease_holder(slot) is None
+    lease = take_lease(slot, {"job": "exp2"})
     assert lease
     with lease:
-        assert system.lease_holder(slot) == {"job": "exp2"}
+        assert lease_holder(slot) == {"job": "exp2"}
 
 
 def test_slots_of_one_machine_are_independent(slot: str) -> None:
-    lease = system.take_lease(slot, {"job": "exp1"})
+    lease = take_lease(slot, {"job": "exp1"})
     assert lease
     with lease:
-        assert system.lease_holder(f"{slot}-2") is None
+        assert lease_holder(f"{slot}-2") is None
 
 
 # ---- prepare ----
@@ -413,7 +416,7 @@ def test_of_jobs_that_come_at_once_one_gets_the_node(rank: Rank) -> None:
         thread.join()
     assert [type(fault) for fault in faults.values()] == [NodesBusy] * 3
     [winner] = [rival for rival in rivals if rival.job not in faults]
-    holder = system.lease_holder(rank.slot)
+    holder = lease_holder(rank.slot)
     assert holder
     assert holder["token"] == winner.token
 
@@ -428,7 +431,7 @@ def test_a_prepared_node_that_is_never_told_to_start_frees_itself(rank: Rank, ot
 def test_a_job_of_another_job_that_lost_its_supervisor_still_has_the_node(rank: Rank, other: Rank) -> None:
     rank.script("setsid sh -c 'trap \"\" TERM; echo ready; sleep 60' & wait")
     rank.kill_supervisor()
-    wait_until(lambda: system.lease_holder(rank.slot) is None, "the lease to be free")
+    wait_until(lambda: lease_holder(rank.slot) is None, "the lease to be free")
     with pytest.raises(NodesBusy, match=f"held by job {rank.job}"):
         other.prepare()
 
@@ -591,7 +594,7 @@ def test_a_home_that_cannot_be_written_is_a_fact_and_no_fault(
     (rank.home / ".ugro").write_text("in the way")
     facts = probe.own_folder()
     assert (facts["path"], facts["writable"]) == (f"{rank.home}/.ugro", False)
-    probe.remember(f"{rank.home}/.ugro/torch.json", {})
+    remember(f"{rank.home}/.ugro/torch.json", {})
     assert (rank.home / ".ugro").read_text() == "in the way"
 
 
@@ -614,7 +617,7 @@ def test_the_gpus_are_sampled_meanwhile(rank: Rank, monkeypatch: pytest.MonkeyPa
     wait_until(lambda: samples.exists() and samples.read_bytes().endswith(b"\n"), "the first sample")
     sample = json.loads(samples.read_text().splitlines()[0])
     assert (sample["node"], sample["memory.used"], sample["temperature.gpu"]) == ("gpu0", "12", "43")
-    assert set(probe.GPU_FIELDS.split(",")) < sample.keys()
+    assert set(GPU_FIELDS.split(",")) < sample.keys()
 
 
 # ---- stop ----
@@ -727,7 +730,7 @@ def test_a_reset_ends_everything_in_its_slot_and_nothing_else(rank: Rank, spawn:
     supervisor = rank.supervisor
     answer = ask(rank.host, "reset", slot=slot, grace_seconds=0.1)
     assert supervisor in [process["pid"] for process in answer["ended"]]
-    assert (answer["left"], system.of_slot(slot), system.lease_holder(slot)) == ([], [], None)
+    assert (answer["left"], of_slot(slot), lease_holder(slot)) == ([], [], None)
     assert neighbour.poll() is None
 
 
@@ -741,42 +744,42 @@ def joined(frames: list[Frame], kind: int) -> bytes:
 def test_a_stream_comes_from_its_offset_and_the_end_comes_last(rank: Rank) -> None:
     rank.script("printf abcdef")
     rank.ended()
-    frames = [frame for frame in rank.follow(LOG=2) if frame.kind != follow.HEARTBEAT]
-    assert frames[0] == Frame(follow.LOG, 2, b"cdef")
-    assert [frame.kind for frame in frames] == [follow.LOG, follow.EXIT]
+    frames = [frame for frame in rank.follow(LOG=2) if frame.kind != protocol.HEARTBEAT]
+    assert frames[0] == Frame(protocol.LOG, 2, b"cdef")
+    assert [frame.kind for frame in frames] == [protocol.LOG, protocol.EXIT]
     assert json.loads(frames[-1].payload) == rank.ended()
 
 
 def test_what_is_printed_meanwhile_comes_meanwhile(rank: Rank) -> None:
     rank.prepare("sh", "-c", "echo one; while [ ! -e go ]; do sleep 0.02; done; echo two")
     frames = rank.follow()
-    assert next(frames).kind == follow.HEARTBEAT
+    assert next(frames).kind == protocol.HEARTBEAT
     rank.start()
-    assert next(f for f in frames if f.kind == follow.LOG) == Frame(follow.LOG, 0, b"one\n")
+    assert next(f for f in frames if f.kind == protocol.LOG) == Frame(protocol.LOG, 0, b"one\n")
     (rank.folder / "code" / "go").touch()
-    assert next(f for f in frames if f.kind == follow.LOG) == Frame(follow.LOG, 4, b"two\n")
+    assert next(f for f in frames if f.kind == protocol.LOG) == Frame(protocol.LOG, 4, b"two\n")
 
 
 @pytest.mark.parametrize("source", ["/dev/zero", "/dev/urandom"])
 def test_a_bulk_of_output_comes_whole(rank: Rank, source: str) -> None:
     rank.script(f"head -c 1000000 {source}")
     frames = list(rank.follow())
-    assert joined(frames, follow.LOG) == (rank.folder / "log").read_bytes()
-    assert frames[-1].kind == follow.EXIT
+    assert joined(frames, protocol.LOG) == (rank.folder / "log").read_bytes()
+    assert frames[-1].kind == protocol.EXIT
 
 
 def test_each_stream_has_offsets_of_its_own(rank: Rank) -> None:
     rank.script("echo log; echo '{}' >> ../gpu.jsonl; echo '{\"step\": 1}' > ../output/metrics.jsonl")
     rank.ended()
     frames = list(rank.follow(LOG=0, METRICS=3, GPU=0))
-    streams = [joined(frames, kind) for kind in (follow.LOG, follow.METRICS, follow.GPU)]
+    streams = [joined(frames, kind) for kind in (protocol.LOG, protocol.METRICS, protocol.GPU)]
     assert streams == [b"log\n", b'tep": 1}\n', b"{}\n"]
 
 
 def test_a_quiet_job_gives_signs_of_life(rank: Rank) -> None:
     rank.prepare()
     frames = rank.follow(quiet_seconds=0.05)
-    assert [next(frames).kind for _ in range(3)] == [follow.HEARTBEAT] * 3
+    assert [next(frames).kind for _ in range(3)] == [protocol.HEARTBEAT] * 3
 
 
 def test_a_killed_supervisor_is_a_rank_that_is_lost(rank: Rank) -> None:
@@ -785,15 +788,15 @@ def test_a_killed_supervisor_is_a_rank_that_is_lost(rank: Rank) -> None:
     wait_until(lambda: len(rank.processes()) == 2, "the script to end")
     last = list(rank.follow())[-1]
     told = json.loads(last.payload)
-    assert (last.kind, told["known"], told["rebooted"]) == (follow.LOST, True, False)
+    assert (last.kind, told["known"], told["rebooted"]) == (protocol.LOST, True, False)
 
 
 def test_the_last_words_of_a_rank_whose_supervisor_was_killed_are_sent(rank: Rank) -> None:
     rank.script("trap 'sleep 0.3; echo last words; exit' TERM; echo ready; while :; do sleep 0.1; done")
     rank.kill_supervisor()
     frames = list(rank.follow(quiet_seconds=0.05))
-    assert frames[-1].kind == follow.LOST
-    assert b"".join(f.payload for f in frames if f.kind == follow.LOG).endswith(b"last words\n")
+    assert frames[-1].kind == protocol.LOST
+    assert b"".join(f.payload for f in frames if f.kind == protocol.LOG).endswith(b"last words\n")
     assert rank.processes() == []
 
 
@@ -801,8 +804,8 @@ def test_a_rank_that_prints_on_without_its_supervisor_is_ended(rank: Rank) -> No
     rank.script("trap '' TERM; echo ready; while :; do echo more; sleep 0.01; done")
     rank.kill_supervisor()
     frames = list(rank.follow(quiet_seconds=0.05))
-    assert frames[-1].kind == follow.LOST
-    sent = b"".join(f.payload for f in frames if f.kind == follow.LOG)
+    assert frames[-1].kind == protocol.LOST
+    sent = b"".join(f.payload for f in frames if f.kind == protocol.LOG)
     assert sent == (rank.folder / "log").read_bytes()
     assert rank.processes() == []
 
@@ -812,7 +815,7 @@ def test_a_supervisor_of_an_earlier_boot_is_a_node_that_was_rebooted(rank: Rank)
     identity = rank.read("supervisor.json")
     rank.stop(grace_seconds=1)
     (rank.folder / "exit.json").unlink()
-    system.write_json(str(rank.folder / "supervisor.json"), {**identity, "boot_id": "another"})
+    write_json(str(rank.folder / "supervisor.json"), {**identity, "boot_id": "another"})
     assert json.loads(list(rank.follow())[-1].payload) == {"known": True, "rebooted": True}
 
 
@@ -823,12 +826,12 @@ def test_a_job_that_the_node_does_not_know_is_lost(rank: Rank) -> None:
 def test_following_ends_when_the_reader_has_gone(rank: Rank) -> None:
     rank.prepare()
     request = {
-        "op": "follow", "folder": rank.at, "token": rank.token, "offsets": {str(follow.LOG): 0},
+        "op": "follow", "folder": rank.at, "token": rank.token, "offsets": {str(protocol.LOG): 0},
         "heartbeat_seconds": 0.05,
     }  # fmt: skip
     zipped = node_zip()
     process = subprocess.Popen(
-        [sys.executable, "-c", remote.BOOTSTRAP, str(len(zipped))],
+        [sys.executable, "-c", BOOTSTRAP, str(len(zipped))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -865,7 +868,7 @@ def test_a_whole_life_under_each_python_of_this_machine(rank: Rank, python: str)
     answer = rank.stop()
     frames = list(rank.follow())
     assert (answer["left"], answer["exit"]["signal"]) == ([], signal.SIGTERM)
-    assert (joined(frames, follow.LOG), frames[-1].kind) == (b"hello\n", follow.EXIT)
+    assert (joined(frames, protocol.LOG), frames[-1].kind) == (b"hello\n", protocol.EXIT)
 
 
 def test_the_zip_holds_no_file_of_the_rest_of_the_package() -> None:

@@ -13,9 +13,9 @@ import pytest
 
 from tests.ports import reserved_ports
 from tests.unit.factories import salt_of
+from ugro_tasks.cluster.values import NODE_NAME_MAX
 from ugro_tasks.node import network
 from ugro_tasks.node.network import PEER_BYTES, greeting, interfaces, peer_port, try_ports
-from ugro_tasks.values import NODE_NAME_MAX
 
 HERE = "127.0.0.1"
 NONCE = "0123456789abcdef"

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from tests.unit.factories import make_cluster, make_node, make_record
-from ugro_tasks.cluster import Cluster, Environment, Timeouts
+from ugro_tasks.backends.ssh.plan import make_plan
+from ugro_tasks.cluster.model import Cluster, Environment, Timeouts
 from ugro_tasks.errors import LaunchFailed
-from ugro_tasks.job import LaunchPlan
-from ugro_tasks.plan import interface_of, make_plan
+from ugro_tasks.hosts.answers import interface_of
+from ugro_tasks.jobs.plan import LaunchPlan
 
 JOB = "exp1_20260120_120000"
 FOLDER = f"~/ugro/jobs/{JOB}.c0ffee00"  # with the nonce that the builders give

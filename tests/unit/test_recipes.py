@@ -11,11 +11,11 @@ import pytest
 from msgspec import convert
 
 from tests.unit.factories import make_cluster, make_node
-from ugro_tasks.cluster import Cluster, Environment
-from ugro_tasks.cluster_file import read_cluster_file
+from ugro_tasks.cluster.file import read_cluster_file
+from ugro_tasks.cluster.model import Cluster, Environment
+from ugro_tasks.environments.recipe import Recipe, activation_of, missing_lock, place_of, recipe_of
 from ugro_tasks.errors import EnvironmentFault
 from ugro_tasks.node.installers import has_hashes, hashes_of, pinned, wanted
-from ugro_tasks.recipes import Recipe, activation_of, missing_lock, place_of, recipe_of
 
 ROOT = Path(__file__).parents[2]
 UV = '[project]\nname = "x"\nversion = "1"\ndependencies = ["torch"]\n[tool.ruff]\nline-length = 100\n'

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from tests.unit.factories import make_node
 from ugro_tasks.errors import HostUnreachable, NodeFault, NodesBusy
-from ugro_tasks.hosts import LocalHost
-from ugro_tasks.node.follow import CHUNK_BYTES, COMPRESSED, EXIT, FRAME, HEARTBEAT, LOG
-from ugro_tasks.node.main import MARK
-from ugro_tasks.remote import PREFACE_LIMIT_BYTES, Frame, ask, describe_holder, follow
+from ugro_tasks.hosts.frames import Frame, follow
+from ugro_tasks.hosts.local import LocalHost
+from ugro_tasks.hosts.requests import PREFACE_LIMIT_BYTES, ask, describe_holder
+from ugro_tasks.node.protocol import CHUNK_BYTES, COMPRESSED, EXIT, FRAME, HEARTBEAT, LOG, MARK
 
 
 class Said:

@@ -7,10 +7,12 @@ import pytest
 
 from tests.unit.factories import make_cluster, make_record, make_scripts
 from ugro_tasks.errors import RecordError, UsageError
-from ugro_tasks.experiments import Experiment, Experiments
-from ugro_tasks.job import Event, Phase
-from ugro_tasks.reports import all_jobs, log_tails, one_job
-from ugro_tasks.watch import LINE_BYTES, Tail, end_of_lines
+from ugro_tasks.jobs.experiment import Experiment
+from ugro_tasks.jobs.experiments import Experiments
+from ugro_tasks.jobs.state import Event, Phase
+from ugro_tasks.jobs.tail import LINE_BYTES, Tail, end_of_lines
+from ugro_tasks.reports.logs import log_tails
+from ugro_tasks.reports.status import all_jobs, one_job
 
 
 @pytest.fixture

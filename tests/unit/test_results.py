@@ -15,14 +15,17 @@ from hypothesis import strategies as st
 
 from tests.unit.ended import store
 from tests.unit.factories import make_cluster, make_node_plan, make_plan_of, make_record, make_scripts
-from ugro_tasks import display
-from ugro_tasks.cards import card_use
-from ugro_tasks.display.charts import chart
+from ugro_tasks.cli.show.chart import chart
+from ugro_tasks.cli.show.picture import draw
+from ugro_tasks.cli.show.results import show_results
 from ugro_tasks.errors import RecordError, ToolMissing, UsageError
-from ugro_tasks.experiments import Experiment, Experiments
-from ugro_tasks.job import Attempt, Cause, Resume
-from ugro_tasks.metrics import Metrics, Point, measure
-from ugro_tasks.results import Results, results
+from ugro_tasks.jobs.experiment import Experiment
+from ugro_tasks.jobs.experiments import Experiments
+from ugro_tasks.jobs.gpu_use import card_use
+from ugro_tasks.jobs.metrics import Metrics, Point, measure
+from ugro_tasks.jobs.spec import Resume
+from ugro_tasks.jobs.state import Attempt, Cause
+from ugro_tasks.reports.results import Results, results
 
 
 @pytest.fixture
@@ -97,8 +100,8 @@ JUNK = [
 def test_junk_among_the_metrics_is_no_point_and_no_harm(job: Experiment, junk: str) -> None:
     found = log(job, {"step": 1, "loss": 2.0}, junk, {"step": 2, "loss": 1.0})
     assert found.train == [Point(1, 2.0), Point(2, 1.0)]
-    display.results(results(job), as_json=True)
-    display.results(results(job), as_json=False)
+    show_results(results(job), as_json=True)
+    show_results(results(job), as_json=False)
 
 
 def test_a_line_that_is_no_text_is_no_harm(job: Experiment) -> None:
@@ -113,9 +116,9 @@ def test_half_a_character_can_be_shown(
     job: Experiment, half: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log(job, half)
-    display.results(results(job), as_json=True)
+    show_results(results(job), as_json=True)
     assert json.loads(capsys.readouterr().out)["metrics"]["last"]
-    display.results(results(job), as_json=False)
+    show_results(results(job), as_json=False)
     assert "metrics" in capsys.readouterr().out
 
 
@@ -173,7 +176,7 @@ def test_a_node_with_two_cards_has_a_line_for_each(
     job: Experiment, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job.gpu.write_text(sample("gpu0") + sample("gpu0", index="1", name="NVIDIA GeForce RTX 3070 Ti"))
-    display.results(results(job), as_json=False)
+    show_results(results(job), as_json=False)
     out = capsys.readouterr().out
     assert "RTX 4070" in out
     assert "RTX 3070 Ti" in out
@@ -236,7 +239,7 @@ def test_a_restart_is_told_with_its_cause(job: Experiment, capsys: pytest.Captur
     resume = Resume(job_id=job.job_id, checkpoint="checkpoint-50", step=50)
     second = Attempt(number=2, nodes=("gpu0",), began_at=170.0, bases={}, resume=resume)
     job.save_state(msgspec.structs.replace(job.state(), attempts=(first, second)))
-    display.results(results(job), as_json=False)
+    show_results(results(job), as_json=False)
     out = capsys.readouterr().out
     assert "1:00" in out
     assert "rank 1 on gpu1: killed by SIGKILL" in out
@@ -296,7 +299,7 @@ def test_the_curve_as_a_picture_needs_no_display(
     found: Results, name: str, magic: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DISPLAY", raising=False)
-    path = display.draw(found, str(tmp_path / name))
+    path = draw(found, str(tmp_path / name))
     assert path.read_bytes().startswith(magic)
     assert path.stat().st_size > 5000
 
@@ -304,12 +307,12 @@ def test_the_curve_as_a_picture_needs_no_display(
 @pytest.mark.parametrize("name", ["out.gif", "out", ".svg", "no/such/folder/out.svg"])
 def test_a_picture_that_cannot_be_made_is_a_usage_error(found: Results, name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--plot"):
-        display.draw(found, str(tmp_path / name))
+        draw(found, str(tmp_path / name))
 
 
 def test_without_a_loss_there_is_nothing_to_draw(job: Experiment, tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="no loss"):
-        display.draw(results(job), str(tmp_path / "out.svg"))
+        draw(results(job), str(tmp_path / "out.svg"))
 
 
 def test_without_matplotlib_it_says_how_to_get_it(
@@ -317,10 +320,10 @@ def test_without_matplotlib_it_says_how_to_get_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ToolMissing, match="-m pip install matplotlib"):
-        display.draw(found, str(tmp_path / "out.svg"))
+        draw(found, str(tmp_path / "out.svg"))
 
 
 def test_results_that_draw_nothing_do_not_load_matplotlib() -> None:
-    loaded = "import sys, ugro_tasks.display, ugro_tasks.results; print('matplotlib' in sys.modules)"
+    loaded = "import sys, ugro_tasks.cli.show.results, ugro_tasks.reports.results; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -9,10 +9,10 @@ import yaml
 from msgspec.structs import replace
 
 from tests.unit.factories import make_cluster
-from ugro_tasks.cluster import Cluster, TrainingDefaults
-from ugro_tasks.cluster_file import read_cluster_file
+from ugro_tasks.cluster.file import read_cluster_file
+from ugro_tasks.cluster.model import Cluster, TrainingDefaults
 from ugro_tasks.errors import UsageError
-from ugro_tasks.settings import FILE, resolve
+from ugro_tasks.training.settings import FILE, resolve
 
 SHIPPED = yaml.safe_load((Path(__file__).parents[2] / FILE).read_text())
 NOTHING_WRITTEN = TrainingDefaults()

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from tests.unit.factories import make_cluster, make_node, make_record, make_spec
-from ugro_tasks import shares
-from ugro_tasks.cluster import Cluster, TrainingDefaults
+from ugro_tasks.backends.ssh.plan import make_plan
+from ugro_tasks.cluster.model import Cluster, TrainingDefaults
 from ugro_tasks.errors import UsageError
-from ugro_tasks.job import LaunchPlan
-from ugro_tasks.plan import make_plan
-from ugro_tasks.shares import batch_sizes, in_small_numbers
-from ugro_tasks.submit import draft
+from ugro_tasks.jobs.plan import LaunchPlan
+from ugro_tasks.launch.spec import draft
+from ugro_tasks.training import batch_sizes as shares
+from ugro_tasks.training.batch_sizes import batch_sizes, in_small_numbers
 
 TINY_LLAMA = {
     "hidden_size": 2048, "layers": 22, "heads": 32, "kv_heads": 4, "intermediate_size": 5632, "vocabulary": 32000,

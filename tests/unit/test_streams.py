@@ -12,13 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.factories import disk_full_beyond, make_node, make_node_plan
-from ugro_tasks import streams
+from ugro_tasks.backends.ssh.streams import RankFiles, follow_rank, stream_sizes
 from ugro_tasks.errors import NodeFault
-from ugro_tasks.experiments import Experiment
-from ugro_tasks.node.follow import EXIT, FRAME, GPU, HEARTBEAT, LOG, LOST, METRICS
-from ugro_tasks.node.main import MARK
-from ugro_tasks.remote import Frame, node_zip
-from ugro_tasks.streams import End, RankFiles, follow_rank, stream_sizes
+from ugro_tasks.hosts.frames import Frame
+from ugro_tasks.hosts.requests import node_zip
+from ugro_tasks.jobs.experiment import Experiment
+from ugro_tasks.jobs.outcome import End
+from ugro_tasks.node.protocol import EXIT, FRAME, GPU, HEARTBEAT, LOG, LOST, MARK, METRICS
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def ignored(_manifest: bytes) -> None:
 def test_a_log_is_whole_however_often_the_connection_breaks(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch, lives: list[int]
 ) -> None:
-    monkeypatch.setattr(streams, "RETRY_SECONDS", (0.0,))
+    monkeypatch.setattr("ugro_tasks.hosts.host.RETRY_SECONDS", (0.0,))
     experiment.log(0).unlink(missing_ok=True)
     log = bytes(range(256))
     end, _, _ = followed(Breaking(log, lives), experiment)
@@ -208,7 +208,7 @@ def test_a_log_is_whole_however_often_the_connection_breaks(
 def test_a_node_that_is_lost_and_found_is_told_of_once_each(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "RETRY_SECONDS", (0.0,))
+    monkeypatch.setattr("ugro_tasks.hosts.host.RETRY_SECONDS", (0.0,))
     _, touch, words = followed(Breaking(b"x" * 100, [60, 0, 0, 3]), experiment)
     assert touch == [True, False, True]
     assert [sentence.split(",")[0].rstrip("0123456789 s") for sentence in words] == [
@@ -219,7 +219,7 @@ def test_a_node_that_is_lost_and_found_is_told_of_once_each(
 def test_the_words_about_a_lost_node_are_a_sentence(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "RETRY_SECONDS", (0.0,))
+    monkeypatch.setattr("ugro_tasks.hosts.host.RETRY_SECONDS", (0.0,))
     _, _, words = followed(Breaking(b"x" * 100, [60]), experiment)
     assert words[0].endswith("gpu0: its log stream broke off")
 
@@ -230,7 +230,7 @@ def test_the_words_about_a_lost_node_are_a_sentence(
 def test_an_exit_record_that_cannot_be_read_is_asked_for_again(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch, end: bytes
 ) -> None:
-    monkeypatch.setattr(streams, "RETRY_SECONDS", (0.0,))
+    monkeypatch.setattr("ugro_tasks.hosts.host.RETRY_SECONDS", (0.0,))
     host = Breaking(b"x", [], end)
 
     def heal(in_touch: bool) -> None:

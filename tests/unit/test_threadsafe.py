@@ -9,7 +9,7 @@ import pytest
 PROGRAM = """
 import sys, threading
 from tests.hostile.nodes import WHOLE
-from ugro_tasks import answers
+from ugro_tasks.hosts import answers
 at_once = threading.Barrier(24)
 def decode():
     at_once.wait()

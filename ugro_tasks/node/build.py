@@ -23,8 +23,9 @@ import shutil
 import time
 from typing import Any, Dict, Generator, Iterator, List, Optional
 
-from .child import PROGRESS_SECONDS, Runner
+from .build_runner import PROGRESS_SECONDS, Runner
 from .environment import STAMP, base_python, environment, find_program, stamp_of, version_of
+from .files import Json, expand, write_json
 from .installers import (
     FOREIGN,
     PIP_OPTIONS,
@@ -36,9 +37,11 @@ from .installers import (
     venv_steps,
     wanted,
 )
-from .main import Refusal
-from .probe import LOOK_AT_TORCH, run_later
-from .system import Json, expand, lease_holder, of_slot, take_lease, write_json
+from .lease import lease_holder, take_lease
+from .processes import of_slot
+from .programs import run_later
+from .protocol import Refusal
+from .torch_facts import LOOK_AT_TORCH
 
 OLDER_STAMP = "made-from.sha256"  # of an environment that UGRO made before it could do so on other machines
 JOB = "sync-envs"  # what a node is held by while its environment is built

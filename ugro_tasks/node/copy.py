@@ -27,12 +27,25 @@ import stat
 import time
 from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
-from .follow import FRAME, HEARTBEAT, READER_GONE_SECONDS, send
+from .files import Json, expand
+from .protocol import (
+    CONTENT,
+    ENOUGH,
+    ENTRIES,
+    FAILED,
+    FILE,
+    FRAME,
+    HEARTBEAT,
+    LISTED,
+    NEXT,
+    READER_GONE_SECONDS,
+    STORED,
+    WANTED,
+)
 from .receiver import Receiver, Want
-from .system import Json, expand
+from .streams import send
 from .tree import PARTIAL_FOLDER, Entry, entry_of, is_excluded, leads_inside, open_beneath
 
-ENTRIES, LISTED, WANTED, ENOUGH, NEXT, CONTENT, FILE, STORED, FAILED = range(16, 25)
 CHUNK_BYTES = 1 << 18
 BATCH_BYTES = 1 << 17  # of entries or wants in one frame
 NICENESS = 10

@@ -9,9 +9,10 @@ import shutil
 import sys
 from typing import Dict, List, Optional
 
-from .main import Refusal
-from .probe import look_at_torch, run_later
-from .system import Json, expand, read_text
+from .files import Json, expand, read_text
+from .programs import run_later
+from .protocol import Refusal
+from .torch_facts import look_at_torch
 
 STAMP = "ugro-environment.json"  # in an environment: what it was made from
 ACTIVATION_SECONDS = 60.0

@@ -14,8 +14,8 @@ import os
 import re
 from typing import Dict, List, Set, Tuple
 
-from .probe import run_later
-from .system import read_text
+from .files import read_text
+from .programs import run_later
 
 PIP_OPTIONS = ["install", "--no-user", "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
 PIP_WITH_REPORTS = (22, 2)

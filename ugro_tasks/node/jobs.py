@@ -13,22 +13,12 @@ import sys
 import time
 from typing import Any, List, Optional
 
-from .main import Refusal
+from .files import Json, expand, read_json, read_text, write_json
+from .lease import lease_holder
 from .ports import keep_within, keeper_of
+from .processes import end_all, of_rank, of_slot, slot_of, supervisor_of
+from .protocol import Refusal
 from .supervisor import clean_environment
-from .system import (
-    Json,
-    end_all,
-    expand,
-    lease_holder,
-    of_rank,
-    of_slot,
-    read_json,
-    read_text,
-    slot_of,
-    supervisor_of,
-    write_json,
-)
 
 LEFTOVERS = ("supervisor.json", "torchrun.json", "stop.json", "exit.json", "error.json")
 

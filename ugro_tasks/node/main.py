@@ -13,22 +13,15 @@ import json
 import sys
 from typing import Any, Dict, Generator
 
-MARK = b"\x1eUGRO "
+from .protocol import MARK, Refusal
+
 MODULE_OF = {
     "probe": "probe", "prepare": "jobs", "start": "jobs", "stop": "jobs", "state": "jobs", "reset": "jobs",
-    "make_folder": "jobs", "manifests": "follow", "environment": "environment", "build_environment": "build",
-    "clean": "cleaning",
+    "make_folder": "jobs", "manifests": "streams", "environment": "environment", "build_environment": "build",
+    "clean": "clean",
 }  # fmt: skip
 # These answer with frames, and are the last request of their process.
-FRAMED = {"follow": "follow", "send_files": "copy", "receive_files": "copy"}
-
-
-class Refusal(Exception):
-    """The node cannot do what was asked; `kind` lets the controller tell the cases apart."""
-
-    def __init__(self, kind: str, message: str, **facts: Any) -> None:
-        super().__init__(message)
-        self.answer = dict(facts, error=kind, message=message)
+FRAMED = {"follow": "streams", "send_files": "copy", "receive_files": "copy"}
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import os
 import re
 from typing import Dict, Optional, Tuple
 
-from .system import Json, expand, read_json, read_text
+from .files import Json, expand, read_json, read_text
 
 # The hub's cache on a disk is models--<owner>--<name>/{refs/main, snapshots/<commit>/...}.
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

@@ -12,8 +12,8 @@ import threading
 import time
 from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
+from .files import Json, read_text
 from .ports import is_kept_elsewhere, look_at_port
-from .system import Json, read_text
 
 SIOCGIFCONF, SIOCGIFNETMASK = 0x8912, 0x891B
 IFREQ_BYTES = 16 + (24 if struct.calcsize("P") == 8 else 16)

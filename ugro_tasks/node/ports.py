@@ -13,7 +13,7 @@ import socket
 import time
 from typing import Dict, Optional
 
-from .system import Json, read_text
+from .files import Json, read_text
 
 PORTS_TRIED = 20  # a short range, so that one firewall rule serves
 RETRY_SECONDS = 0.05

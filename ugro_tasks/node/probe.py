@@ -3,46 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import resource
 import shutil
 import socket
-import subprocess
 import sys
 import time
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict
 
-from .system import (
-    Json,
-    boot_id,
-    expand,
-    lease_holder,
-    processes,
-    read_json,
-    slot_of,
-    state_folder,
-    write_json,
-)
-
-GPU_FIELDS = (
-    "index,name,uuid,driver_version,memory.total,memory.used,utilization.gpu,temperature.gpu,power.draw"
-)
-HEALTH_FIELDS = GPU_FIELDS + ",ecc.errors.uncorrected.volatile.total"
-APP_FIELDS = "pid,used_memory,process_name"
-
-# Run by the training environment's own Python. It reads torch's version file instead of importing torch (3 s).
-LOOK_AT_TORCH = """
-import importlib.util, json, os, platform, runpy
-found = {"python": platform.python_version()}
-spec = importlib.util.find_spec("torch")
-if spec and spec.origin:
-    path = os.path.join(os.path.dirname(spec.origin), "version.py")
-    facts = runpy.run_path(path)
-    found.update(torch=str(facts.get("__version__")), cuda=facts.get("cuda"))
-    found["files"] = [path, os.path.dirname(os.path.dirname(spec.origin))]
-print(json.dumps(found))
-"""
+from .files import Json, expand, state_folder
+from .gpu import APP_FIELDS, HEALTH_FIELDS, nvidia_smi
+from .lease import lease_holder
+from .processes import boot_id, processes, slot_of
+from .programs import run_later
+from .torch_facts import cuda_available, look_at_torch
 
 
 def probe(request: Json) -> Json:
@@ -88,105 +62,6 @@ def probe(request: Json) -> Json:
     if facts["torch"].get("torch") and request["wants_cuda"]:
         facts["torch"]["cuda_available"] = cuda_available(interpreter, facts)
     return dict(facts, started=started, ended=time.time())
-
-
-def look_at_torch(interpreter: str) -> Callable[[], Json]:
-    """What LOOK_AT_TORCH finds. It is remembered until the interpreter, torch or the folder of packages change."""
-    memory = os.path.join(state_folder(), "torch.json")
-    known = recall(memory)
-    kept: Json = known["answer"] if isinstance(known.get("answer"), dict) else {}
-    files = kept.get("files")
-    if isinstance(files, list) and known.get("stamps") == stamps_of(interpreter, files):
-        return lambda: kept
-    finish = run_later([interpreter, "-c", LOOK_AT_TORCH])
-
-    def look() -> Json:
-        answer = finish()
-        if answer["code"] == 0:
-            try:
-                answer.update(json.loads(answer["stdout"]))
-            except (ValueError, TypeError):
-                said = "it says other things than it was asked: %r" % answer["stdout"][:200]
-                return dict(answer, code=None, stderr=said)
-        if answer.get("torch"):
-            remember(memory, {"answer": answer, "stamps": stamps_of(interpreter, answer["files"])})
-        return answer
-
-    return look
-
-
-def stamps_of(interpreter: str, files: List[str]) -> List[object]:
-    """What changes with an environment: its interpreter, and the time stamps of its files."""
-    stamps: List[object] = [interpreter]
-    for path in [shutil.which(interpreter) or interpreter, *files]:
-        try:
-            stamps.append(os.stat(path).st_mtime_ns)
-        except OSError:
-            stamps.append(None)
-    return stamps
-
-
-def nvidia_smi(what: str, fields: str) -> List[str]:
-    """The query whose answer is one line of comma-separated values an item, without units."""
-    return ["nvidia-smi", "--query-%s=%s" % (what, fields), "--format=csv,noheader,nounits"]
-
-
-def run_later(argv: List[str], limit_seconds: float = 20.0) -> Callable[[], Json]:
-    """Start `argv` now; the callable gives {code, stdout, stderr}, code None where it is not there or hangs."""
-    try:
-        process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=-1, stderr=-1, encoding="utf-8", errors="replace"
-        )
-    except OSError as error:
-        missing: Json = {"code": None, "stdout": "", "stderr": "%s: %s" % (argv[0], error.strerror)}
-        return lambda: missing
-
-    def finish() -> Json:
-        try:
-            out, err = process.communicate(timeout=limit_seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()  # and no waiting: with a card off the bus, nvidia-smi cannot even be killed
-            for pipe in (process.stdout, process.stderr):
-                if pipe:
-                    pipe.close()
-            return {
-                "code": None,
-                "stdout": "",
-                "stderr": "%s: no answer in %g s" % (argv[0], limit_seconds),
-            }
-        return {"code": process.returncode, "stdout": out, "stderr": err[-2000:]}
-
-    return finish
-
-
-def cuda_available(interpreter: str, facts: Json) -> bool:
-    """torch.cuda.is_available(). A yes is remembered until torch, the cards, what hides them or the boot change."""
-    cards = [line.split(",")[:4] for line in facts["gpus"]["stdout"].splitlines()]
-    seen = [cards, facts["visible_cards"], facts["boot_id"]]
-    key = json.dumps([stamps_of(interpreter, facts["torch"]["files"]), *seen])
-    memory = os.path.join(state_folder(), "cuda_available.json")
-    if recall(memory).get("key") == key:
-        return True
-    answer = run_later([interpreter, "-c", "import torch; print(torch.cuda.is_available())"], 60.0)()
-    available: bool = answer["stdout"].strip() == "True"
-    if available:
-        remember(memory, {"key": key})
-    return available
-
-
-def remember(path: str, value: Json) -> None:
-    """For the next probe; where there is no room, or the home cannot be written, it looks again."""
-    with contextlib.suppress(OSError):
-        write_json(path, value)
-
-
-def recall(path: str) -> Json:
-    """What `remember` kept; {} where there is nothing, or something else by now."""
-    try:
-        known = read_json(path)
-    except (ValueError, RecursionError):
-        return {}
-    return known if isinstance(known, dict) else {}
 
 
 def own_folder() -> Json:

@@ -10,7 +10,7 @@ import shutil
 import stat
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence
 
-from .system import Json, expand
+from .files import Json, expand
 from .tree import (
     PARTIAL_FOLDER,
     Entry,

@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import json
 import os
-import re
 import resource
 import shutil
 import signal
@@ -14,21 +13,11 @@ import subprocess
 import time
 from typing import Dict, List, Optional, Tuple
 
-from .probe import GPU_FIELDS, nvidia_smi
-from .system import (
-    Json,
-    end_all,
-    expand,
-    identity,
-    job_of,
-    of_rank,
-    read_json,
-    read_text,
-    reap,
-    slot_of,
-    take_lease,
-    write_json,
-)
+from .files import Json, expand, read_json, read_text, write_json
+from .gpu import GPU_FIELDS, nvidia_smi
+from .lease import take_lease
+from .processes import end_all, identity, job_of, of_rank, reap, slot_of
+from .protocol import MISLEADING, OUTPUTS_TOLD
 
 GO, STOP = signal.SIGUSR1, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 WATCHED = {GO, signal.SIGCHLD, *STOP}
@@ -36,14 +25,10 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 GPU_SAMPLE_SECONDS = 5.0
 LEFTOVER_GRACE_SECONDS = 2.0  # for what a script forked and left behind
 ERROR_CHARACTERS = 20_000
-OUTPUTS_TOLD = 1000
+
+
 OPEN_FILES = (
     65536  # for data loaders and sockets, where the node's limits let us; a million is slow for some programs
-)
-
-# Variables that would change torchrun's flags or a rank's place in the gang.
-MISLEADING = re.compile(
-    r"(PET|TORCHELASTIC|TORCH_ELASTIC|UGRO)_|(RANK|LOCAL_RANK|GROUP_RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT)$"
 )
 
 

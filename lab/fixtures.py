@@ -1,0 +1,48 @@
+"""The lab as pytest fixtures. Where it cannot be had, tests that ask for it are skipped, in CI failed."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from lab.host import LabHost
+from lab.lab import Lab
+from lab.tools import LabError, LabUnavailable, wait_until
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """Three hosts, up once for all tests, their keys known; pytest's temporary folders are shared."""
+    try:
+        lab = Lab.up(share=[tmp_path_factory.getbasetemp()], owned=True)
+    except LabUnavailable as why:
+        if os.environ.get("CI"):
+            pytest.fail(f"no lab: {why}")
+        pytest.skip(f"no lab: {why}")
+    with lab:
+        lab.trust()
+        yield lab
+
+
+@pytest.fixture
+def hosts(lab: Lab) -> Iterator[list[LabHost]]:
+    """The lab's hosts with whole links, no firewall, sshd running, known keys and no GPU.
+
+    Afterwards no process of UGRO's may be left on any of them.
+    """
+    for host in lab.hosts:
+        host.reset()
+    lab.trust()
+    yield lab.hosts
+
+    def left() -> dict[str, list[tuple[int, list[str]]]]:
+        return {host.name: host.processes(token=b"UGRO_") for host in lab.hosts}
+
+    try:
+        # A supervisor that has just reported the end of its job may be on its way out.
+        wait_until(lambda: not any(left().values()), "UGRO's processes to end", timeout_seconds=2)
+    except LabError:
+        found = left()
+        for host in lab.hosts:
+            host.kill_all()  # the next test starts clean
+        pytest.fail(f"processes of UGRO's left on the hosts: {found}")

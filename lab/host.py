@@ -1,0 +1,351 @@
+"""One host of the lab, seen and handled from the controller."""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+from uuid import uuid4
+
+from lab.proof import (
+    inner_pid,
+    namespace,
+    prove_place,
+    prove_process_1,
+    prove_removable,
+    prove_switch,
+    send_signal,
+)
+from lab.tools import LabError, checked, lab_token, pids, read_proc, wait_until
+
+HERE = Path(__file__).parent
+RECORDINGS = HERE / "recordings"
+PRIVATE = "run/lab"  # of a host: see init.py
+VOLATILE = ("/tmp", "/dev/shm")
+SSH_PORT_HEX = "0016"
+TCP_LISTEN = "0A"
+# What `kill -1` reaches is the pid namespace that it is in: the last look is taken from there.
+KILL_ALL = 'test "$(readlink /proc/self/ns/pid)" = "pid:[$1]" || exit 77; kill -KILL -1 2>/dev/null; true'
+OUTSIDE = 77
+# Where the shell stands is what was proven, whatever is mounted over it meanwhile.
+EMPTY = """
+cd "$1" && test "$(stat -c %d .)" = "$2" && shift 2 && exec find . -xdev -mindepth 1 "$@" -delete
+"""
+
+
+class Process(NamedTuple):
+    """A process of a host: its pid there, its pid here, and its command line."""
+
+    pid: int
+    outer_pid: int
+    argv: list[str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabHost:
+    """A host: namespaces of its own with process 1 at `pid`, at `address` on the lab's network."""
+
+    name: str
+    address: str
+    interface: str
+    """The host's one network interface. Each host has another name for it, as real ones do."""
+    pid: int
+    """The host's process 1, as the controller sees it."""
+    switch_pid: int
+    """The process in whose network namespace the hosts' ports are."""
+    home: str
+    ssh_config: Path
+    environ: dict[str, str]
+    """What `run` gives a command, and a login over SSH would."""
+
+    # Commands
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        check: bool = True,
+        input: str | None = None,  # noqa: A002 - subprocess.run's name
+        timeout: float = 30,
+    ) -> subprocess.CompletedProcess[str]:
+        """A command on the host, in its home, whatever becomes of link and sshd."""
+        return subprocess.run(
+            self._entered("--mount", "--uts", "--ipc", "--pid", "--net", "--wd", *argv),
+            check=check,
+            input=input,
+            timeout=timeout,
+            env=self.environ,
+            capture_output=True,
+            text=True,
+        )
+
+    def ssh(
+        self,
+        argv: Sequence[str],
+        *,
+        check: bool = True,
+        input: str | None = None,  # noqa: A002
+        timeout: float = 30,
+    ) -> subprocess.CompletedProcess[str]:
+        """The same over OpenSSH, as the lab's user; needs `Lab.trust()` first."""
+        ssh = ["ssh", "-F", str(self.ssh_config), "-o", "BatchMode=yes", f"root@{self.address}"]
+        return subprocess.run(
+            [*ssh, shlex.join(argv)],
+            check=check,
+            input=input,
+            timeout=timeout,
+            capture_output=True,
+            text=True,
+        )
+
+    def path(self, relative_to_home: str | Path) -> Path:
+        """Where the controller finds a file of the host's home, as the host sees it now.
+
+        LabError where the host has no home of its own: the file would be this machine's.
+        """
+        root = self._root
+        prove_place(self.pid, self.home)
+        return root / self.home.lstrip("/") / relative_to_home
+
+    def remove(self, relative_to_home: str | Path, *, check: bool = True) -> None:
+        """Remove a file or a folder of the host's home, if there is one."""
+        prove_process_1(self.pid, self._lab_folder)
+        prove_place(self.pid, self.home)
+        path = os.path.normpath(Path(self.home, relative_to_home))
+        prove_removable(self.pid, path)
+        self.run(["rm", "-rf", "--one-file-system", "--", path], check=check)
+
+    def empty(self, place: str, *which: str, check: bool = True) -> None:
+        """Remove what lies in /tmp, /dev/shm or another place of the host's own, or what `find` finds of it."""
+        prove_process_1(self.pid, self._lab_folder)
+        device = prove_place(self.pid, place)
+        self.run(["sh", "-c", EMPTY, "sh", place, str(device), *which], check=check)
+
+    # Processes
+
+    def processes(self, token: bytes | None = None) -> list[tuple[int, list[str]]]:
+        """Pid (on the host) and argv of all that runs there but process 1 and sshd's own.
+
+        With `token`, only those whose environment contains it. Processes that `run` left are here
+        too; zombies are not.
+        """
+        return [
+            (process.pid, process.argv)
+            for process in self._all_processes()
+            if process.pid != 1
+            and not process.argv[0].startswith(("sshd:", "/usr/sbin/sshd"))
+            and (token is None or token in read_proc(process.outer_pid, "environ"))
+        ]
+
+    def kill(self, pid: int, sig: int = signal.SIGKILL) -> None:
+        """Send a signal to a process by its pid on the host."""
+        for process in self._all_processes():
+            if process.pid == pid and self._signal(process, sig):
+                return
+        raise ProcessLookupError(f"{self.name} has no process {pid}")
+
+    def kill_all(self) -> None:
+        """Kill everything on the host but process 1 and, by that, sshd too."""
+        done = self.run(["sh", "-c", KILL_ALL, "sh", str(namespace(self.pid, "pid"))], check=False)
+        if done.returncode == OUTSIDE:
+            raise LabError(
+                f"{self.name}: the shell did not come into the host's processes; nothing was killed"
+            )
+        # Process 1 removes the file when it has seen sshd end: only then does a start start one.
+        wait_until(lambda: not self._sshd_pid.exists(), f"{self.name}'s sshd to end")
+        wait_until(lambda: len(self._all_processes()) == 1, f"{self.name} to be empty")
+
+    # Link
+
+    def cut(self) -> None:
+        """Pull the cable: both ends lose their carrier; no packet says so to anyone."""
+        self._switch(f"link set {self.name} down")
+
+    def mend(self) -> None:
+        """Plug it in again."""
+        self._switch(f"link set {self.name} up")
+
+    def slow(self, delay_ms: float = 0, loss_percent: float = 0) -> None:
+        """Let every packet to and from the host come delay_ms later, and some of them never."""
+        self.fast()
+        near, far = f"{self.name}.near", f"{self.name}.far"
+        self._switch(
+            f"link add {near} type veth peer name {far}",
+            f"link set {far} master sw up",
+            f"link set {near} up",
+        )
+        prove_switch(self.switch_pid, self._lab_folder)
+        # It goes to the background, owned by nobody here, and ends by itself with its port.
+        wire = subprocess.Popen(
+            [
+                *("nsenter", f"--target={self.switch_pid}", "--net", "setsid", "--fork"),
+                *(sys.executable, "-I", str(HERE / "slow.py")),
+                *(self.name, near, str(delay_ms), str(loss_percent), str(self.switch_pid)),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            env=self.environ | lab_token(self._lab_folder),
+        )
+        said, _ = wire.communicate(timeout=10)
+        if said != b"ready\n":
+            raise LabError(f"{self.name}: slow.py did not start")
+        self._switch(f"link set {self.name} nomaster")
+
+    def fast(self) -> None:
+        """Undo `slow`."""
+        ports = self._switch("-o link show").stdout
+        if f"{self.name}.near@" in ports:
+            self._switch(f"link set {self.name} master sw", f"link del {self.name}.near")
+
+    def firewall(self, port: int) -> None:
+        """Drop what comes in for a TCP port, without a word, as most firewalls do."""
+        self._iptables("-A", "INPUT", "-p", "tcp", "--dport", str(port), "-j", "DROP")
+
+    def unfirewall(self, port: int | None = None) -> None:
+        """Let it in again; without a port, let in all."""
+        if port is None:
+            self._iptables("-F", "INPUT")
+        else:
+            self._iptables("-D", "INPUT", "-p", "tcp", "--dport", str(port), "-j", "DROP")
+
+    # sshd and the machine
+
+    @property
+    def public_key(self) -> str:
+        """The host key as known_hosts has it: type and base64."""
+        text = (self._root / PRIVATE / "ssh_host_ed25519_key.pub").read_text("utf-8")
+        return " ".join(text.split()[:2])
+
+    @property
+    def boot_id(self) -> str:
+        return (self._root / PRIVATE / "boot_id").read_text("ascii").strip()
+
+    def listens(self) -> bool:
+        """Whether sshd takes connections; true of a host that cannot be reached, too."""
+        sockets = read_proc(self.pid, "net/tcp").decode().splitlines()[1:]
+        return any(
+            line.split()[1].endswith(f":{SSH_PORT_HEX}") and line.split()[3] == TCP_LISTEN for line in sockets
+        )
+
+    def start_sshd(self) -> None:
+        """Start sshd if it does not run, and wait until it listens."""
+        self._tell_process_1(signal.SIGUSR1)
+        wait_until(self.listens, f"{self.name}'s sshd to listen")
+
+    def stop_sshd(self, *, sessions: bool = False) -> None:
+        """End sshd. Open sessions go on, unless `sessions`; what they started goes on in any case."""
+        self._tell_process_1(signal.SIGUSR2)
+        # Process 1 removes the file when it has seen sshd end: only then does a start start one.
+        wait_until(lambda: not self._sshd_pid.exists(), f"{self.name}'s sshd to end")
+        for process in self._all_processes() if sessions else ():
+            if process.argv[0].startswith("sshd:"):
+                self._signal(process, signal.SIGKILL)
+
+    def reboot(self) -> None:
+        """Power off, power on: every process gone, new boot id, empty /tmp; the disk stays.
+
+        The link is down meanwhile, so that nobody is told of the connections that are lost.
+        """
+        for place in VOLATILE:
+            prove_place(self.pid, place)
+        self.cut()
+        self.kill_all()
+        (self._root / PRIVATE / "boot_id").write_text(f"{uuid4()}\n", "ascii")
+        for place in VOLATILE:
+            self.empty(place, "-type", "f")
+        self.start_sshd()
+        self.mend()
+
+    def new_host_key(self) -> None:
+        """Give the host another host key, as one that was installed anew has."""
+        key = f"/{PRIVATE}/ssh_host_ed25519_key"
+        self.run(["rm", key, f"{key}.pub"])
+        self.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", self.name, "-f", key])
+        self.stop_sshd()
+        self.start_sshd()
+
+    def nvidia_smi(self, recording: str | Path | None) -> None:
+        """Put a stand-in nvidia-smi on the host's PATH that replays a recording; None removes it.
+
+        A recording is the name of a file in lab/recordings, or a path.
+        """
+        folder = self._root / PRIVATE / "bin"
+        (folder / "nvidia-smi").unlink(missing_ok=True)
+        if recording is None:
+            return
+        source = RECORDINGS / f"{recording}.json" if isinstance(recording, str) else recording
+        shutil.copyfile(source, folder / "gpus.json")
+        program = folder / "nvidia-smi"
+        text = (HERE / "nvidia_smi.py").read_text("utf-8")
+        program.write_text(f"#!{sys.executable} -I\n{text}", "utf-8")
+        program.chmod(0o755)
+
+    def reset(self) -> None:
+        """Undo every fault above but a new host key, a reboot and what was written."""
+        self.fast()
+        self.mend()
+        self.unfirewall()
+        self.nvidia_smi(None)
+        self.start_sshd()
+
+    # Helpers
+
+    @property
+    def _lab_folder(self) -> Path:
+        return self.ssh_config.parents[2]
+
+    @property
+    def _root(self) -> Path:
+        prove_process_1(self.pid, self._lab_folder)
+        return Path(f"/proc/{self.pid}/root")
+
+    @property
+    def _sshd_pid(self) -> Path:
+        return self._root / PRIVATE / "sshd.pid"
+
+    def _entered(self, *words: str) -> list[str]:
+        prove_process_1(self.pid, self._lab_folder)
+        return ["nsenter", f"--target={self.pid}", *words]
+
+    def _tell_process_1(self, sig: int) -> None:
+        prove_process_1(self.pid, self._lab_folder)
+        send_signal(self.pid, sig, lambda pid: inner_pid(pid) == 1)
+
+    def _signal(self, process: Process, sig: int) -> bool:
+        """Send a signal to a process of the host; False where it has ended."""
+        prove_process_1(self.pid, self._lab_folder)
+        own = namespace(self.pid, "pid")
+        return send_signal(
+            process.outer_pid,
+            sig,
+            lambda pid: namespace(pid, "pid") == own and inner_pid(pid) == process.pid,
+        )
+
+    def _iptables(self, *words: str) -> None:
+        checked(self._entered("--net", "iptables", "--wait", *words))
+
+    def _switch(self, *lines: str) -> subprocess.CompletedProcess[str]:
+        prove_switch(self.switch_pid, self._lab_folder)
+        command = ["nsenter", f"--target={self.switch_pid}", "--net", "ip", "-batch", "-"]
+        if len(lines) == 1:
+            return checked([*command[:-2], *lines[0].split()])
+        return checked(command, "\n".join(lines))
+
+    def _all_processes(self) -> list[Process]:
+        """Process 1 and sshd included; not those that have ended."""
+        prove_process_1(self.pid, self._lab_folder)
+        own = namespace(self.pid, "pid")
+        found = []
+        for outer_pid in pids():
+            if own is None or namespace(outer_pid, "pid") != own:
+                continue
+            inner = inner_pid(outer_pid)
+            argv = read_proc(outer_pid, "cmdline").decode(errors="replace").rstrip("\0").split("\0")
+            if inner is not None and argv != [""]:
+                found.append(Process(inner, outer_pid, argv))
+        return found

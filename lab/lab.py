@@ -1,0 +1,364 @@
+"""Bring-up and teardown of the lab, and what the controller needs to use it.
+
+The network: a bridge in a namespace of its own (the switch), a veth pair to each host, and one to
+this machine as `ulab<number>` with 10.87.<number>.1. The switch is not in this machine's own
+namespace because Docker's firewall rules would then drop what the hosts send to each other. No
+address leads outside, and nothing is changed that was there before.
+
+Nothing outlives the lab's processes but its folder and a link to it in /run/ugro-lab: every
+interface and mount belongs to a namespace that ends with them. Each such process has the folder's
+name in its environment, so `down` finds all of them whatever became of whoever started them.
+"""
+
+import ipaddress
+import json
+import os
+import pwd
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from lab.host import RECORDINGS, LabHost
+from lab.proof import outside
+from lab.registry import claim_folder, read_state, register, remove, subnet, sweep, write_state
+from lab.tools import (
+    REFUSALS,
+    LabError,
+    LabUnavailable,
+    checked,
+    lab_token,
+    require_means,
+    wait_until,
+    which,
+)
+
+ROOT = Path(__file__).parents[1]
+TRAINING_ENV = ROOT / ".ugro" / "env"
+LOGIN_PATH = "/run/lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+INTERFACES = ("eth0", "enp3s0", "eno1")
+GPUS = ("rtx5070ti", "rtx4070", "rtx3070ti")
+
+
+class Lab:
+    """The hosts, and the controller's side of them: home, keys, cluster file, experiments."""
+
+    def __init__(self, folder: Path, number: int, hosts: list[LabHost]) -> None:
+        self.folder = folder
+        self.number = number
+        self.hosts = hosts
+        self._children: list[subprocess.Popen[str]] = []
+
+    @classmethod
+    def up(
+        cls,
+        folder: Path | None = None,
+        hosts: int = 3,
+        *,
+        gpus: bool = False,
+        share: Iterable[Path] = (),
+        owned: bool = False,
+    ) -> Self:
+        """A running lab in `folder`, by default a fresh temporary one.
+
+        `gpus` gives each host a stand-in nvidia-smi and promises those GPUs in the cluster file.
+        `share` are folders that every host shall see live at the same path although they lie in
+        /tmp; the repository and the Pythons are shared anyway. With `owned` the hosts die with the
+        calling thread, however it ends; else they stay until `down`.
+        Raises LabUnavailable where no lab can be had, LabError when it did not come up.
+        """
+        require_means()
+        sweep()
+        folder = claim_folder(folder)
+        lab = cls(folder, -1, [])
+        try:
+            lab.number = register(folder)
+            lab._make_home()
+            lab._start_hosts(hosts, share=[Path(path).resolve() for path in share], owned=owned)
+            lab._write_cluster_file(gpus=gpus)
+            write_state(folder, number=lab.number, owned=owned, hosts=[_fields(h) for h in lab.hosts])
+        except BaseException as error:
+            lab.down()
+            if isinstance(error, LabError) and any(sign in str(error) for sign in REFUSALS):
+                raise LabUnavailable(
+                    f"the kernel refuses what the lab needs (a container needs --privileged): {error}"
+                ) from error
+            raise
+        return lab
+
+    @classmethod
+    def attach(cls, folder: Path) -> Self:
+        """The lab that somebody brought up in `folder`."""
+        state = read_state(folder)
+        if not state or "hosts" not in state:
+            raise LabError(f"no lab in {folder}: python -m lab up --folder {folder}")
+        hosts = [LabHost(**_typed(fields)) for fields in state["hosts"]]
+        return cls(folder, state["number"], hosts)
+
+    def down(self) -> None:
+        """End everything of the lab and remove its folder. To be called as often as one likes."""
+        remove(self.folder)
+        for child in self._children:
+            child.communicate(timeout=10)  # reaps it and closes its pipe
+        self._children.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.down()
+
+    # The controller's side
+
+    @property
+    def home(self) -> Path:
+        """The home of the lab's own user on the controller."""
+        return self.folder / "home"
+
+    @property
+    def known_hosts(self) -> Path:
+        return self.home / ".ssh" / "known_hosts"
+
+    @property
+    def ssh_config(self) -> Path:
+        """For OpenSSH's -F: its own idea of ~ is the passwd entry, not HOME."""
+        return self.home / ".ssh" / "config"
+
+    @property
+    def cluster_file(self) -> Path:
+        return self.folder / "cluster.yaml"
+
+    @property
+    def experiments(self) -> Path:
+        return self.folder / "experiments"
+
+    @property
+    def project(self) -> str:
+        """The project folder of the cluster file, on a host."""
+        home = pwd.getpwuid(0).pw_dir
+        # A clone in ~/ugro stays what it is; nothing may be synchronised over it.
+        return "~/ugro-node" if ROOT.is_relative_to(Path(home, "ugro")) else "~/ugro"
+
+    @property
+    def subnet(self) -> str:
+        return subnet(self.number)
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The environment in which `inv` and `ugro` run as the lab's user."""
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("SSH_", "UGRO_", "XDG_", "PET_", "INVOKE_", "FABRIC_"))
+        }
+        return kept | self.exports | {"PATH": f"{sys.prefix}/bin:{os.environ.get('PATH', '')}"}
+
+    @property
+    def exports(self) -> dict[str, str]:
+        """The variables that make this user the lab's."""
+        return {"HOME": str(self.home), "UGRO_CLUSTER": str(self.cluster_file)}
+
+    def trust(self) -> None:
+        """Write the hosts' present keys to known_hosts, and no others."""
+        lines = [f"{host.address} {host.public_key}\n" for host in self.hosts]
+        self.known_hosts.write_text("".join(lines), "utf-8")
+
+    # Bring-up
+
+    def _make_home(self) -> None:
+        ssh = self.home / ".ssh"
+        ssh.mkdir(parents=True, mode=0o700)
+        for folder in ("experiments", "logs"):
+            (self.folder / folder).mkdir()
+        checked(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", f"{ssh}/id_ed25519"])
+        self.known_hosts.touch(mode=0o600)
+        addresses = self.subnet.replace(".0/24", ".*")
+        self.ssh_config.write_text(
+            f"Host {addresses}\n"
+            f"    User root\n"
+            f"    IdentityFile {ssh}/id_ed25519\n"
+            f"    IdentitiesOnly yes\n"
+            f"    UserKnownHostsFile {self.known_hosts}\n",
+            "utf-8",
+        )
+
+    def _start_hosts(self, count: int, *, share: list[Path], owned: bool) -> None:
+        home = pwd.getpwuid(0).pw_dir
+        environ = {"HOME": home, "USER": "root", "SHELL": "/bin/bash", "PATH": LOGIN_PATH}
+        keep = _outermost([ROOT, *share, *_python_folders()])
+        dies_with_us = ["setpriv", "--pdeathsig", "KILL", "--"] if owned else []
+        switch = self._spawn([*dies_with_us, "unshare", "--net", "sh", "-c", _SWITCH], "switch")
+        inits = []
+        for index in range(count):
+            config = {
+                "name": f"lab{index}",
+                "home": home,
+                "keep": [str(path) for path in keep],
+                "authorized_key": (self.home / ".ssh" / "id_ed25519.pub").read_text("utf-8"),
+                "path": LOGIN_PATH,
+                "sshd": which("sshd"),
+                "outside": outside(),
+            }
+            namespaces = ["--mount", "--uts", "--ipc", "--pid", "--net", "--fork"]
+            argv = ["unshare", *namespaces, "--kill-child=KILL", sys.executable, "-I"]
+            argv += [str(Path(__file__).with_name("init.py")), json.dumps(config)]
+            inits.append(self._spawn([*dies_with_us, *argv], f"lab{index}"))
+        switch_pid = int(self._said(switch, "switch"))
+        for index, init in enumerate(inits):
+            self.hosts.append(
+                LabHost(
+                    name=f"lab{index}",
+                    address=str(ipaddress.ip_network(self.subnet)[10 + index]),
+                    interface=INTERFACES[index] if index < len(INTERFACES) else f"enp{index}s0",
+                    pid=int(self._said(init, f"lab{index}")),
+                    switch_pid=switch_pid,
+                    home=home,
+                    ssh_config=self.ssh_config,
+                    environ=environ,
+                )
+            )
+        self._connect(switch_pid)
+        for index, init in enumerate(inits):
+            self._said(init, f"lab{index}")
+        for host in self.hosts:
+            wait_until(host.listens, f"{host.name}'s sshd to listen")
+
+    def _spawn(self, argv: list[str], name: str) -> subprocess.Popen[str]:
+        with self._log(name).open("ab") as log:
+            child = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+                # Of the caller's environment nothing may reach a host.
+                env={"PATH": LOGIN_PATH, "HOME": "/"} | lab_token(self.folder),
+                cwd="/",
+            )
+        self._children.append(child)
+        return child
+
+    def _said(self, child: subprocess.Popen[str], name: str) -> str:
+        assert child.stdout is not None
+        line = child.stdout.readline().strip()
+        if not line:
+            child.wait(timeout=10)
+            log = self._log(name).read_text("utf-8", "replace").strip()
+            last = log.splitlines()[-1] if log else "it said nothing"
+            raise LabError(f"{name} did not come up: {last}")
+        return line
+
+    def _log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+    def _connect(self, switch_pid: int) -> None:
+        near = f"ulab{self.number}"
+        lines = [
+            "link add sw type bridge",
+            "link set sw up",
+            f"link add controller type veth peer name {near} netns {os.getpid()}",
+            "link set controller master sw up",
+        ]
+        for host in self.hosts:
+            lines += [
+                f"link add {host.name} type veth peer name {host.interface} netns {host.pid}",
+                f"link set {host.name} master sw up",
+            ]
+        _ip(lines, switch_pid)
+        network = ipaddress.ip_network(self.subnet)
+        _ip([f"address add {network[1]}/24 dev {near}", f"link set {near} up"])
+        for host in self.hosts:
+            _ip(
+                [
+                    "link set lo up",
+                    f"address add {host.address}/24 dev {host.interface}",
+                    f"link set {host.interface} up",
+                ],
+                host.pid,
+            )
+
+    def _write_cluster_file(self, *, gpus: bool) -> None:
+        hardware = []
+        for index, host in enumerate(self.hosts):
+            name = GPUS[index % len(GPUS)]
+            host.nvidia_smi(name if gpus else None)
+            gpu = json.loads((RECORDINGS / f"{name}.json").read_text("utf-8"))["gpus"][0]
+            model = gpu["name"].removeprefix("NVIDIA GeForce ").removesuffix(" Laptop GPU")
+            promise = {"gpu_model": model, "vram_gb": round(int(gpu["memory.total"]) / 1024)}
+            hardware.append({"hardware": promise} if gpus else {})
+        nodes: list[dict[str, Any]] = [
+            {
+                "name": host.name,
+                "hostname": host.name,
+                "ip": host.address,
+                "user": "root",
+                **promised,
+                "paths": {"project": self.project},
+            }
+            for host, promised in zip(self.hosts, hardware, strict=True)
+        ]
+        master = nodes[0] | {"port": 22}
+        workers = [node | {"ssh_port": 22, "rank": rank} for rank, node in enumerate(nodes) if rank]
+        document = {
+            "cluster": {
+                "name": "lab",
+                "master": master,
+                "communication": {
+                    "backend": "static",
+                    "master_port": 29500,
+                    "timeout_seconds": 60,
+                },
+            },
+            "workers": workers,
+            "paths": {
+                "experiments": str(self.experiments),
+                "scripts": str(ROOT / "scripts"),
+                "logs": str(self.folder / "logs"),
+            },
+            "environment": {"manager": "existing", "python": str(TRAINING_ENV / "bin" / "python")},
+            "training": {
+                "default_script": "train_single_test.py",
+                "default_model": "char-transformer",
+                "default_dataset": "shakespeare",
+                "default_learning_rate": 0.003,
+            },
+        }
+        self.cluster_file.write_text(yaml.safe_dump(document, sort_keys=False), "utf-8")
+
+
+# Helpers
+
+# Its pid (unshare and sh keep it), then nothing for ever: it holds the namespace.
+_SWITCH = "echo $$; exec sleep infinity"
+
+
+def _fields(host: LabHost) -> dict[str, object]:
+    return {name: getattr(host, name) for name in LabHost.__dataclass_fields__}
+
+
+def _typed(fields: dict[str, Any]) -> dict[str, Any]:
+    return fields | {"ssh_config": Path(fields["ssh_config"])}
+
+
+def _python_folders() -> list[Path]:
+    """Where this Python and the training environment's, and those they are made from, lie."""
+    found = [Path(sys.prefix), Path(sys.base_prefix), Path(sys.base_exec_prefix)]
+    real = (TRAINING_ENV / "bin" / "python").resolve()
+    if real.exists():
+        found.append(real.parents[1])
+    return [path.resolve() for path in found]
+
+
+def _outermost(paths: Iterable[Path]) -> list[Path]:
+    """The folders without those that lie in another of them, and without the system's."""
+    unique = {path for path in paths if path not in (Path("/"), Path("/usr"))}
+    return sorted(path for path in unique if not any(path.is_relative_to(o) for o in unique - {path}))
+
+
+def _ip(lines: list[str], inside_of: int | None = None) -> None:
+    enter = [] if inside_of is None else ["nsenter", f"--target={inside_of}", "--net"]
+    checked([*enter, "ip", "-batch", "-"], "\n".join(lines))

@@ -1,0 +1,133 @@
+"""Proofs that what is about to be ended, changed or deleted is a lab's own.
+
+A pid may have come to name another process, and a mount may be undone or may never have been made. What was meant for
+a host would then meet the machine of whoever runs the tests, who is root. So everything that goes into a host, or ends
+or deletes something there, looks here first. LabError says what it was that could not be proven; nothing was done then.
+"""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from lab.tools import LabError, lab_token, read_proc
+
+NAMESPACES = ("mnt", "pid", "net", "uts", "ipc")
+"""Of each of these a host has its own; see `Lab`."""
+NOTES = "run/lab/places.json"
+"""On a host: what its process 1 mounted where, and what every host sees as it is; see init.py."""
+
+
+def outside() -> dict[str, int]:
+    """Name the namespaces that are this process's own, by their inodes."""
+    return {name: Path(f"/proc/self/ns/{name}").stat().st_ino for name in NAMESPACES}
+
+
+def namespace(pid: int, name: str) -> int | None:
+    """Give the inode of a process's namespace; None when it has ended or is not ours to look at."""
+    try:
+        return Path(f"/proc/{pid}/ns/{name}").stat().st_ino
+    except OSError:
+        return None
+
+
+def inner_pid(pid: int) -> int | None:
+    """Give a process's pid in its own pid namespace; None when it has ended."""
+    lines = read_proc(pid, "status").decode(errors="replace").splitlines()
+    found = [line.split()[-1] for line in lines if line.startswith("NSpid:")]
+    return int(found[0]) if found else None
+
+
+def is_of_lab(pid: int, folder: Path) -> bool:
+    """Tell whether a process is one of the lab's own: it has the lab's token, which nothing else has."""
+    ((name, value),) = lab_token(folder).items()
+    return f"{name}={value}".encode() in read_proc(pid, "environ").split(b"\0")
+
+
+def prove_process_1(pid: int, folder: Path) -> None:
+    """Raise LabError unless this is process 1 of a host of the lab in `folder`."""
+    if not is_of_lab(pid, folder):
+        raise LabError(f"process {pid} does not belong to the lab in {folder}: nothing was done")
+    _prove_apart(pid, NAMESPACES)
+    if inner_pid(pid) != 1:
+        raise LabError(f"process {pid} is not process 1 of a lab host: nothing was done")
+
+
+def prove_switch(pid: int, folder: Path) -> None:
+    """Raise LabError unless this process holds the network namespace of the lab's switch."""
+    if not is_of_lab(pid, folder):
+        raise LabError(f"process {pid} does not belong to the lab in {folder}: nothing was done")
+    _prove_apart(pid, ["net"])
+
+
+def prove_place(pid: int, place: str) -> int:
+    """Give the device of a host's own file system at `place`; `pid` is the host's process 1.
+
+    Raises LabError unless what is mounted there is what the lab itself mounted, and is nowhere on this machine.
+    """
+    noted = _notes(pid)["places"].get(place)
+    device = Path(f"/proc/{pid}/root{place}").stat().st_dev
+    if noted != device or device == Path(place).stat().st_dev or device in _own_devices():
+        raise LabError(f"{place} of process {pid} is not what the lab mounted there: nothing was done")
+    return device
+
+
+def prove_removable(pid: int, path: str) -> None:
+    """Raise LabError where `path` of a host is, holds or lies in what the hosts share with this machine."""
+    for kept in map(Path, _notes(pid)["keep"]):
+        if kept.is_relative_to(path) or Path(path).is_relative_to(kept):
+            raise LabError(f"{path} is shared with this machine by way of {kept}: nothing was done")
+
+
+def mounts_below(folder: Path) -> list[Path]:
+    """List what is mounted in a folder, or is the folder: to remove all of it would be to empty that."""
+    points = [Path(line.split()[4].encode().decode("unicode_escape")) for line in _mount_lines()]
+    return [point for point in points if point.is_relative_to(folder.resolve())]
+
+
+def send_signal(pid: int, sig: int, is_meant: Callable[[int], bool]) -> bool:
+    """Send a signal to a process if that is the one that is meant; False where it has ended or is another.
+
+    The process is held while it is looked at: its pid cannot become another's in between.
+    """
+    try:
+        held = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        if not is_meant(pid):
+            return False
+        signal.pidfd_send_signal(held, sig)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(held)
+    return True
+
+
+def _prove_apart(pid: int, names: tuple[str, ...] | list[str]) -> None:
+    ours = outside()
+    shared = [name for name in names if namespace(pid, name) in (ours[name], None)]
+    if shared:
+        raise LabError(f"process {pid} has no {', '.join(shared)} namespace of its own: nothing was done")
+
+
+def _notes(pid: int) -> dict[str, dict[str, int]]:
+    try:
+        notes: dict[str, dict[str, int]] = json.loads(Path(f"/proc/{pid}/root/{NOTES}").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise LabError(
+            f"process {pid}: {NOTES} of its host cannot be read ({error}): nothing was done"
+        ) from error
+    return notes
+
+
+def _own_devices() -> set[int]:
+    """The devices of all that is mounted where this process is."""
+    numbers = [line.split()[2].split(":") for line in _mount_lines()]
+    return {os.makedev(int(major), int(minor)) for major, minor in numbers}
+
+
+def _mount_lines() -> list[str]:
+    return Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines()

@@ -1,0 +1,183 @@
+"""Which labs there are on this machine, and how one is removed, whoever brought it up.
+
+A lab is a folder with a state file, a link to it in /run/ugro-lab whose name is the lab's number,
+and processes that have the folder's name in their environment. Each of the three is found without
+the others, so that a lab is removed whole at whatever moment its creator died.
+"""
+
+import contextlib
+import ipaddress
+import json
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab.proof import is_of_lab, mounts_below, namespace, send_signal
+from lab.tools import (
+    LabError,
+    LabUnavailable,
+    checked,
+    lab_processes,
+    read_proc,
+    wait_until,
+)
+
+REGISTRY = Path("/run/ugro-lab")
+STATE = "ugro-lab.json"
+# Routes to wider networks than this may share the lab's addresses: ours are the more specific.
+WIDE_PREFIX = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabStatus:
+    """What there is of one lab: its processes, here as pids, may all be gone."""
+
+    folder: Path
+    number: int | None
+    processes: list[int]
+    creator_lives: bool
+
+    @property
+    def orphaned(self) -> bool:
+        return not self.processes and not self.creator_lives
+
+
+def labs() -> list[LabStatus]:
+    """Every lab that is up here, or of which something is left."""
+    return [status(link.resolve()) for link in _registered()]
+
+
+def status(folder: Path) -> LabStatus:
+    state = read_state(folder)
+    numbers = [int(link.name) for link in _registered() if link.resolve() == folder.resolve()]
+    creator = state.get("creator", {})
+    return LabStatus(
+        folder=folder,
+        number=numbers[0] if numbers else None,
+        processes=lab_processes(folder),
+        creator_lives=bool(creator) and _may_live(creator),
+    )
+
+
+def remove(folder: Path) -> None:
+    """End what runs of the lab in `folder`, and remove the folder and what else is left of it."""
+    links = [link for link in _registered() if link.resolve() == folder.resolve()]
+    own_namespace = namespace(os.getpid(), "pid")
+
+    def ended() -> bool:
+        # A host's process 1 first: whoever started it then reaps it and ends by itself.
+        left = lab_processes(folder)
+        first = [pid for pid in left if namespace(pid, "pid") not in (own_namespace, None)]
+        for pid in first or left:
+            send_signal(pid, signal.SIGKILL, lambda pid: is_of_lab(pid, folder))
+        return not left
+
+    wait_until(ended, f"the lab's processes to end ({folder})")
+    for link in links:
+        # The kernel takes a namespace apart a little after its last process.
+        interface = Path(f"/sys/class/net/ulab{link.name}")
+        wait_until(lambda it=interface: not it.exists(), f"{interface.name} to go")  # type: ignore[misc]
+    if (folder / STATE).exists():
+        if found := mounts_below(folder):
+            raise LabError(f"{found[0]} is a mount in the lab's folder: umount it, then again")
+        with contextlib.suppress(FileNotFoundError):  # somebody else removes it too
+            shutil.rmtree(folder)
+    for link in links:
+        link.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # other labs are registered, or there never was one
+        REGISTRY.rmdir()
+
+
+def sweep() -> None:
+    """Remove what is left of labs whose processes and creator are gone."""
+    for lab in labs():
+        if lab.orphaned:
+            remove(lab.folder)
+
+
+def default_folder() -> Path:
+    """Where `python -m lab` keeps its lab when it is not told."""
+    return Path(tempfile.gettempdir(), f"ugro-lab-{os.getuid()}")
+
+
+def claim_folder(folder: Path | None) -> Path:
+    """The lab's folder, made and marked as a lab's; LabError when it is not ours to use."""
+    if folder is None:
+        folder = Path(tempfile.mkdtemp(prefix="ugro-lab-"))
+    folder = folder.resolve()
+    if (folder / STATE).exists():
+        found = status(folder)
+        if not found.orphaned:
+            raise LabError(f"a lab is up in {folder}: python -m lab down --folder {folder}")
+        remove(folder)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_uid != os.geteuid():
+        raise LabError(f"{folder} belongs to somebody else")
+    if any(folder.iterdir()):
+        raise LabError(f"{folder} is not empty, and it is no lab's")
+    write_state(folder)
+    return folder
+
+
+def register(folder: Path) -> int:
+    """A number that no other lab has, by a link from the registry to the folder."""
+    taken = [
+        ipaddress.ip_network(route["dst"], strict=False)
+        for route in json.loads(checked(["ip", "-4", "-json", "route", "show", "table", "all"]).stdout)
+        if route["dst"] != "default"
+    ]
+    for number in range(256):
+        network = ipaddress.ip_network(subnet(number))
+        if any(network.overlaps(other) for other in taken if other.prefixlen >= WIDE_PREFIX):
+            continue
+        REGISTRY.mkdir(mode=0o755, exist_ok=True)
+        # Taken, or another lab's end has just removed the registry: the next number will do.
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
+            (REGISTRY / str(number)).symlink_to(folder)
+            return number
+    raise LabUnavailable("this machine has routes to all of 10.87.0.0/16, which the lab would use")
+
+
+def subnet(number: int) -> str:
+    return f"10.87.{number}.0/24"
+
+
+def write_state(folder: Path, **more: object) -> None:
+    pid = os.getpid()
+    creator = {"pid": pid, "started_at": _started_at(pid), "pid_namespace": namespace(pid, "pid")}
+    new = folder / f"{STATE}.new"
+    new.write_text(json.dumps({"creator": creator, **more}, indent=2, default=str) + "\n", "utf-8")
+    new.replace(folder / STATE)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = json.loads((folder / STATE).read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    return state
+
+
+# Helpers
+
+
+def _registered() -> Iterator[Path]:
+    return (link for link in sorted(REGISTRY.glob("[0-9]*")) if link.is_symlink())
+
+
+def _may_live(creator: dict[str, Any]) -> bool:
+    """Tell whether who brought a lab up is there, or is where it cannot be seen from here: in another container."""
+    if creator["pid_namespace"] != namespace(os.getpid(), "pid"):
+        return True
+    return bool(_started_at(creator["pid"]) == creator["started_at"])
+
+
+def _started_at(pid: int) -> str | None:
+    """The process's start time in clock ticks since boot: with the pid, it names one process."""
+    stat = read_proc(pid, "stat").rpartition(b")")[2].split()
+    return stat[19].decode() if stat else None

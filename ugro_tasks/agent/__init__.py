@@ -1,0 +1,1 @@
+"""The background process that supervises the jobs of one experiments folder."""

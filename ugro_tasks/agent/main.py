@@ -1,0 +1,138 @@
+"""The agent: one background process per experiments folder that supervises every job in it.
+
+    python -m ugro_tasks.agent EXPERIMENTS_FOLDER
+
+It is started by whatever command needs it, is alone by a lock in the folder, and lives in a session of its own, so
+that closing a terminal does not reach it. There is nothing between it and the commands but the folder. It may be
+killed at any moment: the next one goes on. It leaves when no job is unfinished, after a while in which its open
+connections make the next launch fast.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+
+from ..cluster.model import Cluster, Node
+from ..errors import RecordError
+from ..hosts.fleet import Fleet, connect
+from ..hosts.host import Host
+from ..jobs.experiment import Experiment
+from ..jobs.experiments import Experiments
+from ..jobs.log import open_log
+from ..jobs.state import Cause, Phase
+from .supervise import Supervision
+
+PACKAGE = Path(__file__).parents[1]
+POLL_SECONDS = 0.03
+BUSY_POLL_SECONDS = 0.1  # beside a job, which needs the machine and has the nodes
+LOCK_SECONDS = 2.0
+CLOCK_TICK_NS = 100_000_000
+
+
+class Agent:
+    """Begins a `Supervision` for each unfinished job of the folder."""
+
+    def __init__(self, experiments: Experiments) -> None:
+        self.experiments = experiments
+        self._jobs: dict[str, threading.Thread] = {}
+        self._hosts: dict[Node, Host] = {}
+        self._seen = -1
+        self._code = _newest_code()
+        self._linger_seconds = 0.0
+
+    def run(self) -> None:
+        """Until no job has been unfinished for the linger time of the last cluster, or UGRO itself was updated."""
+        with contextlib.suppress(OSError):  # on a full disk, the next one will
+            self.experiments.complete_history()
+        idle_since = time.monotonic()
+        while self.experiments.folder.is_dir():
+            if self._folder_changed():
+                if not self._jobs and self._code != _newest_code():
+                    return
+                self._begin_new_jobs()
+            self._jobs = {job: thread for job, thread in self._jobs.items() if thread.is_alive()}
+            if self._jobs:
+                idle_since = time.monotonic()
+            elif time.monotonic() - idle_since > self._linger_seconds:
+                return
+            time.sleep(BUSY_POLL_SECONDS if self._jobs else POLL_SECONDS)
+
+    def _folder_changed(self) -> bool:
+        """Whether there may be a new job: it changes the folder's time stamp."""
+        was, self._seen = self._seen, self.experiments.folder.stat().st_mtime_ns
+        if abs(time.time_ns() - self._seen) < CLOCK_TICK_NS:
+            self._seen = -1  # the next job may come within the same tick of the file system's clock
+        return was != self._seen or self._seen == -1
+
+    def _begin_new_jobs(self) -> None:
+        for experiment in self.experiments.unfinished():
+            if experiment.job_id not in self._jobs:
+                name = f"job-{experiment.job_id}"
+                thread = threading.Thread(target=self._supervise, args=(experiment,), name=name, daemon=True)
+                self._jobs[experiment.job_id] = thread
+                thread.start()
+
+    def _supervise(self, experiment: Experiment) -> None:
+        try:
+            cluster = experiment.cluster()
+            self._linger_seconds = cluster.timeouts.agent_linger_seconds
+            log = open_log("agent", cluster)
+        except RecordError as error:
+            sys.stderr.write(f"{experiment.job_id}: {error}\n")
+            self._give_up(experiment, error.text)
+            return
+        try:
+            Supervision(self.experiments, experiment, self._fleet(cluster), log).run()
+        except Exception as error:  # a thread's edge: a bug must be seen, and its job must not hang
+            log.exception("%s: a bug in UGRO", experiment.job_id)
+            self._give_up(experiment, f"UGRO itself failed ({error!r}); see agent.log")
+
+    def _give_up(self, experiment: Experiment, why: str) -> None:
+        """The job's record says why nobody supervises it; one that had ended keeps its end."""
+        cause = Cause(message=f"{why}\n    end what may be left of it: inv reset")
+        try:
+            state = experiment.state()
+            if not state.phase.finished:
+                over = {"phase": Phase.FAILED, "ended_at": time.time(), "cause": cause, "exit_code": 1}
+                experiment.save_state(msgspec.structs.replace(state, **over))
+        except (RecordError, OSError) as error:
+            sys.stderr.write(f"{experiment.job_id}: its state could not be written: {error}\n")
+
+    def _fleet(self, cluster: Cluster) -> Fleet:
+        """The cluster's hosts, with the connections that are open already."""
+        for node in cluster.nodes:
+            if node not in self._hosts:
+                self._hosts[node] = connect(node, cluster.timeouts.connect_seconds)
+        fleet: Fleet = Fleet.from_connections([self._hosts[node] for node in cluster.nodes])
+        return fleet
+
+
+def _newest_code() -> int:
+    """When the package was last changed: an agent of yesterday's code must not run today's jobs."""
+    return max(path.stat().st_mtime_ns for path in PACKAGE.rglob("*.py"))
+
+
+def main() -> None:
+    """Be the agent of the folder on the command line, or leave where there is one."""
+    experiments = Experiments(Path(sys.argv[1]))
+    deadline = time.monotonic() + LOCK_SECONDS
+    try:
+        while not (lock := experiments.take_agent_lock()):
+            # A command that looks whether an agent lives holds the lock for a moment, too.
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.02)
+    except OSError as error:
+        sys.exit(f"{error.filename}: {error.strerror}; nothing can be done here")
+    with lock:
+        with contextlib.suppress(OSError):  # on a full disk it goes without its pid
+            lock.truncate(0)
+            lock.write(str(os.getpid()).encode())
+        Agent(experiments).run()

@@ -1,0 +1,1 @@
+"""Ranks over SSH: planned, started together, followed and stopped."""

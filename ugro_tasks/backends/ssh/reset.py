@@ -1,0 +1,35 @@
+"""The last resort: end everything of UGRO on the nodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...cluster.model import Cluster
+from ...errors import HostError, StopUnproven
+from ...hosts.fleet import Fleet
+from ...hosts.host import Host
+from ...hosts.requests import ask
+
+RESET_GRACE_SECONDS = 3.0
+
+
+def reset(cluster: Cluster) -> dict[str, list[dict[str, Any]] | HostError]:
+    """{node: the processes that were ended there, or why it could not be told}.
+
+    Raises StopUnproven with host and pids where something would not end.
+    """
+
+    def end(host: Host) -> dict[str, Any]:
+        return ask(host, "reset", slot=host.node.slot, grace_seconds=RESET_GRACE_SECONDS)
+
+    with Fleet.of(cluster) as fleet:
+        answers = fleet.map(end)
+    left = [
+        f"{node}: pid {process['pid']} would not end: {process['command']}"
+        for node, answer in answers.items()
+        if not isinstance(answer, HostError)
+        for process in answer["left"]
+    ]
+    if left:
+        raise StopUnproven("\n".join(left))
+    return {node: a if isinstance(a, HostError) else a["ended"] for node, a in answers.items()}

@@ -1,0 +1,202 @@
+"""One rank's streams, from its node into the experiment folder, byte for byte, over as many connections as it takes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated
+
+import msgspec
+
+from ...codec import UNREADABLE, threadsafe
+from ...errors import HostError, NodeFault
+from ...files import append_lines, leave_room
+from ...hosts.frames import Frame, follow
+from ...hosts.host import Host, retry_pause
+from ...hosts.requests import Conversation
+from ...jobs.experiment import Experiment, node_of_sample
+from ...jobs.outcome import End
+from ...jobs.plan import NodePlan
+from ...node.protocol import EXIT, GPU, LOG, LOST, MANIFEST, METRICS
+
+NO_BASES: Mapping[str, int] = MappingProxyType({})
+
+
+# Heartbeats that may be missing before the connection counts as dead.
+HEARTBEATS_MISSED = 4
+STEADY_SECONDS = 10.0  # a connection that broke sooner was none: the next pause is longer
+SAMPLE_BYTES = 1 << 16  # far more than a line of samples has
+
+
+class RankFiles:
+    """Where a rank's streams go. The size of a file is the offset at which its stream goes on.
+
+    `bases` tells how much of a file is older than the attempt whose streams these are.
+    """
+
+    def __init__(self, experiment: Experiment, plan: NodePlan, bases: Mapping[str, int] = NO_BASES) -> None:
+        self._gpu, self._gpu_rest = experiment.gpu, b""
+        self._files = {LOG: experiment.log(plan.rank)}
+        if plan.rank == 0:
+            self._files[METRICS] = experiment.metrics
+        now = stream_sizes(experiment, [plan])
+        names = _stream_names(plan)
+        self.offsets = {
+            kind: max(0, now[name] - bases.get(name, 0))
+            for kind, name in names.items()
+            if kind == GPU or kind in self._files
+        }
+
+    def store(self, node: str, frame: Frame) -> None:
+        """Append the frame; raises NodeFault where it is not the next one, OSError where the disk is full."""
+        if self.offsets.get(frame.kind) != frame.offset:
+            raise NodeFault(
+                node, f"stream {frame.kind} goes on at byte {frame.offset} instead of the next one"
+            )
+        self.offsets[frame.kind] += len(frame.payload)
+        if frame.kind == GPU:
+            # One file for all nodes: whole lines only, and by their node they are counted.
+            lines, newline, self._gpu_rest = (self._gpu_rest + frame.payload).rpartition(b"\n")
+            whole = lines.split(b"\n") if newline else []
+            if any(node_of_sample(line) != node for line in whole) or len(self._gpu_rest) > SAMPLE_BYTES:
+                raise NodeFault(
+                    node, f"it sends samples of no card of its own: {(lines or self._gpu_rest)[:100]!r}"
+                )
+            append_lines(self._gpu, lines + newline)
+            return
+        leave_room(self._files[frame.kind].parent)
+        descriptor = os.open(self._files[frame.kind], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            left = memoryview(frame.payload)
+            while left:
+                left = left[os.write(descriptor, left) :]
+        finally:
+            os.close(descriptor)
+
+
+def stream_sizes(experiment: Experiment, plans: Sequence[NodePlan]) -> dict[str, int]:
+    """{stream: bytes of it here} of these ranks: what the next attempt has for its bases."""
+    sizes = {}
+    for plan in plans:
+        names = _stream_names(plan)
+        sizes[names[LOG]] = _size(experiment.log(plan.rank))
+        sizes[names[METRICS]] = _size(experiment.metrics)
+        sizes[names[GPU]] = experiment.gpu_bytes(plan.node)
+    return sizes
+
+
+def _stream_names(plan: NodePlan) -> dict[int, str]:
+    return {LOG: f"log {plan.rank}", METRICS: "metrics", GPU: f"gpu {plan.node}"}
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def follow_rank(
+    host: Host,
+    experiment: Experiment,
+    plan: NodePlan,
+    *,
+    talk: Conversation | None = None,
+    bases: Mapping[str, int] = NO_BASES,
+    heartbeat_seconds: float,
+    away_seconds: float | None = None,
+    connected: Callable[[bool], None],
+    say: Callable[[str], None],
+    manifest: Callable[[bytes], object],
+) -> End:
+    """Fill the rank's files until its end is known, and give that end.
+
+    A node that is out of reach for `away_seconds` counts as lost; with None it is waited for as long as it takes.
+    `talk` is the conversation that started the rank, if there was one just now. `connected` is told when the node is
+    lost and found, `say` gets a line about each, `manifest` each manifest of a
+    checkpoint.
+    """
+    attempt, away_since, connected_at = 0, 0.0, time.monotonic()
+    while True:
+        try:
+            files = RankFiles(experiment, plan, bases)
+            frames = _frames(host, plan, files, heartbeat_seconds, talk if attempt == 0 else None)
+            for number, frame in enumerate(frames):
+                if number == 0:
+                    connected(True)
+                    if away_since:
+                        say(f"connected again after {time.monotonic() - away_since:.0f} s")
+                    away_since, connected_at = 0.0, time.monotonic()
+                if frame.kind in {EXIT, LOST}:
+                    return _end(host, plan, frame)
+                if frame.kind == MANIFEST:
+                    manifest(frame.payload)
+                elif frame.payload:
+                    files.store(plan.node, frame)
+        except (HostError, OSError) as error:
+            if not experiment.folder.is_dir():
+                lost = "its folder here was removed"
+                return End(node=plan.node, rank=plan.rank, at=time.time(), lost=lost, away=True)
+            # An OSError is this machine's: a full disk, say. What was not stored is asked for again.
+            if not away_since:
+                away_since = time.monotonic()
+                attempt = 0 if away_since - connected_at > STEADY_SECONDS else attempt
+                connected(False)
+                say(f"not in touch, trying again; the rank goes on meanwhile. {error}")
+            host.close()
+            if away_seconds is not None and time.monotonic() - away_since > away_seconds:
+                lost = f"{plan.node} has been out of reach for {away_seconds:g} s"
+                return End(node=plan.node, rank=plan.rank, at=time.time(), lost=lost, away=True)
+            time.sleep(retry_pause(attempt))
+            attempt += 1
+
+
+def _frames(
+    host: Host, plan: NodePlan, files: RankFiles, heartbeat_seconds: float, talk: Conversation | None
+) -> Iterator[Frame]:
+    return follow(
+        host,
+        HEARTBEATS_MISSED * heartbeat_seconds,
+        talk,
+        folder=plan.folder,
+        token=plan.token,
+        offsets=files.offsets,
+        heartbeat_seconds=heartbeat_seconds,
+    )
+
+
+# Far beyond any exit code or number of a signal.
+Small = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=1 << 31)]
+
+
+@threadsafe
+class _ExitRecord(msgspec.Struct, frozen=True):
+    code: Small | None = None
+    signal: Small | None = None
+    error: str | None = None
+    stopped: str | None = None
+    outputs: tuple[str, ...] = ()  # the topmost names of what it wrote
+
+
+@threadsafe
+class _LostRecord(msgspec.Struct, frozen=True):
+    known: bool
+    rebooted: bool
+
+
+def _end(host: Host, plan: NodePlan, frame: Frame) -> End:
+    try:
+        if frame.kind == EXIT:
+            record = msgspec.json.decode(frame.payload, type=_ExitRecord)
+            return End(node=plan.node, rank=plan.rank, at=time.time(), **msgspec.structs.asdict(record))
+        lost = msgspec.json.decode(frame.payload, type=_LostRecord)
+    except UNREADABLE as error:
+        raise NodeFault(host.node.name, f"its exit record cannot be read: {error}") from error
+    why = (
+        "was rebooted"
+        if lost.rebooted
+        else "lost its supervisor"
+        if lost.known
+        else "has no folder of this job"
+    )
+    return End(node=plan.node, rank=plan.rank, at=time.time(), lost=f"{plan.node} {why}")

@@ -1,0 +1,22 @@
+"""`inv attach`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .flags import CLUSTER_HELP, JOB_HELP, JSON_HELP, open_experiments
+from .task import task
+
+
+@task(help={"name": JOB_HELP, "cluster": CLUSTER_HELP, "quiet": "no output of the ranks", "json": JSON_HELP})
+def attach(
+    _context: Any, name: str, cluster: str | None = None, quiet: bool = False, json: bool = False
+) -> None:
+    """Follow a job again, from its beginning; Ctrl-C only leaves."""
+    from .interrupts import Interrupts
+    from .show.follow import Follower
+
+    experiments = open_experiments(cluster)
+    with Interrupts() as interrupts:
+        shown = Follower(experiments, experiments.find(name), interrupts, quiet=quiet, as_json=json)
+        shown.until_ended(interrupt_stops=False)

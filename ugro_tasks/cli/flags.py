@@ -1,0 +1,64 @@
+"""What the flags of several commands have in common: their help, and how their values are read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ..jobs.experiments import Experiments
+from .task import invoked_task
+
+CLUSTER_HELP = "cluster: `local`, a name, or a path (default: $UGRO_CLUSTER, else ./cluster.yaml)"
+NODES_HELP = "only these nodes, by name: a,b"
+JSON_HELP = "print JSON for machines"
+JOB_HELP = "job: a name (the newest of that name) or a whole job id"
+
+
+def open_experiments(cluster: str | None) -> Experiments:
+    """The experiments folder of the chosen cluster."""
+    from ..cluster.file import load_cluster
+    from ..jobs.experiments import Experiments
+
+    return Experiments(load_cluster(cluster).experiments)
+
+
+def given(name: str | None, flag: str) -> str:
+    """The value; raises UsageError where it was left out."""
+    if not name:
+        raise UsageError(f"{flag} is missing; see `inv --help {invoked_task()}`")
+    return name
+
+
+def whole(text: str | int | None, flag: str, least: int = 0) -> int | None:
+    """A whole number from a flag; raises UsageError."""
+    return None if text is None else int(_number(text, flag, int, f"a whole number from {least} on", least))
+
+
+def decimal(text: str | float | None, flag: str) -> float | None:
+    """A number from a flag; raises UsageError."""
+    return None if text is None else float(_number(text, flag, float, "a number, e.g. 2e-4", None))
+
+
+AGE_SECONDS = {"h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def age(text: str | None, flag: str) -> float:
+    """Seconds from a flag like 12h, 30d or 4w, 0.0 where it was left out; raises UsageError."""
+    if text is None:
+        return 0.0
+    count, unit = text[:-1], text[-1:]
+    if unit not in AGE_SECONDS or not (count.isascii() and count.isdecimal()):
+        raise UsageError(f"{flag} {text}: use hours, days or weeks, e.g. 12h, 30d or 4w")
+    return float(count) * AGE_SECONDS[unit]
+
+
+def _number(text: Any, flag: str, kind: type[Any], rule: str, least: int | None) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or (least is not None and value < least):
+        raise UsageError(f"{flag} {text}: use {rule}")
+    return value

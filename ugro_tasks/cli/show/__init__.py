@@ -1,0 +1,1 @@
+"""What a command prints: a file for each command, of its name."""

@@ -1,0 +1,50 @@
+"""What a launch would do, and its plan."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ...jobs.plan import LaunchPlan
+from ...text import printable
+from .format import note, show_json
+
+if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
+    from ...launch.dry_run import Rehearsal
+
+
+def show_dry_run(found: Rehearsal, *, as_json: bool) -> None:
+    """What a launch would run where."""
+    if as_json:
+        return show_json({"fit": not found.refusals, **msgspec.structs.asdict(found)})
+    show_plan(found.plan)
+    for node, why in found.environments.items():
+        note(f"a launch would first make the environment of {node} anew: {why}")
+    for words in found.refusals:
+        note(f"a launch would be refused: {words}")
+    return None
+
+
+def show_plan(plan: LaunchPlan) -> None:
+    """Every command in full."""
+    print(f"{plan.job_id}: {plan.world_size} ranks meet at {plan.master_address} port {plan.master_port}")
+    for node in plan.nodes:
+        variables = " ".join(f"{key}={_quoted(value)}" for key, value in node.env.items())
+        print(printable(f"rank {node.rank} on {node.node} ({node.address}), in {node.folder}/code:"))
+        if node.activation:
+            print(f"  with what this tells: {' '.join(map(_quoted, node.activation))}")
+        print(f"  {variables} {' '.join(map(_quoted, node.argv))}")
+    from .memory import show_shares
+
+    show_shares(plan)
+
+
+def _quoted(word: str) -> str:
+    """The word as bash reads it; what a terminal would act upon is written as bash's own escapes."""
+    if word.isprintable() or (printable(word) == word and "\n" not in word):
+        return shlex.quote(word)
+    plain = re.sub(r"[\\']", r"\\\g<0>", word)
+    return "$'" + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in plain) + "'"

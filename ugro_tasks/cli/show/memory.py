@@ -1,0 +1,32 @@
+"""What each card of a launch will hold."""
+
+from __future__ import annotations
+
+from ...jobs.plan import LaunchPlan, NodePlan
+from .format import columns, open_console, shown
+
+GIB = 1024
+HEADS = ["node", "batch", "weights", "trained", "activations", "CUDA", "needs about", "card", "free", ""]
+
+
+def show_shares(plan: LaunchPlan) -> None:
+    """A row a node: its batch and, in GiB, what it will need of its card; nothing for a script of one's own."""
+    if plan.effective_batch is None:
+        return
+    console = open_console()
+    columns(console, [HEADS, *(_row(node) for node in plan.nodes)])
+    sizes = [node.batch_size for node in plan.nodes]
+    steps = plan.effective_batch // sum(sizes)
+    total = f"({' + '.join(map(str, sizes))}) x {steps} accumulated = {plan.effective_batch}"
+    console.print(shown(f"effective batch: {total} sequences a step; memory in GiB, estimated"))
+
+
+def _row(node: NodePlan) -> list[str]:
+    memory = node.memory
+    if memory is None:
+        return [node.node, str(node.batch_size), *["-"] * 7, node.memory_unknown or ""]
+    sizes = (
+        memory.weights_mib, memory.trained_mib, memory.activations_mib, memory.overhead_mib, memory.total_mib,
+        memory.card_mib, memory.room_mib,
+    )  # fmt: skip
+    return [node.node, str(node.batch_size), *(f"{mib / GIB:.1f}" for mib in sizes), memory.fit]

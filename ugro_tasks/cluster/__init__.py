@@ -1,0 +1,1 @@
+"""cluster.yaml, read, checked and as data."""

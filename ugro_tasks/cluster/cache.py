@@ -1,0 +1,90 @@
+"""Clusters that this user's commands have read before: a file that is as it was need not be checked again.
+
+To check one takes pydantic and YAML, a quarter of the time that `inv health` takes. What was read is kept in
+`~/.cache/ugro/clusters/<key>.json`. The key is a hash over all that the cluster was made from: the file, where it lies,
+the variables that stand in it, UGRO's own code. What else was looked at, whether a lock file is there, stands inside.
+Nothing depends on an entry: one that is damaged, or that cannot be written, is as none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from .model import Cluster
+
+HERE = Path(__file__).parent
+ENTRIES_KEPT = 8
+VARIABLES = re.compile(rb"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+LOCKS = ("pixi.lock", "uv.lock", "scripts", "scripts/constraints.txt")
+
+
+def here(path: str, home_folder: Path) -> Path:
+    """A path as a user writes it, with `~/` for this machine's user."""
+    return home_folder / path[2:] if path == "~" or path.startswith("~/") else Path(path)
+
+
+def home(environ: Mapping[str, str]) -> Path:
+    """The user's home on this machine."""
+    return Path(environ.get("HOME") or Path.home())
+
+
+class Remembered:
+    """The entry for one cluster file as it is now."""
+
+    def __init__(self, path: Path, content: bytes, environ: Mapping[str, str]) -> None:
+        names = {"HOME", "USER", "LOGNAME", *(name.decode() for name in VARIABLES.findall(content))}
+        made_from = {
+            "version": __version__,
+            # The code that says what a file means: this folder.
+            "code": sorted((path.name, path.stat().st_mtime_ns) for path in HERE.glob("*.py")),
+            "package": str(HERE),
+            "user": os.getuid(),
+            "path": str(path),
+            "variables": {name: environ.get(name) for name in sorted(names)},
+        }
+        key = hashlib.sha256(json.dumps(made_from).encode() + content).hexdigest()
+        self.home = home(environ)
+        cache = Path(environ.get("XDG_CACHE_HOME") or self.home / ".cache")
+        self.folder = cache / "ugro" / "clusters"
+        self.entry = self.folder / f"{key}.json"
+
+    def cluster(self) -> Cluster | None:
+        """The cluster that the file was when it was last checked; None where that is not known."""
+        try:
+            digest, _, content = self.entry.read_bytes().partition(b"\n")
+            if hashlib.sha256(content).hexdigest().encode() != digest:
+                return None  # one flipped bit of an address would be another machine
+            kept = json.loads(content)
+            cluster = Cluster.from_json(kept["cluster"])
+            return cluster if kept["seen"] == _seen(cluster) else None
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return None
+
+    def keep(self, cluster: Cluster) -> None:
+        """Remember it, for this user only."""
+        if not self.home.is_dir():
+            return
+        with contextlib.suppress(OSError, UnicodeError):
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            kept = json.dumps({"cluster": cluster.as_json(), "seen": _seen(cluster)}).encode()
+            draft = self.entry.with_suffix(f".{os.getpid()}")
+            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(hashlib.sha256(kept).hexdigest().encode() + b"\n" + kept)
+            draft.replace(self.entry)
+            entries = sorted(self.folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+            for old in entries[ENTRIES_KEPT:]:
+                old.unlink()
+
+
+def _seen(cluster: Cluster) -> dict[str, Any]:
+    """What of this machine's files the cluster depends on, beside its own."""
+    paths = [*(cluster.root / name for name in LOCKS), cluster.scripts, cluster.scripts / "constraints.txt"]
+    return {str(path): [path.is_file(), path.is_dir()] for path in paths}

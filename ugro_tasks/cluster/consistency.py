@@ -1,0 +1,187 @@
+"""What the values of a cluster file say to each other, looked at in the raw data, so that one bad value hides none."""
+
+import ipaddress
+from collections.abc import Iterator
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
+
+from .values import NODE_NAME_MAX, RANK_MAX, shown
+from .yaml_lines import Document, Loc, written
+
+# Two spellings of one thing, as (section, one, other).
+SYNONYMS = [
+    ("environment", "conda_env", "name"),
+    ("master", "port", "ssh_port"),
+    ("paths", "results", "experiments"),
+    ("training", "gradient_accumulation", "gradient_accumulation_steps"),
+]
+
+
+def check_synonyms(document: Document) -> None:
+    """Faults: one thing is said twice, in two spellings."""
+    for loc, section in _sections(document.data, ()):
+        for within, one, other in SYNONYMS:
+            if loc[-1:] == (within,) and one in section and other in section:
+                first = document.line((*loc, other))
+                document.fault((*loc, one), f"is the same as {other} on line {first}; keep one")
+    communication = ("cluster", "communication", "timeout_seconds")
+    timeouts = ("timeouts", "rendezvous_seconds")
+    if _at(document.data, communication) and _at(document.data, timeouts):
+        first = document.line(communication)
+        document.fault(timeouts, f"is the same as {written(communication)} on line {first}; keep one")
+
+
+def _sections(data: Any, loc: Loc) -> Iterator[tuple[Loc, dict[str, Any]]]:
+    if isinstance(data, dict):
+        yield loc, data
+        items: Iterator[tuple[str | int, Any]] = iter(data.items())
+    elif isinstance(data, list):
+        items = iter(enumerate(data))
+    else:
+        return
+    for key, value in items:
+        yield from _sections(value, (*loc, key))
+
+
+def _at(data: Any, loc: Loc) -> Any:
+    """The value at `loc`; None where the file has none, or something of another kind on the way."""
+    for part in loc:
+        data = data.get(part) if isinstance(data, dict) else None
+    return data
+
+
+class Machine(NamedTuple):
+    """A node as it stands in the file, before anybody knows whether its values are any good."""
+
+    loc: Loc
+    keys: dict[str, Any]
+    place: int
+
+    @property
+    def name(self) -> Any:
+        """What the node will be called; no text where what stands there is none."""
+        if self.loc[0] == "nodes":
+            return self.loc[1]
+        return self.keys.get("name") or self.keys.get("hostname", "master")
+
+    def claims(self) -> Iterator[tuple[str, str, object]]:
+        """What no other node may have, as (what, key, value); a value that is no good claims nothing."""
+        if self.loc[0] != "nodes" and isinstance(self.name, str):
+            yield "name", "name", self.name
+        rank = _whole_number(self.keys.get("rank", str(self.place)))
+        if rank is not None and 0 <= rank <= RANK_MAX:
+            yield "rank", "rank", rank
+        address = self.keys.get("ip")
+        if isinstance(address, str) and self.keys.get("transport") != "local":
+            try:
+                yield "address", "ip", str(ipaddress.ip_address(address))
+            except ValueError:
+                return  # the model says so, in better words
+
+
+_WHOLE = TypeAdapter(int)
+
+
+def _whole_number(value: object) -> int | None:
+    """The number that a text stands for, by the same rules as in a form; None for what is none."""
+    try:
+        return _WHOLE.validate_python(value)
+    except ValidationError:
+        return None
+
+
+def check_machines(document: Document) -> None:
+    """Faults between nodes. They are found in the raw data, so that one bad value hides none."""
+    data = document.data
+    if "nodes" in data:
+        for other in (("workers",), ("cluster", "master")):
+            if _at(data, other) is not None:
+                line = document.line(("nodes",))
+                document.fault(other, f"does not go with `nodes` on line {line}; keep one form")
+    elif "cluster" not in data:
+        document.fault(("cluster",), "is missing; its `master` is the machine of rank 0")
+    elif isinstance(data["cluster"], dict) and "master" not in data["cluster"]:
+        what_to_do = "is missing; give the machine of rank 0 here: hostname, ip, user"
+        document.fault(("cluster", "master"), what_to_do)
+    machines = _machines(data)
+    if not machines and data.get("nodes") == {}:
+        document.fault(("nodes",), "no machine is in it; write one below: a name, and in its section an ip")
+    taken: dict[tuple[str, object], Machine] = {}
+    for machine in machines:
+        if (
+            machine.loc[0] != "nodes"
+            and "name" not in machine.keys
+            and len(str(machine.name)) > NODE_NAME_MAX
+        ):
+            words = (
+                f"is too long for the node's name ({NODE_NAME_MAX} characters at most); give it a name, too"
+            )
+            document.fault((*machine.loc, "hostname"), words)
+        for what, key, value in machine.claims():
+            first = taken.setdefault((what, value), machine)
+            if first is not machine:
+                loc = (*machine.loc, key) if key in machine.keys else machine.loc
+                where = f"{written(first.loc)} on line {document.line((*first.loc, key))}"
+                document.fault(loc, f"{what} {value} is taken by {where}")
+        if machine.keys.get("transport") == "local" and "jump" in machine.keys:
+            document.fault((*machine.loc, "jump"), "has no use with transport: local; remove it")
+    ranked = {rank: machine for (what, rank), machine in taken.items() if what == "rank"}
+    if len(ranked) == len(machines):
+        _check_ranks(document, ranked)
+
+
+def check_batch_sizes(document: Document) -> None:
+    """Faults: a batch size of a node that there is not, and a node without one."""
+    loc = ("training", "batch_size_per_gpu")
+    sizes, machines = _at(document.data, loc), _machines(document.data)
+    names = [machine.name for machine in machines if isinstance(machine.name, str)]
+    if not isinstance(sizes, dict) or len(names) < len(machines):
+        return
+    unknown = [name for name in sizes if name not in names]
+    for name in unknown:
+        near = get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the nodes are: {', '.join(names)}"
+        document.fault((*loc, name), f"there is no such node; {hint}")
+    missing = [name for name in names if name not in sizes]
+    if missing and not unknown:
+        document.fault(loc, f"{', '.join(missing)} is missing; give every node its number, or write auto")
+
+
+def _machines(data: dict[str, Any]) -> list[Machine]:
+    found: list[tuple[Loc, Any]]
+    if "nodes" in data:
+        nodes = data["nodes"] if isinstance(data["nodes"], dict) else {}
+        found = [(("nodes", name), node) for name, node in nodes.items()]
+    else:
+        workers = data.get("workers")
+        found = [(("cluster", "master"), _at(data, ("cluster", "master")))]
+        if isinstance(workers, list):
+            found += [(("workers", index), worker) for index, worker in enumerate(workers)]
+    return [Machine(loc, node, place) for place, (loc, node) in enumerate(found) if isinstance(node, dict)]
+
+
+def _check_ranks(document: Document, ranked: dict[Any, Machine]) -> None:
+    """Faults of ranks that are all given and all different."""
+    if 0 not in ranked:
+        if ranked and "nodes" in document.data:
+            document.fault(("nodes",), "no node has rank 0; give it to the master")
+        return
+    count, last = len(ranked), max(ranked)
+    if last >= count:
+        free = next(rank for rank in range(count) if rank not in ranked)
+        document.fault(
+            (*ranked[last].loc, "rank"),
+            f"rank {last} leaves a gap: {count} nodes have the ranks 0 to {count - 1}, and {free} is free",
+        )
+    for rank, machine in ranked.items():
+        role = machine.keys.get("role")
+        if role in ("master", "worker") and (role == "master") != (rank == 0):
+            fit = f"{role} does not fit rank {rank}; the master is the node of rank 0"
+            document.fault((*machine.loc, "role"), fit)
+    promised, ip = _at(document.data, ("cluster", "master_ip")), ranked[0].keys.get("ip")
+    if promised and ip and promised != ip:
+        where = f"{shown(ip)} on line {document.line((*ranked[0].loc, 'ip'))}"
+        fit = f"{shown(promised)} is not the ip of the node of rank 0, {where}"
+        document.fault(("cluster", "master_ip"), fit)

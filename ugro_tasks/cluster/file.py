@@ -1,0 +1,96 @@
+"""`cluster.yaml` -> `Cluster`; whatever is wrong with the file comes at once, line by line.
+
+    load_cluster()              # UGRO_CLUSTER, else ./cluster.yaml
+    load_cluster("lab")         # lab.yaml or clusters/lab.yaml
+    load_cluster("local")       # built in: three ranks on this machine's CPU
+
+What may stand in the file: ugro_tasks.cluster_form; how it becomes a Cluster: ugro_tasks.cluster_build.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..errors import ClusterFileError
+from .cache import Remembered, here, home
+from .model import Cluster, local_cluster
+from .values import shown
+
+MAX_BYTES = 1 << 20
+
+
+def load_cluster(
+    choice: str | None = None,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    cwd: Path | None = None,
+) -> Cluster:
+    """The cluster that `choice` (a path, a name, or `local`) means, else UGRO_CLUSTER, else
+    `cluster.yaml` in `cwd`.
+
+    Raises ClusterFileError: no such file, or every fault in it.
+    """
+    cwd = (cwd or Path.cwd()).resolve()
+    said_by = "--cluster" if choice is not None else "UGRO_CLUSTER"
+    choice = choice if choice is not None else environ.get("UGRO_CLUSTER") or None
+    if choice == "local":
+        return local_cluster(cwd)
+    if choice is not None and (not choice.strip() or "\0" in choice):
+        raise ClusterFileError(f"{said_by} {shown(choice)} is no cluster's name; leave it away or give one.")
+    candidates = _candidates(choice, cwd, environ)
+    try:
+        path = next((path for path in candidates if path.is_file()), None)
+        if path is None:
+            raise ClusterFileError(_not_found(choice, said_by, candidates))
+    except OSError as error:
+        raise ClusterFileError(f"{error.filename} cannot be read: {error.strerror}.") from error
+    return read_cluster_file(path, environ)
+
+
+def read_cluster_file(path: Path, environ: Mapping[str, str] = os.environ) -> Cluster:
+    """The cluster that the file at `path` describes; ClusterFileError lists every fault in it."""
+    content = _content(path)
+    remembered = Remembered(path, content, environ)
+    if cluster := remembered.cluster():
+        return cluster
+    # Late, and only for a file that is new or has changed: the forms are a fifth of a command's start.
+    from .build import build
+
+    cluster = build(path, content, environ)
+    remembered.keep(cluster)
+    return cluster
+
+
+def _candidates(choice: str | None, cwd: Path, environ: Mapping[str, str]) -> list[Path]:
+    if choice is None:
+        return [cwd / "cluster.yaml"]
+    path = cwd / here(choice, home(environ))
+    if "/" in choice or path.suffix in (".yaml", ".yml"):
+        return [path]
+    return [cwd / f"{choice}.yaml", cwd / "clusters" / f"{choice}.yaml", path]
+
+
+def _not_found(choice: str | None, said_by: str, candidates: list[Path]) -> str:
+    last = candidates[-1]
+    if last.is_dir():
+        inside = f"; try {last / 'cluster.yaml'}" if (last / "cluster.yaml").is_file() else ""
+        return f"{last} is a folder, not a cluster file{inside}."
+    if last.exists():
+        return f"{last} is not a regular file, so it is not read as a cluster file."
+    asked = f" for {said_by} {shown(choice)}" if choice else ""
+    looked = ", ".join(str(path) for path in candidates)
+    return (
+        f"no cluster file{asked}: looked for {looked}. Name one with --cluster PATH, write one "
+        "(the README shows how), or train on this machine alone: --cluster local"
+    )
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ClusterFileError(f"{path} cannot be read: {error.strerror}.") from error
+    if len(content) > MAX_BYTES:
+        raise ClusterFileError(f"{path} is over 1 MiB; that is no cluster file.")
+    return content

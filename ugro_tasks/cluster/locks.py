@@ -1,0 +1,15 @@
+"""Whose lock lies in the project: which package manager it is for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+LOCKS = {"pixi": "pixi.lock", "uv": "uv.lock"}
+
+
+def manager_by_lock(root: Path, scripts: Path) -> str:
+    """Whose lock lies in the project: `pixi`, `uv`, `venv` for pins in the scripts folder; else `existing`."""
+    present = [manager for manager, lock in LOCKS.items() if (root / lock).is_file()]
+    if (scripts / "constraints.txt").is_file():
+        present.append("venv")
+    return present[0] if present else "existing"

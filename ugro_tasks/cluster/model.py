@@ -1,0 +1,309 @@
+"""The machines and defaults that every other module works from: `Cluster` and its parts.
+
+    cluster = load_cluster()               # of ugro_tasks.cluster_file: reads ./cluster.yaml
+    cluster.master.address                 # '192.168.1.100'
+    cluster.select("gpu-master,gpu2")      # the same cluster with two nodes, ranks 0 and 1
+    Cluster.from_json(cluster.as_json()) == cluster
+
+Everything here is resolved: no `${VAR}`, nothing that has to be looked up in a second place. A path
+on a node may still begin with `~/`, the home of the node's own user; only the node knows it.
+"""
+
+import sys
+from collections import Counter
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import msgspec
+from msgspec import Struct
+
+from ..codec import threadsafe
+from ..errors import UsageError
+from .values import (
+    Address,
+    BatchSize,
+    HostName,
+    Jump,
+    Level,
+    Line,
+    LogFormat,
+    NodeName,
+    NodePath,
+    Part,
+    Port,
+    PositiveFloat,
+    PositiveInt,
+    Program,
+    Rank,
+    Script,
+    Seconds,
+    UserName,
+    WholeSeconds,
+    Word,
+    checked_line,
+    shown,
+)
+
+MANAGERS = Literal["existing", "venv", "uv", "pixi"]
+DEFAULT_PROJECT = "~/ugro"
+PACKAGE = Path(__file__).parents[1]
+
+
+class Fact(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What was read once and stays as it is."""
+
+
+class Environment(Fact, frozen=True, kw_only=True):
+    """The Python environment that trains on a node, and what the cluster file promises of it."""
+
+    manager: MANAGERS
+    name: Word = "default"
+    path: NodePath | None = None
+    python: Program | None = None
+    python_version: Word | None = None
+    torch_version: Word | None = None
+    cuda_version: Word | None = None
+
+    def folder(self, project: str) -> str:
+        """Where a manager makes the environment on a node whose project folder is `project`."""
+        within = f".pixi/envs/{self.name}" if self.manager == "pixi" else ".venv"
+        return self.path or f"{project}/{within}"
+
+    def interpreter(self, project: str) -> str:
+        """The environment's python on a node whose project folder is `project`."""
+        if self.manager == "existing":
+            return self.python or "python3"
+        return f"{self.folder(project)}/bin/python"
+
+
+class Node(Fact, frozen=True, kw_only=True):
+    """One machine, with everything that is needed to reach it and to start a rank there."""
+
+    name: NodeName
+    rank: Rank
+    """0 is the master."""
+    transport: Literal["ssh", "local"] = "ssh"
+    address: Address
+    """An IP address, for the rendezvous and for SSH."""
+    hostname: HostName | None = None
+    user: UserName | None = None
+    """None: the ssh configuration decides; so too for `ssh_port` and `jump`."""
+    ssh_port: Port | None = None
+    jump: Jump | None = None
+    python: Program = "python3"
+    """The interpreter that runs node.py."""
+    project: NodePath = DEFAULT_PROJECT
+    """UGRO's folder on the node."""
+    gpu_model: Line | None = None
+    """What the file promises; None: no GPU is promised."""
+    vram_gb: PositiveFloat | None = None
+    slot: NodeName = "node"
+    """The name of the node's lease. Nodes that share one machine have one each."""
+    environment: Environment
+
+    @property
+    def hides_card(self) -> bool:
+        """One of several nodes on a machine that promises no GPU: they must not all take the one that may be there."""
+        return self.slot == self.name and self.gpu_model is None
+
+
+class Lora(Fact, frozen=True, kw_only=True):
+    """Low-rank adapters: what `train_production.py` trains beside the frozen model."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveInt = 32
+    dropout: Part = 0.05
+    target_modules: tuple[Word, ...] = ("q_proj", "v_proj")
+
+
+class TrainingDefaults(Fact, frozen=True, kw_only=True):
+    """What `inv launch` takes where no flag says otherwise."""
+
+    script: Script = "train_production.py"
+    """The script in the scripts folder that every rank runs."""
+    model: Word = "unsloth/tinyllama-bnb-4bit"
+    dataset: Word = "wikitext"
+    epochs: PositiveInt = 1
+    learning_rate: PositiveFloat = 2e-4
+    batch_size_per_gpu: BatchSize = 1
+    """Sequences per GPU and micro-step: a number for all nodes, `auto` (in the ratio of the cards' memory), or
+    a number for each node: `{gpu-master: 3, gpu1: 2, gpu2: 2}`."""
+    gradient_accumulation_steps: PositiveInt = 8
+    max_seq_length: PositiveInt = 2048
+    """Tokens per sequence."""
+    lora: Lora = Lora()
+    written: tuple[str, ...] = ()
+    """The keys that the cluster file gives, `lora.rank` among them; all others are only defaults."""
+
+    @classmethod
+    def given(cls, **values: Any) -> Self:
+        """What a cluster file says, each key of it noted as written; `lora` is a mapping."""
+        lora = values.pop("lora", {})
+        written = (*values, *(f"lora.{name}" for name in lora))
+        return cls(**values, lora=Lora(**lora), written=written)
+
+
+class Timeouts(Fact, frozen=True, kw_only=True):
+    """How long UGRO waits for what, in seconds."""
+
+    connect_seconds: Seconds = 5.0
+    """For a node to answer, login included."""
+    start_seconds: Seconds = 60.0
+    """For a node to prepare its rank, and again to start it."""
+    rendezvous_seconds: WholeSeconds = 300
+    """For the ranks to find each other; `communication.timeout_seconds` is the same."""
+    stop_grace_seconds: Seconds = 15.0
+    """Between TERM and KILL, so that a script can write a checkpoint."""
+    heartbeat_seconds: Seconds = 2.0
+    """Between two signs of life of a node that has nothing else to say."""
+    away_seconds: Seconds = 60.0
+    """With restarts: a node that is out of reach for so long counts as lost. Without, it is waited for."""
+    return_seconds: Seconds = 300.0
+    """With restarts: for a lost node to come back, before the job goes on without it or ends."""
+    agent_linger_seconds: Seconds = 120.0
+    """That the agent stays, with its connections open, after the last job."""
+
+
+class Logging(Fact, frozen=True, kw_only=True):
+    """UGRO's own log files, not the training's."""
+
+    level: Level = "INFO"
+    format: LogFormat = "[%(asctime)s] %(name)s - %(levelname)s - %(message)s"
+    """As Python's logging understands it."""
+    keep_days: PositiveInt = 7
+
+
+@threadsafe
+class Cluster(Fact, frozen=True, kw_only=True):
+    """The nodes, sorted by rank, and the defaults of everything that runs on them."""
+
+    name: Line
+    location: Line | None = None
+    description: Line | None = None
+    nodes: tuple[Node, ...]
+    master_port: Port = 29500
+    environment: Environment
+    training: TrainingDefaults = TrainingDefaults()
+    timeouts: Timeouts = Timeouts()
+    logging: Logging = Logging()
+    root: Path
+    """The project on this machine; `experiments`, `scripts` and `logs` are on this machine too."""
+    experiments: Path
+    scripts: Path
+    logs: Path
+    source: str
+    """The cluster file, or `local`."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for nodes that are no gang."""
+        if sorted(node.rank for node in self.nodes) != list(range(len(self.nodes))) or not self.nodes:
+            raise ValueError("the nodes' ranks must run from 0 without gaps")
+        if len({node.name for node in self.nodes}) < len(self.nodes):
+            raise ValueError("two nodes have the same name")
+        msgspec.structs.force_setattr(self, "nodes", tuple(sorted(self.nodes, key=lambda node: node.rank)))
+
+    def as_json(self) -> dict[str, Any]:
+        """The cluster as JSON can hold it; see `from_json`."""
+        plain: dict[str, Any] = msgspec.to_builtins(self, enc_hook=str)
+        return plain
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> Self:
+        """The cluster that was stored so; raises ValueError where it is none."""
+        _refuse_tricks(plain.get("nodes"))
+        return msgspec.convert(plain, cls, dec_hook=_path)
+
+    @property
+    def master(self) -> Node:
+        """The node of rank 0, where the ranks meet."""
+        return self.nodes[0]
+
+    def select(self, names: str | None) -> Self:
+        """The cluster with only the nodes in `names` ("gpu1,gpu2"), in the order of their ranks and
+        ranked anew from 0; None gives the whole cluster.
+
+        Raises UsageError for an unknown name, a name given twice, and an empty one.
+        """
+        if names is None:
+            return self
+        wanted = [name.strip() for name in names.split(",")]
+        known = {node.name: node for node in self.nodes}
+        for name, count in Counter(wanted).items():
+            if name not in known:
+                raise UsageError(_unknown_node(name, names, list(known)))
+            if count > 1:
+                raise UsageError(f"--nodes {names}: {name} is given {count} times; name it once.")
+        chosen = [node for node in self.nodes if node.name in wanted]
+        ranked = tuple(msgspec.structs.replace(node, rank=rank) for rank, node in enumerate(chosen))
+        return msgspec.structs.replace(self, nodes=ranked)
+
+
+def _path(kind: type, value: Any) -> Any:
+    return kind(value)  # Path is the only one here that msgspec does not know
+
+
+def _refuse_tricks(plain: Any) -> None:
+    """Raise ValueError for what cannot be said of a node: it will stand in command lines and on terminals."""
+    if isinstance(plain, str):
+        if plain:
+            checked_line(plain)
+    elif isinstance(plain, dict):
+        _refuse_tricks([*plain, *plain.values()])
+    elif isinstance(plain, (list, tuple)):
+        for value in plain:
+            _refuse_tricks(value)
+
+
+def _unknown_node(name: str, names: str, known: list[str]) -> str:
+    what = f"there is no node {shown(name)}" if name else "a name is empty"
+    near = get_close_matches(name, known, n=1)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    return f"--nodes {shown(names)[1:-1]}: {what}. {hint}The nodes are: {', '.join(known)}."
+
+
+def shipped_scripts() -> Path:
+    """The scripts that came with UGRO: in the installed package, or beside it in a checkout."""
+    installed = PACKAGE / "scripts"
+    return installed if installed.is_dir() else PACKAGE.parent / "scripts"
+
+
+def shipped_or(scripts: Path) -> Path:
+    """`scripts` where it exists, else the shipped ones."""
+    return scripts if scripts.is_dir() else shipped_scripts()
+
+
+def local_cluster(root: Path) -> Cluster:
+    """The built-in cluster: three nodes on this machine that train on the CPU, in `root`/.ugro."""
+    environment = Environment(manager="venv", path=str(root / ".ugro" / "env"))
+    nodes = tuple(
+        Node(
+            name=name,
+            rank=rank,
+            transport="local",
+            address="127.0.0.1",
+            python=sys.executable,
+            project=str(root / ".ugro" / "nodes" / name),
+            slot=name,
+            environment=environment,
+        )
+        for rank, name in enumerate(("local0", "local1", "local2"))
+    )
+    return Cluster(
+        name="local",
+        description="three ranks on this machine's CPU",
+        nodes=nodes,
+        environment=environment,
+        training=TrainingDefaults.given(
+            script="train_single_test.py",
+            model="char-transformer",
+            dataset="shakespeare",
+            epochs=3,
+            learning_rate=3e-3,
+        ),
+        root=root,
+        experiments=root / "experiments",
+        scripts=shipped_or(root / "scripts"),
+        logs=root / "logs",
+        source="local",
+    )

@@ -1,0 +1,199 @@
+"""A YAML text as plain data that still knows its lines, for files that people write by hand.
+
+    document = Document(text, expand)       # reads; whatever is wrong goes to document.faults
+    document.fault(("workers", 1, "rank"), "rank 1 is taken")
+    document.faults                         # all, in the order of their lines
+
+Three things differ from `yaml.safe_load`, all for the writer's sake: a plain value stays the text that
+was written until a form says what it is (so a user `no` is a user, a version 3.10 is not 3.1, and
+`2e-4` is a number), a key without a value counts as not given, and `~` is a path, not nothing.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import yaml
+
+from .values import shown
+
+Loc = tuple[str | int, ...]
+Loader: type[yaml.SafeLoader] | type[yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+# Far beyond any cluster; small enough that a hostile file costs nothing.
+MAX_VALUES = 10_000
+MAX_DEPTH = 20
+NULL, MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
+PLAIN_TAGS = {NULL} | {
+    f"tag:yaml.org,2002:{kind}"
+    for kind in ("map", "seq", "str", "int", "float", "bool", "timestamp", "value")
+}
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong, and the line (from 1) where the writer finds it."""
+
+    line: int
+    text: str
+
+
+class Document:
+    """What a YAML text says, where it says it, and everything that is wrong with it.
+
+    `expand(name, loc)` gives the value of `${name}` at `loc`; its ValueError becomes a fault.
+    """
+
+    def __init__(self, text: str, expand: Callable[[str, Loc], str]) -> None:
+        self.data: dict[str, Any] = {}
+        self._expand = expand
+        self._faults: list[Fault] = []
+        self._faulty: set[Loc] = set()
+        self._lines: dict[Loc, int] = {(): 1}
+        self._values = 0
+        try:
+            _refuse_unreadable(text)
+            root = yaml.compose(text, Loader=Loader)
+            if not isinstance(root, yaml.MappingNode):
+                found = "nothing" if root is None else _kind_of_node(root)
+                raise _UnreadableError(1, f"the file must hold `key: value` lines, but holds {found}")
+            self.data = self._mapping(root, ())
+        except _UnreadableError as error:
+            self._faults = [error.fault]
+            self.data = {}
+        except yaml.YAMLError as error:
+            self._faults = [_syntax_fault(error, text)]
+
+    @property
+    def faults(self) -> list[Fault]:
+        """All faults so far, in the order of their lines."""
+        return sorted(self._faults, key=lambda fault: fault.line)
+
+    def line(self, loc: Loc) -> int:
+        """The line of the value at `loc`, or of the nearest section around it that was written."""
+        while loc not in self._lines:
+            loc = loc[:-1]
+        return self._lines[loc]
+
+    def fault(self, loc: Loc, text: str) -> None:
+        """Note that the value at `loc` is wrong; only the first fault of a value is kept."""
+        if loc not in self._faulty:
+            self._faulty.add(loc)
+            where = f"{written(loc)}: " if loc else ""
+            self._faults.append(Fault(self.line(loc), where + text))
+
+    def _value(self, node: yaml.Node, loc: Loc) -> Any:
+        self._values += 1
+        if self._values > MAX_VALUES or len(loc) > MAX_DEPTH:
+            raise _too_much(node.start_mark.line + 1)
+        if node.tag not in PLAIN_TAGS:
+            self.fault(loc, f"the tag {shown(node.tag)} is not allowed; write the plain value")
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, loc)
+        if isinstance(node, yaml.SequenceNode):
+            return self._list(node, loc)
+        return self._scalar(node, loc)
+
+    def _mapping(self, node: yaml.MappingNode, loc: Loc) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == MERGE:
+                what = "`<<`" if key_node.tag == MERGE else "a key that is not a plain word"
+                self._faults.append(Fault(line, f"{what} is not understood here; write the keys out"))
+                continue
+            at = (*loc, key_node.value)
+            if at in self._lines:
+                first = self._lines[at]
+                self._faults.append(
+                    Fault(line, f"{written(at)}: is given twice, first on line {first}; keep one")
+                )
+                continue
+            self._lines[at] = line
+            value = self._value(value_node, at)
+            if value is not None:
+                result[key_node.value] = value
+        return result
+
+    def _list(self, node: yaml.SequenceNode, loc: Loc) -> list[Any]:
+        result = []
+        for index, item in enumerate(node.value):
+            self._lines[(*loc, index)] = item.start_mark.line + 1
+            result.append(self._value(item, (*loc, index)))
+        return result
+
+    def _scalar(self, node: yaml.Node, loc: Loc) -> str | None:
+        if node.tag == NULL and node.value != "~":
+            return None
+        # Not up to any `}`: a megabyte of `${` without one would take hours.
+        return re.sub(r"\$\{([^{}]*)\}", lambda match: self._expanded(match, loc), node.value)
+
+    def _expanded(self, match: re.Match[str], loc: Loc) -> str:
+        try:
+            return self._expand(match[1], loc)
+        except ValueError as error:
+            self.fault(loc, str(error))
+            return match[0]
+
+
+def written(loc: Loc) -> str:
+    """A place in the file as its writer would say it: `workers[1].ssh_port`."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{_key(part)}" for part in loc)
+    return "".join(parts).lstrip(".")
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[\w-]{1,60}", key) else shown(key)
+
+
+def refuse_unreadable(text: str) -> None:
+    """Raise ValueError for a text that no parser of YAML must be given; YAMLError where it is none."""
+    try:
+        _refuse_unreadable(text)
+    except _UnreadableError as error:
+        raise ValueError(error.fault.text) from error
+
+
+class _UnreadableError(Exception):
+    def __init__(self, line: int, text: str) -> None:
+        self.fault = Fault(line, text)
+
+
+def _too_much(line: int) -> _UnreadableError:
+    return _UnreadableError(line, f"too much: at most {MAX_VALUES} values, at most {MAX_DEPTH} levels deep")
+
+
+def _refuse_unreadable(text: str) -> None:
+    """Raise for what the parser must not be given: libyaml's composer dies of deep nesting."""
+    if control := yaml.reader.Reader.NON_PRINTABLE.search(text):
+        line = text.count("\n", 0, control.start()) + 1
+        raise _UnreadableError(line, f"the character {control[0]!r} cannot stand in a YAML file")
+    depth = 0
+    for count, event in enumerate(yaml.parse(text, Loader=Loader)):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH or count > 3 * MAX_VALUES:
+            raise _too_much(event.start_mark.line + 1 if event.start_mark else 1)
+
+
+def _syntax_fault(error: yaml.YAMLError, text: str) -> Fault:
+    problem = getattr(error, "problem", None) or str(error)
+    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    if mark is None:
+        return Fault(1, f"this is not YAML: {problem}")
+    index, column = mark.line, mark.column + 1
+    line = [*text.splitlines(), ""][index]
+    if "\t" in line[: len(line) - len(line.lstrip())]:
+        return Fault(index + 1, "a tab in the indentation; YAML indents with spaces only")
+    if problem.startswith("but found another document"):
+        return Fault(index + 1, "a second document begins here; keep one, without '---'")
+    return Fault(
+        index + 1,
+        f"this is not YAML: {problem} (column {column}); "
+        "check indentation, colons and quotes here and just above",
+    )
+
+
+def _kind_of_node(node: yaml.Node) -> str:
+    return "a list" if isinstance(node, yaml.SequenceNode) else shown(node.value)

@@ -1,0 +1,1 @@
+"""The training environment on every node."""

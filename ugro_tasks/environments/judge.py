@@ -1,0 +1,236 @@
+"""Training environments, judged: what a node has, whether it is behind, and why one could not be made. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec import Struct
+
+from ..cluster.model import Cluster, Node
+from ..errors import EnvironmentFault
+from .recipe import Recipe, recipe_of
+
+DIGITS_SHOWN = 7
+INSTALL = {
+    "pixi": "install it there as its own documentation says (the pixi of pip is another program)",
+    "uv": "install it there for your user: python3 -m pip install --user uv",
+    "pixi-unpack": "with pixi on a machine that has a network: pixi global install pixi-unpack; "
+    "then copy the program to ~/.local/bin there",
+}
+
+
+class Fingerprint(Struct, frozen=True, kw_only=True):
+    """What tells one environment from another."""
+
+    digest: str | None  # of what it was made from; None: UGRO does not know
+    python: str | None
+    torch: str | None
+    cuda: str | None
+
+    def __str__(self) -> str:
+        lock = self.digest[:DIGITS_SHOWN] if self.digest else "-"
+        cuda = f"CUDA {self.cuda}" if self.cuda else "no CUDA"
+        torch = f"torch {self.torch} ({cuda})" if self.torch else "no torch"
+        return f"{lock}, Python {self.python}, {torch}" if self.python else "none"
+
+
+def fingerprint_of(facts: Mapping[str, Any]) -> Fingerprint:
+    """What the node has, from the facts that its probe or `environment` told."""
+    stamp, torch = (facts.get("environment") or {}).get("stamp") or {}, facts["torch"]
+    cuda = torch.get("cuda")
+    return Fingerprint(
+        digest=stamp.get("digest"), python=torch.get("python"), torch=torch.get("torch"), cuda=cuda
+    )
+
+
+def behind(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """{node: why} of the nodes whose environment is not what the project's files say; `facts` is what probes told.
+
+    Nodes of which nothing can be said are not in it: no facts, no files here, or an environment that nobody makes.
+    """
+    found = {}
+    for node in cluster.nodes:
+        if node.name in facts and (why := why_behind(cluster, node, facts[node.name])):
+            found[node.name] = why
+    return found
+
+
+def why_behind(cluster: Cluster, node: Node, facts: Mapping[str, Any]) -> str | None:
+    """See `behind`."""
+    try:
+        recipe = recipe_of(cluster, node)
+    except EnvironmentFault:
+        return None
+    return difference(recipe, facts) if recipe else None
+
+
+def difference(recipe: Recipe, facts: Mapping[str, Any]) -> str | None:
+    """Why the node's environment is not made from the recipe; None where it is, or where the node did not say."""
+    built = facts.get("environment")
+    if not built:
+        return None
+    stamp, torch = built["stamp"], facts["torch"]
+    if not built["there"]:
+        return "not made yet"
+    if not stamp:
+        return "made by somebody else, or a sync was interrupted"
+    if stamp["manager"] != recipe.manager:
+        return f"made by {stamp['manager']}, not by {recipe.manager}"
+    if stamp["digest"] != recipe.digest:
+        return (
+            f"made from another {recipe.lock_name} "
+            f"({stamp['digest'][:DIGITS_SHOWN]}, here {recipe.digest[:DIGITS_SHOWN]})"
+        )
+    if torch["code"] != 0:
+        return "its Python does not run any more"
+    changed = [
+        f"{what} {stamp[key]} is now {torch.get(key) or 'gone'}"
+        for what, key in (("Python", "python"), ("torch", "torch"), ("CUDA", "cuda"))
+        if _release(key, stamp[key]) != _release(key, torch.get(key))
+    ]
+    return f"changed since it was made: {', '.join(changed)}" if changed else None
+
+
+def _release(what: str, version: str | None) -> str | None:
+    """What must be equal of a version: another patch of Python is no other environment."""
+    return ".".join(version.split(".")[:2]) if what == "python" and version else version
+
+
+def uneven(found: Mapping[str, Fingerprint]) -> str | None:
+    """In which ways the nodes' environments differ, node by node; None where they are equal."""
+    lines = []
+    for what in ("digest", "python", "torch", "cuda"):
+        values = {node: _release(what, getattr(of_node, what)) for node, of_node in found.items()}
+        if len(set(values.values())) > 1:
+            name = {"digest": "lock", "python": "Python", "cuda": "CUDA"}.get(what, what)
+            told = {node: (value or "none")[:20] for node, value in values.items()}
+            lines.append(f"{name}: " + ", ".join(f"{node} {value}" for node, value in told.items()))
+    return "\n".join(lines) or None
+
+
+def odd_versions(versions: Mapping[str, str | None], own: str | None) -> dict[str, tuple[str, str]]:
+    """{node: (its pixi, the pixi that it should have)} where it is another than that of this machine, else the newest.
+
+    `versions` is {node: its pixi}, `own` the pixi of this machine; None where there is none.
+    """
+    known = {node: version for node, version in versions.items() if version}
+    if not known:
+        return {}
+    wanted = own or max(known.values(), key=_as_numbers)
+    return {node: (version, wanted) for node, version in known.items() if version != wanted}
+
+
+def _as_numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]
+
+
+# ---- why it could not be made ----
+
+
+DRAWN = " \u2502\u2570\u2500\u25b6\u00d7"  # what pixi draws around a message
+NO_NETWORK = re.compile(
+    r"network is unreachable|name resolution|could not resolve|connection refused|no route to host|dns error|"
+    r"failed to establish a new connection|failed to lookup|error sending request|connect timeout|timed out|"
+    r"network connectivity is disabled|connection reset",
+    re.I,
+)
+STALE = re.compile(
+    r"lock[- ]?file.{0,40}not up[- ]to[- ]date|needs to be updated, but `--(?:locked|check)`", re.I | re.S
+)
+NO_ROOM = re.compile(r"no space left on device|disk quota exceeded", re.I)
+OTHER_HASH = re.compile(r"do not match the hashes|hash mismatch", re.I)
+NO_PYTHON = re.compile(r"no interpreter found for python ([\d.]+)|requires a different python", re.I)
+
+
+def explained(node: Node, recipe: Recipe, failure: Mapping[str, Any]) -> EnvironmentFault:
+    """What happened, where and what to do, from what the node told of a build that failed."""
+    tail, phase = str(failure["tail"]), str(failure["phase"])
+    what, fix = _by_phase(node, recipe, phase, str(failure["message"])) or _by_tail(
+        node, recipe, tail, failure
+    )
+    return EnvironmentFault(f"{node.name}: {what}\n    {fix}")
+
+
+def is_stale(failure: Mapping[str, Any]) -> bool:
+    """Whether the lock does not fit the manifest: the same on all nodes, so it is said once."""
+    return bool(STALE.search(str(failure["tail"])))
+
+
+def _by_phase(node: Node, recipe: Recipe, phase: str, message: str) -> tuple[str, str] | None:
+    wanted = recipe.python or "3"
+    if phase.startswith("no ") and (program := phase.removeprefix("no ")) in INSTALL:
+        looked = (
+            "~/.pixi/bin and PATH" if program.startswith("pixi") else "~/.local/bin, ~/.cargo/bin and PATH"
+        )
+        return f"{program} was not found (looked in {looked})", INSTALL[program]
+    if phase == "no python":
+        return _no_python(node, wanted)
+    if phase == "no ensurepip":
+        package = f"python{wanted}-venv" if wanted[0].isdigit() and "." in wanted else "python3-venv"
+        return f"{message}: it lacks ensurepip and pip", f"sudo apt install {package} on {node.name}"
+    if phase == "not pinned":
+        return (
+            f"pip would install another file than constraints.txt pins: {message}",
+            f"whoever serves it to {node.name} serves something else; or constraints.txt is to be made anew",
+        )
+    if phase == "theirs":
+        return message, f"name another folder as environment.path of {node.name} in the cluster file"
+    if phase == "broken":
+        return f"what was made does not run: {message}", "see whether its Python is still there"
+    return None
+
+
+def _by_tail(node: Node, recipe: Recipe, tail: str, failure: Mapping[str, Any]) -> tuple[str, str]:
+    manager = {"venv": "pip"}.get(recipe.manager, recipe.manager)
+    if NO_ROOM.search(f"{tail}\n{failure['message']}"):
+        free = failure["free_bytes"]
+        room = f" ({free / 2**30:.1f} GiB free)" if free is not None else ""
+        return f"its disk is full{room}", f"free some space on {node.name}, then again: inv sync-envs"
+    if STALE.search(tail):
+        return stale(recipe)
+    if "__cuda" in tail:
+        return (
+            "pixi finds no CUDA driver there, and the lock has nothing for a machine without one",
+            f"install the driver (see nvidia-smi on {node.name}), or give the manifest a platform without cuda; "
+            "CONDA_OVERRIDE_CUDA=12.0 in the login environment there makes pixi believe in one",
+        )
+    if OTHER_HASH.search(tail):
+        return (
+            f"{manager} got a package that is not the pinned one: {_telling(tail)}",
+            f"whoever serves it there serves something else; or make {recipe.lock_name} and its pins anew",
+        )
+    if recipe.manager == "uv" and NO_PYTHON.search(tail):
+        return _no_python(node, recipe.python or "")
+    if found := NO_NETWORK.search(tail):
+        return (
+            f"{manager} reaches no packages from there ({found[0].lower()})",
+            "is it online? For a node without internet: inv sync-envs --offline",
+        )
+    said = _telling(tail) or str(failure["message"])
+    return f"{manager} failed: {said}", f"all that it said is in {failure['log']} on {node.name}"
+
+
+def stale(recipe: Recipe) -> tuple[str, str]:
+    """(what, fix) for a lock that does not fit its manifest."""
+    return (
+        f"{recipe.lock_name} does not fit the manifest: it was changed since",
+        f"make the lock anew on this machine: {recipe.manager} lock; then again: inv sync-envs",
+    )
+
+
+def _no_python(node: Node, wanted: str) -> tuple[str, str]:
+    if wanted[:1].isdigit():
+        return (
+            f"there is no Python {wanted} on it",
+            f"install it (sudo apt install python{wanted}-venv), or name one as environment.python of {node.name}",
+        )
+    return f"{wanted or 'a fitting Python'} is not there", f"correct environment.python of {node.name}"
+
+
+def _telling(tail: str) -> str:
+    """The line that says most: the last that speaks of an error, else the last."""
+    lines = [line.strip(DRAWN) for line in tail.splitlines() if line.strip(DRAWN) and line[:2] != "$ "]
+    errors = [line for line in lines if re.match(r"(error|fatal)\b", line, re.I)]
+    return (errors or lines or [""])[-1][:300]

@@ -1,0 +1,158 @@
+"""Packages for nodes without a network: fetched once by this machine, pushed to each node.
+
+A store is a folder below `.ugro/packages` in the project's root, one for each digest, Python and kind of machine:
+wheels for pip, a cache for uv, a pack for pixi. The node's build finds it in its work folder.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..cluster.model import Cluster, Node
+from ..errors import EnvironmentFault, ToolMissing
+from ..hosts.host import Host
+from ..hosts.requests import ask
+from ..hosts.transfer import Transfer
+from ..node.environment import find_program
+from ..node.installers import (
+    FOREIGN,
+    PIP_OPTIONS,
+    choice,
+    has_hashes,
+    newer_pip,
+    pinned,
+    uv_sync,
+    venv_steps,
+    wanted,
+)
+from .recipe import Recipe
+
+WHOLE = ".whole"  # written last
+# The newest first; pip takes what fits any of them.
+GLIBCS = ("2_34", "2_28", "2_27", "2_17")
+PACK_PLATFORMS = {"x86_64": "linux-64", "aarch64": "linux-aarch64"}
+MAKE_FOLDER_SECONDS = 30.0
+
+
+def program(name: str) -> str | None:
+    """The path of a program on this machine: beside UGRO's own Python, where its installer puts it, or on PATH."""
+    beside = Path(sys.executable).with_name(name)
+    return str(beside) if beside.exists() else find_program(name)
+
+
+def fill(cluster: Cluster, node: Node, recipe: Recipe, facts: Mapping[str, Any]) -> Path:
+    """The store for a node, filled where it is not yet. Raises EnvironmentFault, ToolMissing."""
+    machine, version = str(facts.get("machine") or ""), str((facts.get("base") or {}).get("version") or "")
+    if recipe.manager != "venv" and machine != platform.machine():
+        raise EnvironmentFault(
+            f"{node.name} is a {machine}, this machine a {platform.machine()}: "
+            f"{recipe.manager} cannot fetch its packages here; --offline works between equal machines"
+        )
+    if recipe.manager != "pixi" and not version:
+        raise EnvironmentFault(f"{node.name}: there is no Python {recipe.python} on it to make anything from")
+    minor = ".".join(version.split(".")[:2])
+    key = f"{recipe.manager}-{recipe.digest[:12]}-{machine}" + (
+        "" if recipe.manager == "pixi" else f"-{minor}"
+    )
+    store = cluster.root / ".ugro" / "packages" / key
+    if (store / WHOLE).exists():
+        return store
+    shutil.rmtree(store, ignore_errors=True)
+    files = store.with_suffix(".files")
+    try:
+        for folder in (store, files):
+            folder.mkdir(parents=True, exist_ok=True)
+        for name, content in recipe.files.items():
+            (files / name).write_bytes(content)
+        fetch = {"venv": _wheels, "uv": _uv_cache, "pixi": _pack}[recipe.manager]
+        fetch(store, files, recipe, minor, machine)
+        (store / WHOLE).touch()
+    except OSError as error:
+        raise EnvironmentFault(f"{error.filename or store}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(files, ignore_errors=True)
+    return store
+
+
+def push(store: Path, host: Host, place: Mapping[str, str], progress: Callable[[int], None]) -> None:
+    """The store is in the node's work folder; what is there already does not travel again. Raises HostError."""
+    ask(host, "make_folder", timeout_seconds=MAKE_FOLDER_SECONDS, project=place["work"])
+    Transfer(host).push(f"{store}/", f"{place['work']}/store/", delete=True, progress=progress)
+
+
+def _wheels(store: Path, files: Path, recipe: Recipe, minor: str, machine: str) -> None:
+    steps, pip = venv_steps(sys.executable, str(files / "env"))
+    if not steps:
+        raise ToolMissing(f"{sys.executable} has neither pip nor ensurepip: sudo apt install python3-venv")
+    for step in steps:
+        _run(step, files, recipe)
+    own = f"{sys.version_info.major}.{sys.version_info.minor}"
+    foreign: list[str] = []
+    if (minor, machine) != (own, platform.machine()):
+        foreign = ["--python-version", minor]
+        foreign += [word for glibc in GLIBCS for word in ("--platform", f"manylinux_{glibc}_{machine}")]
+    options = ["--only-binary", ":all:", *foreign]
+    what = wanted(str(files))
+    if has_hashes(str(files)):
+        for step in newer_pip(pip):
+            _run(step, files, recipe)
+        # pip chooses for another machine only where it would not install into its own environment.
+        chosen = [*options, *(["--target", str(files / "elsewhere")] if foreign else []), *choice(str(files))]
+        _run([*pip, *PIP_OPTIONS, *chosen], files, recipe)
+        try:
+            what = pinned(str(files))
+        except ValueError as error:
+            raise EnvironmentFault(f"{error}: that is not what constraints.txt pins") from error
+    quiet = ["--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
+    _run([*pip, "download", *quiet, *options, "--dest", str(store), *what], files, recipe)
+
+
+def _uv_cache(store: Path, files: Path, recipe: Recipe, minor: str, _machine: str) -> None:
+    uv = program("uv")
+    if uv is None:
+        raise ToolMissing(
+            "uv is not on this machine, which is to fetch the packages; python3 -m pip install --user uv"
+        )
+    # The cache is filled by making the environment once; it is the same on any machine of this kind.
+    variables = {"UV_CACHE_DIR": str(store), "UV_PROJECT_ENVIRONMENT": str(files / "env")}
+    _run([uv, *uv_sync(recipe.name), "--python", minor], files, recipe, variables)
+
+
+def _pack(store: Path, files: Path, recipe: Recipe, _minor: str, machine: str) -> None:
+    packer = program("pixi-pack")
+    if packer is None:
+        raise ToolMissing(
+            "pixi-pack is not on this machine, which is to fetch the packages; pixi global install pixi-pack"
+        )
+    manifest = next(str(files / name) for name in recipe.files if name.endswith(".toml"))
+    words = ["--environment", recipe.name, "--platform", PACK_PLATFORMS.get(machine, machine)]
+    _run([packer, *words, "--output-file", str(store / "environment.tar"), manifest], files, recipe)
+
+
+def _run(argv: list[str], folder: Path, recipe: Recipe, variables: Mapping[str, str] | None = None) -> None:
+    kept = {key: value for key, value in os.environ.items() if key not in FOREIGN}
+    done = subprocess.run(
+        argv,
+        cwd=folder,
+        env={**kept, **(variables or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode != 0:
+        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        errors = [line for line in said if line.lower().startswith("error")]
+        last = (errors or said or [f"exit code {done.returncode}"])[-1].strip()
+        raise EnvironmentFault(
+            f"the packages of {recipe.lock_name} cannot be fetched by this machine: {last}\n"
+            "    it fetches them for nodes without a network; is it online?"
+        )

@@ -1,0 +1,136 @@
+"""What the nodes' facts mean beside each other: checks across a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ..cluster.model import Cluster, Node
+from ..hosts.answers import interface_of
+from .node_checks import CLOCK_MAX_SECONDS, Check
+from .probe import visited_by
+
+Facts = Mapping[str, Mapping[str, Any]]  # by node, of those that were reached
+
+
+def judge_all(cluster: Cluster, facts: Facts, clock_offsets: Mapping[str, float]) -> Iterator[Check]:
+    """What must be the same on all nodes, and what one must see of the other; both mappings are by node. Pure."""
+    if len(facts) < 2:
+        return
+    yield from _machines(cluster, facts)
+    for name, value in COMPARED.items():
+        values = {node: value(told) for node, told in facts.items()}
+        known = {v for v in values.values() if v}
+        if known:
+            yield Check(
+                name=f"same {name}",
+                ok=len(known) == 1,
+                value=known.pop() if len(known) == 1 else ", ".join(f"{n} {v}" for n, v in values.items()),
+                fix=_FIXES.get(name, "install the same versions everywhere"),
+            )
+    offsets = list(clock_offsets.values())
+    yield Check(
+        name="clock spread",
+        ok=max(offsets) - min(offsets) <= CLOCK_MAX_SECONDS,
+        value=f"{max(offsets) - min(offsets):.1f} s",
+        fix="let all machines keep time: sudo timedatectl set-ntp true",
+    )
+    mtus = {node.name: mtu for node in cluster.nodes if (mtu := _mtu(node, facts.get(node.name)))}
+    if len(set(mtus.values())) > 1:
+        yield Check(
+            name="same MTU",
+            ok=False,
+            value=", ".join(f"{name} {mtu}" for name, mtu in mtus.items()),
+            fix="give all the same: sudo ip link set dev <interface> mtu 1500",
+        )
+    yield from _peers(cluster, facts, clock_offsets)
+
+
+COMPARED: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
+    "Python": lambda facts: ".".join(str(facts["torch"].get("python", "")).split(".")[:2]),
+    "torch": lambda facts: facts["torch"].get("torch"),
+    "CUDA": lambda facts: facts["torch"].get("cuda") or ("none" if facts["torch"].get("torch") else None),
+    # An older one may not read the lock that a newer one wrote.
+    "pixi": lambda facts: (facts.get("environment") or {}).get("version") if _by_pixi(facts) else None,
+}
+
+
+def _by_pixi(facts: Mapping[str, Any]) -> bool:
+    return "manifest" in (facts.get("environment") or {})
+
+
+_FIXES = {"pixi": "on those that are behind: pixi self-update"}
+
+
+def _mtu(node: Node, facts: Mapping[str, Any] | None) -> int | None:
+    """The MTU of the interface that the others reach a node by; None where it has none, or is this machine."""
+    interface = interface_of(node, facts) if facts and node.transport == "ssh" else None
+    mtu: int | None = facts["interfaces"][interface]["mtu"] if facts and interface else None
+    return mtu
+
+
+def _machines(cluster: Cluster, facts: Facts) -> Iterator[Check]:
+    """Two names of one machine, by its two network cards say, would want its one GPU and its one lease twice."""
+    known: dict[tuple[str, str], str] = {}
+    for node in cluster.nodes:
+        identity = ((facts.get(node.name) or {}).get("home") or {}).get("identity")
+        first = known.setdefault((identity, node.slot), node.name) if identity else node.name
+        if first != node.name:
+            yield Check(
+                name="machines",
+                ok=False,
+                value=f"{first} and {node.name} are the same machine",
+                fix=f"give {node.name} the address of another machine in the cluster file, or take it out",
+            )
+
+
+def _peers(cluster: Cluster, facts: Facts, clock_offsets: Mapping[str, float]) -> Iterator[Check]:
+    """Whether the nodes reach each other on ports such as gloo and NCCL choose, with packets of full size."""
+    pairs = [
+        (a, b)
+        for a in cluster.nodes
+        for b in visited_by(cluster, a)
+        if a.name in facts
+        and b.name in facts
+        and _met(b, facts[a.name], facts[b.name], clock_offsets[a.name] - clock_offsets[b.name])
+    ]
+    faults = [
+        _obstacle(a, b, facts[a.name]["peers"]["reached"][b.name], facts[b.name]["peers"]) for a, b in pairs
+    ]
+    if pairs:
+        found = [fault for fault in faults if fault]
+        yield Check(
+            name="peers",
+            ok=not found,
+            value="; ".join(dict.fromkeys(what for what, _ in found)) or "the nodes reach each other",
+            fix="; ".join(dict.fromkeys(fix for _, fix in found)),
+        )
+
+
+def _met(b: Node, facts: Mapping[str, Any], others_facts: Mapping[str, Any], offset_seconds: float) -> bool:
+    """Whether `b` listened while the other tried, and on the port that it tried."""
+    mine, others = facts.get("peers"), others_facts.get("peers")
+    reached = mine["reached"].get(b.name) if mine else None
+    if not mine or not reached or not others or not others["listens"] or reached["tried"] != others["port"]:
+        return False
+    apart: float = abs(facts["started"] - others_facts["started"] - offset_seconds)
+    return bool(reached["ok"]) or apart < mine["seconds"] / 2
+
+
+def _obstacle(
+    a: Node, b: Node, reached: Mapping[str, Any], others: Mapping[str, Any]
+) -> tuple[str, str] | None:
+    """(what, fix) of what is in the way from `a` to `b`."""
+    if reached["ok"] and a.name in others["heard"]:
+        return None
+    if reached["ok"] or reached["stalled"]:
+        return (
+            f"large packets between {' and '.join(sorted((a.name, b.name)))} are lost",
+            "a switch or tunnel between them passes less than the MTU of their interfaces: "
+            "sudo ip link set dev <interface> mtu 1500 on both, or less where a VPN is in between",
+        )
+    return (
+        f"{a.name} does not reach {b.name} on port {reached['tried']}: {reached['error']}",
+        f"let {b.name} take connections from {a.name}, on all ports (gloo and NCCL choose theirs freely): "
+        f"sudo ufw allow from {a.address}",
+    )

@@ -1,0 +1,321 @@
+"""What a node's facts mean: checks, each with its cause and its fix."""
+
+from __future__ import annotations
+
+import ipaddress
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from msgspec import Struct
+
+from ..cluster.model import Cluster, Node
+from ..environments.judge import why_behind
+from ..hosts.answers import interface_of
+from ..hosts.nvidia import ILL, is_number, parse_apps, parse_gpus
+
+DISK_MIN_BYTES = 2 << 30
+DISK_MIN_FILES = 1000
+HOME_MIN_BYTES = 8 << 20  # leases, and what is remembered
+OPEN_FILES_MIN = 1024
+WARNINGS_ONLY = {0, 14}  # of nvidia-smi; 14: the infoROM is corrupted, which no training needs
+SHM_MIN_BYTES = 64 << 20
+CLOCK_MAX_SECONDS = 2.0
+VRAM_TOLERANCE = 0.15  # a "12 GB" card shows 11.6 to 12.0 GiB
+FOREIGN_VRAM_MIN_MIB = 300  # a desktop's compositor and browser stay below
+
+
+class Check(Struct, frozen=True, kw_only=True):
+    """One thing that was looked at; `fix` says what to do about it. `note` marks an oddity that is no fault."""
+
+    name: str
+    ok: bool
+    value: str
+    fix: str = ""
+    note: bool = False
+
+
+def judge(
+    cluster: Cluster, node: Node, facts: Mapping[str, Any], clock_offset_seconds: float
+) -> Iterator[Check]:
+    """The checks of one node that was reached. Pure: facts (and the project's files) in, checks out."""
+    yield _environment(cluster, node, facts)
+    if node.gpu_model is not None:
+        yield from _gpu(node, facts)
+    yield from _network(cluster, node, facts)
+    yield from _machine(node, facts)
+    yield from _login(node, facts)
+    yield Check(
+        name="clock",
+        ok=abs(clock_offset_seconds) <= CLOCK_MAX_SECONDS,
+        value=f"{clock_offset_seconds:+.1f} s",
+        fix=f"set the clock of {node.name}: sudo timedatectl set-ntp true; "
+        "where all nodes say alike, it is this machine's that is wrong",
+    )
+
+
+def _environment(cluster: Cluster, node: Node, facts: Mapping[str, Any]) -> Check:
+    torch, why = facts["torch"], why_behind(cluster, node, facts)
+    interpreter = node.environment.interpreter(node.project)
+    make = _how_to_make(node)
+    if torch["code"] is None:
+        return Check(name="environment", ok=False, value=_last(torch), fix=make)
+    if torch["code"] != 0:
+        return Check(name="environment", ok=False, value=f"{interpreter} fails: {_last(torch)}", fix=make)
+    if not torch.get("torch"):
+        return Check(name="environment", ok=False, value=f"{interpreter} has no torch", fix=make)
+    words = f"Python {torch['python']}, torch {torch['torch']}"
+    if why:
+        return Check(name="environment", ok=False, value=f"{words}; behind: {why}", fix=make)
+    promised = {
+        "Python": (node.environment.python_version, torch["python"]),
+        "torch": (node.environment.torch_version, torch["torch"]),
+        "CUDA": (node.environment.cuda_version, torch.get("cuda") or "none"),
+    }
+    wrong = [
+        f"{what} {wanted}" for what, (wanted, found) in promised.items() if not _is_version(found, wanted)
+    ]
+    if wrong:
+        value = f"{words}; the cluster file says {', '.join(wrong)}"
+        return Check(name="environment", ok=False, value=value, fix=_how_to_change(node))
+    return Check(name="environment", ok=True, value=words)
+
+
+def _how_to_make(node: Node) -> str:
+    if node.environment.manager == "existing":
+        return f"install torch there, or name another Python as environment.python of {node.name}"
+    return f"inv sync-envs --nodes {node.name}"
+
+
+def _how_to_change(node: Node) -> str:
+    if node.environment.manager == "existing":
+        return _how_to_make(node)
+    return "let what the environment is made from say the same, then: inv sync-envs"
+
+
+def _is_version(found: str, wanted: str | None) -> bool:
+    """As far as the wanted version is written: 2.13 is any 2.13.x."""
+    return wanted is None or f"{found.split('+')[0]}.".startswith(f"{wanted}.")
+
+
+def _last(answer: Mapping[str, Any]) -> str:
+    lines = str(answer["stderr"]).strip().splitlines()
+    return lines[-1] if lines else f"exit code {answer['code']}"
+
+
+def _gpu(node: Node, facts: Mapping[str, Any]) -> Iterator[Check]:
+    answer, found = facts["gpus"], parse_gpus(facts["gpus"]["stdout"])
+    if answer["code"] not in WARNINGS_ONLY or not found:
+        said = answer["stderr"].strip() or answer["stdout"].strip() or "no GPU"
+        value = said.splitlines()[0]  # "No devices were found" comes last, whatever the reason
+        yield Check(
+            name="gpu",
+            ok=False,
+            value=f"{node.gpu_model} is promised, nvidia-smi says: {value}",
+            fix=f"on {node.name}: see `nvidia-smi` and `sudo dmesg | grep -i nvrm`; "
+            "a card that fell off the bus comes back with a reboot, a missing driver with its package",
+        )
+        return
+    card = found[0]
+    ill = [f"{value} ({name})" for name, value in card.items() if any(words in value for words in ILL)]
+    total_mib = float(card["memory.total"]) if is_number(card["memory.total"]) else 0.0
+    same = (node.gpu_model or "").lower() in card["name"].lower()
+    large = node.vram_gb is None or total_mib / 1024 >= node.vram_gb * (1 - VRAM_TOLERANCE) or bool(ill)
+    yield Check(
+        name="gpu",
+        ok=same and large,
+        value=f"{card['name']}, {total_mib / 1024:.1f} GiB, driver {card['driver_version']}",
+        fix=f"the cluster file promises {node.gpu_model} with {node.vram_gb or '?'} GB; correct it or the card's seat",
+    )
+    yield _gpu_errors(node, card, ill, infirm=answer["code"] != 0)
+    foreign = [
+        app for app in parse_apps(facts["apps"]["stdout"])
+        if app["pid"] not in facts["our_pids"] and app["used_mib"] >= FOREIGN_VRAM_MIN_MIB
+    ]  # fmt: skip
+    yield Check(
+        name="vram",
+        ok=not foreign,
+        value=", ".join(f"{a['name']} (pid {a['pid']}) holds {a['used_mib']} MiB" for a in foreign)
+        or f"{card['memory.used']} MiB used",
+        fix=f"end it on {node.name}: kill {' '.join(str(a['pid']) for a in foreign)}",
+    )
+    if "cuda_available" in facts["torch"]:
+        yield _cuda(node, facts)
+
+
+def _gpu_errors(node: Node, card: Mapping[str, str], ill: list[str], *, infirm: bool) -> Check:
+    """Memory errors that ECC could not correct, and what nvidia-smi says of a card that hangs after an Xid."""
+    count = card.get("ecc.errors.uncorrected.volatile.total", "")
+    if is_number(count) and float(count):
+        ill = [*ill, f"{count} memory errors that ECC could not correct, since the driver was loaded"]
+    return Check(
+        name="gpu errors",
+        ok=not ill,
+        note=infirm,
+        value="; ".join(ill) or ("its infoROM is corrupted (no harm to training)" if infirm else "none"),
+        fix=f"on {node.name}, see `sudo dmesg | grep -i xid`; end what uses the card, then: "
+        f"sudo nvidia-smi --gpu-reset -i {card['index']}, or reboot. If it comes again, card or power is failing",
+    )
+
+
+def _cuda(node: Node, facts: Mapping[str, Any]) -> Check:
+    build, visible = facts["torch"].get("cuda"), facts.get("visible_cards")
+    if not build:
+        fix = "install a build of torch for CUDA"
+    elif visible is not None:
+        fix = (
+            f"CUDA_VISIBLE_DEVICES={shlex.quote(visible)} in the login environment of {node.name} may hide the card: "
+            "take it out of ~/.bashrc, ~/.profile or /etc/environment there"
+        )
+    else:
+        fix = f"the driver may be too old for CUDA {build}, see nvidia-smi"
+    return Check(
+        name="cuda",
+        ok=facts["torch"]["cuda_available"],
+        value=f"torch built for CUDA {build}" if build else "torch is a CPU build",
+        fix=f"torch.cuda.is_available() is False: {fix}",
+    )
+
+
+def _network(cluster: Cluster, node: Node, facts: Mapping[str, Any]) -> Iterator[Check]:
+    yield _address(node, facts)
+    own = facts["resolves_to"]
+    yield Check(
+        name="own name",
+        ok=True,
+        value=f"{facts['hostname']} is {own or 'not resolved'}"
+        + ("" if own == node.address else " (no harm: launches go by address and interface)"),
+    )
+    port = cluster.master_port
+    if "port" in facts:
+        taken = facts["port"] == "taken"
+        yield Check(
+            name="port",
+            ok=facts["port"] == "free" or facts.get("free_port") is not None or bool(facts["lease"]),
+            note=taken,
+            value=f"{port} is {facts['port']}"
+            + (f", {facts['free_port']} serves instead" if facts.get("free_port") != port else ""),
+            fix=f"see who listens on {node.name} (ss -ltnp) or set cluster.communication.master_port",
+        )
+    if "reach" in facts:
+        reach = facts["reach"]
+        yield Check(
+            name="master port",
+            ok=reach["ok"],
+            value=f"{cluster.master.address}:{port} "
+            + ("answers" if reach["ok"] else f"does not: {reach['error']}"),
+            fix=f"let {cluster.master.name} take connections from {node.name}, on all ports "
+            f"(gloo and NCCL choose theirs freely): sudo ufw allow from {node.address}",
+        )
+
+
+def _address(node: Node, facts: Mapping[str, Any]) -> Check:
+    interface = interface_of(node, facts)
+    if interface is None:
+        others = [a for i in facts["interfaces"].values() for a in i["addresses"] if ":" not in a]
+        return Check(
+            name="address",
+            ok=False,
+            value=f"no interface has {node.address}",
+            fix=f"correct the address of {node.name} in the cluster file; it has {', '.join(others)}",
+        )
+    found = facts["interfaces"][interface]
+    first, value = found["addresses"][0], f"{node.address} on {interface}, MTU {found['mtu']}"
+    if _is_elsewhere(node.address, first, found.get("mask")):
+        return Check(
+            name="address",
+            ok=False,
+            value=f"{value}, but {first} comes first there, and that is what gloo and NCCL take of an interface",
+            fix=f"take {first} from {interface} of {node.name} (sudo ip address del), or give it as the node's address "
+            "if the other nodes reach it",
+        )
+    return Check(name="address", ok=True, value=value)
+
+
+def _is_elsewhere(address: str, first: str, mask: str | None) -> bool:
+    """Whether the first address of an interface is in another network than that of the node."""
+    if mask is None or ":" in address + first:
+        return False
+    network = ipaddress.ip_network(f"{first}/{mask}", strict=False)
+    return ipaddress.ip_address(address) not in network
+
+
+def _machine(node: Node, facts: Mapping[str, Any]) -> Iterator[Check]:
+    yield _disk(node, facts["project"])
+    yield _home(node, facts.get("home"))
+    yield Check(
+        name="shared memory",
+        ok=facts["shm"]["total_bytes"] >= SHM_MIN_BYTES,
+        value=f"{facts['shm']['total_bytes'] / 2**20:.0f} MiB in /dev/shm",
+        fix=f"enlarge it on {node.name}: sudo mount -o remount,size=1G /dev/shm",
+    )
+    if node.transport == "ssh":
+        yield rsync_check(facts["rsync"])
+    most = facts.get("open_files")
+    if most is not None:
+        yield Check(
+            name="open files",
+            ok=most < 0 or most >= OPEN_FILES_MIN,
+            value="no limit" if most < 0 else f"{most} at most",
+            fix=f"raise the limit for the user of {node.name}: a line such as `* hard nofile 65536` in "
+            "/etc/security/limits.conf there",
+        )
+
+
+def rsync_check(path: str | None, fault: str | None = None) -> Check:
+    """A machine without an rsync that serves is fit all the same: files travel over the login's own connection."""
+    if path:
+        return Check(name="rsync", ok=True, value=path)
+    value = f"{fault or 'not installed'}: files travel without it, slower (sudo apt install rsync)"
+    return Check(name="rsync", ok=True, note=True, value=value)
+
+
+def _disk(node: Node, disk: Mapping[str, Any]) -> Check:
+    files = disk.get("free_files")
+    value = f"{disk['free_bytes'] / 2**30:.1f} GiB free for {disk['path']}"
+    if not disk["writable"]:
+        value, fix = (
+            f"{value}, not writable",
+            f"make {disk['path']} writable for the user, or set paths.project",
+        )
+        return Check(name="disk", ok=False, value=value, fix=fix)
+    if files is not None and files < DISK_MIN_FILES:
+        value, fix = f"{value}, but only {files} files more", f"remove files on {node.name}: see df -i"
+        return Check(name="disk", ok=False, value=value, fix=fix)
+    roomy = disk["free_bytes"] >= DISK_MIN_BYTES
+    return Check(name="disk", ok=roomy, value=value, fix=f"free some space on {node.name}")
+
+
+def _home(node: Node, home: Mapping[str, Any] | None) -> Check:
+    """Whether UGRO can write its own folder: without it there is no lease."""
+    if home is None:
+        return Check(name="home", ok=True, value="not told")
+    full = home["free_bytes"] < HOME_MIN_BYTES
+    return Check(
+        name="home",
+        ok=home["writable"] and not full,
+        value=home["path"]
+        + ("" if home["writable"] else ", not writable")
+        + (", no room left" if full else ""),
+        fix=f"make the home folder of {node.name} writable for its user, with some room; "
+        "a disk that the kernel made read-only shows in: sudo dmesg",
+    )
+
+
+def _login(node: Node, facts: Mapping[str, Any]) -> Iterator[Check]:
+    said = [line for line in facts.get("preface", "").splitlines() if line.strip()]
+    words = "silent"
+    if said:
+        words = (
+            f"it prints {said[-1].strip()!r}: files travel without rsync, slower; let ~/.bashrc print for people "
+            "only (its first line may be `case $- in *i*) ;; *) return ;; esac`)"
+        )
+    yield Check(name="login shell", ok=True, note=bool(said), value=words)
+    orphans = [] if facts["lease"] else facts["jobs"]
+    yield Check(
+        name="leftovers",
+        ok=not orphans,
+        value=", ".join(f"pid {p['pid']} of job {p['job']} goes on without a supervisor" for p in orphans)
+        or "none",
+        fix=f"end them: inv reset --nodes {node.name}",
+    )

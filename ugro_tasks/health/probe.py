@@ -1,0 +1,127 @@
+"""Every node asked at once, in one round trip each, for all that `health.py` judges. Loads nothing of that."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from msgspec import Struct
+
+from ..cluster.model import Cluster, Node
+from ..environments.recipe import place_of
+from ..errors import HostError
+from ..hosts.fleet import Fleet
+from ..hosts.host import Host
+from ..hosts.requests import ask
+from ..hosts.rsync import rsync_fault_here
+
+PORT_SECONDS = 4.0  # how long master and workers look for each other
+PROBE_SECONDS = 90.0  # the first import of torch on a slow disk takes that long
+PEERS_VISITED = 4  # by each node, and the master: all others, where there are no more
+
+
+class Answers(Struct, frozen=True, kw_only=True):
+    """What all nodes told, or why one could not."""
+
+    probed_at: float
+    seconds: float
+    of: dict[str, Answer | HostError]
+    rsync_fault: str | None = None  # why this machine's own rsync does not serve
+
+
+def probe(
+    fleet: Fleet,
+    cluster: Cluster,
+    asking: Callable[..., dict[str, Any]] = ask,
+    model: Mapping[str, Any] | None = None,
+    *,
+    keep_port: bool = False,
+) -> Answers:
+    """Ask all nodes.
+
+    `asking` is how a node is asked: `remote.ask`, or a conversation that goes on. `model` is looked for on each
+    node, see `shares.model_to_look_for`. With `keep_port` the master's process keeps the port that it found, for the
+    launch that follows in the same conversation.
+    """
+    begun, probed_at = time.monotonic(), time.time()
+    nonce, salt = secrets.token_hex(8), secrets.randbits(16)
+    with ThreadPoolExecutor(1) as beside:
+        here = (
+            beside.submit(rsync_fault_here)
+            if any(node.transport == "ssh" for node in cluster.nodes)
+            else None
+        )
+        answers = fleet.map(lambda host: _probe(host, cluster, nonce, salt, asking, model, keep_port))
+    return Answers(
+        probed_at=probed_at,
+        seconds=time.monotonic() - begun,
+        of=answers,
+        rsync_fault=here.result() if here else None,
+    )
+
+
+class Answer(Struct, frozen=True):
+    """What a node told, and how its clock stands to this machine's."""
+
+    facts: dict[str, Any]
+    round_trip_seconds: float
+    clock_offset_seconds: float
+
+
+def _probe(
+    host: Host,
+    cluster: Cluster,
+    nonce: str,
+    salt: int,
+    asking: Callable[..., dict[str, Any]],
+    model: Mapping[str, Any] | None,
+    keep_port: bool,
+) -> Answer:
+    node, master = host.node, cluster.master
+    alone = len(cluster.nodes) == 1
+    sent = time.time()
+    facts = asking(
+        host,
+        "probe",
+        timeout_seconds=PROBE_SECONDS,
+        interpreter=node.environment.interpreter(node.project),
+        project=node.project,
+        slot=node.slot,
+        wants_cuda=node.gpu_model is not None,
+        role="master" if node.rank == 0 else "worker",
+        address=node.address,
+        master=master.address,
+        port=cluster.master_port,
+        port_seconds=PORT_SECONDS,
+        nonce=nonce,
+        keep_port=keep_port,
+        peers=None if alone else _meetings(cluster, node, salt),
+        model=model,
+        environment=place_of(node),
+    )
+    received = time.time()
+    # The node's clock at the middle of its own work against ours at the middle of the whole.
+    offset = (facts["started"] + facts["ended"]) / 2 - (sent + received) / 2
+    uncertain = (received - sent - (facts["ended"] - facts["started"])) / 2
+    return Answer(facts, host.round_trip_seconds, 0.0 if abs(offset) <= uncertain else offset)
+
+
+def _meetings(cluster: Cluster, node: Node, salt: int) -> dict[str, Any]:
+    """Whom a node visits, and who visits it; the ports are chosen there, from the range of its kernel."""
+    visits = {
+        peer.name: {"address": peer.address, "salt": salt + peer.rank} for peer in visited_by(cluster, node)
+    }
+    visitors = [other.name for other in cluster.nodes if node in visited_by(cluster, other)]
+    return {"name": node.name, "salt": salt + node.rank, "visits": visits, "visited_by": visitors}
+
+
+def visited_by(cluster: Cluster, node: Node) -> list[Node]:
+    """The nodes that a node tries to reach for the check `peers`: the next few and the master, or all others."""
+    others = [*cluster.nodes[node.rank + 1 :], *cluster.nodes[: node.rank]]
+    visited = others[:PEERS_VISITED]
+    if cluster.master in others[PEERS_VISITED:]:
+        visited.append(cluster.master)
+    return visited

@@ -1,0 +1,1 @@
+"""Machines to run things on: this one, and others by SSH."""

@@ -1,0 +1,292 @@
+"""Files between this machine and a host over the connection that is there; the host's side is `node/copy.py`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import HostError, HostUnreachable, NodeFault
+from ..files import leave_room
+from ..node import protocol
+from ..node.copy import Source, Storing, batches, sign_of_life
+from ..node.protocol import FRAME, HEARTBEAT
+from ..node.receiver import Receiver, Want
+from ..node.tree import Unfit
+from .answers import shortened
+from .frames import Frame, framed
+from .host import Host
+
+# Without a byte from the other side: a disk that is written to at full speed stalls for long.
+SILENCE_SECONDS = 120.0
+# What a frame with words of a node cannot be read as.
+UNREADABLE = (ValueError, RecursionError, TypeError, KeyError, AttributeError)
+
+
+class Copy:
+    """Files between this machine and a host, compared, resumed and proven as rsync would.
+
+    Folders are named as for `Rsync`, of which this has the calls.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    def push(
+        self,
+        source: str,
+        target: str,
+        *,
+        exclude: Sequence[str] = (),
+        delete: bool = False,
+        files: Sequence[str] | None = None,
+        link_from: Sequence[str] = (),
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Make the folder `target` on the host like `source` here; see `Rsync.push`. Raises HostError."""
+        ours = Source(source, files=_listed(files), exclude=exclude, links="all")
+        request = {
+            "folder": _without_slash(target),
+            "link_from": list(link_from),
+            "delete": delete,
+            "exclude": list(exclude),
+            "links": "all",
+        }
+        with _Talk(self.host, "receive_files", request) as talk:
+            _push(talk, ours, _percentages(progress))
+
+    def pull(
+        self,
+        source: str,
+        target: str,
+        *,
+        exclude: Sequence[str] = (),
+        only: Sequence[str] = (),
+        files: Sequence[str] | None = None,
+        gently: bool = False,
+        verify: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Make the folder `target` here like `source` on the host; see `Rsync.pull`.
+
+        Raises HostError, and OSError where there is no room here. What came before that stays.
+        """
+        with _Talk(self.host, "send_files", _chosen(source, exclude, only, files, gently=gently)) as talk:
+            receiver = Receiver(
+                target,
+                verify=verify,
+                vanished=True,
+                room=lambda: leave_room(Path(target)),
+                alive=sign_of_life(talk.put),
+            )
+            try:
+                _pull(talk, receiver, _percentages(progress))
+            finally:
+                receiver.close()
+        if receiver.errors:
+            raise NodeFault(self.host.node.name, _errors(receiver.errors), "what arrived stays; try again")
+
+    def bytes_to_come(self, source: str, target: str, *, exclude: Sequence[str] = ()) -> int:
+        """How much a pull would bring. Raises HostError."""
+        with _Talk(self.host, "send_files", _chosen(source, exclude)) as talk:
+            receiver = Receiver(target, alive=sign_of_life(talk.put))
+            talk.listing(receiver)
+            for _ in receiver.wants(look_only=True):
+                pass
+            return receiver.bytes_to_come
+
+
+def _pull(talk: _Talk, receiver: Receiver, tell: Callable[[int, int], None]) -> None:
+    talk.listing(receiver)
+    storing = Storing(receiver, talk.put)
+    storing.ask()
+    came = 0
+    tell(came, receiver.bytes_to_come)
+    for frame in talk.frames():
+        with talk.readable():
+            done = storing.take(frame.kind, frame.offset, frame.payload)
+        if done:
+            receiver.finish()
+            return tell(receiver.bytes_to_come, receiver.bytes_to_come)
+        if frame.kind == protocol.CONTENT:
+            came += len(frame.payload)
+            tell(came, receiver.bytes_to_come)
+    raise talk.broken_off()
+
+
+def _push(talk: _Talk, ours: Source, tell: Callable[[int, int], None]) -> None:
+    sizes: dict[str, int] = {}
+    listed = _noting_sizes(ours.entries(), sizes)
+    for batch in batches(listed):
+        talk.put(protocol.ENTRIES, 0, batch)
+    talk.put(protocol.LISTED, 0, b"")
+    wants: list[Want] = []
+    gone = 0
+
+    def put(kind: int, offset: int, payload: bytes) -> None:
+        nonlocal gone
+        talk.put(kind, offset, payload)
+        if kind == protocol.CONTENT:
+            gone += len(payload)
+            tell(gone, total)
+
+    for frame in talk.frames():
+        if frame.kind == protocol.WANTED:
+            with talk.readable():
+                wants += [_checked_want(want, sizes) for want in json.loads(frame.payload)]
+        elif frame.kind == protocol.ENOUGH:
+            total = gone + sum(max(0, sizes[path] - offset) for path, offset, _, _ in wants)
+            for want in wants:
+                ours.send(want, put, sign_of_life(talk.put))
+            wants = []
+            talk.put(protocol.ENOUGH, 0, b"")
+        elif frame.kind == protocol.STORED:
+            with talk.readable():
+                errors = [str(error) for error in json.loads(frame.payload)["errors"]]
+            if errors:
+                raise NodeFault(talk.host.node.name, _errors(errors), "what arrived stays; try again")
+            return tell(gone, gone)
+    raise talk.broken_off()
+
+
+def _noting_sizes(entries: Iterable[Any], sizes: dict[str, int]) -> Iterator[Any]:
+    for entry in entries:
+        if entry[0] == "f":
+            sizes[entry[1]] = entry[4]
+        yield entry
+
+
+def _checked_want(want: object, sizes: dict[str, int]) -> Want:
+    """A want of a node, which may be any; raises Unfit for one of a file that was not offered."""
+    if not isinstance(want, list) or len(want) != 4:
+        raise Unfit(f"no want: {want!r:.200}")
+    path, offset, known, may_follow = want
+    if not isinstance(path, str) or path not in sizes or not isinstance(offset, int) or offset < 0:
+        raise Unfit(f"no want: {want!r:.200}")
+    return [path, min(offset, sizes[path] + 1), known, bool(may_follow)]
+
+
+class _Talk:
+    """The frames of one transfer."""
+
+    def __init__(self, host: Host, operation: str, request: dict[str, Any]) -> None:
+        self.host = host
+        self.operation = operation
+        self.stream, self._frames = framed(host, operation, SILENCE_SECONDS, **request)
+
+    def __enter__(self) -> _Talk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._frames.close()
+        self.stream.close()
+
+    def put(self, kind: int, offset: int, payload: bytes) -> None:
+        """Give the node a frame. Raises HostError, which has the node's own last words where it said any."""
+        try:
+            self.stream.write(FRAME.pack(kind, offset, len(payload)) + payload)
+        except HostUnreachable as error:
+            if not isinstance(error.__cause__, TimeoutError):
+                self._raise_failure()
+            raise
+
+    def _raise_failure(self) -> None:
+        """Raise what the node failed of, where it said so before it stopped listening."""
+        failures: list[NodeFault] = []
+        with contextlib.suppress(HostError):  # the end of the stream
+            for frame in self._frames:
+                if frame.kind == protocol.FAILED:
+                    failures.append(self._failure(frame))
+        if failures:
+            raise failures[0]
+
+    def _failure(self, frame: Frame) -> NodeFault:
+        with self.readable():
+            message = shortened(json.loads(frame.payload)["message"])
+        return NodeFault(self.host.node.name, message, "what arrived stays; try again")
+
+    def frames(self) -> Iterator[Frame]:
+        """Give the node's frames; raises NodeFault where it fails."""
+        for frame in self._frames:
+            if frame.kind == protocol.FAILED:
+                raise self._failure(frame)
+            if frame.kind != HEARTBEAT:
+                yield frame
+
+    def listing(self, receiver: Receiver) -> None:
+        """Tell the receiver of all that the node has."""
+        for frame in self.frames():
+            if frame.kind == protocol.LISTED:
+                return
+            with self.readable():
+                receiver.expect(json.loads(frame.payload))
+        raise self.broken_off()
+
+    def readable(self) -> _Readable:
+        """A context in which nonsense of the node becomes a NodeFault."""
+        return _Readable(self.host)
+
+    def broken_off(self) -> NodeFault:
+        """For a talk that ended before its end."""
+        return NodeFault(
+            self.host.node.name, f"{self.operation}: it broke off", "what arrived stays; try again"
+        )
+
+
+class _Readable:
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, UNREADABLE):
+            raise NodeFault(self.host.node.name, f"its files cannot be taken: {shortened(error)}") from error
+
+
+def _chosen(
+    source: str,
+    exclude: Sequence[str],
+    only: Sequence[str] = (),
+    files: Sequence[str] | None = None,
+    *,
+    gently: bool = False,
+) -> dict[str, Any]:
+    return {
+        "folder": _without_slash(source),
+        "exclude": list(exclude),
+        "only": [name.removeprefix("/") for name in only] or None,
+        "files": _listed(files),
+        "gently": gently,
+    }
+
+
+def _listed(files: Sequence[str] | None) -> list[str] | None:
+    return None if files is None else list(files)
+
+
+def _without_slash(folder: str) -> str:
+    return folder.rstrip("/") or "/"
+
+
+def _percentages(progress: Callable[[int], None] | None) -> Callable[[int, int], None]:
+    """A function of (bytes that came, of so many) that tells each new percentage once."""
+    told = -1
+
+    def tell(came: int, total: int) -> None:
+        nonlocal told
+        percent = min(100, 100 * came // total) if total else 100
+        if progress and percent > told:
+            told = percent
+            progress(percent)
+
+    return tell
+
+
+def _errors(errors: Sequence[str]) -> str:
+    """The first of the paths that could not be taken, and how many more there are."""
+    more = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
+    return shortened(errors[0], 500) + more

@@ -1,0 +1,86 @@
+"""Frames that a node sends: the streams of a rank, and files."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Generator, Iterator
+from typing import Any, NamedTuple
+
+from ..errors import HostError, NodeFault
+from ..node.protocol import CHUNK_BYTES, COMPRESSED, FRAME
+from .host import Host, Stream
+from .requests import Conversation, _after_mark, _program, _request
+
+
+class Frame(NamedTuple):
+    """A piece of a stream: where it begins, and its bytes."""
+
+    kind: int
+    offset: int
+    payload: bytes
+
+
+def follow(
+    host: Host, silence_seconds: float, talk: Conversation | None = None, **request: Any
+) -> Iterator[Frame]:
+    """The frames of `node/follow.py`; raises HostError.
+
+    A node that is silent for `silence_seconds` counts as lost; it sends a heartbeat when it has nothing to say. With
+    `talk` the process that a conversation was with goes on as this one.
+    """
+    asked = _request("follow", request, b"")
+    stream = talk.hand_over() if talk else None
+    if stream is None:
+        argv, program = _program(host)
+        stream, asked = host.stream(argv, program + asked), b""
+    try:
+        if asked:
+            stream.write(asked)
+        yield from _frames(host, stream, silence_seconds, "log stream")
+    finally:
+        stream.close()
+
+
+def framed(
+    host: Host, operation: str, silence_seconds: float, **request: Any
+) -> tuple[Stream, Generator[Frame, None, None]]:
+    """Begin a request that both sides speak frames for: the stream to write to, and the node's frames."""
+    argv, program = _program(host)
+    stream = host.stream(argv, None)
+    try:
+        stream.write(program + _request(operation, request, b""))
+    except HostError:
+        stream.close()
+        raise
+    return stream, _frames(host, stream, silence_seconds, "transfer")
+
+
+def _frames(host: Host, stream: Stream, silence_seconds: float, what: str) -> Generator[Frame, None, None]:
+    buffer = _after_mark(host, stream, silence_seconds)
+    while True:
+        while len(buffer) >= FRAME.size:
+            kind, offset, length = FRAME.unpack_from(buffer)
+            if length > 2 * CHUNK_BYTES:
+                raise NodeFault(host.node.name, "it sent a frame that is too large")
+            if len(buffer) < FRAME.size + length:
+                break
+            payload = bytes(buffer[FRAME.size : FRAME.size + length])
+            del buffer[: FRAME.size + length]
+            if kind & COMPRESSED:
+                payload = _unpacked(host, payload)
+            yield Frame(kind & ~COMPRESSED, offset, payload)
+        received = stream.read(silence_seconds)
+        if not received:
+            raise NodeFault(host.node.name, f"its {what} broke off")
+        buffer += received
+
+
+def _unpacked(host: Host, payload: bytes) -> bytes:
+    try:
+        unpacker = zlib.decompressobj()
+        unpacked = unpacker.decompress(payload, 2 * CHUNK_BYTES)
+    except zlib.error as error:
+        raise NodeFault(host.node.name, "it sent a frame that cannot be unpacked") from error
+    if not unpacker.eof:
+        raise NodeFault(host.node.name, "it sent a frame that is too large, or not whole")
+    return unpacked

@@ -1,0 +1,91 @@
+"""This machine as a host."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import subprocess
+from collections.abc import Callable, Sequence
+
+from ..cluster.model import Node
+from ..errors import HostUnreachable, NodeFault
+from .host import ANSWER_LIMIT_BYTES, READ_BYTES, Host, Stream, T, answer_too_long, stdout_of
+
+# ---- this machine ----
+
+
+class LocalHost:
+    """This machine as a node."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.round_trip_seconds = 0.0
+
+    def run(self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0) -> bytes:
+        """See Host."""
+        try:
+            done = subprocess.run(
+                argv, input=stdin, capture_output=True, timeout=timeout_seconds, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise NodeFault(self.node.name, f"{argv[0]} did not end within {timeout_seconds:g} s") from error
+        except OSError as error:
+            raise NodeFault(self.node.name, f"{argv[0]}: {error.strerror}") from error
+        if len(done.stdout) > ANSWER_LIMIT_BYTES:
+            raise answer_too_long(self.node, argv)
+        return stdout_of(self.node, argv, done.returncode, done.stdout, done.stderr)
+
+    def stream(self, argv: Sequence[str], stdin: bytes | None = b"") -> Stream:
+        """See Host."""
+        return _LocalStream(self.node, argv, stdin)
+
+    def rsync_remote(self) -> None:
+        """See Host. Files of this machine need no rsync."""
+
+    def call(self, function: Callable[[Host], T]) -> T:
+        """See Host."""
+        return function(self)
+
+    def close(self) -> None:
+        """See Host."""
+
+
+class _LocalStream:
+    def __init__(self, node: Node, argv: Sequence[str], stdin: bytes | None) -> None:
+        self.node = node
+        try:
+            process = subprocess.Popen(
+                argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
+            )
+        except OSError as error:
+            raise NodeFault(node.name, f"{argv[0]}: {error.strerror}") from error
+        assert process.stdin is not None  # noqa: S101
+        assert process.stdout is not None  # noqa: S101
+        self.process, self.stdin, self.stdout = process, process.stdin, process.stdout
+        if stdin is not None:
+            with contextlib.suppress(BrokenPipeError), self.stdin:
+                _write_all(self.stdin.fileno(), stdin)
+
+    def read(self, silence_seconds: float) -> bytes:
+        if not select.select([self.stdout], [], [], silence_seconds)[0]:
+            raise HostUnreachable(self.node.name, f"no word for {silence_seconds:g} s")
+        return os.read(self.stdout.fileno(), READ_BYTES)
+
+    def write(self, data: bytes) -> None:
+        try:
+            _write_all(self.stdin.fileno(), data)
+        except OSError as error:
+            raise HostUnreachable(self.node.name, "it has stopped listening") from error
+
+    def close(self) -> None:
+        self.stdin.close()
+        self.stdout.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]

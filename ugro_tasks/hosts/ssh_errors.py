@@ -1,0 +1,83 @@
+"""What went wrong on the way to a host, in words and with what to do about it."""
+
+from __future__ import annotations
+
+import errno
+import shlex
+import socket
+
+import paramiko
+from fabric import Connection
+
+from ..errors import HostError, HostKeyChanged, HostKeyUnknown, HostUnreachable, LoginRefused
+from .host import LAST_WORDS_CHARACTERS
+from .known_hosts import UnknownKey, fingerprint
+
+# ---- what went wrong, in words ----
+
+_BY_ERRNO = {
+    errno.ECONNREFUSED: ("the connection was refused", "is sshd running there, and on this port?"),
+    errno.EHOSTUNREACH: ("no route to it", "is the machine on, and in this network?"),
+    errno.ENETUNREACH: ("no route to its network", "is this machine online?"),
+    errno.ETIMEDOUT: ("no answer", "is the machine on, and does its firewall let SSH through?"),
+    errno.ECONNRESET: ("the connection was reset", "see the log of sshd there: journalctl -u ssh"),
+}
+
+
+_BY_PARAMIKO = {
+    "Error reading SSH protocol banner": "it answers, but not as an SSH server does",
+    "No existing session": "it answers, but does not go on with the login",
+    "Timeout opening channel": "it takes no more commands",
+    "Connect failed": "it takes no more commands",
+}
+
+
+def explained(name: str, hop: Connection, error: Exception, *, is_jump_host: bool = False) -> HostError:
+    """Put an exception of paramiko or the socket layer into words; `hop` is the connection that met it."""
+    where = f"{hop.user}@{hop.host} port {hop.port}"
+    if is_jump_host:
+        where = f"jump host {where}"
+    if isinstance(error, paramiko.BadHostKeyException):
+        return HostKeyChanged(
+            name,
+            f"its host key has changed ({where}): it shows {fingerprint(error.key)}, "
+            f"known_hosts has {fingerprint(error.expected_key)}",
+            f"if the machine was set up anew: ssh-keygen -R {_known_name(hop)}, then: inv init; "
+            "if not, somebody may be in between",
+        )
+    if isinstance(error, UnknownKey):
+        return HostKeyUnknown(
+            name,
+            f"its host key is not in known_hosts: {error.name} shows {fingerprint(error.key)}",
+            "compare it on the machine (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then: inv init",
+        )
+    if isinstance(error, paramiko.PasswordRequiredException):
+        return LoginRefused(name, f"the key for {where} has a passphrase", "load it once: ssh-add")
+    if isinstance(error, paramiko.AuthenticationException) or "authentication methods" in str(error):
+        return LoginRefused(name, f"{where} accepts none of your keys", f"put one there: {_copy_id(hop)}")
+    if isinstance(error, socket.gaierror):
+        return HostUnreachable(
+            name, f"the name {hop.host} cannot be resolved", "check the cluster file and DNS"
+        )
+    if isinstance(error, paramiko.ChannelException) and hop.gateway:
+        return HostUnreachable(
+            name, f"the jump host cannot reach {where}", "is the machine on, and sshd running?"
+        )
+    number = errno.ETIMEDOUT if isinstance(error, TimeoutError) else getattr(error, "errno", None)
+    if number in _BY_ERRNO:
+        what, fix = _BY_ERRNO[number]
+        return HostUnreachable(name, f"{where}: {what}", fix)
+    said = str(error)[:LAST_WORDS_CHARACTERS]
+    what = next((words for known, words in _BY_PARAMIKO.items() if known in said), said)
+    return HostUnreachable(
+        name, f"{where}: {what or 'the connection broke off'}", "see its log: journalctl -u ssh"
+    )
+
+
+def _known_name(host: Connection) -> str:
+    return shlex.quote(host.host if host.port == 22 else f"[{host.host}]:{host.port}")
+
+
+def _copy_id(host: Connection) -> str:
+    port = [] if host.port == 22 else ["-p", str(host.port)]
+    return shlex.join(["ssh-copy-id", *port, f"{host.user}@{host.host}"])

@@ -1,0 +1,46 @@
+"""Files between this machine and a host: by rsync, which is faster, or over the connection that there is.
+
+A node on this machine needs no rsync. Elsewhere either side may lack one that serves, or the ssh beneath it may stumble
+over what UGRO's own connection does not: a RemoteCommand, a forwarded port that is taken, a shell that talks. The two
+ways have the same calls and leave the same files, so one goes on with what the other began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ..errors import HostUnreachable
+from .copy import Copy
+from .host import Host
+from .rsync import Rsync, RsyncUnusable, rsync_fault_here
+
+T = TypeVar("T")
+
+
+class Transfer:
+    """Files between this machine and a host; see `Rsync` for what its calls take and raise."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._by_rsync = host.rsync_remote() is not None and rsync_fault_here() is None
+
+    def push(self, source: str, target: str, **options: Any) -> None:
+        """Make the folder `target` on the host like `source` here."""
+        self._do(lambda way: way.push(source, target, **options))
+
+    def pull(self, source: str, target: str, **options: Any) -> None:
+        """Make the folder `target` here like `source` on the host."""
+        self._do(lambda way: way.pull(source, target, **options))
+
+    def bytes_to_come(self, source: str, target: str, **options: Any) -> int | None:
+        """How much a pull would bring, None where that is not known."""
+        return self._do(lambda way: way.bytes_to_come(source, target, **options))
+
+    def _do(self, work: Callable[[Rsync | Copy], T]) -> T:
+        if self._by_rsync:
+            try:
+                return work(Rsync(self.host))
+            except (RsyncUnusable, HostUnreachable):
+                self._by_rsync = False  # whether the host can be reached at all, the other way tells
+        return work(Copy(self.host))

@@ -1,0 +1,191 @@
+"""The checkpoints at home: which there are, whether one is whole, and where a run goes on.
+
+A script writes a manifest beside a checkpoint once all of it is there (README, "Checkpoints"). Each rank has its own;
+what is the same on all ranks is taken from rank 0. At home a manifest is stored last (`mirror.py`), so that where one
+lies, the rank's part is whole: its files have come and have the right hash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated
+
+import msgspec
+from msgspec import Struct
+
+from ..codec import UNREADABLE, threadsafe
+from ..errors import UsageError
+from ..node.protocol import MANIFEST_SUFFIX
+from .experiment import Experiment
+from .spec import Resume
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
+RANKS_MOST = 1000
+
+
+# From 0 on, and small enough to be computed with, whatever a node sends.
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 60)]
+
+
+class Part(Struct, frozen=True):
+    """A file of a checkpoint."""
+
+    bytes: Count
+    sha256: str
+
+
+@threadsafe
+class Manifest(Struct, frozen=True, kw_only=True):
+    """What one rank wrote of a checkpoint. `files` are named from the folder of checkpoints on."""
+
+    checkpoint: str
+    step: Count
+    rank: int
+    ranks: tuple[int, ...]  # that write a part of it
+    files: dict[str, Part]
+    epoch: float | None = None
+    world_size: int | None = None
+
+
+class Checkpoint(Struct, frozen=True, kw_only=True):
+    """A checkpoint at home, with the manifests that have come. `missing` says why it is not whole."""
+
+    name: str
+    step: int
+    epoch: float | None
+    manifests: dict[int, Manifest]
+    missing: str | None
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all files; what is the same on several ranks counts once."""
+        parts = {(path, part) for m in self.manifests.values() for path, part in m.files.items()}
+        return sum(part.bytes for _, part in parts)
+
+
+def read_manifest(content: bytes) -> Manifest:
+    """The manifest in a file or a frame; raises ValueError for one that is none, or that names paths elsewhere."""
+    try:
+        manifest = msgspec.json.decode(content, type=Manifest)
+    except UNREADABLE as error:
+        raise ValueError(f"it cannot be read: {error}") from error
+    ranks = {manifest.rank, *manifest.ranks}
+    if not NAME.fullmatch(manifest.checkpoint) or min(ranks) < 0 or max(ranks) >= RANKS_MOST:
+        raise ValueError(f"its checkpoint {manifest.checkpoint!r} or its rank {manifest.rank} cannot be")
+    for path in manifest.files:
+        parts = path.split("/")
+        inside = parts[0] == manifest.checkpoint and not {"", ".", ".."} & set(parts)
+        if not inside or path.endswith(MANIFEST_SUFFIX) or "\0" in path:
+            raise ValueError(f"it names {path!r}, which is no part of {manifest.checkpoint}")
+    return manifest
+
+
+# ---- at home ----
+
+
+def at_home(experiment: Experiment) -> list[Checkpoint]:
+    """The checkpoints whose part of rank 0 has come, the one that is farthest last.
+
+    Epochs tell that, where all have one: fewer ranks make more steps of an epoch.
+    """
+    found = [_at_home(experiment, manifest) for manifest in stored_manifests(experiment, 0).values()]
+    epochs = [checkpoint.epoch for checkpoint in found]
+    by_step = sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.name))
+    return by_step if None in epochs else sorted(by_step, key=lambda checkpoint: checkpoint.epoch or 0.0)
+
+
+def newest_whole(experiment: Experiment, passed_over: Callable[[str], None]) -> Checkpoint | None:
+    """The last checkpoint that is whole on all its ranks, every hash checked; None where there is none.
+
+    `passed_over` is told about each later one that is not.
+    """
+    for checkpoint in reversed(at_home(experiment)):
+        why = checkpoint.missing
+        for rank in checkpoint.manifests if not why else ():
+            own = own_part(checkpoint.manifests[rank], checkpoint.manifests[0])
+            why = why or damage(experiment, rank, own, read=True)
+        if not why:
+            return checkpoint
+        passed_over(f"{checkpoint.name} is not whole: {why}")
+    return None
+
+
+def metrics_until(experiment: Experiment, step: int) -> bytes:
+    """The lines of metrics.jsonl up to a step, for the job that goes on from there."""
+    lines = experiment.metrics.read_bytes().splitlines(keepends=True) if experiment.metrics.exists() else []
+    kept = []
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            logged = json.loads(line)
+            if isinstance(logged, dict) and isinstance(at := logged.get("step"), int) and at <= step:
+                kept.append(line)
+    return b"".join(kept)
+
+
+def resume_from(experiment: Experiment) -> Resume:
+    """Where a new job would go on from this one; raises UsageError where it has no whole checkpoint."""
+    if not experiment.state().phase.finished:
+        raise UsageError(
+            f"{experiment.job_id} is not finished; wait for it (inv attach {experiment.job_id}) or end it "
+            f"(inv stop {experiment.job_id})"
+        )
+    passed: list[str] = []
+    checkpoint = newest_whole(experiment, passed.append)
+    if checkpoint is None:
+        words = passed[0] if passed else "it has none here"
+        raise UsageError(
+            f"{experiment.job_id} has no checkpoint to go on from: {words}. "
+            f"Fetch what its nodes still have: inv gather {experiment.job_id}"
+        )
+    return Resume(job_id=experiment.job_id, checkpoint=checkpoint.name, step=checkpoint.step)
+
+
+def stored_manifests(experiment: Experiment, rank: int) -> dict[str, Manifest]:
+    """{checkpoint: the manifest of the rank's part that has come}."""
+    found = {}
+    for path in experiment.checkpoint_folder(rank).glob(f"*{MANIFEST_SUFFIX}"):
+        with contextlib.suppress(OSError, ValueError):  # damaged: as good as absent
+            manifest = read_manifest(path.read_bytes())
+            found[manifest.checkpoint] = manifest
+    return found
+
+
+def _at_home(experiment: Experiment, first: Manifest) -> Checkpoint:
+    manifests, missing = {0: first}, None
+    for rank in first.ranks:
+        manifest = first if rank == 0 else stored_manifests(experiment, rank).get(first.checkpoint)
+        if manifest is None or (manifest.step, manifest.ranks) != (first.step, first.ranks):
+            missing = missing or f"the part of rank {rank} has not come"
+            continue
+        manifests[rank] = manifest
+        missing = missing or damage(experiment, rank, own_part(manifest, first), read=False)
+    return Checkpoint(
+        name=first.checkpoint, step=first.step, epoch=first.epoch, manifests=manifests, missing=missing
+    )
+
+
+def own_part(manifest: Manifest, first: Manifest) -> dict[str, Part]:
+    """The files of a rank's part that are not the same in rank 0's."""
+    if manifest.rank == 0:
+        return manifest.files
+    return {path: part for path, part in manifest.files.items() if first.files.get(path) != part}
+
+
+def damage(experiment: Experiment, rank: int, files: Mapping[str, Part], *, read: bool) -> str | None:
+    """What is wrong with these files of a rank at home, by their sizes, and with `read` by their hashes; else None."""
+    for path, part in files.items():
+        file = experiment.checkpoint_folder(rank) / path
+        try:
+            if file.stat().st_size != part.bytes:
+                return f"{file} has another size than its manifest says"
+            if read:
+                with file.open("rb") as content:
+                    if hashlib.file_digest(content, "sha256").hexdigest() != part.sha256:
+                        return f"{file} is not what its manifest says"
+        except OSError as error:
+            return f"{file}: {error.strerror}"
+    return None

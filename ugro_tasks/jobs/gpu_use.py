@@ -1,0 +1,83 @@
+"""gpu.jsonl in figures: how each card was used while a job ran."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from ..codec import UNREADABLE
+
+
+class CardUse(msgspec.Struct, frozen=True, kw_only=True):
+    """One card over a run; None where nvidia-smi told no number. The means are of all samples."""
+
+    node: str
+    index: int
+    name: str
+    samples: int
+    utilization_mean_percent: float | None
+    utilization_max_percent: float | None
+    memory_peak_mib: float | None
+    memory_total_mib: float | None
+    power_mean_watts: float | None
+    power_max_watts: float | None
+    temperature_max_celsius: float | None
+
+
+class _Sample(msgspec.Struct):
+    """A line of gpu.jsonl: what `nvidia-smi --query-gpu` printed, as text, e.g. "57" or "[N/A]"."""
+
+    node: str
+    index: str = "0"
+    name: str = ""
+    utilization: str = msgspec.field(default="", name="utilization.gpu")
+    memory_used: str = msgspec.field(default="", name="memory.used")
+    memory_total: str = msgspec.field(default="", name="memory.total")
+    power: str = msgspec.field(default="", name="power.draw")
+    temperature: str = msgspec.field(default="", name="temperature.gpu")
+
+
+def card_use(path: Path) -> list[CardUse]:
+    """Each card of each node, in that order; [] where there are no samples. What is no sample is passed over."""
+    found: dict[tuple[str, int], list[_Sample]] = {}
+    decoder = msgspec.json.Decoder(_Sample)
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        for line in file:
+            with contextlib.suppress(*UNREADABLE):
+                sample = decoder.decode(line)
+                found.setdefault((sample.node, int(sample.index)), []).append(sample)
+    return [_use(node, index, samples) for (node, index), samples in sorted(found.items())]
+
+
+def _use(node: str, index: int, samples: list[_Sample]) -> CardUse:
+    busy = _numbers(sample.utilization for sample in samples)
+    power = _numbers(sample.power for sample in samples)
+    return CardUse(
+        node=node,
+        index=index,
+        name=samples[-1].name,
+        samples=len(samples),
+        utilization_mean_percent=_mean(busy),
+        utilization_max_percent=max(busy, default=None),
+        memory_peak_mib=max(_numbers(sample.memory_used for sample in samples), default=None),
+        memory_total_mib=max(_numbers(sample.memory_total for sample in samples), default=None),
+        power_mean_watts=_mean(power),
+        power_max_watts=max(power, default=None),
+        temperature_max_celsius=max(_numbers(sample.temperature for sample in samples), default=None),
+    )
+
+
+def _numbers(texts: Iterable[str]) -> list[float]:
+    found = []
+    for text in texts:
+        with contextlib.suppress(ValueError):
+            found.append(float(text))
+    return [value for value in found if math.isfinite(value)]
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None

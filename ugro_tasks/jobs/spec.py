@@ -1,0 +1,106 @@
+"""What a user asks for, and what of that cannot be."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from msgspec import Struct, field
+
+from ..errors import UsageError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+SCRIPT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*\.py")
+
+
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class Resume(Struct, frozen=True, kw_only=True):
+    """A checkpoint that a run goes on from."""
+
+    job_id: str  # whose experiment folder holds it
+    checkpoint: str  # its name there, e.g. checkpoint-50
+    step: int
+
+
+class JobSpec(Struct, frozen=True, kw_only=True):
+    """What a user asks for."""
+
+    name: str
+    script: str
+    model: str
+    dataset: str
+    epochs: int
+    learning_rate: float
+    args: tuple[str, ...] = ()
+    env: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # see settings.py
+    force: bool = False
+    sync: bool = True  # bring environments that are behind up to date before the start
+    max_restarts: int = 0  # of the whole gang, after a failed rank or a lost node
+    min_nodes: int | None = None  # a restart may go on with so few; None: all are needed
+    resume: Resume | None = None
+
+    def _words(self) -> dict[str, tuple[str, ...]]:
+        """{flag: the words that come from it}."""
+        env = tuple(self.env.values())
+        return {"--model": (self.model,), "--dataset": (self.dataset,), "--args": self.args, "--env": env}
+
+    def checked(self) -> JobSpec:
+        """The same spec; raises UsageError, naming every value that cannot be used."""
+        from ..node.protocol import MISLEADING  # late: only a launch needs it
+
+        faults = [
+            fault
+            for wrong, fault in (
+                (
+                    not NAME.fullmatch(self.name),
+                    f"--name {self.name!r}: use letters, digits, '.', '_' and '-' (64 at most)",
+                ),
+                (
+                    not SCRIPT.fullmatch(self.script) or ".." in self.script.split("/"),
+                    f"--script {self.script!r}: name a .py file inside the scripts folder",
+                ),
+                (not 1 <= self.epochs <= 1_000_000, f"--epochs {self.epochs}: use a whole number from 1 on"),
+                (
+                    not 0 < self.learning_rate < 1e3,
+                    f"--lr {self.learning_rate:g}: use a number above 0, e.g. 2e-4",
+                ),
+                (
+                    not self.model or self.model.startswith("-"),
+                    f"--model {self.model!r}: use a name or a path",
+                ),
+                (
+                    not self.dataset or self.dataset.startswith("-"),
+                    f"--dataset {self.dataset!r}: use a name or a path",
+                ),
+                *(
+                    (not VARIABLE.fullmatch(key), f"--env {key!r}: not a variable's name; use KEY=VALUE")
+                    for key in self.env
+                ),
+                *(
+                    (MISLEADING.match(key), f"--env {key}: UGRO or torchrun sets this itself")
+                    for key in self.env
+                ),
+                *(
+                    (
+                        not _can_travel(word),
+                        f"{flag} {word!r}: a NUL byte or no UTF-8; a program cannot be given that",
+                    )
+                    for flag, words in self._words().items()
+                    for word in words
+                ),
+            )
+            if wrong
+        ]
+        if faults:
+            raise UsageError("\n".join(faults))
+        return self
+
+
+def _can_travel(word: str) -> bool:
+    try:
+        return b"\0" not in word.encode()
+    except UnicodeEncodeError:
+        return False

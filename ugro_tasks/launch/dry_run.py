@@ -1,0 +1,46 @@
+"""What a launch would do now."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from ..backends.ssh.plan import make_plan
+from ..cluster.model import Cluster
+from ..errors import NotFit
+from ..jobs.plan import LaunchPlan
+from ..jobs.spec import JobSpec
+from ..training.batch_sizes import model_to_look_for
+from .spec import draft
+
+
+class Rehearsal(Struct, frozen=True, kw_only=True):
+    """What a launch would do now."""
+
+    plan: LaunchPlan
+    environments: dict[str, str]  # {node: why its environment would be made anew first}
+    refusals: list[str]  # why it would be refused
+
+
+def rehearse(spec: JobSpec, cluster: Cluster) -> Rehearsal:
+    """What a launch would find and do now; nothing is written anywhere. Raises NotFit where a node cannot be asked."""
+    # A launch needs no SSH: that is the agent's part, and loading it takes longer than all the rest.
+    from ..environments.judge import behind
+    from ..health.report import examine
+    from ..hosts.fleet import Fleet
+    from ..training.batch_sizes import refusals
+
+    record = draft(spec, cluster)
+    with Fleet.of(cluster) as fleet:
+        health = examine(fleet, cluster, model=model_to_look_for(record))
+    if missing := [node.node for node in health.nodes if not node.reachable]:
+        words = [
+            f"{node}: {check.value}\n    {check.fix}" for node, check in health.faults if node in missing
+        ]
+        raise NotFit("no plan without a word from every node:\n" + "\n".join(words))
+    plan = make_plan(record, cluster, health.facts(), resume=record.resume)
+    late = behind(cluster, health.facts()) if spec.sync else {}
+    refused = health.refusal(force=spec.force, late=late)
+    too_large = [] if spec.force else refusals(plan)
+    return Rehearsal(
+        plan=plan, environments=late, refusals=[*([refused.text] if refused else []), *too_large]
+    )

@@ -1,0 +1,40 @@
+"""How fast the nodes speak with each other: a short job that times an all-reduce with the real backend."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import msgspec
+
+from ..cluster.model import Cluster, shipped_scripts
+from ..errors import JobFailed
+from ..jobs.experiments import Experiments
+from ..jobs.spec import JobSpec
+from ..jobs.state import JobState, Phase
+from ..jobs.watch import watch
+from . import submit
+
+SCRIPT = "measure_allreduce.py"
+
+
+def measure(cluster: Cluster) -> list[dict[str, Any]]:
+    """What `scripts/measure_allreduce.py` found, one object a measurement; the job's folder is removed again.
+
+    Raises JobFailed, with the job left for inspection, where it could not be measured.
+    """
+    scripts = cluster.scripts if (cluster.scripts / SCRIPT).exists() else shipped_scripts()
+    spec = JobSpec(
+        name="health-deep", script=SCRIPT, model="none", dataset="none", epochs=1, learning_rate=1.0
+    )
+    experiment = submit.submit(spec, msgspec.structs.replace(cluster, scripts=scripts))
+    state = JobState(phase=Phase.QUEUED)
+    for item in watch(Experiments(cluster.experiments), experiment, ranks=[]):
+        state = item if isinstance(item, JobState) else state
+    if state.phase is not Phase.SUCCEEDED:
+        cause = state.cause.message if state.cause else state.phase
+        raise JobFailed(f"the all-reduce could not be timed: {cause}\n  see: inv logs {experiment.job_id}")
+    found = msgspec.json.Decoder(dict[str, Any]).decode_lines(experiment.metrics.read_bytes())
+    while experiment.folder.exists():  # the agent may still write a last word into it
+        shutil.rmtree(experiment.folder, ignore_errors=True)
+    return found

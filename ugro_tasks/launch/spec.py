@@ -1,0 +1,97 @@
+"""From flags to the spec of a job, and its record."""
+
+from __future__ import annotations
+
+import secrets
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from .. import __version__
+from ..cluster.model import Cluster
+from ..errors import UsageError
+from ..jobs.checkpoints import resume_from
+from ..jobs.experiments import Experiments
+from ..jobs.record import Code, JobRecord
+from ..jobs.spec import JobSpec
+from ..training.batch_sizes import requested_sizes
+from ..training.settings import resolve
+
+
+def spec_from(
+    cluster: Cluster,
+    *,
+    name: str | None,
+    resume: str | None,
+    script: str | None,
+    args: str | None,
+    env: Sequence[str],
+    sets: Sequence[str],
+    flags: Mapping[str, Any],
+    **more: Any,
+) -> JobSpec:
+    """The spec of a launch: what flags say; else what the job to resume had; else the cluster file's defaults.
+
+    `flags` are those that `resolve` knows, None where one was not given; `more` goes into the spec as it is. Raises
+    UsageError, and JobNotFound for a job to resume.
+    """
+    try:
+        words = None if args is None else tuple(shlex.split(args))
+    except ValueError as error:
+        raise UsageError(f"--args {args!r}: {error}; quote it as for a shell") from error
+    if wrong := [pair for pair in env if "=" not in pair]:
+        raise UsageError(f"--env {wrong[0]}: use KEY=VALUE")
+    variables = dict(pair.split("=", 1) for pair in env)
+    source = Experiments(cluster.experiments).find(resume) if resume else None
+    before = source.record() if source else None
+    settings = resolve(cluster, sets=sets, base=before.settings if before else None, **flags)
+    return JobSpec(
+        name=name or (before.job_name if before else ""),
+        script=script or (before or cluster.training).script,
+        model=settings["model"]["name"],
+        dataset=settings["dataset"]["name"],
+        epochs=settings["training"]["num_epochs"],
+        learning_rate=settings["training"]["learning_rate"],
+        args=(before.args if before else ()) if words is None else words,
+        env={**(before.env if before else {}), **variables},
+        settings=settings,
+        resume=resume_from(source) if source else None,
+        **more,
+    )
+
+
+def draft(spec: JobSpec, cluster: Cluster) -> JobRecord:
+    """The record of a job that has no id yet. Raises UsageError for a spec that cannot be run."""
+    spec.checked()
+    requested_sizes(cluster, spec.settings)
+    if spec.min_nodes is not None and not 1 <= spec.min_nodes <= len(cluster.nodes):
+        raise UsageError(
+            f"--min-nodes {spec.min_nodes}: use a number from 1 to {len(cluster.nodes)}, of the nodes"
+        )
+    if not (cluster.scripts / spec.script).is_file():
+        known = ", ".join(sorted(path.name for path in cluster.scripts.glob("*.py")))
+        raise UsageError(f"--script {spec.script}: not in {cluster.scripts}; there is {known or 'no script'}")
+    return JobRecord(
+        job_id=f"{spec.name}_<time>",
+        nonce=secrets.token_hex(4),
+        job_name=spec.name,
+        model=spec.model,
+        dataset=spec.dataset,
+        epochs=spec.epochs,
+        learning_rate=spec.learning_rate,
+        script=spec.script,
+        args=spec.args,
+        env=spec.env,
+        settings=spec.settings,
+        force=spec.force,
+        sync=spec.sync,
+        max_restarts=spec.max_restarts,
+        min_nodes=spec.min_nodes,
+        resume=spec.resume,
+        started_at=datetime.now().astimezone().isoformat(timespec="seconds"),
+        nodes=tuple(node.name for node in cluster.nodes),
+        code=Code(sha256="", git_commit=None),
+        cluster=cluster.as_json(),
+        ugro_version=__version__,
+    )

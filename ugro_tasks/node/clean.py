@@ -1,0 +1,110 @@
+"""The folders of jobs that are over go away; what lives, or is nobody's that asks, stays."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+from typing import Iterator, Optional, Set, Tuple
+
+from .files import Json, expand, read_json
+from .processes import processes, supervisor_of
+
+# <job_id>.<nonce>, and -<attempt> behind it from the second attempt on; as in the tokens of their processes.
+NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*_\d{8}_\d{6}\.[0-9A-Za-z]+)(-\d+)?")
+OTHERS_TOLD = 1000
+
+
+def clean(request: Json) -> Json:
+    """{folders: {name: {path, bytes, removed, kept}}, others}: what became of each folder that there was.
+
+    `folders` of the request are [project, name]: only what lies directly in a project's `jobs` is ever removed, and
+    with `remove` false nothing is. `kept` says why a folder stays. `bytes` are those on the disk, each file counted
+    once. `others` are job folders beside them that were not asked about.
+    """
+    alive = {job_part(process.token) for process in processes(lambda _: True)}
+    counted: Set[Tuple[int, int]] = set()
+    found: Json = {}
+    for project, name in request["folders"]:
+        path = os.path.join(expand(project), "jobs", name)
+        if not NAME.fullmatch(name) or not os.path.lexists(path):
+            continue
+        try:
+            kept = reason_to_keep(path, name, alive)
+        except (OSError, ValueError) as error:  # it went away in this moment, or its records are damaged
+            kept = "it cannot be looked into: %s" % error
+        found[name] = {"path": path, "bytes": disk_bytes(path, counted), "removed": False, "kept": kept}
+    if request["remove"]:
+        for facts in found.values():
+            if not facts["kept"]:
+                facts["kept"] = remove(facts["path"])
+                facts["removed"] = facts["kept"] is None
+    asked = {name for _, name in request["folders"]}
+    others = {name for project, _ in request["folders"] for name in jobs_in(project)} - asked
+    return {"folders": found, "others": sorted(others)[:OTHERS_TOLD]}
+
+
+def job_part(token: str) -> str:
+    """<job_id>.<nonce> of a token, the same for all attempts of a job."""
+    match = NAME.fullmatch(token.split(":")[0])
+    return match[1] if match else token
+
+
+def reason_to_keep(path: str, name: str, alive: Set[str]) -> Optional[str]:
+    facts = os.lstat(path)
+    if not stat.S_ISDIR(facts.st_mode):
+        return "it is a link or a file, not the folder of a job"
+    if facts.st_uid != os.getuid():
+        return "it belongs to another user"
+    plan = read_json(os.path.join(path, "plan.json"))
+    if plan and str(plan.get("token")).split(":")[0] != name:
+        return "its plan is that of another job"
+    if supervisor_of(path) or job_part(name) in alive:
+        return "something of the job lives there"
+    return None
+
+
+def disk_bytes(path: str, counted: "Set[Tuple[int, int]]") -> int:
+    """What a folder takes on the disk; of files with several names, those not counted yet."""
+    total = 0
+    for facts in stats_in(path):
+        if facts.st_nlink > 1 and not stat.S_ISDIR(facts.st_mode):
+            if (facts.st_dev, facts.st_ino) in counted:
+                continue
+            counted.add((facts.st_dev, facts.st_ino))
+        total += facts.st_blocks * 512
+    return total
+
+
+def stats_in(path: str) -> Iterator[os.stat_result]:
+    """lstat of the path and of all below it; links are not followed, and what cannot be read is passed over."""
+    todo = [path]
+    while todo:
+        folder = todo.pop()
+        try:
+            yield os.lstat(folder)
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        todo.append(entry.path)
+                    else:
+                        yield entry.stat(follow_symlinks=False)
+        except OSError:
+            continue
+
+
+def remove(path: str) -> Optional[str]:
+    """None where it is gone, else why not. Links in it are removed, never followed."""
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        return "%s: %s" % (error.filename or path, error.strerror)
+    return None
+
+
+def jobs_in(project: str) -> "list[str]":
+    try:
+        return [name for name in os.listdir(os.path.join(expand(project), "jobs")) if NAME.fullmatch(name)]
+    except OSError:
+        return []

@@ -1,0 +1,54 @@
+"""Small files of a node."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from typing import Any, Dict, Optional
+
+Json = Dict[str, Any]
+
+
+# ---- files ----
+
+
+def expand(path: str) -> str:
+    """A leading ~/ becomes this node's home."""
+    return os.path.expanduser(path) if path.startswith("~/") else path
+
+
+def read_text(path: str) -> str:
+    """The file as text, invalid bytes replaced; "" where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def read_json(path: str) -> Optional[Json]:
+    """The object in a file of this package; None where there is none."""
+    raw = read_text(path)
+    return json.loads(raw) if raw else None
+
+
+def write_json(path: str, value: Json) -> None:
+    """Whole or not at all, readable by this user only."""
+    temporary = "%s.%d" % (path, os.getpid())
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(value, file)
+        os.replace(temporary, path)
+    except OSError:  # the disk is full: no half of it may stay
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def state_folder() -> str:
+    """~/.ugro: leases and what is remembered between requests. It may be missing where the home cannot be written."""
+    path = os.path.expanduser("~/.ugro")
+    with contextlib.suppress(OSError):  # who has to write into it says so
+        os.makedirs(path, mode=0o700, exist_ok=True)
+    return path

@@ -1,0 +1,36 @@
+"""Programs that are started now and heard later."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import Callable, List
+
+from .files import Json
+
+
+def run_later(argv: List[str], limit_seconds: float = 20.0) -> Callable[[], Json]:
+    """Start `argv` now; the callable gives {code, stdout, stderr}, code None where it is not there or hangs."""
+    try:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=-1, stderr=-1, encoding="utf-8", errors="replace"
+        )
+    except OSError as error:
+        missing: Json = {"code": None, "stdout": "", "stderr": "%s: %s" % (argv[0], error.strerror)}
+        return lambda: missing
+
+    def finish() -> Json:
+        try:
+            out, err = process.communicate(timeout=limit_seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()  # and no waiting: with a card off the bus, nvidia-smi cannot even be killed
+            for pipe in (process.stdout, process.stderr):
+                if pipe:
+                    pipe.close()
+            return {
+                "code": None,
+                "stdout": "",
+                "stderr": "%s: no answer in %g s" % (argv[0], limit_seconds),
+            }
+        return {"code": process.returncode, "stdout": out, "stderr": err[-2000:]}
+
+    return finish

@@ -1,0 +1,91 @@
+"""What the training environment's own Python tells of torch, remembered as long as it is true."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from typing import Callable, List
+
+from .files import Json, read_json, state_folder, write_json
+from .programs import run_later
+
+# Run by the training environment's own Python. It reads torch's version file instead of importing torch (3 s).
+LOOK_AT_TORCH = """
+import importlib.util, json, os, platform, runpy
+found = {"python": platform.python_version()}
+spec = importlib.util.find_spec("torch")
+if spec and spec.origin:
+    path = os.path.join(os.path.dirname(spec.origin), "version.py")
+    facts = runpy.run_path(path)
+    found.update(torch=str(facts.get("__version__")), cuda=facts.get("cuda"))
+    found["files"] = [path, os.path.dirname(os.path.dirname(spec.origin))]
+print(json.dumps(found))
+"""
+
+
+def look_at_torch(interpreter: str) -> Callable[[], Json]:
+    """What LOOK_AT_TORCH finds. It is remembered until the interpreter, torch or the folder of packages change."""
+    memory = os.path.join(state_folder(), "torch.json")
+    known = recall(memory)
+    kept: Json = known["answer"] if isinstance(known.get("answer"), dict) else {}
+    files = kept.get("files")
+    if isinstance(files, list) and known.get("stamps") == stamps_of(interpreter, files):
+        return lambda: kept
+    finish = run_later([interpreter, "-c", LOOK_AT_TORCH])
+
+    def look() -> Json:
+        answer = finish()
+        if answer["code"] == 0:
+            try:
+                answer.update(json.loads(answer["stdout"]))
+            except (ValueError, TypeError):
+                said = "it says other things than it was asked: %r" % answer["stdout"][:200]
+                return dict(answer, code=None, stderr=said)
+        if answer.get("torch"):
+            remember(memory, {"answer": answer, "stamps": stamps_of(interpreter, answer["files"])})
+        return answer
+
+    return look
+
+
+def stamps_of(interpreter: str, files: List[str]) -> List[object]:
+    """What changes with an environment: its interpreter, and the time stamps of its files."""
+    stamps: List[object] = [interpreter]
+    for path in [shutil.which(interpreter) or interpreter, *files]:
+        try:
+            stamps.append(os.stat(path).st_mtime_ns)
+        except OSError:
+            stamps.append(None)
+    return stamps
+
+
+def cuda_available(interpreter: str, facts: Json) -> bool:
+    """torch.cuda.is_available(). A yes is remembered until torch, the cards, what hides them or the boot change."""
+    cards = [line.split(",")[:4] for line in facts["gpus"]["stdout"].splitlines()]
+    seen = [cards, facts["visible_cards"], facts["boot_id"]]
+    key = json.dumps([stamps_of(interpreter, facts["torch"]["files"]), *seen])
+    memory = os.path.join(state_folder(), "cuda_available.json")
+    if recall(memory).get("key") == key:
+        return True
+    answer = run_later([interpreter, "-c", "import torch; print(torch.cuda.is_available())"], 60.0)()
+    available: bool = answer["stdout"].strip() == "True"
+    if available:
+        remember(memory, {"key": key})
+    return available
+
+
+def remember(path: str, value: Json) -> None:
+    """For the next probe; where there is no room, or the home cannot be written, it looks again."""
+    with contextlib.suppress(OSError):
+        write_json(path, value)
+
+
+def recall(path: str) -> Json:
+    """What `remember` kept; {} where there is nothing, or something else by now."""
+    try:
+        known = read_json(path)
+    except (ValueError, RecursionError):
+        return {}
+    return known if isinstance(known, dict) else {}

@@ -1,0 +1,1 @@
+"""What ranks wrote: fetched here, and removed where it is not needed any more."""

@@ -1,0 +1,223 @@
+"""Checkpoints on their way: home from the nodes as they appear, and out to the nodes of a run that goes on from one."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from ..errors import NodeFault, RecordError, UgroError
+from ..files import replace_file
+from ..hosts.fleet import Fleet
+from ..hosts.host import Host
+from ..hosts.requests import ask
+from ..hosts.transfer import Transfer
+from ..jobs.checkpoints import (
+    Checkpoint,
+    Manifest,
+    at_home,
+    damage,
+    own_part,
+    read_manifest,
+    stored_manifests,
+)
+from ..jobs.experiment import Experiment
+from ..jobs.plan import NodePlan
+from ..jobs.spec import Resume
+from ..node.protocol import MANIFEST_SUFFIX
+
+MANIFESTS_MOST = 200  # of a rank, that wait to be brought
+FAULTS_TOLD = 100
+
+
+class Mirror:
+    """Brings the checkpoints of one attempt home, in a thread of its own."""
+
+    def __init__(self, experiment: Experiment, hosts: Mapping[str, Host], log: logging.Logger) -> None:
+        self.experiment, self.hosts, self.log = experiment, hosts, log
+        self._asked: queue.SimpleQueue[tuple[NodePlan, bytes] | None] = queue.SimpleQueue()
+        self._waiting: dict[int, tuple[NodePlan, dict[str, Manifest]]] = {}  # by rank and checkpoint
+        self._faults = 0
+        self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
+        self._thread.start()
+
+    def take(self, plan: NodePlan, content: bytes) -> None:
+        """A node has told of a checkpoint that is whole there. Told of too many at once, it waits for the end."""
+        if self._asked.qsize() < MANIFESTS_MOST:
+            self._asked.put((plan, content))
+
+    def close(self) -> None:
+        """Returns when all that was told of has come, or cannot."""
+        self._asked.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        closing = False
+        while not closing:
+            told = [self._asked.get()]
+            while not self._asked.empty():  # what came meanwhile travels together
+                told.append(self._asked.get())
+            closing = None in told
+            for plan, content in filter(None, told):
+                self._quietly(self._note, plan, content)
+            self._bring()
+
+    def _note(self, plan: NodePlan, content: bytes) -> None:
+        manifest, (_, waiting) = _checked(plan, content), self._waiting.setdefault(plan.rank, (plan, {}))
+        if len(waiting) < MANIFESTS_MOST:
+            waiting[manifest.checkpoint] = manifest
+
+    def _bring(self) -> None:
+        """What can be brought: a rank's part needs rank 0's, to know what both have."""
+        for rank, (plan, manifests) in sorted(self._waiting.items()):
+            first = manifests if rank == 0 else stored_manifests(self.experiment, 0)
+            ready = [manifest for name, manifest in manifests.items() if name in first]
+            for manifest in ready:
+                del manifests[manifest.checkpoint]
+            self._quietly(bring, self.experiment, self.hosts[plan.node], plan, ready, gently=True)
+
+    def _quietly(self, work: Callable[..., Any], *args: Any, **options: Any) -> None:
+        """Nothing is lost by what goes wrong: what is missing at the end is asked for again."""
+        try:
+            work(*args, **options)
+        except (UgroError, OSError) as error:
+            self._faults += 1
+            if self._faults <= FAULTS_TOLD:
+                self.log.warning("%s: a checkpoint has not come: %s", self.experiment.job_id, error)
+
+
+def bring(
+    experiment: Experiment,
+    host: Host,
+    plan: NodePlan,
+    manifests: Sequence[Manifest],
+    *,
+    gently: bool = False,
+    verify: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Bring home the parts of one rank that home has not.
+
+    `gently` leaves the node's processors to the training, `verify` also reads what has come already, `progress` is
+    told the percentage. Raises HostError, or OSError where the disk here is full; what has come by then stays.
+    """
+    known, first = stored_manifests(experiment, plan.rank), stored_manifests(experiment, 0)
+    if plan.rank == 0:
+        first |= {manifest.checkpoint: manifest for manifest in manifests}
+    own = {
+        m.checkpoint: own_part(m, first[m.checkpoint]) if m.checkpoint in first else m.files
+        for m in manifests
+    }
+
+    def wrong(manifest: Manifest, *, read: bool) -> str | None:
+        return damage(experiment, manifest.rank, own[manifest.checkpoint], read=read)
+
+    missing = [m for m in manifests if known.get(m.checkpoint) != m or wrong(m, read=verify)]
+    if not missing:
+        return
+    folder = experiment.checkpoint_folder(plan.rank)
+    folder.mkdir(parents=True, exist_ok=True)
+    for manifest in missing:  # from here on, and until all has come, it is not whole
+        (folder / f"{manifest.checkpoint}{MANIFEST_SUFFIX}").unlink(missing_ok=True)
+    fault: UgroError | None = None
+    if files := sorted(path for manifest in missing for path in own[manifest.checkpoint]):
+        source = f"{plan.folder}/output/checkpoints/"
+        try:
+            Transfer(host).pull(
+                source, f"{folder}/", files=files, gently=gently, verify=verify, progress=progress
+            )
+        except NodeFault as error:  # one may have been rotated away meanwhile
+            fault = error
+    for manifest in missing:
+        if why := wrong(manifest, read=True):
+            fault = fault or NodeFault(plan.node, f"{manifest.checkpoint}: {why}", "later: inv gather")
+        else:
+            stored = folder / f"{manifest.checkpoint}{MANIFEST_SUFFIX}"
+            replace_file(stored, msgspec.json.encode(manifest))
+    if fault:
+        raise fault
+
+
+def bring_all(
+    experiment: Experiment,
+    plans: Sequence[NodePlan],
+    fleet: Fleet,
+    *,
+    verify: bool = False,
+    progress: Callable[[str, int], None] | None = None,
+) -> list[UgroError]:
+    """Bring home what the nodes of these plans have and home has not; gives what went wrong, [] if nothing did.
+
+    See `bring`; here `progress` is also told what it is about.
+    """
+    by_node = {plan.node: plan for plan in plans}
+    errors: list[UgroError] = []
+
+    def manifests(host: Host) -> list[Manifest]:
+        found = []
+        if plan := by_node.get(host.node.name):
+            for content in ask(host, "manifests", folder=plan.folder)["manifests"]:
+                try:
+                    found.append(_checked(plan, str(content).encode()))
+                except NodeFault as error:
+                    errors.append(error)  # it must not keep the others away
+        return found
+
+    hosts = {host.node.name: host for host in fleet}
+    told = fleet.map(manifests)
+    # Rank 0's first: what the others have of the same need not travel.
+    for plan in sorted(plans, key=lambda plan: plan.rank):
+        found = told.get(plan.node, [])
+        if isinstance(found, UgroError):
+            errors.append(found)
+            continue
+        told_of = partial(progress, f"{plan.node} checkpoints") if progress else None
+        try:
+            bring(experiment, hosts[plan.node], plan, found, verify=verify, progress=told_of)
+        except UgroError as error:
+            errors.append(error)
+        except OSError as error:
+            errors.append(RecordError(f"{error.filename or experiment.folder}: {error.strerror}"))
+    return errors
+
+
+def _checked(plan: NodePlan, content: bytes) -> Manifest:
+    try:
+        manifest = read_manifest(content)
+    except ValueError as error:
+        raise NodeFault(plan.node, f"a checkpoint's manifest is unusable: {error}") from error
+    if manifest.rank != plan.rank:
+        raise NodeFault(plan.node, f"rank {plan.rank} sent the manifest of rank {manifest.rank}")
+    return manifest
+
+
+def deliver(
+    source: Experiment, resume: Resume, host: Host, plan: NodePlan, link_from: Sequence[str] = ()
+) -> None:
+    """The checkpoint lies in the rank's `resume/` on its node: rank 0's files, and the rank's own over them.
+
+    `link_from` are folders there, as seen from `resume/`, that may hold the same files. Raises HostError, RecordError.
+    """
+    checkpoint = next((c for c in at_home(source) if c.name == resume.checkpoint), None)
+    if checkpoint is None or checkpoint.missing:
+        why = checkpoint.missing if checkpoint else "its manifest is gone"
+        raise RecordError(f"{source.folder}: {resume.checkpoint} cannot be taken out to the nodes: {why}")
+    target = f"{plan.folder}/resume/"
+    ask(host, "make_folder", project=target.rstrip("/"))
+    first = checkpoint.manifests[0]
+    for rank, files in _layers(checkpoint, first, plan.rank):
+        folder = source.checkpoint_folder(rank)
+        Transfer(host).push(f"{folder}/", target, files=files, link_from=link_from)
+
+
+def _layers(checkpoint: Checkpoint, first: Manifest, rank: int) -> Iterator[tuple[int, list[str]]]:
+    mine = checkpoint.manifests.get(rank)
+    own = own_part(mine, first) if mine and rank else {}
+    yield 0, sorted(set(first.files) - set(own))
+    if own:
+        yield rank, sorted(own)

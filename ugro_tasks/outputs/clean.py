@@ -1,0 +1,310 @@
+"""Room on the disks: what jobs that are over and gathered have left on the nodes, and at home their old checkpoints.
+
+A job that is not over, or of which something may be only on a node, is never touched. On a node only folders are
+removed whose job id and nonce stand in this experiments folder, and in which nothing lives: the node looks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from ..cluster.model import Cluster
+from ..errors import HostError, RecordError
+from ..files import size_of
+from ..hosts.answers import Clean, CleanedFolder
+from ..hosts.fleet import Fleet
+from ..hosts.host import Host
+from ..hosts.requests import ask
+from ..jobs.checkpoints import at_home, stored_manifests
+from ..jobs.experiment import Experiment
+from ..jobs.experiments import Experiments
+from ..jobs.metrics import measure
+from ..jobs.names import attempt_folder
+from ..jobs.record import JobRecord
+from ..jobs.state import Event, JobState
+from ..node.protocol import MANIFEST_SUFFIX
+from ..node.tree import PARTIAL_FOLDER
+
+HOME = "home"
+REMOVE_SECONDS = 600.0  # that a node may take over hundreds of gigabytes
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """What a user wants to be rid of. `names` are jobs' names, each meaning all its jobs, or whole ids."""
+
+    names: tuple[str, ...] = ()  # (): all jobs
+    older_than_seconds: float = 0.0  # since the end of the job
+    keep_last: int = 0  # of the jobs in question, the newest so many stay as they are
+    at_home: bool = False  # also checkpoints here, all but the newest whole one and the best
+    dry_run: bool = False
+
+
+class Removal(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that was removed, or would be. Bytes on the disk of a node, of the files at home."""
+
+    where: str  # a node, or HOME
+    job_id: str
+    path: str
+    bytes: int
+
+
+class Stay(msgspec.Struct, frozen=True, kw_only=True):
+    """A job of which something stays, and why."""
+
+    job_id: str
+    reason: str
+
+
+class Cleaning(msgspec.Struct, frozen=True, kw_only=True):
+    """What `clean` did, or with `dry_run` would do."""
+
+    dry_run: bool
+    removals: list[Removal]
+    stays: list[Stay]
+    unreached: dict[str, str]  # {node: why it could not be asked}
+    foreign: dict[str, int]  # {node: job folders there of no experiment here, which stay}
+
+    @property
+    def bytes_by_place(self) -> dict[str, int]:
+        """{node or HOME: bytes}."""
+        places = dict.fromkeys(removal.where for removal in self.removals)
+        return {place: sum(r.bytes for r in self.removals if r.where == place) for place in places}
+
+
+class _Over(msgspec.Struct, frozen=True):
+    """A job that may be cleaned up after."""
+
+    experiment: Experiment
+    record: JobRecord
+    state: JobState
+
+
+def clean(experiments: Experiments, cluster: Cluster, wish: Wish) -> tuple[Cleaning, list[HostError]]:
+    """What was removed and what stays, and the errors of nodes that could not be asked.
+
+    Raises JobNotFound for a name that no job has.
+    """
+    over, stays = _choose(experiments, wish)
+    by_node = _folders(over, cluster, stays)
+    removals: list[Removal] = []
+    errors: list[HostError] = []
+    foreign: dict[str, int] = {}
+    # First of all here: on a full disk nothing could be written down about the rest.
+    if wish.at_home:
+        needed = _resumed_from(experiments)
+        for job in over:
+            try:
+                removals += _clean_home(job, needed, dry_run=wish.dry_run)
+            except OSError as error:
+                stays.append(_trouble(job, error))
+    ours = set(_known(experiments))
+    for node, answer in _ask_nodes(cluster, by_node, remove=not wish.dry_run).items():
+        if isinstance(answer, HostError):
+            errors.append(answer)
+            continue
+        if count := len({name for name in answer.others if name.rpartition("-")[0] not in ours} - ours):
+            foreign[node] = count
+        for job in over:
+            mine = {name: answer.folders[name] for name in _names(job) if name in answer.folders}
+            removals += _take_note(job, node, mine, stays, dry_run=wish.dry_run)
+    unreached = {error.host: error.text for error in errors}
+    found = Cleaning(
+        dry_run=wish.dry_run, removals=removals, stays=stays, unreached=unreached, foreign=foreign
+    )
+    return found, errors
+
+
+# ---- which jobs ----
+
+
+def _choose(experiments: Experiments, wish: Wish) -> tuple[list[_Over], list[Stay]]:
+    for name in wish.names:
+        experiments.find(name)
+    over: list[_Over] = []
+    stays: list[Stay] = []
+    seen = 0
+    for experiment in experiments.all():
+        if wish.names and not {experiment.name, experiment.job_id} & set(wish.names):
+            continue
+        try:
+            job = _Over(experiment, experiment.record(), experiment.state())
+        except RecordError as error:
+            stays.append(Stay(job_id=experiment.job_id, reason=error.text))
+            continue
+        if job.record.plan is None and job.state.phase.finished:
+            continue  # it never ran, so there is nothing of it anywhere
+        seen += 1
+        if reason := _reason_to_stay(job, wish, seen):
+            stays.append(Stay(job_id=experiment.job_id, reason=reason))
+        else:
+            over.append(job)
+    return over, stays
+
+
+def _reason_to_stay(job: _Over, wish: Wish, place: int) -> str | None:
+    if not job.state.phase.finished:
+        return str(job.state.phase)
+    if place <= wish.keep_last:
+        return f"one of the newest {wish.keep_last}"
+    if time.time() - (job.state.ended_at or 0.0) < wish.older_than_seconds:
+        return "not old enough"
+    if job.state.started_at and not job.state.gathered_at:
+        return f"not gathered; first: inv gather {job.experiment.job_id}"
+    return None
+
+
+def _known(experiments: Experiments) -> Iterator[str]:
+    for experiment in experiments.all():
+        with contextlib.suppress(RecordError):
+            yield attempt_folder(experiment.record(), 1)
+
+
+# ---- on the nodes ----
+
+
+def _names(job: _Over) -> list[str]:
+    plan = job.record.plan
+    last = max([plan.attempt if plan else 1, *(attempt.number for attempt in job.state.attempts)])
+    return [attempt_folder(job.record, number) for number in range(1, last + 1)]
+
+
+def _folders(over: Sequence[_Over], cluster: Cluster, stays: list[Stay]) -> dict[str, list[tuple[str, str]]]:
+    """{node: [(project folder there, name of a job's folder in it)]}."""
+    chosen: dict[str, list[tuple[str, str]]] = {}
+    for job in over:
+        try:
+            then = job.experiment.cluster()
+        except RecordError as error:
+            stays.append(Stay(job_id=job.experiment.job_id, reason=error.text))
+            continue
+        for node in then.nodes:
+            if node.name in job.state.cleaned:
+                continue
+            if all(node.name != here.name for here in cluster.nodes):
+                reason = f"{node.name}: not in the cluster file, or left out by --nodes"
+                stays.append(Stay(job_id=job.experiment.job_id, reason=reason))
+                continue
+            chosen.setdefault(node.name, []).extend((node.project, name) for name in _names(job))
+    return chosen
+
+
+def _ask_nodes(
+    cluster: Cluster, by_node: Mapping[str, list[tuple[str, str]]], *, remove: bool
+) -> dict[str, Clean | HostError]:
+    if not by_node:
+        return {}
+
+    def request(host: Host) -> Clean:
+        folders = by_node[host.node.name]
+        told = ask(host, "clean", timeout_seconds=REMOVE_SECONDS, folders=folders, remove=remove)
+        return msgspec.convert(told, Clean)
+
+    with Fleet.of(cluster.select(",".join(by_node))) as fleet:
+        answers: dict[str, Clean | HostError] = fleet.map(request)
+    return answers
+
+
+def _take_note(
+    job: _Over, node: str, folders: Mapping[str, CleanedFolder], stays: list[Stay], *, dry_run: bool
+) -> list[Removal]:
+    """The removals; what was removed is written down with the job."""
+    gone = [
+        Removal(where=node, job_id=job.experiment.job_id, path=facts.path, bytes=facts.bytes)
+        for facts in folders.values()
+        if facts.removed or (dry_run and not facts.kept)
+    ]
+    for name, facts in folders.items():
+        if facts.kept:
+            reason = f"{node}: {name}: {facts.kept}"
+            stays.append(Stay(job_id=job.experiment.job_id, reason=reason))
+    if gone and not dry_run:
+        try:
+            if len(gone) == len(folders):
+                state = job.experiment.state()
+                cleaned = tuple(dict.fromkeys([*state.cleaned, node]))
+                job.experiment.save_state(msgspec.structs.replace(state, cleaned=cleaned))
+            _say(job, gone, node)
+        except OSError as error:
+            stays.append(_trouble(job, error))  # the next `clean` finds nothing there, which does no harm
+    return gone
+
+
+def _trouble(job: _Over, error: OSError) -> Stay:
+    reason = f"{error.filename or job.experiment.folder}: {error.strerror}"
+    return Stay(job_id=job.experiment.job_id, reason=reason)
+
+
+def _say(job: _Over, gone: Sequence[Removal], node: str | None = None) -> None:
+    freed = sum(removal.bytes for removal in gone) / (1 << 20)
+    what = "its folder there" if node else ", ".join(Path(removal.path).name for removal in gone)
+    job.experiment.add_event(
+        Event(time=time.time(), node=node, message=f"inv clean removed {what} ({freed:.1f} MiB)")
+    )
+
+
+# ---- at home ----
+
+
+def _resumed_from(experiments: Experiments) -> set[tuple[str, str]]:
+    """(job id, checkpoint) that a job which is not over goes on from."""
+    records = [experiment.record() for experiment in experiments.unfinished()]
+    return {(record.resume.job_id, record.resume.checkpoint) for record in records if record.resume}
+
+
+def _clean_home(job: _Over, needed: set[tuple[str, str]], *, dry_run: bool) -> list[Removal]:
+    experiment = job.experiment
+    worth = _worth_keeping(experiment) | {name for job_id, name in needed if job_id == experiment.job_id}
+    gone = []
+    for name, parts in experiment.checkpoints().items():
+        if name in worth:
+            continue
+        size = sum(size_of(path) for path in parts.values())
+        if not dry_run:
+            _remove_checkpoint(experiment, name, parts)
+        gone.append(_at_home(job, experiment.checkpoint_folder(0) / name, size))
+    for folder in experiment.folder.rglob(PARTIAL_FOLDER):  # of transfers that were broken off
+        size = size_of(folder)
+        if not dry_run:
+            shutil.rmtree(folder)
+        gone.append(_at_home(job, folder, size))
+    if gone and not dry_run:
+        _say(job, gone)
+    return gone
+
+
+def _at_home(job: _Over, path: Path, size: int) -> Removal:
+    return Removal(where=HOME, job_id=job.experiment.job_id, path=str(path), bytes=size)
+
+
+def _worth_keeping(experiment: Experiment) -> set[str]:
+    """The newest whole checkpoint and the one with the lowest eval_loss; of those without a manifest the newest."""
+    whole = [checkpoint for checkpoint in at_home(experiment) if not checkpoint.missing]
+    kept = {whole[-1].name} if whole else set()
+    evaluated = {point.step: point.value for point in measure(experiment.metrics).evaluation}
+    if best := [checkpoint for checkpoint in whole if checkpoint.step in evaluated]:
+        kept.add(min(best, key=lambda checkpoint: evaluated[checkpoint.step]).name)
+    parts = experiment.checkpoints()
+    told = {name for rank in experiment.ranks_gathered() for name in stored_manifests(experiment, rank)}
+    times = {
+        max(path.lstat().st_mtime for path in where.values()): name
+        for name, where in parts.items()
+        if name not in told
+    }
+    return kept | ({times[max(times)]} if times else set())
+
+
+def _remove_checkpoint(experiment: Experiment, name: str, parts: Mapping[int, Path]) -> None:
+    # The manifests first: from then on it is no checkpoint, however far the rest comes.
+    for rank in experiment.ranks_gathered():
+        (experiment.checkpoint_folder(rank) / f"{name}{MANIFEST_SUFFIX}").unlink(missing_ok=True)
+    for path in parts.values():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,215 @@
+"""What the ranks wrote comes home. Checkpoints with a manifest come by `mirror.py`, whole and verified."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+
+from ..errors import HostError, RecordError, SeveralErrors, UgroError
+from ..hosts.fleet import Fleet
+from ..hosts.host import Host
+from ..hosts.requests import ask
+from ..hosts.transfer import Transfer
+from ..jobs.checkpoints import stored_manifests
+from ..jobs.experiment import METRICS_NAME, OWN_NAMES, Experiment
+from ..jobs.names import attempt_folder, folder_of, token_of
+from ..jobs.plan import NodePlan
+from ..jobs.record import JobRecord
+from ..jobs.state import JobState
+from ..node.protocol import MANIFEST_SUFFIX
+from .checkpoints import bring_all
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+
+
+def gather(
+    experiment: Experiment,
+    plans: Sequence[NodePlan],
+    fleet: Fleet,
+    *,
+    only: Collection[str] | None = None,
+    clashing: Collection[str] = OWN_NAMES,
+    verify: bool = False,
+    progress: Callable[[str, int], None] | None = None,
+) -> list[UgroError]:
+    """Pull each rank's output folder, all nodes at once; gives what went wrong, [] if nothing did.
+
+    What rank 0 wrote under a name of UGRO's own (`clashing`: what there may be of it) goes to ranks/0/. What the
+    mirror has brought is left to it. `verify` compares contents, not only sizes and times. `progress` is told (node,
+    percent). What arrived before a failure stays and is not pulled again; a full disk here is one error for all nodes.
+    """
+    by_node = {plan.node: plan for plan in plans if only is None or plan.node in only}
+    telling = threading.Lock()
+    errors: list[UgroError] = []
+    full: dict[str, int | None] = {}  # {node: bytes that it still has to send, where that is known}
+
+    def pull(host: Host) -> None:
+        plan = by_node.get(host.node.name)
+        if plan is None:
+            return
+
+        def tell(percent: int) -> None:
+            with telling:
+                if progress:
+                    progress(plan.node, percent)
+
+        try:
+            _pull(experiment, plan, Transfer(host), clashing, verify, tell)
+        except UgroError as error:
+            errors.append(error)
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                full[plan.node] = _to_come(experiment, plan, Transfer(host))
+            else:
+                errors.append(RecordError(f"{error.filename or experiment.folder}: {error.strerror}"))
+
+    fleet.map(pull)
+    return [_no_room(experiment, full), *errors] if full else errors
+
+
+def _pull(
+    experiment: Experiment,
+    plan: NodePlan,
+    transfer: Transfer,
+    clashing: Collection[str],
+    verify: bool,
+    tell: Callable[[int], None],
+) -> None:
+    source = _source(plan)
+    target = experiment.outputs(plan.rank)
+    target.mkdir(parents=True, exist_ok=True)
+    aside = (
+        [name for name in clashing if name in OWN_NAMES and name != METRICS_NAME] if plan.rank == 0 else []
+    )
+    # Both at once: most often there is nothing aside, and a login takes longer than to find that out.
+    with ThreadPoolExecutor(1) as beside:
+        other = beside.submit(_pull_aside, experiment, source, transfer, aside, verify) if aside else None
+        transfer.pull(source, f"{target}/", exclude=_left_out(experiment, plan), verify=verify, progress=tell)
+        if other:
+            target = other.result()
+    with contextlib.suppress(OSError):
+        target.rmdir()  # of a rank that wrote nothing
+
+
+def _pull_aside(
+    experiment: Experiment, source: str, transfer: Transfer, names: Sequence[str], verify: bool
+) -> Path:
+    target = experiment.folder / "ranks" / "0"
+    target.mkdir(parents=True, exist_ok=True)
+    transfer.pull(source, f"{target}/", only=[f"/{name}" for name in names], verify=verify)
+    return target
+
+
+def _source(plan: NodePlan) -> str:
+    return f"{plan.folder}/output/"
+
+
+def _left_out(experiment: Experiment, plan: NodePlan) -> list[str]:
+    # metrics.jsonl came as a stream already, and is still being written where the job runs.
+    own = OWN_NAMES if plan.rank == 0 else [METRICS_NAME]
+    mirrored = stored_manifests(experiment, plan.rank)
+    return [
+        *(f"/{name}" for name in own),
+        f"/checkpoints/*{MANIFEST_SUFFIX}",  # here these say what is whole: only the mirror may write them
+        *(f"/checkpoints/{name}" for name in sorted(mirrored)),
+    ]
+
+
+def _to_come(experiment: Experiment, plan: NodePlan, transfer: Transfer) -> int | None:
+    with contextlib.suppress(HostError, OSError):
+        target = experiment.outputs(plan.rank)
+        return transfer.bytes_to_come(_source(plan), f"{target}/", exclude=_left_out(experiment, plan))
+    return None
+
+
+def _no_room(experiment: Experiment, full: dict[str, int | None]) -> RecordError:
+    free = shutil.disk_usage(experiment.folder).free
+    waiting = [f"{node} has {_mebibytes(size)} more" for node, size in sorted(full.items()) if size]
+    words = f"{experiment.folder}: {os.strerror(errno.ENOSPC)}: {_mebibytes(free)} free"
+    return RecordError(
+        "; ".join([words, *waiting]) + "\n    what arrived stays; see inv clean --at-home --dry-run"
+    )
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / (1 << 20):.1f} MiB"
+
+
+def gather_again(
+    experiment: Experiment, progress: Callable[[str, int], None], *, verify: bool = False
+) -> list[str]:
+    """Pull the outputs of a job that runs or has ended; gives the nodes that `inv clean` has left nothing on.
+
+    Raises what went wrong, RecordError where the job never ran or the disk here is full.
+    """
+    record, state = experiment.record(), experiment.state()
+    everywhere = _plans(experiment, record, state)
+    plans = [plan for plan in everywhere if plan.node not in state.cleaned]
+    if plans:
+        with Fleet.of(experiment.cluster().select(",".join(plan.node for plan in plans))) as fleet:
+            ended = state.phase.finished and _ended(state, plans, fleet)
+            brought: list[UgroError] = []
+            if state.phase.finished:  # while it runs, its agent brings them
+                brought = bring_all(experiment, plans, fleet, verify=verify, progress=progress)
+            errors = gather(experiment, plans, fleet, verify=verify, progress=progress)
+        if errors or brought:
+            raise _together(experiment, errors, brought)
+        if ended and not state.gathered_at:
+            try:
+                experiment.save_state(msgspec.structs.replace(experiment.state(), gathered_at=time.time()))
+            except OSError as error:
+                raise RecordError(f"{error.filename or experiment.folder}: {error.strerror}") from error
+    return [plan.node for plan in everywhere if plan not in plans]
+
+
+def _plans(experiment: Experiment, record: JobRecord, state: JobState) -> Sequence[NodePlan]:
+    """Where the ranks of the last attempt that ran have written."""
+    if record.plan is None:
+        raise RecordError(f"{experiment.job_id} never ran, so there is nothing to gather")
+    ran = [attempt for attempt in state.attempts if attempt.ran]
+    if not ran or ran[-1].number == record.plan.attempt:
+        return record.plan.nodes
+    nodes = {node.name: node for node in experiment.cluster().nodes}
+    unique = attempt_folder(record, ran[-1].number)
+    return [
+        NodePlan(
+            node=name, rank=rank, address=nodes[name].address, interface="", argv=(), env={},
+            token=token_of(nodes[name], unique), folder=folder_of(nodes[name], unique),
+        )
+        for rank, name in enumerate(ran[-1].nodes)
+    ]  # fmt: skip
+
+
+def _ended(state: JobState, plans: Sequence[NodePlan], fleet: Fleet) -> bool:
+    """Whether no rank writes any more: proven when the job ended, or by its node now."""
+    unproven = {rank.node for rank in state.ranks if not rank.proven_gone}
+    by_node = {plan.node: plan for plan in plans if plan.node in unproven}
+
+    def gone(host: Host) -> bool:
+        if (plan := by_node.get(host.node.name)) is None:
+            return True
+        told = ask(host, "state", folder=plan.folder, token=plan.token)
+        return not told["supervised"] and not told["processes"]
+
+    return not by_node or all(found is True for found in fleet.map(gone).values())
+
+
+def _together(experiment: Experiment, errors: Sequence[UgroError], brought: Sequence[UgroError]) -> UgroError:
+    """One error for all; where the disk here is full, only that, and a node that is away is told of once."""
+    away = {error.host for error in errors if isinstance(error, HostError)}
+    errors = [*errors, *(e for e in brought if not isinstance(e, HostError) or e.host not in away)]
+    for error in errors:
+        if isinstance(error, RecordError):
+            return RecordError(f"{error.text}; then: inv gather {experiment.job_id}")
+    if len(errors) == 1:
+        return errors[0]
+    return SeveralErrors(errors, "\n".join(error.text for error in errors))

@@ -1,0 +1,23 @@
+"""The last lines of the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..errors import UsageError
+from ..jobs.experiment import Experiment
+from ..jobs.tail import last_lines
+
+
+def log_tails(
+    experiment: Experiment, rank: int | None, count: int, ends: Mapping[int, int] | None = None
+) -> dict[int, list[str]]:
+    """{rank: its last lines, before `ends` of its log}; a rank that has not printed yet has none.
+
+    Raises UsageError for a rank that is none.
+    """
+    logs, ranks = experiment.logs(), len(experiment.record().nodes)
+    if rank is not None and not 0 <= rank < ranks:
+        raise UsageError(f"--rank {rank}: {experiment.job_id} has the ranks 0 to {ranks - 1}")
+    chosen = {number: path for number, path in logs.items() if rank in {None, number}}
+    return {number: last_lines(path, count, (ends or {}).get(number)) for number, path in chosen.items()}

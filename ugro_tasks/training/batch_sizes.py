@@ -1,0 +1,200 @@
+"""Cards of different size train together: how many sequences each takes in a micro-step, and whether they fit.
+
+    batch_sizes(cluster, settings, facts)      # {"gpu-master": 3, "gpu1": 2, "gpu2": 2} with cards of 12, 8 and 8 GB
+
+All ranks take the same number of micro-steps; who has more memory takes more sequences in each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import PurePosixPath
+from typing import Any
+
+from ..cluster.model import Cluster, Node
+from ..cluster.values import checked_batch_size
+from ..errors import UsageError
+from ..hosts.nvidia import is_number, parse_gpus
+from ..jobs.plan import LaunchPlan, Memory
+from ..jobs.record import JobRecord
+from .memory import estimate, model_facts, on_card
+
+Settings = Mapping[str, Mapping[str, Any]]
+Facts = Mapping[str, Mapping[str, Any]]
+
+# The script that does what the settings say, so that its memory can be foreseen.
+FORESEEN = "train_production.py"
+# Where transformers looks for models.
+CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")
+# The ratio of the cards in small numbers: no card's part differs by more from what its memory is worth.
+RATIO_TOLERANCE = 0.1
+SMALLEST_SHARE_MAX = 4
+GIB = 1024
+
+
+def model_to_look_for(record: JobRecord) -> dict[str, Any] | None:
+    """What the nodes' probes are asked about the model; None where no estimate is to be made."""
+    if not is_foreseen(record):
+        return None
+    env = {name: record.env[name] for name in CACHE_VARIABLES if name in record.env}
+    return {"name": record.settings.get("model", {}).get("name", record.model), "env": env}
+
+
+def is_foreseen(record: JobRecord) -> bool:
+    """Whether the job's script is known to follow its settings."""
+    return PurePosixPath(record.script).name == FORESEEN
+
+
+# ---- batch sizes ----
+
+
+def batch_sizes(cluster: Cluster, settings: Settings, facts: Facts) -> dict[str, int]:
+    """{node: sequences in a micro-step}, as the settings or else the cluster file say.
+
+    `auto`: in the ratio of the cards' memory, in small whole numbers (12, 8 and 8 GB: 3, 2 and 2), and no more than
+    the estimate says that a card can hold. The probe counts before the file, and a node without a card counts as
+    the smallest. Raises UsageError as `requested_sizes` does.
+    """
+    sizes = requested_sizes(cluster, settings)
+    if sizes is not None:
+        return sizes
+    cards = {node.name: card_mib(node, facts[node.name]) for node in cluster.nodes}
+    shares = in_small_numbers(cards)
+    return {node.name: _fitting(node, settings, facts, shares[node.name]) for node in cluster.nodes}
+
+
+def requested_sizes(cluster: Cluster, settings: Settings) -> dict[str, int] | None:
+    """The sizes that were asked for, node by node; None for `auto`. Raises UsageError for what is none."""
+    asked = settings.get("training", {}).get("batch_size_per_gpu", cluster.training.batch_size_per_gpu)
+    names = [node.name for node in cluster.nodes]
+    try:
+        # A name that is not of these nodes is no fault: the launch may be on some of the file's nodes only.
+        sizes = checked_batch_size(asked)
+    except ValueError as error:
+        raise UsageError(f"training.batch_size_per_gpu: {error}") from error
+    if not isinstance(sizes, dict):
+        return None if sizes == "auto" else dict.fromkeys(names, int(str(sizes)))
+    if missing := [name for name in names if name not in sizes]:
+        near = get_close_matches(missing[0], sizes.keys() - set(names), n=1)
+        hint = f"; {near[0]} is none of the nodes, did you mean {missing[0]}?" if near else ""
+        raise UsageError(f"training.batch_size_per_gpu: no number for {', '.join(missing)}{hint}")
+    return {name: sizes[name] for name in names}
+
+
+def card_mib(node: Node, facts: Mapping[str, Any]) -> int | None:
+    """The memory of the card that the node's rank will take; None where there is none."""
+    if node.hides_card:
+        return None
+    if seen := _card(facts):
+        return seen[0]
+    return round(node.vram_gb * GIB) if node.vram_gb else None
+
+
+def in_small_numbers(cards: Mapping[str, int | None]) -> dict[str, int]:
+    """The ratio of the cards' memory in the smallest whole numbers that come near enough."""
+    known = [mib for mib in cards.values() if mib]
+    smallest = min(known, default=1)
+    worth = {name: (mib or smallest) / smallest for name, mib in cards.items()}
+
+    def rounded(share: int) -> dict[str, int]:
+        return {name: round(share * value) for name, value in worth.items()}
+
+    def furthest_off(share: int) -> float:
+        return max(abs(size / share / worth[name] - 1) for name, size in rounded(share).items())
+
+    shares = range(1, SMALLEST_SHARE_MAX + 1)
+    near_enough = [share for share in shares if furthest_off(share) <= RATIO_TOLERANCE]
+    return rounded(near_enough[0] if near_enough else min(shares, key=furthest_off))
+
+
+def _fitting(node: Node, settings: Settings, facts: Facts, wanted: int) -> int:
+    """The largest size up to `wanted` that the node's card can hold; 1 where not even that fits."""
+    for size in range(wanted, 1, -1):
+        memory = _memory(node, settings, facts, size)
+        if not isinstance(memory, Memory) or memory.fit == "fits":
+            return size
+    return 1
+
+
+def effective_batch(record: JobRecord, cluster: Cluster, sizes: Mapping[str, int]) -> int | None:
+    """Sequences in a step of all ranks together; None where the script may do otherwise."""
+    if not is_foreseen(record):
+        return None
+    steps = record.settings.get("training", {}).get("gradient_accumulation_steps")
+    return sum(sizes.values()) * int(steps or cluster.training.gradient_accumulation_steps)
+
+
+# ---- memory ----
+
+
+def memories(
+    cluster: Cluster, settings: Settings, facts: Facts, sizes: Mapping[str, int]
+) -> dict[str, Memory | str]:
+    """{node: what its rank will need, or why that cannot be said}."""
+    return {node.name: _memory(node, settings, facts, sizes[node.name]) for node in cluster.nodes}
+
+
+def summary(plan: LaunchPlan) -> str:
+    """As in: micro-batches of 3 on gpu-master, 2 on gpu1, 2 on gpu2: 56 sequences a step."""
+    sizes = ", ".join(f"{node.batch_size} on {node.node}" for node in plan.nodes)
+    return f"micro-batches of {sizes}: {plan.effective_batch} sequences a step"
+
+
+def refusals(plan: LaunchPlan) -> list[str]:
+    """A line, with the numbers and the remedy, for each node whose card is too small for its rank."""
+    return [
+        _refusal(node.node, node.batch_size, node.memory)
+        for node in plan.nodes
+        if node.memory and node.memory.fit == "too large"
+    ]
+
+
+def _refusal(node: str, batch_size: int, memory: Memory) -> str:
+    room = f"{memory.room_mib / GIB:.1f} GiB are free of the card's {memory.card_mib / GIB:.1f}"
+    remedy = (
+        "let UGRO choose: --set training.batch_size_per_gpu=auto"
+        if batch_size > 1
+        else "needs less: --set training.gradient_checkpointing=true, a smaller model.max_seq_length, a smaller model"
+    )
+    return (
+        f"{node}: memory: a batch of {batch_size} needs about {in_words(memory)}, and {room}\n"
+        f"    {remedy}; to launch all the same: --force"
+    )
+
+
+def in_words(memory: Memory) -> str:
+    """As in 5.3 GiB (weights 2.1, trained 0.1, activations 2.1, CUDA 1.0)."""
+    parts = {
+        "weights": memory.weights_mib,
+        "trained": memory.trained_mib,
+        "activations": memory.activations_mib,
+        "CUDA": memory.overhead_mib,
+    }
+    named = ", ".join(f"{name} {mib / GIB:.1f}" for name, mib in parts.items())
+    return f"{memory.total_mib / GIB:.1f} GiB ({named})"
+
+
+def _memory(node: Node, settings: Settings, facts: Facts, size: int) -> Memory | str:
+    told = [facts[node.name].get("model"), *(other.get("model") for other in facts.values())]
+    if not any(told):
+        return ""
+    model = next(filter(None, map(model_facts, told)), None)
+    if model is None:
+        return (told[0] or {}).get("missing") or "its config.json lacks what an estimate needs"
+    card = card_mib(node, facts[node.name])
+    if card is None:
+        return "no card is known here"
+    seen = _card(facts[node.name])
+    ours = facts[node.name].get("lease") or facts[node.name].get("jobs")
+    taken = seen[1] if seen and not ours else 0
+    return on_card(estimate(model, settings, size), card, taken)
+
+
+def _card(facts: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(all, used) MiB of the first card, as nvidia-smi told it."""
+    cards = parse_gpus(facts.get("gpus", {}).get("stdout", ""))
+    if not cards or not is_number(cards[0]["memory.total"]):
+        return None
+    used = cards[0]["memory.used"]
+    return round(float(cards[0]["memory.total"])), round(float(used)) if is_number(used) else 0

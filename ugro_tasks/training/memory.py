@@ -1,0 +1,215 @@
+"""How much of its card a rank of `train_production.py` will need: an estimate, made before anything is started.
+
+    needed = weights + trained + activations + overhead
+
+Weights: parameters x bytes each. The parameters are the size of the weight files over the bytes of their type where
+that is known; else embedding V*h (twice where the head is not tied to it) and a layer's matrices: q and o
+h*heads*head_size each, k and v h*kv_heads*head_size each, the feed-forward part 3*h*i (ungated 2*h*i). nf4 is half a
+byte a parameter, a byte of scale for each 64, and a float32 for each 256 of these (Dettmers et al. 2023,
+arXiv:2305.14314, section 3); embedding, norms and head are not quantised.
+
+Trained: LoRA has rank*(in + out) parameters for each matrix that it is put beside (Hu et al. 2021, arXiv:2106.09685,
+section 4.1). Each is kept as float32, with its gradient, DDP's copy of that, and the optimizer's moments.
+
+Activations: what the backward pass keeps of each token, counted layer by layer as Korthikanti et al. 2022 do
+(arXiv:2205.05198, section 4). Their s*b*h*(34 + 5*a*s/h) is for GPT-2; attention of today does not keep its matrix,
+which takes the second term away, and the first is counted here for a Llama layer, see `_kept_of_a_layer`. On top
+come the logits. `benchmarks/memory_estimate.py` holds all this against what torch really allocates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from ..codec import UNREADABLE, threadsafe
+from ..jobs.plan import Memory
+
+MIB = 1 << 20
+# CUDA's context, the kernels of torch, the buffers of cuBLAS and NCCL, and what the driver keeps for itself.
+OVERHEAD_MIB = 1024
+# The estimate may be wrong by so much.
+TOLERANCE = 0.15
+FLOAT32_BYTES = 4
+DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": FLOAT32_BYTES, "float64": 8}
+QUANTISED_BYTES = {4: 0.5 + 1 / 64 + 4 / (64 * 256), 8: 1.0}
+# What the optimizer keeps of each trained parameter.
+MOMENT_BYTES = {"adamw": 8.0, "adamw_8bit": 2.0, "paged_adamw_8bit": 2.0, "sgd": 0.0, "adafactor": 0.1}
+# Of each logit, in float32: the log of its softmax, the gradient of that, and the logit's own gradient.
+LOGIT_BYTES = 3 * FLOAT32_BYTES
+ALL_LINEAR = "all-linear"  # peft's word for every matrix
+
+
+Count = Annotated[int, Meta(gt=0, lt=1 << 50)]
+
+
+class ModelFacts(Struct, frozen=True, kw_only=True):
+    """A model as `node/model.py` tells of it."""
+
+    hidden_size: Count
+    layers: Count
+    heads: Count
+    vocabulary: Count
+    kv_heads: Count | None = None
+    head_size: Count | None = None
+    intermediate_size: Count | None = None
+    positions: Count | None = None  # the longest sequence that it takes
+    tied: bool = False  # the head is the embedding, used again
+    gated: bool = True  # the feed-forward part is three matrices, not two
+    dtype: str | None = None  # of the weight files, as is all that follows
+    quantised_bits: int | None = None
+    weights_bytes: Count | None = None
+
+    @property
+    def inner_size(self) -> int:
+        """Of the feed-forward part."""
+        return self.intermediate_size or 4 * self.hidden_size
+
+    @property
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """(in, out) of each matrix of a layer, by the names that `lora.target_modules` has for them."""
+        hidden, inner = self.hidden_size, self.inner_size
+        head_size = self.head_size or hidden // self.heads
+        queries, keys = self.heads * head_size, (self.kv_heads or self.heads) * head_size
+        attention = {
+            "q_proj": (hidden, queries),
+            "k_proj": (hidden, keys),
+            "v_proj": (hidden, keys),
+            "o_proj": (queries, hidden),
+        }
+        gate = {"gate_proj": (hidden, inner)} if self.gated else {}
+        return attention | gate | {"up_proj": (hidden, inner), "down_proj": (inner, hidden)}
+
+    @property
+    def outside_matrices(self) -> int:
+        """Parameters of embedding, head and norms."""
+        norms = self.hidden_size * (2 * self.layers + 1)
+        return self.vocabulary * self.hidden_size * (1 if self.tied else 2) + norms
+
+    @property
+    def parameters(self) -> int:
+        """All of them; by the size of the files, where that is known and they are not quantised."""
+        if self.weights_bytes and not self.quantised_bits:
+            return self.weights_bytes // DTYPE_BYTES.get(self.dtype or "", 2)
+        in_a_layer = sum(fan_in * fan_out for fan_in, fan_out in self.matrices.values())
+        return self.layers * in_a_layer + self.outside_matrices
+
+
+@threadsafe
+class _Answer(Struct):
+    """Of `node/model.py`."""
+
+    config: ModelFacts
+    weights_bytes: Count | None = None
+
+
+def model_facts(told: Mapping[str, Any] | None) -> ModelFacts | None:
+    """What a probe told of the model, if it is enough for an estimate."""
+    try:
+        answer = msgspec.convert(told, _Answer)
+    except UNREADABLE:
+        return None
+    return msgspec.structs.replace(answer.config, weights_bytes=answer.weights_bytes)
+
+
+def estimate(model: ModelFacts, settings: Mapping[str, Mapping[str, Any]], batch_size: int) -> Memory:
+    """What a rank needs with micro-batches of so many sequences; `settings` are the job's."""
+    run = _Run.of(settings)
+    tokens = batch_size * min(run.sequence_length, model.positions or run.sequence_length)
+    parts = {
+        "weights_mib": round(_weights_bytes(model, run) / MIB),
+        "trained_mib": round(_trained_bytes(model, run) / MIB),
+        "activations_mib": round(tokens * _bytes_a_token(model, run) / MIB),
+        "overhead_mib": OVERHEAD_MIB,
+    }
+    return msgspec.convert({**parts, "total_mib": sum(parts.values())}, Memory)
+
+
+def on_card(memory: Memory, card_mib: int, taken_mib: int) -> Memory:
+    """The same held against a card, of which others have taken some."""
+    room = card_mib - taken_mib
+    fit: Literal["fits", "tight", "too large"] = "fits"
+    if memory.total_mib > room:
+        fit = "tight" if memory.total_mib <= room * (1 + TOLERANCE) else "too large"
+    return msgspec.structs.replace(memory, card_mib=card_mib, taken_mib=taken_mib, fit=fit)
+
+
+class _Run(Struct, frozen=True, kw_only=True):
+    """What counts of a job's settings; config/training_defaults.yaml explains them."""
+
+    sequence_length: int
+    compute_bytes: int
+    lora_rank: int | None  # None: all weights are trained, and kept as float32
+    lora_targets: tuple[str, ...]
+    quantise_bits: int | None
+    checkpointing: bool
+    optimizer: str
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Mapping[str, Any]]) -> _Run:
+        """The same of the whole settings."""
+        sections = ("model", "training", "lora", "quantization", "optimizer")
+        model, training, lora, quantisation, optimizer = (settings.get(name, {}) for name in sections)
+        adapted, bits = lora.get("enabled", True), quantisation.get("bits", 4)
+        quantised = quantisation.get("enabled", True) and (bits == 8 or model.get("load_in_4bit", True))
+        return cls(
+            sequence_length=model.get("max_seq_length", 2048),
+            compute_bytes=DTYPE_BYTES.get(model.get("dtype", "float16"), 2),
+            lora_rank=lora.get("rank", 16) if adapted else None,
+            lora_targets=tuple(lora.get("target_modules", ("q_proj", "v_proj"))),
+            quantise_bits=bits if adapted and quantised else None,
+            checkpointing=training.get("gradient_checkpointing", False),
+            optimizer=optimizer.get("type", "adamw"),
+        )
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of a weight that is not quantised."""
+        return FLOAT32_BYTES if self.lora_rank is None else self.compute_bytes
+
+    def beside(self, model: ModelFacts) -> list[tuple[int, int]]:
+        """(in, out) of the matrices of a layer that have an adapter."""
+        chosen = model.matrices if self.lora_targets == (ALL_LINEAR,) else self.lora_targets
+        return [model.matrices[name] for name in chosen if name in model.matrices]
+
+
+def _weights_bytes(model: ModelFacts, run: _Run) -> float:
+    if model.quantised_bits and model.weights_bytes:
+        return model.weights_bytes
+    each = QUANTISED_BYTES.get(model.quantised_bits or run.quantise_bits or 0, run.weight_bytes)
+    return (model.parameters - model.outside_matrices) * each + model.outside_matrices * run.weight_bytes
+
+
+def _trained_bytes(model: ModelFacts, run: _Run) -> float:
+    """What comes with training beside the weights: gradients, DDP's copy of them, moments, and the adapter itself."""
+    each = 2 * FLOAT32_BYTES + MOMENT_BYTES.get(run.optimizer, 8.0)
+    if run.lora_rank is None:
+        # The layers compute with a copy of the weights in the smaller type, which the backward pass needs again.
+        return model.parameters * (each + (run.compute_bytes if run.compute_bytes < FLOAT32_BYTES else 0))
+    adapter = model.layers * run.lora_rank * sum(fan_in + fan_out for fan_in, fan_out in run.beside(model))
+    return adapter * (FLOAT32_BYTES + each)
+
+
+def _bytes_a_token(model: ModelFacts, run: _Run) -> float:
+    layer, logits = _kept_of_a_layer(model, run), LOGIT_BYTES * model.vocabulary
+    if not run.checkpointing:
+        return model.layers * layer + logits
+    # Only the input of each layer; what is in a layer comes again one at a time, when the logits are gone.
+    return model.layers * run.weight_bytes * model.hidden_size + max(layer, logits)
+
+
+def _kept_of_a_layer(model: ModelFacts, run: _Run) -> float:
+    """Bytes a token that the backward pass needs of a layer which computes in c bytes.
+
+    Frozen weights: 8h for the two norms, which work in float32; 5ch for q, k and v of all heads, the result of
+    attention and its rotation; 3ci for the feed-forward part; and for each matrix with an adapter its input, once in
+    float32 and once in c. Weights that are trained need the input of each matrix: 20h + (4c)i + 4ch more of them.
+    """
+    hidden, inner, compute = model.hidden_size, model.inner_size, run.compute_bytes
+    if run.lora_rank is None:
+        return hidden * (28 + 4 * compute) + inner * 4 * compute
+    adapters = sum(fan_in for fan_in, _ in run.beside(model)) * (FLOAT32_BYTES + compute)
+    return hidden * (8 + 5 * compute) + inner * 3 * compute + adapters
