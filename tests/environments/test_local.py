@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from lab.tools import read_proc, wait_until
 from tests.environments.conftest import UV, Project, give_pixi
 from tests.hosts.helpers import ugro
-from tests.unit.test_node import archive
+from tests.unit.node.test_jobs import archive
 from ugro_tasks.cluster.file import read_cluster_file
 from ugro_tasks.cluster.model import local_cluster
 from ugro_tasks.environments.sync import Progress, Synced, make_locks, sync

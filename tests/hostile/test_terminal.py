@@ -18,8 +18,8 @@ from rich.console import Console
 from tests.hostile.profiles import examples
 from tests.hostile.running import RAW
 from tests.hostile.strategies import text, tricky
+from tests.unit.cli.show.test_format import SHOWS
 from tests.unit.factories import make_cluster, make_node_plan, make_plan_of
-from tests.unit.test_display import SHOWS
 from ugro_tasks.cli.show.format import Percentages, columns, open_console, show_json, shown
 from ugro_tasks.cli.show.launch import show_plan
 from ugro_tasks.errors import HostError, JobEnded, NodeFault
@@ -118,7 +118,7 @@ def test_a_command_is_shown_without_tricks_and_as_it_runs(words: list[str]) -> N
 def test_no_view_shows_anything_raw(
     show: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tests.unit.test_display.HOSTILE", WHOLE)
+    monkeypatch.setattr("tests.unit.cli.show.test_format.HOSTILE", WHOLE)
     show(tmp_path)
     captured = capsys.readouterr()
     assert "evil" in captured.out + captured.err

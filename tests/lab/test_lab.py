@@ -342,7 +342,7 @@ def test_process_1_of_a_host_mounts_nothing_outside_of_its_own_namespaces(missin
     """Whatever becomes of it is seen by a namespace of mounts that is this test's alone."""
     others = [flag for flag in ("--pid", "--fork", "--net", "--uts", "--ipc") if flag not in missing]
     config = json.dumps({"outside": outside()})
-    argv = ["unshare", "--mount", *others, sys.executable, "-I", str(ROOT / "tests/lab/init.py"), config]
+    argv = ["unshare", "--mount", *others, sys.executable, "-I", str(ROOT / "lab/init.py"), config]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert "namespace of its own" in done.stderr

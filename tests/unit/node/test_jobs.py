@@ -36,8 +36,8 @@ from ugro_tasks.node.processes import Process, end_all, identity, of_rank, of_sl
 from ugro_tasks.node.supervisor import OPEN_FILES, last_words, names_in
 from ugro_tasks.node.torch_facts import remember
 
-NVIDIA_SMI = Path(__file__).parents[2] / "lab" / "nvidia_smi.py"
-RECORDED_GPUS = Path(__file__).parents[2] / "lab" / "recordings" / "rtx4070.json"
+NVIDIA_SMI = Path(__file__).parents[3] / "lab" / "nvidia_smi.py"
+RECORDED_GPUS = Path(__file__).parents[3] / "lab" / "recordings" / "rtx4070.json"
 
 
 def pythons() -> list[str]:

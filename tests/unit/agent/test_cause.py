@@ -11,7 +11,7 @@ from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.outcome import End
 from ugro_tasks.jobs.state import Cause
 
-RECORDINGS = sorted((Path(__file__).parent / "recordings" / "failures").glob("*.json"))
+RECORDINGS = sorted((Path(__file__).parents[1] / "recordings" / "failures").glob("*.json"))
 FAILURES = [path for path in RECORDINGS if path.stem != "quiet_exit_0"]
 # What the rank that began it said, and how it ended.
 EXPECTED: dict[str, dict[str, Any]] = {

@@ -18,7 +18,7 @@ from tests.ports import reserved_port
 # Each process imports torch, which on a machine with other work takes a while.
 pytestmark = pytest.mark.timeout(600)
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 TRAIN = REPOSITORY / "scripts" / "train_single_test.py"
 MEASURE = REPOSITORY / "scripts" / "measure_allreduce.py"
 SMALL = ["--width", "16", "--batch-size", "4", "--context", "32", "--steps-per-epoch", "12"]

@@ -81,7 +81,7 @@ def test_an_agent_is_started_once(experiments: Experiments) -> None:
 def test_of_agents_that_are_started_at_once_one_stays(experiments: Experiments) -> None:
     queue(experiments, linger_seconds=60)
     argv = [sys.executable, "-m", "ugro_tasks.agent", str(experiments.folder)]
-    agents = [subprocess.Popen(argv, cwd=Path(__file__).parents[2]) for _ in range(2)]
+    agents = [subprocess.Popen(argv, cwd=Path(__file__).parents[3]) for _ in range(2)]
     wait_until(lambda: any(agent.poll() is not None for agent in agents), "one of them to leave", 20)
     [left] = [agent for agent in agents if agent.poll() is not None]
     [stays] = [agent for agent in agents if agent is not left]

@@ -19,8 +19,8 @@ from ugro_tasks.cluster.model import Cluster, Environment, Node, local_cluster
 from ugro_tasks.cluster.schema import schema
 from ugro_tasks.errors import ClusterFileError, UsageError
 
-REPOSITORY = Path(__file__).parents[2]
-CLUSTERS = Path(__file__).parent / "clusters"
+REPOSITORY = Path(__file__).parents[3]
+CLUSTERS = Path(__file__).parents[1] / "clusters"
 BAD = sorted((CLUSTERS / "bad").glob("*.yaml"))
 ENVIRON = {"USER": "ada", "HOME": "/home/ada"}
 MASTER = "cluster: {master: {hostname: m, ip: 10.0.0.1}}\n"

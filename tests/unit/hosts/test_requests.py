@@ -81,7 +81,9 @@ def test_an_answer_is_found_behind_whatever_a_login_shell_prints(preface: bytes)
 
 
 def facts_of_a_fit_node() -> dict[str, Any]:
-    recorded: dict[str, Any] = json.loads((Path(__file__).parent / "recordings" / "health.json").read_text())
+    recorded: dict[str, Any] = json.loads(
+        (Path(__file__).parents[1] / "recordings" / "health.json").read_text()
+    )
     facts: dict[str, Any] = recorded["fit"]
     return facts
 

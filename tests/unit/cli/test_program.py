@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BAD = [
     (["launch"], 2, "--name is missing"),
     (["launch", "--name", "../../etc/x"], 2, "--name '../../etc/x'"),

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.unit.test_node import pythons
+from tests.unit.node.test_jobs import pythons
 from ugro_tasks.node.model import look_for_model
 
-PACKAGE = Path(__file__).parents[2] / "ugro_tasks"
+PACKAGE = Path(__file__).parents[3] / "ugro_tasks"
 CONFIG: dict[str, Any] = {
     "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "intermediate_size": 128, "vocab_size": 500, "tie_word_embeddings": False,

@@ -23,9 +23,9 @@ from ugro_tasks.hosts.nvidia import parse_apps, parse_gpus
 from ugro_tasks.node.gpu import APP_FIELDS, GPU_FIELDS, nvidia_smi
 from ugro_tasks.node.protocol import MARK
 
-RECORDED = json.loads((Path(__file__).parent / "recordings" / "health.json").read_text())
+RECORDED = json.loads((Path(__file__).parents[1] / "recordings" / "health.json").read_text())
 CASES = RECORDED["cases"]
-LAB = Path(__file__).parents[2] / "lab"
+LAB = Path(__file__).parents[3] / "lab"
 GPU = {"gpu_model": "RTX 4070", "vram_gb": 8}
 
 

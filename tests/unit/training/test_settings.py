@@ -14,7 +14,7 @@ from ugro_tasks.cluster.model import Cluster, TrainingDefaults
 from ugro_tasks.errors import UsageError
 from ugro_tasks.training.settings import FILE, resolve
 
-SHIPPED = yaml.safe_load((Path(__file__).parents[2] / FILE).read_text())
+SHIPPED = yaml.safe_load((Path(__file__).parents[3] / FILE).read_text())
 NOTHING_WRITTEN = TrainingDefaults()
 
 

@@ -17,7 +17,7 @@ from ugro_tasks.environments.recipe import Recipe, activation_of, missing_lock, 
 from ugro_tasks.errors import EnvironmentFault
 from ugro_tasks.node.installers import has_hashes, hashes_of, pinned, wanted
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 UV = '[project]\nname = "x"\nversion = "1"\ndependencies = ["torch"]\n[tool.ruff]\nline-length = 100\n'
 PIXI = '[tool.pixi.workspace]\nchannels = ["conda-forge"]\nplatforms = ["linux-64"]\n[tool.ruff]\nline-length = 100\n'
 MASTER = "cluster:\n  master: {ip: 10.0.0.1, hostname: a}\n"
