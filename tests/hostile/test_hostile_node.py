@@ -86,6 +86,7 @@ def test_a_login_that_answers_anything_is_a_fault_soon(turned: Host, evil: Path,
     assert len(fault.value.text) < 2_000
 
 
+@pytest.mark.usefixtures("one_node_is_away")
 def test_a_health_check_of_such_a_node_is_an_answer_for_all(
     home: Lab, turned: Host, evil: Path, tmp_path: Path
 ) -> None:

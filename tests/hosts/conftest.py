@@ -22,6 +22,12 @@ def home(lab: Lab, hosts: list[LabHost], monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 @pytest.fixture
+def one_node_is_away(home: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other nodes look for it for as long as is allowed, which is not long here."""
+    monkeypatch.setattr("ugro_tasks.health.probe.PORT_SECONDS", 2.0)
+
+
+@pytest.fixture
 def cluster(home: Lab) -> Cluster:
     """The lab's cluster, with little patience."""
     loaded = load_cluster(str(home.cluster_file))

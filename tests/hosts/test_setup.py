@@ -84,6 +84,7 @@ def test_init_again_finds_nothing_new(strange: Lab) -> None:
     assert strange.known_hosts.read_bytes() == recorded
 
 
+@pytest.mark.usefixtures("one_node_is_away")
 def test_init_records_no_changed_key(strange: Lab, hosts: list[LabHost]) -> None:
     wrong = f"{hosts[0].address} {hosts[1].public_key}\n"
     strange.known_hosts.write_text(wrong)
@@ -105,6 +106,7 @@ def test_init_trusts_the_jump_host_on_the_way(strange: Lab, hosts: list[LabHost]
     assert recorded == [f"{host.address} {host.public_key}" for host in (hosts[1], hosts[2])]
 
 
+@pytest.mark.usefixtures("one_node_is_away")
 def test_init_goes_on_where_a_node_is_down(strange: Lab, hosts: list[LabHost]) -> None:
     hosts[1].stop_sshd()
     done = ugro("init", "--accept-new-host-keys")
@@ -125,6 +127,7 @@ def test_init_makes_the_folders(strange: Lab, hosts: list[LabHost]) -> None:
     (strange.folder / "aside").rename(strange.experiments)
 
 
+@pytest.mark.usefixtures("one_node_is_away")
 def test_init_says_when_a_login_is_refused(strange: Lab, hosts: list[LabHost]) -> None:
     granted = hosts[1].run(["cat", ".ssh/authorized_keys"]).stdout
     hosts[1].run(["tee", ".ssh/authorized_keys"], input="")

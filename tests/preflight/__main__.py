@@ -57,6 +57,7 @@ def _tried(lab: Lab, folder: Path, misfortune: Misfortune, trial: Callable[[Stag
         host.reset()
     lab.trust()
     with pytest.MonkeyPatch.context() as patch, lab_user(lab, patch):
+        patch.setattr("ugro_tasks.health.probe.PORT_SECONDS", 2.0)
         stage = Stage(lab, Path(tempfile.mkdtemp(dir=folder)))
         try:
             with stage.names(), misfortune.make(stage):

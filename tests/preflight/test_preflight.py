@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from lab import Lab
-from tests.hosts.conftest import home
+from tests.hosts.conftest import home, one_node_is_away
 from tests.hosts.helpers import faults, health
 from tests.preflight.stage import Misfortune, Stage
 from tests.preflight.table import HARMLESS, MISFORTUNES
 
-__all__ = ["home"]
+__all__ = ["home", "one_node_is_away"]
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "preflight.md"
 
@@ -28,6 +28,7 @@ def stage(home: Lab, tmp_path: Path) -> Iterator[Stage]:
     made.ugro.close()
 
 
+@pytest.mark.usefixtures("one_node_is_away")
 @pytest.mark.parametrize("misfortune", [m for m in MISFORTUNES if m.named], ids=lambda m: m.key)
 def test_it_is_named_with_its_remedy(misfortune: Misfortune, stage: Stage) -> None:
     assert misfortune.named
