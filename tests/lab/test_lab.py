@@ -330,17 +330,20 @@ def test_all_are_killed_only_within_the_namespace_that_is_meant() -> None:
     """Tried in one that has nothing but two sleepers and the shells around them."""
     script = (
         "sleep 60 & first=$!; sleep 60 & second=$!; "
-        'sh -c "$0" sh $(( $(stat -Lc %i /proc/self/ns/pid) + $1 )); echo code $?; '
-        "grep -l '^State:.S' /proc/$first/status /proc/$second/status | wc -l"
+        'sh -c "$0" sh $(( $(stat -Lc %i /proc/self/ns/pid) + $1 )); echo $?; '
+        "kill -TERM $first $second; wait $first; echo $?; wait $second; echo $?"
     )
     unshare = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child=KILL"]
 
-    def tried(off_by: int) -> list[str]:
+    def tried(off_by: int) -> list[int]:
         argv = [*unshare, "sh", "-c", script, KILL_ALL, str(off_by)]
-        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
+        done = subprocess.run(argv, capture_output=True, text=True, check=True)
+        return [int(code) for code in done.stdout.split()]
 
-    assert tried(1) == ["code", str(OUTSIDE), "2"]
-    assert tried(0) == ["code", "0", "0"]
+    # Who lives on ends by the polite signal.
+    by_term, by_kill = 128 + signal.SIGTERM, 128 + signal.SIGKILL
+    assert tried(off_by=1) == [OUTSIDE, by_term, by_term]
+    assert tried(off_by=0) == [0, by_kill, by_kill]
 
 
 @pytest.mark.parametrize("missing", [["--pid", "--fork"], ["--net"]])
