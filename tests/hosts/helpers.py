@@ -266,3 +266,13 @@ def login_runs(host: LabHost, lines: str) -> Iterator[None]:
         path.unlink()
         if before:
             path.write_text(before)
+
+
+@contextmanager
+def rsync_says(host: LabHost, words: str) -> Iterator[None]:
+    """Another program of that name comes first on the node."""
+    host.run(["sh", "-c", "cat > /run/lab/bin/rsync; chmod 755 /run/lab/bin/rsync"], input=words)
+    try:
+        yield
+    finally:
+        host.run(["rm", "/run/lab/bin/rsync"])

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lab import Lab, LabHost
-from tests.hosts.helpers import error_of, login_runs, ssh_config
+from tests.hosts.helpers import error_of, login_runs, rsync_says, ssh_config
 from ugro_tasks.errors import HostUnreachable, NodeFault
 from ugro_tasks.hosts.copy import Copy
 from ugro_tasks.hosts.host import Host
@@ -122,16 +121,6 @@ def test_what_one_way_brought_the_other_does_not_bring_again(
     shutil.rmtree(here)
     Copy(host).pull(f"{folder}/", here)
     assert Rsync(host).bytes_to_come(f"{folder}/", here) == 0
-
-
-@contextmanager
-def rsync_says(host: LabHost, words: str) -> Iterator[None]:
-    """Another program of that name comes first on the node."""
-    host.run(["sh", "-c", "cat > /run/lab/bin/rsync; chmod 755 /run/lab/bin/rsync"], input=words)
-    try:
-        yield
-    finally:
-        host.run(["rm", "/run/lab/bin/rsync"])
 
 
 UNUSABLE = {

@@ -1,12 +1,14 @@
 """Checkpoints come home as they appear, and a run goes on from the last one that is whole on all ranks."""
 
 import json
+from contextlib import ExitStack
 
 import pytest
 
 from lab import LabHost
 from lab.tools import wait_until
 from lab.ugro import Job, Ugro
+from tests.hosts.helpers import rsync_says
 
 COUNTING = ("--script", "counting.py")
 
@@ -38,6 +40,34 @@ def test_after_a_failed_rank_all_go_on_from_the_last_whole_checkpoint(ugro: Ugro
         "rng_1.json"
     ]
     assert job.left() == []
+
+
+def test_without_rsync_on_the_hosts_checkpoints_and_outputs_come_and_go_the_same(
+    ugro: Ugro, hosts: list[LabHost]
+) -> None:
+    with ExitStack() as all_at_once:
+        for host in ugro.hosts:
+            all_at_once.enter_context(rsync_says(host, "#!/bin/sh\nexit 127\n"))
+        words = "--steps 20 --die-unless-resumed 13"
+        done = ugro.launch("exp1", words, *COUNTING, "--max-restarts", "1")
+        assert done.returncode == 0, done.stdout + done.stderr
+        job = ugro.job("exp1")
+        for rank in range(2):
+            log = (job.folder / "logs" / f"training_rank{rank}.log").read_text()
+            assert f"rank {rank} goes on from step 10, own part: True" in log
+        assert ugro.run("gather", "exp1", "--verify").returncode == 0
+    assert job.state()["gathered_at"]
+    for rank, host in enumerate(ugro.hosts):
+        (there,) = host.path("ugro/jobs").glob(f"{job.folder.name}.*-2/output")
+        here = job.folder if rank == 0 else job.folder / "ranks" / str(rank)
+        parts = [path for path in there.glob("checkpoints/*/*") if path.is_file()]
+        assert parts
+        for path in parts:
+            name = path.relative_to(there)
+            ours = here / name
+            if not ours.exists():  # what all ranks have alike comes once, from rank 0
+                ours = job.folder / name
+            assert ours.read_bytes() == path.read_bytes(), name
 
 
 def test_a_run_that_fails_again_and_again_ends_with_its_last_cause(ugro: Ugro) -> None:
