@@ -122,9 +122,6 @@ class HostileHost:
     def rsync_remote(self) -> tuple[list[str], str]:
         return [], ""
 
-    def call(self, function: Any) -> Any:
-        return function(self)
-
     def close(self) -> None:
         pass
 

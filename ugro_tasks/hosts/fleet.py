@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import threading
+from collections.abc import Callable
+from typing import Generic
 
-from fabric.exceptions import GroupException
 from fabric.group import ThreadingGroup
 
 from ..cluster.model import Cluster, Node
@@ -16,33 +16,62 @@ from .ssh import SshHost
 
 
 def connect(node: Node, connect_seconds: float) -> Host:
-    """The host of a node; nothing is contacted yet."""
-    return LocalHost(node) if node.transport == "local" else SshHost(node, connect_seconds)
-
-
-# ---- a group of hosts ----
+    """Make the host of a node; nothing is contacted yet."""
+    if node.transport == "local":
+        return LocalHost(node)
+    return SshHost(node, connect_seconds)
 
 
 class Fleet(ThreadingGroup):  # type: ignore[misc]
-    """All hosts of a cluster, in the order of their ranks."""
+    """The hosts of a cluster, of whatever kind, in the order of their ranks.
+
+    Fabric's group holds and closes them. What is done on all of them goes through `map`: Fabric's own calls know hosts
+    by their addresses, and would take two nodes of one machine for one.
+    """
 
     @classmethod
     def of(cls, cluster: Cluster) -> Fleet:
-        """The hosts of the cluster's nodes."""
+        """Make the hosts of the cluster's nodes."""
         hosts = [connect(node, cluster.timeouts.connect_seconds) for node in cluster.nodes]
         fleet: Fleet = cls.from_connections(hosts)
         return fleet
 
     def map(self, function: Callable[[Host], T]) -> dict[str, T | HostError]:
-        """`function(host)` on all hosts at once: {node name: its result or the HostError that it met}.
+        """Call `function(host)` on all hosts at once: {node name: its result or the HostError that it met}.
 
-        Partial failure is data. Any other exception is a bug and is raised.
+        Partial failure is data. Any other exception is a bug and is raised once all are done. There is no limit on the
+        whole, since an environment may take minutes to build; each wait for a host has one of its own. Ctrl-C ends the
+        wait here, and what the threads still ask of a host ends when the fleet is closed.
         """
+        errands = [_Errand(host, function) for host in self]
+        for errand in errands:
+            errand.start()
+        for errand in errands:
+            errand.join()
+        return {errand.host.node.name: errand.outcome() for errand in errands}
+
+
+class _Errand(threading.Thread, Generic[T]):
+    """What is done on one host, in a thread that does not keep the program from ending."""
+
+    def __init__(self, host: Host, function: Callable[[Host], T]) -> None:
+        super().__init__(name=f"on {host.node.name}", daemon=True)
+        self.host = host
+        self._function = function
+        self._results: list[T] = []
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        """Do it, and keep what comes of it; the thread that waits raises what is to be raised."""
         try:
-            results: Mapping[Host, Any] = self._do("call", function)
-        except GroupException as group:
-            results = group.result
-        for result in results.values():
-            if isinstance(result, BaseException) and not isinstance(result, HostError):
-                raise result
-        return {host.node.name: results[host] for host in self}
+            self._results.append(self._function(self.host))
+        except BaseException as error:  # a thread's edge
+            self._error = error
+
+    def outcome(self) -> T | HostError:
+        """Give the result or the HostError; raises any other exception."""
+        if isinstance(self._error, HostError):
+            return self._error
+        if self._error is not None:
+            raise self._error
+        return self._results[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 from ..cluster.model import Node
@@ -44,9 +44,6 @@ class Host(Protocol):
 
         None where files need no rsync.
         """
-
-    def call(self, function: Callable[[Host], T]) -> T:
-        """`function(self)`; what `Fleet.map` calls on each member."""
 
     def close(self) -> None:
         """Drop the connection; the next command opens it again."""

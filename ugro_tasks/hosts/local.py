@@ -6,11 +6,11 @@ import contextlib
 import os
 import select
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ..cluster.model import Node
 from ..errors import HostUnreachable, NodeFault
-from .host import ANSWER_LIMIT_BYTES, READ_BYTES, Host, Stream, T, answer_too_long, stdout_of
+from .host import ANSWER_LIMIT_BYTES, READ_BYTES, Stream, answer_too_long, stdout_of
 
 # ---- this machine ----
 
@@ -42,10 +42,6 @@ class LocalHost:
 
     def rsync_remote(self) -> None:
         """See Host. Files of this machine need no rsync."""
-
-    def call(self, function: Callable[[Host], T]) -> T:
-        """See Host."""
-        return function(self)
 
     def close(self) -> None:
         """See Host."""

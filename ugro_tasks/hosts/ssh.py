@@ -13,9 +13,9 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any
 
 import paramiko
 from fabric import Config, Connection
@@ -26,9 +26,6 @@ from .host import ANSWER_LIMIT_BYTES, READ_BYTES, answer_too_long, stdout_of
 from .known_hosts import Refuse, known_hosts, load_host_keys
 from .ssh_config import alias_of, openssh_options, ssh_config_faults, user_ssh_config
 from .ssh_errors import explained
-
-T = TypeVar("T")
-
 
 KEEPALIVE_SECONDS = 15
 # What paramiko lets through while it logs in or opens a channel: its own, and where the other side talks nonsense,
@@ -138,10 +135,6 @@ class SshHost(Connection):  # type: ignore[misc]
         user = f"{self.node.user}@" if self.node.user else ""
         name = self._alias or (f"[{self.node.address}]" if ":" in self.node.address else self.node.address)
         return ["-e", shell], f"{user}{name}:"
-
-    def call(self, function: Callable[[Self], T]) -> T:
-        """See Host."""
-        return function(self)
 
     def _execute(self, argv: Sequence[str], stdin: bytes | None, timeout_seconds: float) -> paramiko.Channel:
         """The channel of the started command, fed in the background. A connection found dead is opened anew, once."""

@@ -179,9 +179,6 @@ class Told:
     def run(self, argv: Any, stdin: bytes = b"", timeout_seconds: float = 30.0) -> bytes:
         return MARK + json.dumps(self.facts).encode()
 
-    def call(self, function: Any) -> Any:
-        return function(self)
-
     def close(self) -> None: ...
 
 

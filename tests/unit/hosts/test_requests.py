@@ -48,9 +48,6 @@ class Said:
     def close(self) -> None:
         self.closed = True
 
-    def call(self, function: Any) -> Any:
-        return function(self)
-
     def rsync_remote(self) -> tuple[list[str], str]:
         return [], ""
 

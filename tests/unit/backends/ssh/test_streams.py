@@ -166,9 +166,6 @@ class Breaking:
 
     def close(self) -> None: ...
 
-    def call(self, function: Any) -> Any:
-        return function(self)
-
     def rsync_remote(self) -> tuple[list[str], str]:
         return [], ""
 
