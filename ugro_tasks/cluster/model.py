@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 import msgspec
 from msgspec import Struct
 
-from ..codec import threadsafe
+from ..codec import convert
 from ..errors import UsageError
 from .values import (
     Address,
@@ -174,7 +174,6 @@ class Logging(Fact, frozen=True, kw_only=True):
     keep_days: PositiveInt = 7
 
 
-@threadsafe
 class Cluster(Fact, frozen=True, kw_only=True):
     """The nodes, sorted by rank, and the defaults of everything that runs on them."""
 
@@ -212,7 +211,7 @@ class Cluster(Fact, frozen=True, kw_only=True):
     def from_json(cls, plain: dict[str, Any]) -> Self:
         """The cluster that was stored so; raises ValueError where it is none."""
         _refuse_tricks(plain.get("nodes"))
-        return msgspec.convert(plain, cls, dec_hook=_path)
+        return convert(cls, plain, hook=_path)
 
     @property
     def master(self) -> Node:

@@ -12,11 +12,10 @@ import ipaddress
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from ..cluster.model import Node
-from ..codec import threadsafe
+from ..codec import convert, decode
 from ..text import printable_lines
 
 # A program's words, a path, a word of a table: as long as they may be where anybody shows or stores them.
@@ -210,7 +209,6 @@ class Build(Environment, kw_only=True):
     kept: Path | None
 
 
-@threadsafe
 class _Failed(Struct, kw_only=True):
     phase: Word
     tail: Words
@@ -219,7 +217,6 @@ class _Failed(Struct, kw_only=True):
     message: Words
 
 
-@threadsafe
 class _Progress(Struct, kw_only=True):
     phase: Word
     seconds: Seconds
@@ -285,15 +282,13 @@ SHAPES: dict[str, type[Struct]] = {
     "probe": Probe, "environment": Environment, "build_environment": Build, "state": State, "stop": Stop,
     "reset": Reset, "manifests": Manifests, "clean": Clean, "prepare": Done, "start": Done, "make_folder": Done,
 }  # fmt: skip
-for _shape in SHAPES.values():
-    threadsafe(_shape)
 # What a node may refuse because another job has it; of any other request, "busy" would be no answer.
 MAY_BE_BUSY = {"prepare", "build_environment"}
 
 
 def decoded(line: bytes) -> dict[str, Any]:
     """The object in a line of JSON; raises ValueError for anything else, also for text that cannot be stored."""
-    answer = msgspec.json.decode(line)
+    answer = decode(object, line)
     if not isinstance(answer, dict):
         raise ValueError("no object")
     return answer
@@ -303,11 +298,11 @@ def checked(operation: str, answer: dict[str, Any]) -> dict[str, Any]:
     """The answer, if it is one to this request; raises ValueError."""
     builds = operation == "build_environment"
     if builds and "progress" in answer:
-        msgspec.convert(answer["progress"], _Progress)
+        convert(_Progress, answer["progress"])
     elif builds and answer.get("error") == "failed":
-        msgspec.convert(answer, _Failed)
+        convert(_Failed, answer)
     elif "error" not in answer:
-        msgspec.convert(answer, SHAPES[operation])
+        convert(SHAPES[operation], answer)
     return answer
 
 

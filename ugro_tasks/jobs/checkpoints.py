@@ -17,7 +17,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Struct
 
-from ..codec import UNREADABLE, threadsafe
+from ..codec import UNREADABLE, decode
 from ..errors import UsageError
 from ..node.protocol import MANIFEST_SUFFIX
 from .experiment import Experiment
@@ -38,7 +38,6 @@ class Part(Struct, frozen=True):
     sha256: str
 
 
-@threadsafe
 class Manifest(Struct, frozen=True, kw_only=True):
     """What one rank wrote of a checkpoint. `files` are named from the folder of checkpoints on."""
 
@@ -70,7 +69,7 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
 def read_manifest(content: bytes) -> Manifest:
     """The manifest in a file or a frame; raises ValueError for one that is none, or that names paths elsewhere."""
     try:
-        manifest = msgspec.json.decode(content, type=Manifest)
+        manifest = decode(Manifest, content)
     except UNREADABLE as error:
         raise ValueError(f"it cannot be read: {error}") from error
     ranks = {manifest.rank, *manifest.ranks}

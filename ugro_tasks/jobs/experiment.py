@@ -22,7 +22,7 @@ from typing import TypeVar
 import msgspec
 
 from ..cluster.model import Cluster
-from ..codec import UNREADABLE
+from ..codec import UNREADABLE, decode
 from ..errors import RecordError
 from ..files import append_lines, replace_file, tail_of
 from .record import JobRecord
@@ -192,7 +192,7 @@ def node_of_sample(line: bytes) -> str | None:
 
 def _read(path: Path, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        return decode(kind, path.read_bytes())
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror}") from error
     except UNREADABLE as error:
@@ -202,4 +202,4 @@ def _read(path: Path, kind: type[T]) -> T:
 def _events(lines: bytes) -> Iterator[Event]:
     for line in lines.splitlines():
         with contextlib.suppress(*UNREADABLE):  # a line that UGRO did not write
-            yield msgspec.json.decode(line, type=Event)
+            yield decode(Event, line)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from ..codec import UNREADABLE
+from ..codec import UNREADABLE, decode
 
 
 class CardUse(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,11 +44,10 @@ class _Sample(msgspec.Struct):
 def card_use(path: Path) -> list[CardUse]:
     """Each card of each node, in that order; [] where there are no samples. What is no sample is passed over."""
     found: dict[tuple[str, int], list[_Sample]] = {}
-    decoder = msgspec.json.Decoder(_Sample)
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         for line in file:
             with contextlib.suppress(*UNREADABLE):
-                sample = decoder.decode(line)
+                sample = decode(_Sample, line)
                 found.setdefault((sample.node, int(sample.index)), []).append(sample)
     return [_use(node, index, samples) for (node, index), samples in sorted(found.items())]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from ..codec import UNREADABLE
+from ..codec import UNREADABLE, decode
 
 LOSS, EVAL_LOSS = "loss", "eval_loss"
 TOKENS_PER_SECOND = "tokens_per_second"
@@ -42,7 +42,7 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
 def read_metrics(line: str | bytes) -> dict[str, object] | None:
     """A line of metrics.jsonl, NaN and Infinity included; None where it is no object, which is the script's affair."""
     try:
-        return msgspec.json.decode(line, type=dict[str, object])
+        return decode(dict[str, object], line)
     except UNREADABLE:
         pass
     try:

@@ -6,7 +6,6 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from ..codec import threadsafe
 from .plan import LaunchPlan
 from .spec import JobSpec, Resume
 
@@ -18,7 +17,6 @@ class Code(Struct, frozen=True, kw_only=True):
     git_commit: str | None
 
 
-@threadsafe
 class JobRecord(Struct, frozen=True, kw_only=True):
     """config.json: the spec, where it goes, and the plan once there is one."""
 

@@ -7,7 +7,6 @@ from enum import StrEnum
 
 from msgspec import Struct, field
 
-from ..codec import threadsafe
 from .plan import Number, Rank
 from .spec import Resume
 
@@ -70,7 +69,6 @@ class Attempt(Struct, frozen=True, kw_only=True):
     gathered: bool = False  # all that its ranks wrote is home
 
 
-@threadsafe
 class JobState(Struct, frozen=True, kw_only=True):
     """state.json: how far the job has come."""
 
@@ -93,7 +91,6 @@ class JobState(Struct, frozen=True, kw_only=True):
         return None if self.started_at is None else (self.ended_at or time.time()) - self.started_at
 
 
-@threadsafe
 class Event(Struct, frozen=True, kw_only=True):
     """A line of events.jsonl: something that a user who watches wants to know."""
 

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from ..cluster.model import Cluster, shipped_scripts
+from ..codec import decode_lines
 from ..errors import JobFailed
 from ..jobs.experiments import Experiments
 from ..jobs.spec import JobSpec
@@ -34,7 +35,7 @@ def measure(cluster: Cluster) -> list[dict[str, Any]]:
     if state.phase is not Phase.SUCCEEDED:
         cause = state.cause.message if state.cause else state.phase
         raise JobFailed(f"the all-reduce could not be timed: {cause}\n  see: inv logs {experiment.job_id}")
-    found = msgspec.json.Decoder(dict[str, Any]).decode_lines(experiment.metrics.read_bytes())
+    found = decode_lines(dict[str, Any], experiment.metrics.read_bytes())
     while experiment.folder.exists():  # the agent may still write a last word into it
         shutil.rmtree(experiment.folder, ignore_errors=True)
     return found

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from ..cluster.model import Cluster
+from ..codec import convert
 from ..errors import HostError, RecordError
 from ..files import size_of
 from ..hosts.answers import Clean, CleanedFolder
@@ -203,7 +204,7 @@ def _ask_nodes(
     def request(host: Host) -> Clean:
         folders = by_node[host.node.name]
         told = ask(host, "clean", timeout_seconds=REMOVE_SECONDS, folders=folders, remove=remove)
-        return msgspec.convert(told, Clean)
+        return convert(Clean, told)
 
     with Fleet.of(cluster.select(",".join(by_node))) as fleet:
         answers: dict[str, Clean | HostError] = fleet.map(request)

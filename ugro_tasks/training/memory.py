@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from ..codec import UNREADABLE, threadsafe
+from ..codec import UNREADABLE, convert
 from ..jobs.plan import Memory
 
 MIB = 1 << 20
@@ -98,7 +98,6 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
         return self.layers * in_a_layer + self.outside_matrices
 
 
-@threadsafe
 class _Answer(Struct):
     """Of `node/model.py`."""
 
@@ -109,7 +108,7 @@ class _Answer(Struct):
 def model_facts(told: Mapping[str, Any] | None) -> ModelFacts | None:
     """What a probe told of the model, if it is enough for an estimate."""
     try:
-        answer = msgspec.convert(told, _Answer)
+        answer = convert(_Answer, told)
     except UNREADABLE:
         return None
     return msgspec.structs.replace(answer.config, weights_bytes=answer.weights_bytes)
@@ -125,7 +124,7 @@ def estimate(model: ModelFacts, settings: Mapping[str, Mapping[str, Any]], batch
         "activations_mib": round(tokens * _bytes_a_token(model, run) / MIB),
         "overhead_mib": OVERHEAD_MIB,
     }
-    return msgspec.convert({**parts, "total_mib": sum(parts.values())}, Memory)
+    return convert(Memory, {**parts, "total_mib": sum(parts.values())})
 
 
 def on_card(memory: Memory, card_mib: int, taken_mib: int) -> Memory:

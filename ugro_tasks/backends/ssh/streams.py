@@ -11,7 +11,7 @@ from typing import Annotated
 
 import msgspec
 
-from ...codec import UNREADABLE, threadsafe
+from ...codec import UNREADABLE, decode
 from ...errors import HostError, NodeFault
 from ...files import append_lines, leave_room
 from ...hosts.frames import Frame, follow
@@ -169,7 +169,6 @@ def _frames(
 Small = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=1 << 31)]
 
 
-@threadsafe
 class _ExitRecord(msgspec.Struct, frozen=True):
     code: Small | None = None
     signal: Small | None = None
@@ -178,7 +177,6 @@ class _ExitRecord(msgspec.Struct, frozen=True):
     outputs: tuple[str, ...] = ()  # the topmost names of what it wrote
 
 
-@threadsafe
 class _LostRecord(msgspec.Struct, frozen=True):
     known: bool
     rebooted: bool
@@ -187,9 +185,9 @@ class _LostRecord(msgspec.Struct, frozen=True):
 def _end(host: Host, plan: NodePlan, frame: Frame) -> End:
     try:
         if frame.kind == EXIT:
-            record = msgspec.json.decode(frame.payload, type=_ExitRecord)
+            record = decode(_ExitRecord, frame.payload)
             return End(node=plan.node, rank=plan.rank, at=time.time(), **msgspec.structs.asdict(record))
-        lost = msgspec.json.decode(frame.payload, type=_LostRecord)
+        lost = decode(_LostRecord, frame.payload)
     except UNREADABLE as error:
         raise NodeFault(host.node.name, f"its exit record cannot be read: {error}") from error
     why = (
