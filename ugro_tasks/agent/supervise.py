@@ -232,7 +232,7 @@ class Supervision:
                     f"{', '.join(gone)} did not come back:\n" + "\n".join(words),
                     final=True,
                 )
-            left = self.cluster.select(",".join(node.name for node in everybody if node.name not in gone))
+            left = self.cluster.subset([node.name for node in everybody if node.name not in gone])
             health = self._probe(self._fleet_of(left), left)
             away = self._away(health)
         self.journal.say(f"going on without {', '.join(gone)}")
@@ -368,7 +368,7 @@ class Supervision:
         plan, attempt = self.journal.record.plan, self.journal.attempt
         if not plan or not attempt:
             return None
-        cluster = self.cluster.select(",".join(attempt.nodes))
+        cluster = self.cluster.subset(attempt.nodes)
         return Gang(self.journal, cluster, self._fleet_of(cluster), plan, self._talks)
 
     def _fleet_of(self, cluster: Cluster) -> Fleet:

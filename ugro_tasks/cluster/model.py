@@ -2,7 +2,7 @@
 
     cluster = load_cluster()               # of ugro_tasks.cluster_file: reads ./cluster.yaml
     cluster.master.address                 # '192.168.1.100'
-    cluster.select("gpu-master,gpu2")      # the same cluster with two nodes, ranks 0 and 1
+    cluster.subset({"gpu-master", "gpu2"})  # the same cluster with two nodes, ranks 0 and 1
     Cluster.from_json(cluster.as_json()) == cluster
 
 Everything here is resolved: no `${VAR}`, nothing that has to be looked up in a second place. A path
@@ -11,6 +11,7 @@ on a node may still begin with `~/`, the home of the node's own user; only the n
 
 import sys
 from collections import Counter
+from collections.abc import Collection
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -233,7 +234,19 @@ class Cluster(Fact, frozen=True, kw_only=True):
                 raise UsageError(_unknown_node(name, names, list(known)))
             if count > 1:
                 raise UsageError(f"--nodes {names}: {name} is given {count} times; name it once.")
-        chosen = [node for node in self.nodes if node.name in wanted]
+        return self.subset(wanted)
+
+    def subset(self, names: Collection[str]) -> Self:
+        """Give the cluster with only these nodes, in the order of their ranks and ranked anew from 0.
+
+        Raises UsageError for a name that no node has, and where no name is given.
+        """
+        known = [node.name for node in self.nodes]
+        unknown = sorted(set(names) - set(known))
+        if unknown or not names:
+            what = f"no node is called {', '.join(map(shown, unknown))}" if unknown else "no node is named"
+            raise UsageError(f"{what}. The nodes are: {', '.join(known)}.")
+        chosen = [node for node in self.nodes if node.name in names]
         ranked = tuple(msgspec.structs.replace(node, rank=rank) for rank, node in enumerate(chosen))
         return msgspec.structs.replace(self, nodes=ranked)
 

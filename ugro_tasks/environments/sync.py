@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from msgspec import Struct
 
@@ -25,7 +25,6 @@ from .judge import Fingerprint, difference, explained, fingerprint_of, is_stale,
 from .package_store import fill, program, push
 from .recipe import Recipe, missing_lock, place_of, recipe_of
 
-T = TypeVar("T")
 LOOK_SECONDS = 60.0
 # Without a word from a node, or without one of ours for the node: a build ends then, and leaves nothing.
 SILENCE_SECONDS = 30.0
@@ -109,7 +108,7 @@ def sync(
             results[name] = error
         else:
             work[name] = partial(_make, cluster, state, store, partial(say, name))
-    results |= _on_each(fleet, work)
+    results |= fleet.each(work)
     return {name: results[name] for name in states}
 
 
@@ -124,7 +123,7 @@ def ensure_local(cluster: Cluster) -> None:
             said.add(words)
             sys.stderr.write(f"{printable(words)}\n")
 
-    with Fleet.of(cluster.select(",".join(local))) as fleet:
+    with Fleet.of(cluster.subset(local)) as fleet:
         fault = fault_of(sync(fleet, cluster, tell, local))
     if fault:
         raise fault
@@ -141,7 +140,7 @@ def survey(
         why = difference(recipe, facts) if recipe else None
         return State(node=node, fingerprint=fingerprint_of(facts), why=why, recipe=recipe, facts=facts)
 
-    return _on_each(fleet, {node.name: partial(look, node) for node in _chosen(cluster, nodes)})
+    return fleet.each({node.name: partial(look, node) for node in _chosen(cluster, nodes)})
 
 
 def make_locks(cluster: Cluster, nodes: Collection[str] | None, tell: Tell) -> None:
@@ -196,25 +195,6 @@ def fault_of(results: Mapping[str, Synced | UgroError]) -> UgroError | None:
 
 def _chosen(cluster: Cluster, nodes: Collection[str] | None) -> list[Node]:
     return [node for node in cluster.nodes if nodes is None or node.name in nodes]
-
-
-def _on_each(fleet: Fleet, work: Mapping[str, Callable[[Host], T]]) -> dict[str, T | UgroError]:
-    """What the work of each node gives, or the error that it raises; all at once, in the order of the work."""
-
-    def attempt(host: Host) -> list[T | UgroError]:
-        if host.node.name not in work:
-            return []
-        try:
-            return [work[host.node.name](host)]
-        except UgroError as error:
-            return [error]
-
-    answers = fleet.map(attempt)
-    found: dict[str, T | UgroError] = {}
-    for name in work:
-        answer = answers[name]
-        found[name] = answer if isinstance(answer, UgroError) else answer[0]
-    return found
 
 
 def _request(node: Node, recipe: Recipe | None, offline: bool) -> dict[str, Any]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import Generic
+from collections.abc import Callable, Mapping, Sequence
+from typing import Generic, TypeVar
 
 from fabric.group import ThreadingGroup
 
 from ..cluster.model import Cluster, Node
-from ..errors import HostError
+from ..errors import HostError, UgroError
 from .host import Host, T
 from .local import LocalHost
 from .ssh import SshHost
+
+E = TypeVar("E", bound=UgroError)
 
 
 def connect(node: Node, connect_seconds: float) -> Host:
@@ -44,11 +46,26 @@ class Fleet(ThreadingGroup):  # type: ignore[misc]
         wait here, and what the threads still ask of a host ends when the fleet is closed.
         """
         errands = [_Errand(host, function) for host in self]
-        for errand in errands:
-            errand.start()
-        for errand in errands:
-            errand.join()
-        return {errand.host.node.name: errand.outcome() for errand in errands}
+        _run(errands)
+        return {errand.host.node.name: errand.outcome(HostError) for errand in errands}
+
+    def each(self, work: Mapping[str, Callable[[Host], T]]) -> dict[str, T | UgroError]:
+        """Do the work of each node, all at once: {node name: its result or the UgroError that it met}.
+
+        `work` is by node name, and so are the results, in the same order; a host without work is left
+        alone. Otherwise as `map`.
+        """
+        hosts = {host.node.name: host for host in self}
+        errands = [_Errand(hosts[name], function) for name, function in work.items()]
+        _run(errands)
+        return {errand.host.node.name: errand.outcome(UgroError) for errand in errands}
+
+
+def _run(errands: Sequence[_Errand[T]]) -> None:
+    for errand in errands:
+        errand.start()
+    for errand in errands:
+        errand.join()
 
 
 class _Errand(threading.Thread, Generic[T]):
@@ -68,9 +85,9 @@ class _Errand(threading.Thread, Generic[T]):
         except BaseException as error:  # a thread's edge
             self._error = error
 
-    def outcome(self) -> T | HostError:
-        """Give the result or the HostError; raises any other exception."""
-        if isinstance(self._error, HostError):
+    def outcome(self, expected: type[E]) -> T | E:
+        """Give the result or the error, where it is of the expected kind; raises any other exception."""
+        if isinstance(self._error, expected):
             return self._error
         if self._error is not None:
             raise self._error

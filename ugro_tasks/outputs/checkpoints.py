@@ -155,24 +155,22 @@ def bring_all(
 
     See `bring`; here `progress` is also told what it is about.
     """
-    by_node = {plan.node: plan for plan in plans}
     errors: list[UgroError] = []
 
-    def manifests(host: Host) -> list[Manifest]:
+    def manifests(plan: NodePlan, host: Host) -> list[Manifest]:
         found = []
-        if plan := by_node.get(host.node.name):
-            for content in ask(host, "manifests", folder=plan.folder)["manifests"]:
-                try:
-                    found.append(_checked(plan, str(content).encode()))
-                except NodeFault as error:
-                    errors.append(error)  # it must not keep the others away
+        for content in ask(host, "manifests", folder=plan.folder)["manifests"]:
+            try:
+                found.append(_checked(plan, str(content).encode()))
+            except NodeFault as error:
+                errors.append(error)  # it must not keep the others away
         return found
 
     hosts = {host.node.name: host for host in fleet}
-    told = fleet.map(manifests)
+    told = fleet.each({plan.node: partial(manifests, plan) for plan in plans})
     # Rank 0's first: what the others have of the same need not travel.
     for plan in sorted(plans, key=lambda plan: plan.rank):
-        found = told.get(plan.node, [])
+        found = told[plan.node]
         if isinstance(found, UgroError):
             errors.append(found)
             continue

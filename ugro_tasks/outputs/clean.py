@@ -10,13 +10,14 @@ import contextlib
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from ..cluster.model import Cluster
 from ..codec import convert
-from ..errors import HostError, RecordError
+from ..errors import RecordError, UgroError
 from ..files import size_of
 from ..hosts.answers import Clean, CleanedFolder
 from ..hosts.fleet import Fleet
@@ -86,7 +87,7 @@ class _Over(msgspec.Struct, frozen=True):
     state: JobState
 
 
-def clean(experiments: Experiments, cluster: Cluster, wish: Wish) -> tuple[Cleaning, list[HostError]]:
+def clean(experiments: Experiments, cluster: Cluster, wish: Wish) -> tuple[Cleaning, list[UgroError]]:
     """What was removed and what stays, and the errors of nodes that could not be asked.
 
     Raises JobNotFound for a name that no job has.
@@ -94,7 +95,8 @@ def clean(experiments: Experiments, cluster: Cluster, wish: Wish) -> tuple[Clean
     over, stays = _choose(experiments, wish)
     by_node = _folders(over, cluster, stays)
     removals: list[Removal] = []
-    errors: list[HostError] = []
+    errors: list[UgroError] = []
+    unreached: dict[str, str] = {}
     foreign: dict[str, int] = {}
     # First of all here: on a full disk nothing could be written down about the rest.
     if wish.at_home:
@@ -106,15 +108,15 @@ def clean(experiments: Experiments, cluster: Cluster, wish: Wish) -> tuple[Clean
                 stays.append(_trouble(job, error))
     ours = set(_known(experiments))
     for node, answer in _ask_nodes(cluster, by_node, remove=not wish.dry_run).items():
-        if isinstance(answer, HostError):
+        if isinstance(answer, UgroError):
             errors.append(answer)
+            unreached[node] = answer.text
             continue
         if count := len({name for name in answer.others if name.rpartition("-")[0] not in ours} - ours):
             foreign[node] = count
         for job in over:
             mine = {name: answer.folders[name] for name in _names(job) if name in answer.folders}
             removals += _take_note(job, node, mine, stays, dry_run=wish.dry_run)
-    unreached = {error.host: error.text for error in errors}
     found = Cleaning(
         dry_run=wish.dry_run, removals=removals, stays=stays, unreached=unreached, foreign=foreign
     )
@@ -197,17 +199,17 @@ def _folders(over: Sequence[_Over], cluster: Cluster, stays: list[Stay]) -> dict
 
 def _ask_nodes(
     cluster: Cluster, by_node: Mapping[str, list[tuple[str, str]]], *, remove: bool
-) -> dict[str, Clean | HostError]:
+) -> dict[str, Clean | UgroError]:
     if not by_node:
         return {}
 
-    def request(host: Host) -> Clean:
-        folders = by_node[host.node.name]
+    def request(folders: list[tuple[str, str]], host: Host) -> Clean:
         told = ask(host, "clean", timeout_seconds=REMOVE_SECONDS, folders=folders, remove=remove)
         return convert(Clean, told)
 
-    with Fleet.of(cluster.select(",".join(by_node))) as fleet:
-        answers: dict[str, Clean | HostError] = fleet.map(request)
+    work = {name: partial(request, folders) for name, folders in by_node.items()}
+    with Fleet.of(cluster.subset(by_node)) as fleet:
+        answers: dict[str, Clean | UgroError] = fleet.each(work)
     return answers
 
 

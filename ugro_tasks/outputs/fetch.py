@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -47,16 +48,11 @@ def gather(
     mirror has brought is left to it. `verify` compares contents, not only sizes and times. `progress` is told (node,
     percent). What arrived before a failure stays and is not pulled again; a full disk here is one error for all nodes.
     """
-    by_node = {plan.node: plan for plan in plans if only is None or plan.node in only}
     telling = threading.Lock()
     errors: list[UgroError] = []
     full: dict[str, int | None] = {}  # {node: bytes that it still has to send, where that is known}
 
-    def pull(host: Host) -> None:
-        plan = by_node.get(host.node.name)
-        if plan is None:
-            return
-
+    def pull(plan: NodePlan, host: Host) -> None:
         def tell(percent: int) -> None:
             with telling:
                 if progress:
@@ -72,7 +68,7 @@ def gather(
             else:
                 errors.append(RecordError(f"{error.filename or experiment.folder}: {error.strerror}"))
 
-    fleet.map(pull)
+    fleet.each({plan.node: partial(pull, plan) for plan in plans if only is None or plan.node in only})
     return [_no_room(experiment, full), *errors] if full else errors
 
 
@@ -155,7 +151,7 @@ def gather_again(
     everywhere = _plans(experiment, record, state)
     plans = [plan for plan in everywhere if plan.node not in state.cleaned]
     if plans:
-        with Fleet.of(experiment.cluster().select(",".join(plan.node for plan in plans))) as fleet:
+        with Fleet.of(experiment.cluster().subset([plan.node for plan in plans])) as fleet:
             ended = state.phase.finished and _ended(state, plans, fleet)
             brought: list[UgroError] = []
             if state.phase.finished:  # while it runs, its agent brings them
@@ -192,15 +188,13 @@ def _plans(experiment: Experiment, record: JobRecord, state: JobState) -> Sequen
 def _ended(state: JobState, plans: Sequence[NodePlan], fleet: Fleet) -> bool:
     """Whether no rank writes any more: proven when the job ended, or by its node now."""
     unproven = {rank.node for rank in state.ranks if not rank.proven_gone}
-    by_node = {plan.node: plan for plan in plans if plan.node in unproven}
 
-    def gone(host: Host) -> bool:
-        if (plan := by_node.get(host.node.name)) is None:
-            return True
+    def gone(plan: NodePlan, host: Host) -> bool:
         told = ask(host, "state", folder=plan.folder, token=plan.token)
         return not told["supervised"] and not told["processes"]
 
-    return not by_node or all(found is True for found in fleet.map(gone).values())
+    work = {plan.node: partial(gone, plan) for plan in plans if plan.node in unproven}
+    return all(found is True for found in fleet.each(work).values())
 
 
 def _together(experiment: Experiment, errors: Sequence[UgroError], brought: Sequence[UgroError]) -> UgroError:

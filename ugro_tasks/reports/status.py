@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import msgspec
 
-from ..errors import HostError, RecordError
+from ..errors import RecordError, UgroError
 from ..jobs.experiment import Experiment
 from ..jobs.experiments import Experiments
+from ..jobs.plan import NodePlan
 from ..jobs.record import JobRecord
 from ..jobs.state import Event, JobState
 
@@ -64,17 +66,14 @@ def _ask_nodes(experiment: Experiment, record: JobRecord) -> dict[str, dict[str,
     from ..hosts.host import Host
     from ..hosts.requests import ask
 
-    plans = {plan.node: plan for plan in record.plan.nodes} if record.plan else {}
-
-    def state(host: Host) -> dict[str, Any]:
-        plan = plans[host.node.name]
+    def state(plan: NodePlan, host: Host) -> dict[str, Any]:
         return ask(host, "state", folder=plan.folder, token=plan.token)
 
     cluster = experiment.cluster()
     # Not a node that was left behind at a restart: nothing of the last attempt is there.
-    asked = ",".join(node.name for node in cluster.nodes if node.name in plans)
-    if not asked:
+    work = {plan.node: partial(state, plan) for plan in (record.plan.nodes if record.plan else ())}
+    if not work:
         return {}
-    with Fleet.of(cluster.select(asked)) as fleet:
-        answers = fleet.map(state)
-    return {node: {"error": a.text} if isinstance(a, HostError) else a for node, a in answers.items()}
+    with Fleet.of(cluster.subset(work)) as fleet:
+        answers = fleet.each(work)
+    return {node: {"error": a.text} if isinstance(a, UgroError) else a for node, a in answers.items()}

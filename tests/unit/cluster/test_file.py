@@ -391,6 +391,24 @@ def test_select_explains_what_it_cannot_use(names: str, said: str) -> None:
     assert refused.value.exit_code == 2
 
 
+def test_a_subset_is_ranked_anew_in_the_order_of_the_file() -> None:
+    chosen = sample("master_and_workers.yaml").subset({"gpu2", "gpu1"})
+    assert [(node.name, node.rank) for node in chosen.nodes] == [("gpu1", 0), ("gpu2", 1)]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["gpu1", "gpu1,gpu2"], "no node is called 'gpu1,gpu2'. The nodes are: gpu-master, gpu1, gpu2."),
+        ([], "no node is named"),
+    ],
+)
+def test_a_subset_has_at_least_one_node_and_only_known_ones(names: list[str], said: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        sample("master_and_workers.yaml").subset(names)
+    assert said in refused.value.text
+
+
 def test_a_cluster_cannot_be_made_with_a_gap_in_its_ranks() -> None:
     environment = Environment(manager="existing")
     node = Node(name="a", rank=1, address="10.0.0.1", environment=environment)

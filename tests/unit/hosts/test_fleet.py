@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fabric import ThreadingGroup
 
 from tests.unit.factories import make_cluster, make_node
 from ugro_tasks.cluster.model import Node
-from ugro_tasks.errors import HostError, HostUnreachable, NodeFault
+from ugro_tasks.errors import HostError, HostUnreachable, NodeFault, RecordError, UgroError
 from ugro_tasks.hosts.fleet import Fleet
 from ugro_tasks.hosts.host import Host
 from ugro_tasks.hosts.local import LocalHost
@@ -156,3 +157,42 @@ def test_ctrl_c_ends_the_wait_while_hosts_are_still_at_work(fleet: Fleet) -> Non
 
 def test_threads_at_work_do_not_keep_the_program_from_ending(fleet: Fleet) -> None:
     assert all(fleet.map(lambda _: threading.current_thread().daemon).values())
+
+
+# ---- work by node name ----
+
+
+def test_each_node_does_its_own_work_and_the_others_are_left_alone(fleet: Fleet) -> None:
+    asked: list[str] = []
+
+    def work(word: str, host: Host) -> str:
+        asked.append(host.node.name)
+        return f"{word} {host.node.name}"
+
+    told = fleet.each({"gpu2": partial(work, "stop"), "gpu0": partial(work, "start")})
+    assert list(told.items()) == [("gpu2", "stop gpu2"), ("gpu0", "start gpu0")]
+    assert sorted(asked) == ["gpu0", "gpu2"]
+
+
+def test_the_work_of_all_nodes_is_done_at_once(fleet: Fleet) -> None:
+    together = threading.Barrier(3, timeout=WAIT_SECONDS)
+    told = fleet.each({f"gpu{rank}": lambda _: together.wait() for rank in range(3)})
+    assert sorted(told.values(), key=str) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("error", [HostUnreachable("gpu1", "no route"), RecordError("the disk is full")])
+def test_an_error_of_one_node_is_its_result(fleet: Fleet, error: UgroError) -> None:
+    def fail(host: Host) -> str:
+        raise error
+
+    work: dict[str, Callable[[Host], str]] = {"gpu0": lambda host: host.node.name, "gpu1": fail}
+    assert fleet.each(work) == {"gpu0": "gpu0", "gpu1": error}
+
+
+def test_a_bug_in_the_work_of_a_node_is_raised(fleet: Fleet) -> None:
+    with pytest.raises(ZeroDivisionError):
+        fleet.each({"gpu1": lambda _: 1 // 0})
+
+
+def test_no_work_gives_nothing(fleet: Fleet) -> None:
+    assert fleet.each({}) == {}

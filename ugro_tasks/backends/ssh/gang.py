@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any, TypeVar
 
 from ...cluster.model import Cluster
 from ...errors import HostError, Interrupted, LaunchFailed, NodesBusy, StopUnproven, UgroError
@@ -23,8 +22,6 @@ from ...jobs.state import Phase, RankState
 from ...node.protocol import OUTPUTS_TOLD
 from ...outputs.checkpoints import Mirror, deliver
 from .streams import follow_rank
-
-T = TypeVar("T")
 
 # A rank whose peer is gone waits in a collective and cannot react to TERM.
 FAILURE_GRACE_SECONDS = 2.0
@@ -63,9 +60,9 @@ class Gang:
         )
         if source and self.plan.resume:
             self.journal.say(f"taking {self.plan.resume.checkpoint} to the nodes")
-            self._on_all("delivery of the checkpoint", lambda host, plan: self._deliver(source, host, plan))
+            self._on_all("delivery of the checkpoint", partial(self._deliver, source))
         code = self.experiment.code_archive()
-        self._on_all("prepare", lambda host, plan: self._prepare(host, plan, code))
+        self._on_all("prepare", partial(self._prepare, code))
         self._on_all("start", self._start)
         self._note_begun(phase=Phase.RUNNING)
         for plan in self.plan.nodes:
@@ -75,13 +72,13 @@ class Gang:
         began_at = self.journal.state.started_at or time.time()
         self.journal.change(attempt={"ran": True}, started_at=began_at, **more)
 
-    def _deliver(self, source: Experiment, host: Host, plan: NodePlan) -> None:
+    def _deliver(self, source: Experiment, plan: NodePlan, host: Host) -> None:
         assert self.plan.resume  # noqa: S101
         record, before = self.journal.record, range(1, self.plan.attempt)
         earlier = [f"../../{attempt_folder(record, number)}/output/checkpoints" for number in before]
         deliver(source, self.plan.resume, host, plan, link_from=earlier)
 
-    def _prepare(self, host: Host, plan: NodePlan, code: bytes) -> None:
+    def _prepare(self, code: bytes, plan: NodePlan, host: Host) -> None:
         packed = node_zip()
         request = {
             name: getattr(plan, name) for name in ("token", "node", "folder", "argv", "env", "activation")
@@ -98,21 +95,13 @@ class Gang:
             **request,
         )
 
-    def _start(self, host: Host, plan: NodePlan) -> None:
+    def _start(self, plan: NodePlan, host: Host) -> None:
         self.talks.ask(host, "start", timeout_seconds=self.cluster.timeouts.start_seconds, folder=plan.folder)
 
-    def _on_all(self, step: str, action: Callable[[Host, NodePlan], Any]) -> None:
+    def _on_all(self, step: str, action: Callable[[NodePlan, Host], object]) -> None:
         """The step on all nodes at once. Where one cannot do it, or a stop is asked for, everything is undone."""
-        plans = {plan.node: plan for plan in self.plan.nodes}
-        faults: list[UgroError] = []
-
-        def attempt(host: Host) -> None:
-            try:
-                action(host, plans[host.node.name])
-            except UgroError as error:
-                faults.append(error)
-
-        self.fleet.map(attempt)
+        answers = self.fleet.each({plan.node: partial(action, plan) for plan in self.plan.nodes})
+        faults = [answer for answer in answers.values() if isinstance(answer, UgroError)]
         if not faults and not self.experiment.stop_asked:
             return
         self.journal.say("undoing: stopping what was prepared")
@@ -228,13 +217,11 @@ class Gang:
 
         A node out of reach is tried again, `tries` times or for as long as it takes.
         """
-        plans = {plan.node: plan for plan in self.plan.nodes}
 
-        def stop(host: Host) -> str | None:
-            plan = plans.get(host.node.name)
-            return self._stop_one(host, plan, reason, grace_seconds, tries, discard) if plan else None
+        def stop(plan: NodePlan, host: Host) -> str | None:
+            return self._stop_one(host, plan, reason, grace_seconds, tries, discard)
 
-        lines = self.fleet.map(stop)
+        lines = self.fleet.each({plan.node: partial(stop, plan) for plan in self.plan.nodes})
         return [line if isinstance(line, str) else line.text for line in lines.values() if line]
 
     def _stop_one(
