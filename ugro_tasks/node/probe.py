@@ -9,14 +9,16 @@ import shutil
 import socket
 import sys
 import time
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from .files import Json, expand, state_folder
 from .gpu import APP_FIELDS, HEALTH_FIELDS, nvidia_smi
 from .lease import lease_holder
-from .processes import boot_id, processes, slot_of
+from .processes import Process, boot_id, processes, slot_of, start_time
 from .programs import run_later
 from .torch_facts import cuda_available, look_at_torch
+
+ENDING_SECONDS = 0.05  # more than a process takes from its last file to its end
 
 
 def probe(request: Json) -> Json:
@@ -45,8 +47,7 @@ def probe(request: Json) -> Json:
         "rsync": shutil.which("rsync"),
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[1],
         "visible_cards": os.environ.get("CUDA_VISIBLE_DEVICES"),
-        "lease": lease_holder(request["slot"]),
-        "jobs": [process.facts() for process in ours if slot_of(process.token) == request["slot"]],
+        **holders(request["slot"], ours),
         "our_pids": [process.pid for process in ours],
     }
     if "environment" in request:
@@ -62,6 +63,24 @@ def probe(request: Json) -> Json:
     if facts["torch"].get("torch") and request["wants_cuda"]:
         facts["torch"]["cuda_available"] = cuda_available(interpreter, facts)
     return dict(facts, started=started, ended=time.time())
+
+
+def holders(slot: str, ours: List[Process]) -> Json:
+    """{lease, jobs}: who has the slot, and the living processes of ranks in it.
+
+    A job that ends just now frees its lease when nothing of it is left, so of what was seen before that only what still
+    lives counts; the supervisor's own last moment is waited for.
+    """
+    lease, jobs = look_at_slot(slot, ours)
+    if jobs and lease is None:
+        time.sleep(ENDING_SECONDS)
+        lease, jobs = look_at_slot(slot, ours)
+    return {"lease": lease, "jobs": [process.facts() for process in jobs]}
+
+
+def look_at_slot(slot: str, ours: List[Process]) -> Tuple[Optional[Json], List[Process]]:
+    lease = lease_holder(slot)
+    return lease, [p for p in ours if slot_of(p.token) == slot and start_time(p.pid) is not None]
 
 
 def own_folder() -> Json:
