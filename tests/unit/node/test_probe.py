@@ -12,7 +12,7 @@ from lab.tools import wait_until
 from ugro_tasks.node import probe
 from ugro_tasks.node.lease import take_lease
 from ugro_tasks.node.probe import holders
-from ugro_tasks.node.processes import of_slot
+from ugro_tasks.node.processes import Process, of_slot
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_job_that_frees_its_lease_and_then_ends_has_left_nothing(
     """A process frees its files a moment before it is gone."""
     looks = []
 
-    def look(of: str, ours: list[probe.Process]) -> tuple[None, list[probe.Process]]:
+    def look(of: str, ours: list[Process]) -> tuple[None, list[Process]]:
         looks.append(of)
         if len(looks) == 2:
             rank.kill()
