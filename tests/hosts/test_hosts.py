@@ -30,6 +30,7 @@ from ugro_tasks.health.report import examine
 from ugro_tasks.hosts.fleet import Fleet, connect
 from ugro_tasks.hosts.host import Host
 from ugro_tasks.hosts.rsync import Rsync
+from ugro_tasks.hosts.ssh import SshHost
 from ugro_tasks.hosts.trust import new_key_of
 
 Login = Callable[..., Host]
@@ -275,8 +276,8 @@ def test_three_nodes_of_one_machine_answer_for_themselves(tmp_path: Path) -> Non
 
 def test_the_hosts_of_a_fleet_have_a_configuration_each(cluster: Cluster) -> None:
     with Fleet.of(cluster) as fleet:
-        assert len({id(host.connect_kwargs) for host in fleet}) == 3
-        assert len({id(host.config) for host in fleet}) == 3
+        assert len({id(host.connection.connect_kwargs) for host in fleet}) == 3
+        assert len({id(host.connection.config) for host in fleet}) == 3
 
 
 # ---- host keys ----
@@ -607,6 +608,16 @@ def test_files_go_through_the_jump_host_too(
     Rsync(host).push(str(tmp_path / "file"), f"{hosts[1].home}/pushed")
     assert hosts[1].path("pushed").read_text() == "content"
     hosts[1].path("pushed").unlink()
+
+
+def test_a_closed_host_leaves_no_connection_to_its_jump_host(login: Login, hosts: list[LabHost]) -> None:
+    host = login(1, jump=f"root@{hosts[0].address}")
+    assert isinstance(host, SshHost)
+    assert name_of(host) == "lab1"
+    assert host.connection.gateway.is_connected
+    host.close()
+    assert not host.connection.gateway.is_connected
+    assert name_of(host) == "lab1"
 
 
 def test_the_jump_host_is_named_when_it_refuses(login: Login, hosts: list[LabHost]) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from base64 import b64encode
+from collections.abc import Sequence
 from pathlib import Path
 
 import paramiko
 
 
 def known_hosts() -> Path:
-    """The user's own file of host keys."""
+    """Name the user's own file of host keys."""
     return Path("~/.ssh/known_hosts").expanduser()
 
 
@@ -20,23 +21,33 @@ def load_host_keys(client: paramiko.SSHClient, *files: Path) -> None:
 
     A key that is marked @revoked is unknown, whatever else is said of it.
     """
-    lines = [
-        line.strip()
-        for file in files
-        if file.is_file()
-        for line in file.read_text(errors="replace").splitlines()
-    ]
-    revoked = {word for line in lines if line.startswith("@revoked") for word in line.split()[3:4]}
+    lines: list[str] = []
+    for file in files:
+        if file.is_file():
+            lines += file.read_text(errors="replace").splitlines()
+    revoked = _revoked(lines)
     for line in lines:
-        if not line or line[0] in "#@":
+        entry = _entry(line.strip())
+        if entry is None or entry.key is None or entry.key.get_base64() in revoked:
             continue
-        try:
-            entry = paramiko.hostkeys.HostKeyEntry.from_line(line)
-        except (paramiko.SSHException, paramiko.hostkeys.InvalidHostKey, ValueError):
-            continue
-        if entry is not None and entry.key is not None and entry.key.get_base64() not in revoked:
-            for name in entry.hostnames or ():
-                client.get_host_keys().add(name, entry.key.get_name(), entry.key)
+        for name in entry.hostnames or ():
+            client.get_host_keys().add(name, entry.key.get_name(), entry.key)
+
+
+def _revoked(lines: Sequence[str]) -> set[str]:
+    """Collect the keys that are marked @revoked, as `@revoked NAMES TYPE KEY COMMENT` has them."""
+    words = [line.split() for line in lines]
+    return {word[3] for word in words if len(word) > 3 and word[0] == "@revoked"}
+
+
+def _entry(line: str) -> paramiko.hostkeys.HostKeyEntry | None:
+    """Read a line; None for a comment, a mark, or what paramiko cannot read."""
+    if line.startswith(("#", "@")):
+        return None
+    try:
+        return paramiko.hostkeys.HostKeyEntry.from_line(line)
+    except (paramiko.SSHException, paramiko.hostkeys.InvalidHostKey, ValueError):
+        return None
 
 
 class UnknownKey(paramiko.SSHException):
@@ -44,19 +55,20 @@ class UnknownKey(paramiko.SSHException):
 
     def __init__(self, name: str, key: paramiko.PKey) -> None:
         super().__init__(name)
-        self.name, self.key = name, key
+        self.name = name
+        self.key = key
 
 
 class Refuse(paramiko.MissingHostKeyPolicy):
-    """Raises UnknownKey."""
+    """The policy for a key that known_hosts does not hold: none is accepted."""
 
     def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:  # noqa: ARG002
-        """What paramiko calls."""
+        """Raise UnknownKey."""
         raise UnknownKey(hostname, key)
 
 
 def fingerprint(key: paramiko.PKey) -> str:
-    """As `ssh-keygen -l` shows it."""
+    """Show a key as `ssh-keygen -l` does."""
     digest = b64encode(hashlib.sha256(key.asbytes()).digest()).decode().rstrip("=")
     return f"{key.get_name()} SHA256:{digest}"
 
@@ -72,6 +84,9 @@ class NewKey:
     def trust(self) -> None:
         """Record it in the user's known_hosts."""
         known_hosts().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(os.open(known_hosts(), os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600), "r+b") as file:
+        descriptor = os.open(known_hosts(), os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        with open(descriptor, "r+b") as file:
             before = file.read()
-            file.write((b"" if before.endswith(b"\n") or not before else b"\n") + self._line.encode())
+            if before and not before.endswith(b"\n"):
+                file.write(b"\n")
+            file.write(self._line.encode())

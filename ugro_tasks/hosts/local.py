@@ -10,9 +10,7 @@ from collections.abc import Sequence
 
 from ..cluster.model import Node
 from ..errors import HostUnreachable, NodeFault
-from .host import ANSWER_LIMIT_BYTES, READ_BYTES, Stream, answer_too_long, stdout_of
-
-# ---- this machine ----
+from .host import ANSWER_LIMIT_BYTES, READ_BYTES, WRITE_SECONDS, Stream, answer_too_long, stdout_of
 
 
 class LocalHost:
@@ -48,6 +46,8 @@ class LocalHost:
 
 
 class _LocalStream:
+    """A command of this machine that goes on."""
+
     def __init__(self, node: Node, argv: Sequence[str], stdin: bytes | None) -> None:
         self.node = node
         try:
@@ -58,23 +58,37 @@ class _LocalStream:
             raise NodeFault(node.name, f"{argv[0]}: {error.strerror}") from error
         assert process.stdin is not None  # noqa: S101
         assert process.stdout is not None  # noqa: S101
-        self.process, self.stdin, self.stdout = process, process.stdin, process.stdout
+        self.process = process
+        self.stdin = process.stdin
+        self.stdout = process.stdout
+        os.set_blocking(self.stdin.fileno(), False)
         if stdin is not None:
+            self._feed(stdin)
+
+    def _feed(self, stdin: bytes) -> None:
+        """Give all of its stdin and close it; a command need not read what it is given."""
+        try:
             with contextlib.suppress(BrokenPipeError), self.stdin:
                 _write_all(self.stdin.fileno(), stdin)
+        except TimeoutError as error:
+            self.close()
+            raise HostUnreachable(self.node.name, "it does not listen") from error
 
     def read(self, silence_seconds: float) -> bytes:
+        """See Stream."""
         if not select.select([self.stdout], [], [], silence_seconds)[0]:
             raise HostUnreachable(self.node.name, f"no word for {silence_seconds:g} s")
         return os.read(self.stdout.fileno(), READ_BYTES)
 
     def write(self, data: bytes) -> None:
+        """See Stream."""
         try:
             _write_all(self.stdin.fileno(), data)
         except OSError as error:
             raise HostUnreachable(self.node.name, "it has stopped listening") from error
 
     def close(self) -> None:
+        """See Stream."""
         self.stdin.close()
         self.stdout.close()
         self.process.kill()
@@ -82,6 +96,10 @@ class _LocalStream:
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
+    """Write to a pipe that does not block; raises TimeoutError where nothing is taken for WRITE_SECONDS."""
     left = memoryview(data)
     while left:
-        left = left[os.write(descriptor, left) :]
+        if not select.select([], [descriptor], [], WRITE_SECONDS)[1]:
+            raise TimeoutError
+        with contextlib.suppress(BlockingIOError):
+            left = left[os.write(descriptor, left) :]

@@ -1,4 +1,4 @@
-"""A host over SSH: a Fabric Connection that verifies host keys, has a limit on every wait, and carries raw bytes.
+"""A host over SSH: a Fabric connection to it, through which commands go and raw bytes come.
 
 Whatever goes wrong on the way becomes a `HostError` that says which host, what was tried and what to do. An argv is
 quoted here and nowhere else.
@@ -7,108 +7,77 @@ quoted here and nowhere else.
 from __future__ import annotations
 
 import contextlib
-import logging
 import shlex
-import socket
-import struct
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import paramiko
 from fabric import Config, Connection
 
 from ..cluster.model import Node
 from ..errors import HostUnreachable, NodeFault
-from .host import ANSWER_LIMIT_BYTES, READ_BYTES, answer_too_long, stdout_of
-from .known_hosts import Refuse, known_hosts, load_host_keys
+from .host import ANSWER_LIMIT_BYTES, READ_BYTES, WRITE_SECONDS, answer_too_long, stdout_of
 from .ssh_config import alias_of, openssh_options, ssh_config_faults, user_ssh_config
 from .ssh_errors import explained
+from .transport import BROKEN_OFF, after_login, hops_to, log_in, make_strict
 
-KEEPALIVE_SECONDS = 15
-# What paramiko lets through while it logs in or opens a channel: its own, and where the other side talks nonsense,
-# whatever its parser stumbled over.
-BROKEN_OFF = (
-    paramiko.SSHException, OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
-    AssertionError, struct.error,
-)  # fmt: skip
+START_SECONDS = 30.0  # for a node to begin with a command whose output is a stream
+LAST_WAIT_SECONDS = 0.1  # for the end of a command, where its time is over as its output ends
 
 
-WRITE_SECONDS = 30.0  # for a node to take the next piece of what it is given
+class SshHost:
+    """A node over SSH.
 
-# Whatever goes wrong is told as a HostError; paramiko would tell it a second time, on stderr.
-logging.getLogger("paramiko").addHandler(logging.NullHandler())
-logging.getLogger("paramiko").propagate = False
-
-
-class SshHost(Connection):  # type: ignore[misc]
-    """A Fabric Connection that verifies host keys, has a limit on every wait, and carries raw bytes."""
-
-    # Declared on the class: Fabric's Connection would otherwise take them for configuration.
-    node: Node
-    round_trip_seconds: float = 0.0
-    _alias: str | None = None
-    _opening: Any = None
+    Fabric's connection knows the user's configuration, the jump hosts and how to log in; it is made to verify host keys
+    and to have a limit on every wait. Commands go through channels of its transport, as argv and bytes.
+    """
 
     def __init__(self, node: Node, connect_seconds: float) -> None:
+        self.node = node
+        self.round_trip_seconds = 0.0
+        self._opening = threading.Lock()
         with ssh_config_faults():
             config = Config(ssh_config=user_ssh_config())
-            alias = alias_of(config.base_ssh_config, node)
-            super().__init__(
-                alias or node.address,
+            self._alias = alias_of(config.base_ssh_config, node)
+            self.connection = Connection(
+                self._alias or node.address,
                 user=node.user,
                 port=node.ssh_port,
                 gateway=Connection(node.jump, config=config.clone()) if node.jump else None,
                 config=config,
             )
-        object.__setattr__(self, "node", node)
-        object.__setattr__(self, "_alias", alias)
-        object.__setattr__(self, "_opening", threading.Lock())
-        for connection in _hops(self):
-            _be_strict(connection, connect_seconds)
+        for hop in hops_to(self.connection):
+            make_strict(hop, connect_seconds)
 
     def open(self) -> None:
         """Log in where not yet done, on every hop of the way; raises HostError."""
         with self._opening:
-            for connection in _hops(self):
-                if connection.is_connected:
+            for hop in hops_to(self.connection):
+                if hop.is_connected:
                     continue
                 try:
-                    # Anew each time: who runs for days shall learn of a key that the user came to trust meanwhile.
-                    connection.client.get_host_keys().clear()
-                    load_host_keys(connection.client, Path("/etc/ssh/ssh_known_hosts"), known_hosts())
-                    if not connection.gateway:
-                        socket_ = _PromptSocket.to(
-                            connection.host, connection.port, connection.connect_timeout
-                        )
-                        connection.connect_kwargs["sock"] = socket_
-                    # Not self.open(): Fabric's own, for the host as for its jump hosts.
-                    Connection.open(connection)
+                    log_in(hop)
                 except BROKEN_OFF as error:
-                    connection.client.close()  # Fabric's close() passes over a login that failed half way
-                    raise explained(
-                        self.node.name, connection, error, is_jump_host=connection is not self
-                    ) from error
-                connection.transport.set_keepalive(KEEPALIVE_SECONDS)
+                    is_jump_host = hop is not self.connection
+                    raise explained(self.node.name, hop, error, is_jump_host=is_jump_host) from error
+
+    def close(self) -> None:
+        """See Host."""
+        # The jump hosts' connections are this host's own: a dead one would be in the way of the next login.
+        for hop in reversed(hops_to(self.connection)):
+            hop.close()
 
     def run(self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0) -> bytes:
         """See Host."""
         deadline = time.monotonic() + timeout_seconds
         with contextlib.closing(self._execute(argv, stdin, timeout_seconds)) as channel:
             complaint = _Tail(channel)
-            output = bytearray()
             try:
-                while chunk := _receive(channel, deadline):
-                    output += chunk
-                    if time.monotonic() > deadline:  # it sends a byte now and then
-                        raise TimeoutError
-                    if len(output) > ANSWER_LIMIT_BYTES:
-                        raise answer_too_long(self.node, argv)
-                if not channel.status_event.wait(max(0.1, deadline - time.monotonic())):
+                output = self._output(channel, argv, deadline)
+                if not channel.status_event.wait(_seconds_left(deadline)):
                     raise TimeoutError
-                complaint.thread.join(max(0.1, deadline - time.monotonic()))
+                complaint.thread.join(_seconds_left(deadline))
             except TimeoutError as error:
                 self.close()  # it may be the command that hangs, or the network that is gone
                 what = f"{argv[0]} did not end within {timeout_seconds:g} s"
@@ -117,56 +86,64 @@ class SshHost(Connection):  # type: ignore[misc]
                 ) from error
             except (paramiko.SSHException, OSError, EOFError) as error:
                 self.close()
-                raise explained(self.node.name, self, error) from error
+                raise explained(self.node.name, self.connection, error) from error
             if channel.exit_status < 0:
-                if self.transport.is_active():
+                if self.connection.transport.is_active():
                     raise NodeFault(self.node.name, f"{argv[0]} was ended by a signal")
                 self.close()
-                raise explained(self.node.name, self, EOFError())
-        return stdout_of(self.node, argv, channel.exit_status, bytes(output), complaint.last)
+                raise explained(self.node.name, self.connection, EOFError())
+        return stdout_of(self.node, argv, channel.exit_status, output, complaint.last)
 
     def stream(self, argv: Sequence[str], stdin: bytes | None = b"") -> _SshStream:
         """See Host."""
-        return _SshStream(self, self._execute(argv, stdin, timeout_seconds=30.0))
+        return _SshStream(self, self._execute(argv, stdin, START_SECONDS))
 
     def rsync_remote(self) -> tuple[list[str], str]:
         """See Host."""
         shell = shlex.join(["ssh", *openssh_options(self.node)])
         user = f"{self.node.user}@" if self.node.user else ""
-        name = self._alias or (f"[{self.node.address}]" if ":" in self.node.address else self.node.address)
-        return ["-e", shell], f"{user}{name}:"
+        address = f"[{self.node.address}]" if ":" in self.node.address else self.node.address
+        return ["-e", shell], f"{user}{self._alias or address}:"
+
+    def _output(self, channel: paramiko.Channel, argv: Sequence[str], deadline: float) -> bytes:
+        """Read all that a command says; raises TimeoutError, and NodeFault where it says too much."""
+        output = bytearray()
+        while received := _receive(channel, deadline):
+            output += received
+            if time.monotonic() > deadline:  # it sends a byte now and then
+                raise TimeoutError
+            if len(output) > ANSWER_LIMIT_BYTES:
+                raise answer_too_long(self.node, argv)
+        return bytes(output)
 
     def _execute(self, argv: Sequence[str], stdin: bytes | None, timeout_seconds: float) -> paramiko.Channel:
-        """The channel of the started command, fed in the background. A connection found dead is opened anew, once."""
-        warm = self.is_connected
-        self.open()
-        begun = time.monotonic()
-        try:
-            channel: paramiko.Channel = self.transport.open_session(timeout=timeout_seconds)
-        except BROKEN_OFF as error:
-            self.close()
-            if warm:
-                return self._execute(argv, stdin, timeout_seconds)
-            raise explained(self.node.name, self, error) from error
-        object.__setattr__(self, "round_trip_seconds", time.monotonic() - begun)
-        if isinstance(self.transport.sock, _PromptSocket):
-            self.transport.sock.prompt = False
+        """Start a command and feed it in the background; gives its channel. Raises HostError."""
+        channel = self._open_channel(timeout_seconds)
         try:
             channel.settimeout(timeout_seconds)
             channel.exec_command(shlex.join(argv))
         except BROKEN_OFF as error:
             self.close()
-            raise explained(self.node.name, self, error) from error
+            raise explained(self.node.name, self.connection, error) from error
         if stdin is not None:
             threading.Thread(target=_feed, args=(channel, stdin), daemon=True).start()
         return channel
 
-
-def _feed(channel: paramiko.Channel, stdin: bytes) -> None:
-    # A command need not read all that it is given; whatever else is wrong shows where its output is read.
-    with contextlib.suppress(OSError, EOFError):
-        channel.sendall(stdin)
-        channel.shutdown_write()
+    def _open_channel(self, timeout_seconds: float) -> paramiko.Channel:
+        """Open a channel, logging in where needed. A connection found dead is opened anew, once."""
+        was_connected = self.connection.is_connected
+        self.open()
+        begun = time.monotonic()
+        try:
+            channel: paramiko.Channel = self.connection.transport.open_session(timeout=timeout_seconds)
+        except BROKEN_OFF as error:
+            self.close()
+            if was_connected:
+                return self._open_channel(timeout_seconds)
+            raise explained(self.node.name, self.connection, error) from error
+        self.round_trip_seconds = time.monotonic() - begun
+        after_login(self.connection.transport)
+        return channel
 
 
 class _Tail:
@@ -183,79 +160,45 @@ class _Tail:
                 self.last = (self.last + received)[-READ_BYTES:]
 
 
-def _hops(connection: Connection) -> list[Connection]:
-    """The jump hosts on the way, the first one first, and the host itself."""
-    before = _hops(connection.gateway) if isinstance(connection.gateway, Connection) else []
-    return [*before, connection]
-
-
-def _be_strict(connection: Connection, connect_seconds: float) -> None:
-    """Fabric trusts every key, waits without a limit and stumbles over keys that are not there."""
-    connection.connect_timeout = max(1, round(connect_seconds))
-    # A dict of its own for each: Fabric shares and changes them.
-    connection.connect_kwargs = {
-        **dict.fromkeys(("banner_timeout", "auth_timeout", "channel_timeout"), 2 * connect_seconds),
-        "transport_factory": _transport,
-        "key_filename": [
-            name
-            for name in connection.connect_kwargs.get("key_filename", [])
-            if Path(name).expanduser().is_file()
-        ],
-    }
-    connection.client.set_missing_host_key_policy(Refuse())
-
-
-def _transport(socket_: Any, **options: Any) -> paramiko.Transport:
-    """As paramiko makes it, but AES-GCM comes first: without a digest of its own, a byte costs a quarter less here."""
-    made = paramiko.Transport(socket_, **options)
-    algorithms = made.get_security_options()
-    algorithms.ciphers = sorted(algorithms.ciphers, key=lambda name: "gcm" not in name)
-    return made
-
-
-class _PromptSocket(socket.socket):
-    """A socket that never waits to fill a packet, nor, while logging in, to acknowledge one.
-
-    sshd sends the end of the login in several small packets and waits for our word on the first: 40 ms.
-    """
-
-    prompt = hasattr(socket, "TCP_QUICKACK")
-
-    @classmethod
-    def to(cls, host: str, port: int, timeout_seconds: float) -> _PromptSocket:
-        made = socket.create_connection((host, port), timeout_seconds)
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return cls(fileno=made.detach())
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        if self.prompt:
-            # The kernel takes it back at each chance.
-            self.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-        return super().recv(size, flags)
-
-
 class _SshStream:
+    """A command that goes on, at the other end of a channel."""
+
     def __init__(self, host: SshHost, channel: paramiko.Channel) -> None:
-        self.host, self.channel = host, channel
+        self.host = host
+        self.channel = channel
 
     def read(self, silence_seconds: float) -> bytes:
+        """See Stream."""
         try:
             return _receive(self.channel, time.monotonic() + silence_seconds)
         except (paramiko.SSHException, OSError) as error:
-            raise explained(self.host.node.name, self.host, error) from error
+            raise explained(self.host.node.name, self.host.connection, error) from error
 
     def write(self, data: bytes) -> None:
+        """See Stream."""
         try:
             self.channel.settimeout(WRITE_SECONDS)
             self.channel.sendall(data)
         except (paramiko.SSHException, OSError, EOFError) as error:
-            raise explained(self.host.node.name, self.host, error) from error
+            raise explained(self.host.node.name, self.host.connection, error) from error
 
     def close(self) -> None:
+        """See Stream."""
         self.channel.close()
+
+
+def _feed(channel: paramiko.Channel, stdin: bytes) -> None:
+    # A command need not read all that it is given; whatever else is wrong shows where its output is read.
+    with contextlib.suppress(OSError, EOFError):
+        channel.sendall(stdin)
+        channel.shutdown_write()
 
 
 def _receive(channel: paramiko.Channel, deadline: float) -> bytes:
     channel.settimeout(max(0.01, deadline - time.monotonic()))
     received: bytes = channel.recv(READ_BYTES)
     return received
+
+
+def _seconds_left(deadline: float) -> float:
+    return max(LAST_WAIT_SECONDS, deadline - time.monotonic())

@@ -21,7 +21,7 @@ INCLUDES_AT_MOST = 16  # as deep as OpenSSH follows them
 
 @contextlib.contextmanager
 def ssh_config_faults() -> Iterator[None]:
-    """What is wrong in the user's ssh configuration becomes a UsageError."""
+    """Turn what is wrong in the user's ssh configuration into a UsageError."""
     try:
         yield
     except (paramiko.ConfigParseError, ValueError) as error:
@@ -31,17 +31,17 @@ def ssh_config_faults() -> Iterator[None]:
 
 
 def user_ssh_config() -> paramiko.SSHConfig:
-    """The user's file, then the system's. paramiko knows no Include, so the files are put together here."""
+    """Read the user's file, then the system's. paramiko knows no Include, so the files are put together here."""
     files = [known_hosts().with_name("config"), Path("/etc/ssh/ssh_config")]
-    return paramiko.SSHConfig.from_text(
-        "\nHost *\n".join(_with_includes(file, file.parent) for file in files)
-    )
+    texts = [_with_includes(file, file.parent) for file in files]
+    return paramiko.SSHConfig.from_text("\nHost *\n".join(texts))
 
 
 def _with_includes(path: Path, folder: Path, depth: int = 0) -> str:
     if depth > INCLUDES_AT_MOST or not path.is_file():
         return ""
-    lines, block = [], "Host *"
+    lines: list[str] = []
+    block = "Host *"
     for line in path.read_text(errors="replace").splitlines():
         keyword, _, words = line.strip().replace("=", " ", 1).partition(" ")
         if keyword.lower() in {"host", "match"}:
@@ -51,7 +51,8 @@ def _with_includes(path: Path, folder: Path, depth: int = 0) -> str:
             continue
         for word in shlex.split(words):
             # A relative name is looked up beside the file of the first level.
-            for found in sorted(glob.glob(str(folder / Path(word).expanduser()))):  # noqa: PTH207
+            pattern = str(folder / Path(word).expanduser())
+            for found in sorted(glob.glob(pattern)):  # noqa: PTH207
                 lines.append(_with_includes(Path(found), folder, depth + 1))
         # What follows belongs to the block that the Include stands in, not to the last one of the included file.
         lines.append(block)
@@ -59,24 +60,33 @@ def _with_includes(path: Path, folder: Path, depth: int = 0) -> str:
 
 
 def alias_of(config: paramiko.SSHConfig, node: Node) -> str | None:
-    """The Host entry under which the user's ssh configuration knows the node's address."""
-    for name in filter(None, (node.name, node.hostname)):
-        if config.lookup(name).get("hostname") == node.address:
+    """Find the Host entry under which the user's ssh configuration knows the node's address."""
+    for name in (node.name, node.hostname):
+        if name and config.lookup(name).get("hostname") == node.address:
             return name
     return None
 
 
 def openssh_options(node: Node) -> list[str]:
-    """What OpenSSH (under rsync) needs to reach a node just as `SshHost` does."""
+    """Give the options with which OpenSSH (under rsync) reaches a node just as `SshHost` does."""
     options = ["-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o", "ConnectTimeout=10"]
     options += ["-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"]
     if Path.home() != Path(pwd.getpwuid(os.getuid()).pw_dir):
-        # OpenSSH takes the home from the password file, this program from HOME.
-        options += ["-o", f"UserKnownHostsFile={known_hosts()}"]
-        config = known_hosts().with_name("config")
-        options += ["-F", str(config)] if config.exists() else []
-        for key in sorted(known_hosts().parent.glob("id_*")):
-            options += ["-i", str(key)] if key.suffix != ".pub" else []
-    options += ["-p", str(node.ssh_port)] if node.ssh_port else []
-    options += ["-J", node.jump] if node.jump else []
+        options += _options_of_this_home()
+    if node.ssh_port:
+        options += ["-p", str(node.ssh_port)]
+    if node.jump:
+        options += ["-J", node.jump]
+    return options
+
+
+def _options_of_this_home() -> list[str]:
+    """Name the files of the home that this program takes from HOME, and OpenSSH from the password file."""
+    options = ["-o", f"UserKnownHostsFile={known_hosts()}"]
+    config = known_hosts().with_name("config")
+    if config.exists():
+        options += ["-F", str(config)]
+    for key in sorted(known_hosts().parent.glob("id_*")):
+        if key.suffix != ".pub":
+            options += ["-i", str(key)]
     return options

@@ -13,8 +13,6 @@ from ..errors import HostError, HostKeyChanged, HostKeyUnknown, HostUnreachable,
 from .host import LAST_WORDS_CHARACTERS
 from .known_hosts import UnknownKey, fingerprint
 
-# ---- what went wrong, in words ----
-
 _BY_ERRNO = {
     errno.ECONNREFUSED: ("the connection was refused", "is sshd running there, and on this port?"),
     errno.EHOSTUNREACH: ("no route to it", "is the machine on, and in this network?"),
@@ -22,8 +20,6 @@ _BY_ERRNO = {
     errno.ETIMEDOUT: ("no answer", "is the machine on, and does its firewall let SSH through?"),
     errno.ECONNRESET: ("the connection was reset", "see the log of sshd there: journalctl -u ssh"),
 }
-
-
 _BY_PARAMIKO = {
     "Error reading SSH protocol banner": "it answers, but not as an SSH server does",
     "No existing session": "it answers, but does not go on with the login",
@@ -37,6 +33,14 @@ def explained(name: str, hop: Connection, error: Exception, *, is_jump_host: boo
     where = f"{hop.user}@{hop.host} port {hop.port}"
     if is_jump_host:
         where = f"jump host {where}"
+    return (
+        _about_host_key(name, hop, where, error)
+        or _about_login(name, hop, where, error)
+        or _about_network(name, hop, where, error)
+    )
+
+
+def _about_host_key(name: str, hop: Connection, where: str, error: Exception) -> HostError | None:
     if isinstance(error, paramiko.BadHostKeyException):
         return HostKeyChanged(
             name,
@@ -51,10 +55,18 @@ def explained(name: str, hop: Connection, error: Exception, *, is_jump_host: boo
             f"its host key is not in known_hosts: {error.name} shows {fingerprint(error.key)}",
             "compare it on the machine (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then: inv init",
         )
+    return None
+
+
+def _about_login(name: str, hop: Connection, where: str, error: Exception) -> HostError | None:
     if isinstance(error, paramiko.PasswordRequiredException):
         return LoginRefused(name, f"the key for {where} has a passphrase", "load it once: ssh-add")
     if isinstance(error, paramiko.AuthenticationException) or "authentication methods" in str(error):
         return LoginRefused(name, f"{where} accepts none of your keys", f"put one there: {_copy_id(hop)}")
+    return None
+
+
+def _about_network(name: str, hop: Connection, where: str, error: Exception) -> HostError:
     if isinstance(error, socket.gaierror):
         return HostUnreachable(
             name, f"the name {hop.host} cannot be resolved", "check the cluster file and DNS"
@@ -67,11 +79,12 @@ def explained(name: str, hop: Connection, error: Exception, *, is_jump_host: boo
     if number in _BY_ERRNO:
         what, fix = _BY_ERRNO[number]
         return HostUnreachable(name, f"{where}: {what}", fix)
-    said = str(error)[:LAST_WORDS_CHARACTERS]
-    what = next((words for known, words in _BY_PARAMIKO.items() if known in said), said)
-    return HostUnreachable(
-        name, f"{where}: {what or 'the connection broke off'}", "see its log: journalctl -u ssh"
-    )
+    said = str(error)[:LAST_WORDS_CHARACTERS] or "the connection broke off"
+    for known, words in _BY_PARAMIKO.items():
+        if known in said:
+            said = words
+            break
+    return HostUnreachable(name, f"{where}: {said}", "see its log: journalctl -u ssh")
 
 
 def _known_name(host: Connection) -> str:

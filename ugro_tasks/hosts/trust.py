@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..cluster.model import Cluster, Node
-from ..errors import HostError, HostKeyUnknown
+from ..errors import HostKeyUnknown
 from .fleet import Fleet
 from .known_hosts import NewKey, UnknownKey
 from .ssh import SshHost
 
+HOPS_AT_MOST = 4  # the host itself and the jump hosts before it
+
 
 def new_key_of(node: Node, connect_seconds: float) -> NewKey | None:
-    """The key that has to be trusted before the node can be reached, its jump host's first; None where none has.
+    """Find the key that has to be trusted before the node can be reached, its jump host's first; None where none has.
 
     Raises HostError for anything else that is in the way.
     """
@@ -31,9 +33,6 @@ def new_key_of(node: Node, connect_seconds: float) -> NewKey | None:
     return None
 
 
-HOPS_AT_MOST = 4  # the host itself and the jump hosts before it
-
-
 def trust_host_keys(
     cluster: Cluster, say: Callable[[str], None], agree: Callable[[str], bool] | None
 ) -> None:
@@ -45,9 +44,10 @@ def trust_host_keys(
     fleet = Fleet.of(cluster)
     for _ in range(HOPS_AT_MOST):
         found = fleet.map(lambda host: new_key_of(host.node, cluster.timeouts.connect_seconds))
-        keys = {
-            key.name: (name, key) for name, key in found.items() if key and not isinstance(key, HostError)
-        }
+        keys = {}  # by the name in known_hosts: nodes may share a jump host
+        for node, key in found.items():
+            if isinstance(key, NewKey):
+                keys[key.name] = (node, key)
         for node, key in keys.values():
             say(f"{node}: {key.name} shows {key.fingerprint}")
             if agree and not agree(f"trust this key of {node}?"):
