@@ -26,16 +26,8 @@ from .model import (
     TrainingDefaults,
     shipped_or,
 )
-from .schema import (
-    ClusterFile,
-    EnvironmentSection,
-    Hardware,
-    Master,
-    NamedNode,
-    NodePaths,
-    NodeSection,
-    NodesFile,
-)
+from .schema import ClusterFile, NodesFile
+from .schema_nodes import EnvironmentSection, Hardware, Master, NamedNode, NodePaths, NodeSection
 from .values import checked_line, shown
 from .yaml_lines import Document, Fault, Loc
 

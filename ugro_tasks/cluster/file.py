@@ -4,7 +4,7 @@
     load_cluster("lab")         # lab.yaml or clusters/lab.yaml
     load_cluster("local")       # built in: three ranks on this machine's CPU
 
-What may stand in the file: ugro_tasks.cluster_form; how it becomes a Cluster: ugro_tasks.cluster_build.
+What may stand in the file: schema.py; how it becomes a Cluster: build.py.
 """
 
 import os
@@ -36,7 +36,7 @@ def load_cluster(
     if choice == "local":
         return local_cluster(cwd)
     if choice is not None and (not choice.strip() or "\0" in choice):
-        raise ClusterFileError(f"{said_by} {shown(choice)} is no cluster's name; leave it away or give one.")
+        raise ClusterFileError(f"{said_by} {shown(choice)} is no cluster's name; leave it out or give one.")
     candidates = _candidates(choice, cwd, environ)
     try:
         path = next((path for path in candidates if path.is_file()), None)

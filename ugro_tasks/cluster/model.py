@@ -1,6 +1,6 @@
 """The machines and defaults that every other module works from: `Cluster` and its parts.
 
-    cluster = load_cluster()               # of ugro_tasks.cluster_file: reads ./cluster.yaml
+    cluster = load_cluster()                       # of file.py: reads ./cluster.yaml
     cluster.master.address                 # '192.168.1.100'
     cluster.subset({"gpu-master", "gpu2"})  # the same cluster with two nodes, ranks 0 and 1
     Cluster.from_json(cluster.as_json()) == cluster
@@ -14,41 +14,29 @@ from collections import Counter
 from collections.abc import Collection
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from ..codec import convert
 from ..errors import UsageError
-from .values import (
-    Address,
-    BatchSize,
-    HostName,
-    Jump,
-    Level,
-    Line,
-    LogFormat,
-    NodeName,
-    NodePath,
-    Part,
-    Port,
-    PositiveFloat,
-    PositiveInt,
-    Program,
-    Rank,
-    Script,
-    Seconds,
-    UserName,
-    WholeSeconds,
-    Word,
-    checked_line,
-    shown,
-)
+from .values import NUMBER_MAX, PORT_MAX, RANK_MAX, SECONDS_MAX, checked_line, shown
 
 MANAGERS = Literal["existing", "venv", "uv", "pixi"]
 DEFAULT_PROJECT = "~/ugro"
 PACKAGE = Path(__file__).parents[1]
+
+# The limits of the numbers; what else a value must be, the form of the cluster file has checked.
+Port = Annotated[int, Meta(ge=1, le=PORT_MAX)]
+Rank = Annotated[int, Meta(ge=0, le=RANK_MAX)]
+PositiveInt = Annotated[int, Meta(ge=1, le=NUMBER_MAX)]
+PositiveFloat = Annotated[float, Meta(gt=0, le=NUMBER_MAX)]
+Part = Annotated[float, Meta(ge=0, lt=1)]
+Seconds = Annotated[float, Meta(gt=0, le=SECONDS_MAX)]
+WholeSeconds = Annotated[int, Meta(ge=1, le=SECONDS_MAX)]
+BatchSize = PositiveInt | Literal["auto"] | dict[str, PositiveInt]
+Level = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 
 class Fact(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,12 +47,12 @@ class Environment(Fact, frozen=True, kw_only=True):
     """The Python environment that trains on a node, and what the cluster file promises of it."""
 
     manager: MANAGERS
-    name: Word = "default"
-    path: NodePath | None = None
-    python: Program | None = None
-    python_version: Word | None = None
-    torch_version: Word | None = None
-    cuda_version: Word | None = None
+    name: str = "default"
+    path: str | None = None
+    python: str | None = None
+    python_version: str | None = None
+    torch_version: str | None = None
+    cuda_version: str | None = None
 
     def folder(self, project: str) -> str:
         """Where a manager makes the environment on a node whose project folder is `project`."""
@@ -81,25 +69,25 @@ class Environment(Fact, frozen=True, kw_only=True):
 class Node(Fact, frozen=True, kw_only=True):
     """One machine, with everything that is needed to reach it and to start a rank there."""
 
-    name: NodeName
+    name: str
     rank: Rank
     """0 is the master."""
     transport: Literal["ssh", "local"] = "ssh"
-    address: Address
+    address: str
     """An IP address, for the rendezvous and for SSH."""
-    hostname: HostName | None = None
-    user: UserName | None = None
+    hostname: str | None = None
+    user: str | None = None
     """None: the ssh configuration decides; so too for `ssh_port` and `jump`."""
     ssh_port: Port | None = None
-    jump: Jump | None = None
-    python: Program = "python3"
-    """The interpreter that runs node.py."""
-    project: NodePath = DEFAULT_PROJECT
+    jump: str | None = None
+    python: str = "python3"
+    """The interpreter that runs UGRO's program on the node."""
+    project: str = DEFAULT_PROJECT
     """UGRO's folder on the node."""
-    gpu_model: Line | None = None
+    gpu_model: str | None = None
     """What the file promises; None: no GPU is promised."""
     vram_gb: PositiveFloat | None = None
-    slot: NodeName = "node"
+    slot: str = "node"
     """The name of the node's lease. Nodes that share one machine have one each."""
     environment: Environment
 
@@ -115,72 +103,59 @@ class Lora(Fact, frozen=True, kw_only=True):
     rank: PositiveInt = 16
     alpha: PositiveInt = 32
     dropout: Part = 0.05
-    target_modules: tuple[Word, ...] = ("q_proj", "v_proj")
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
 
 
 class TrainingDefaults(Fact, frozen=True, kw_only=True):
-    """What `inv launch` takes where no flag says otherwise."""
+    """What `inv launch` takes where no flag says otherwise; schema.py explains the keys."""
 
-    script: Script = "train_production.py"
-    """The script in the scripts folder that every rank runs."""
-    model: Word = "unsloth/tinyllama-bnb-4bit"
-    dataset: Word = "wikitext"
+    script: str = "train_production.py"
+    model: str = "unsloth/tinyllama-bnb-4bit"
+    dataset: str = "wikitext"
     epochs: PositiveInt = 1
     learning_rate: PositiveFloat = 2e-4
     batch_size_per_gpu: BatchSize = 1
-    """Sequences per GPU and micro-step: a number for all nodes, `auto` (in the ratio of the cards' memory), or
-    a number for each node: `{gpu-master: 3, gpu1: 2, gpu2: 2}`."""
     gradient_accumulation_steps: PositiveInt = 8
     max_seq_length: PositiveInt = 2048
-    """Tokens per sequence."""
     lora: Lora = Lora()
     written: tuple[str, ...] = ()
     """The keys that the cluster file gives, `lora.rank` among them; all others are only defaults."""
 
     @classmethod
     def given(cls, **values: Any) -> Self:
-        """What a cluster file says, each key of it noted as written; `lora` is a mapping."""
+        """Make the defaults that a cluster file gives, each key noted as written; `lora` is a mapping."""
         lora = values.pop("lora", {})
         written = (*values, *(f"lora.{name}" for name in lora))
         return cls(**values, lora=Lora(**lora), written=written)
 
 
 class Timeouts(Fact, frozen=True, kw_only=True):
-    """How long UGRO waits for what, in seconds."""
+    """How long UGRO waits for what; schema.py explains the keys."""
 
     connect_seconds: Seconds = 5.0
-    """For a node to answer, login included."""
     start_seconds: Seconds = 60.0
-    """For a node to prepare its rank, and again to start it."""
     rendezvous_seconds: WholeSeconds = 300
-    """For the ranks to find each other; `communication.timeout_seconds` is the same."""
     stop_grace_seconds: Seconds = 15.0
-    """Between TERM and KILL, so that a script can write a checkpoint."""
     heartbeat_seconds: Seconds = 2.0
-    """Between two signs of life of a node that has nothing else to say."""
     away_seconds: Seconds = 60.0
-    """With restarts: a node that is out of reach for so long counts as lost. Without, it is waited for."""
     return_seconds: Seconds = 300.0
-    """With restarts: for a lost node to come back, before the job goes on without it or ends."""
     agent_linger_seconds: Seconds = 120.0
-    """That the agent stays, with its connections open, after the last job."""
 
 
 class Logging(Fact, frozen=True, kw_only=True):
     """UGRO's own log files, not the training's."""
 
     level: Level = "INFO"
-    format: LogFormat = "[%(asctime)s] %(name)s - %(levelname)s - %(message)s"
-    """As Python's logging understands it."""
+    format: str = "[%(asctime)s] %(name)s - %(levelname)s - %(message)s"
     keep_days: PositiveInt = 7
 
 
 class Cluster(Fact, frozen=True, kw_only=True):
     """The nodes, sorted by rank, and the defaults of everything that runs on them."""
 
-    name: Line
-    location: Line | None = None
-    description: Line | None = None
+    name: str
+    location: str | None = None
+    description: str | None = None
     nodes: tuple[Node, ...]
     master_port: Port = 29500
     environment: Environment

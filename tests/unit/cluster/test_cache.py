@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from ugro_tasks.cluster import build as cluster_build
+from ugro_tasks.cluster import cache
 from ugro_tasks.cluster.cache import ENTRIES_KEPT
 from ugro_tasks.cluster.file import read_cluster_file
+from ugro_tasks.cluster.locks import LOCKS
 from ugro_tasks.cluster.model import Cluster
 from ugro_tasks.errors import ClusterFileError
 
@@ -70,6 +76,42 @@ def test_another_text_variable_or_lock_is_noticed(reading: Reading) -> None:
     reading.path.write_text(TEXT + "nonsense: 1\n")
     with pytest.raises(ClusterFileError, match="unknown key"):
         reading()
+
+
+@pytest.mark.parametrize("lock", [*LOCKS.values(), "scripts/constraints.txt"])
+def test_each_lock_is_noticed(reading: Reading, lock: str) -> None:
+    (reading.path.parent / "scripts").mkdir()
+    assert reading().environment.manager == "existing"
+    (reading.path.parent / lock).touch()
+    assert reading().environment.manager != "existing"
+
+
+@pytest.mark.parametrize("module", sorted(path.name for path in cache.HERE.glob("*.py")))
+def test_other_code_is_noticed_whatever_its_time_stamp_says(
+    reading: Reading, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    code = reading.home / "code"
+    shutil.copytree(cache.HERE, code)
+    monkeypatch.setattr(cache, "HERE", code)
+    reading()
+    reading()
+    assert reading.checked == 1
+    old = (code / module).stat()
+    content = (code / module).read_bytes()
+    (code / module).write_bytes(content[:-1] + b" ")
+    os.utime(code / module, ns=(old.st_atime_ns, old.st_mtime_ns))
+    reading()
+    assert reading.checked == 2
+
+
+def test_no_code_of_another_folder_says_what_a_file_means() -> None:
+    code = (
+        "import sys, ugro_tasks.cluster.build; print(*(m for m in sys.modules if m.startswith('ugro_tasks')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    elsewhere = {name for name in done.stdout.split() if not name.startswith("ugro_tasks.cluster")}
+    # What words an error, and what decodes a record that was kept.
+    assert elsewhere == {"ugro_tasks", "ugro_tasks.codec", "ugro_tasks.errors", "ugro_tasks.text"}
 
 
 @pytest.mark.parametrize(

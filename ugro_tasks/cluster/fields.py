@@ -1,0 +1,168 @@
+"""What forms are made of: `Section`, and the types of its keys, each with a check that says what to write."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import re
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    WithJsonSchema,
+)
+
+from .values import (
+    NUMBER_MAX,
+    PORT_MAX,
+    RANK_MAX,
+    SECONDS_MAX,
+    UNSHOWN,
+    checked_batch_size,
+    checked_line,
+    checked_node_name,
+    fully_matched,
+    shown,
+)
+
+
+class Section(BaseModel):
+    """A part of the file; a key that it does not have is a fault."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def matching(pattern: str, rule: str) -> AfterValidator:
+    """Make a check that the whole text matches; the fault reads "<the text> <rule>"."""
+    return AfterValidator(lambda value: fully_matched(value, pattern, rule))
+
+
+def _port(value: int) -> int:
+    if not 1 <= value <= PORT_MAX:
+        raise ValueError(f"{value} is not a port (1-{PORT_MAX})")
+    return value
+
+
+def _jump(value: str) -> str:
+    at_the_end = re.search(r":([0-9]+)$", value)
+    if at_the_end:
+        _port(int(at_the_end[1]))
+    return value
+
+
+def _address(value: str) -> str:
+    """Return an IP address in its usual spelling."""
+    try:
+        address = ipaddress.ip_address(value)
+    except ValueError as error:
+        raise ValueError(
+            f"{shown(value)} is not an IP address; names do not work here, write for example "
+            f"192.168.1.100 (on the machine, `ip -brief address` shows it)"
+        ) from error
+    if address.is_unspecified or address.is_multicast:
+        raise ValueError(f"{shown(value)} is no machine's own address")
+    if "%" in value:
+        raise ValueError(f"{shown(value)} is an address of one machine's own wire; give one without '%'")
+    return str(address)
+
+
+def _log_format(value: str) -> str:
+    # A width of four digits and more makes a line of a file of it.
+    wide = re.search(r"[0-9]{4}", value)
+    try:
+        if wide:
+            raise ValueError(wide[0])
+        logging.Formatter(value).format(logging.makeLogRecord({"msg": "one"}))
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise ValueError(
+            f"{shown(value)} is not a log format of Python's logging; "
+            f"a good one is '%(asctime)s %(levelname)s %(message)s'"
+        ) from error
+    return value
+
+
+# A line of text that cannot play tricks in a terminal, a command line or a file.
+Line = Annotated[str, AfterValidator(checked_line)]
+Word = Annotated[
+    str,
+    matching(rf"[^\s{UNSHOWN}-][^{UNSHOWN}]*", "must not begin with '-' or a space"),
+]
+NodeName = Annotated[str, AfterValidator(checked_node_name)]
+HostName = Annotated[
+    str,
+    matching(
+        r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}",
+        "is not a host name: use letters, digits, '.', '_' and '-', a letter or digit first",
+    ),
+]
+UserName = Annotated[
+    str,
+    matching(
+        r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}",
+        "is not a user name: use letters, digits, '.', '_', '+' and '-'",
+    ),
+]
+Jump = Annotated[
+    str,
+    matching(
+        r"([A-Za-z0-9_][\w.+-]*@)?([A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?",
+        "is not one jump host: write user@host:port (for a chain, use ProxyJump in ~/.ssh/config)",
+    ),
+    AfterValidator(_jump),
+]
+NodePath = Annotated[
+    str,
+    matching(rf"~|~?/[^{UNSHOWN}]*", "is not a path on a node: begin it with '/' or '~/'"),
+]
+HerePath = Annotated[
+    str,
+    matching(rf"(?!~[^/])[^{UNSHOWN}]+", "is not a path; on this machine `~/` is your own home folder"),
+]
+Program = Annotated[
+    str,
+    matching(
+        rf"[A-Za-z0-9_][A-Za-z0-9_.+-]*|~?/[^{UNSHOWN}]+",
+        "is not a program: write its name, or a path that begins with '/' or '~/'",
+    ),
+]
+Script = Annotated[
+    str,
+    matching(
+        r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_./-]*\.py",
+        "is not a script: write the name of a .py file inside the scripts folder",
+    ),
+]
+Address = Annotated[str, AfterValidator(_address)]
+Port = Annotated[
+    int,
+    AfterValidator(_port),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": PORT_MAX}),
+]
+Rank = Annotated[int, Field(ge=0, le=RANK_MAX)]
+PositiveInt = Annotated[int, Field(ge=1, le=NUMBER_MAX)]
+PositiveFloat = Annotated[float, Field(gt=0, le=NUMBER_MAX, allow_inf_nan=False)]
+Part = Annotated[float, Field(ge=0, lt=1)]
+Seconds = Annotated[float, Field(gt=0, le=SECONDS_MAX, allow_inf_nan=False)]
+WholeSeconds = Annotated[int, Field(ge=1, le=SECONDS_MAX)]
+LogFormat = Annotated[str, AfterValidator(_log_format)]
+Level = Annotated[
+    Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
+    BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
+]
+
+_BY_NODE = TypeAdapter(dict[NodeName, PositiveInt])
+
+
+def _batch_size(value: object) -> int | str | dict[str, int]:
+    """Check a batch size; with one for each node, the fault is at the node whose number is wrong."""
+    return _BY_NODE.validate_python(value) if isinstance(value, dict) else checked_batch_size(value)
+
+
+BatchSize = Annotated[
+    PositiveInt | Literal["auto"] | dict[NodeName, PositiveInt], BeforeValidator(_batch_size)
+]

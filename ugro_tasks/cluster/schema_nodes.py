@@ -1,0 +1,117 @@
+"""What can be written of one machine in a cluster file; the sentence below a key explains it."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from .fields import (
+    Address,
+    HostName,
+    Jump,
+    Line,
+    NodeName,
+    NodePath,
+    Port,
+    PositiveFloat,
+    PositiveInt,
+    Program,
+    Rank,
+    Section,
+    UserName,
+    Word,
+)
+from .model import MANAGERS
+
+
+class EnvironmentSection(Section):
+    """The Python environment that trains. A node's own section counts before the cluster's."""
+
+    manager: MANAGERS | None = None
+    """What `inv sync-envs` makes the environment with: `pixi`, `uv` or `venv`; `existing`: it is there, and nobody
+    makes it. Default: `pixi` if conda_env is given, `existing` if python is; else by the lock in the project:
+    pixi.lock, uv.lock, constraints.txt in the scripts folder, or none of them: `existing`."""
+    name: Word | None = None
+    """The pixi environment, or uv's dependency group; default: `default`, with uv the project itself."""
+    conda_env: Word | None = None
+    """The same as name."""
+    path: NodePath | None = None
+    """The environment's folder on the node; default: `.venv` or `.pixi/envs/<name>` in the project."""
+    python: Program | None = None
+    """With manager `existing`: the interpreter that has torch; default: `python3`. With `venv` and `uv`: the one
+    that the environment is made from; default: any of python_version, else the one that UGRO's program runs with."""
+    python_version: Word | None = None
+    """What must be found on the nodes, as far as it is written: 3.11 fits 3.11.9."""
+    torch_version: Word | None = None
+    cuda_version: Word | None = None
+
+
+class Hardware(Section):
+    """What the machine has; `inv health` holds it against what it finds."""
+
+    gpu_model: Line | None = None
+    """As in nvidia-smi, or a part of it. Without it no GPU is expected."""
+    vram_gb: PositiveFloat | None = None
+    cpu_cores: PositiveInt | None = None
+    """For the reader; not checked."""
+    ram_gb: PositiveFloat | None = None
+    """For the reader; not checked."""
+
+
+class NodePaths(Section):
+    """Folders on the node; `~/` is the home of the node's own user."""
+
+    project: NodePath | None = None
+    """UGRO's folder; default: paths.project_root, else ~/ugro."""
+    home: NodePath | None = None
+    """Accepted, not needed."""
+    scripts: NodePath | None = None
+    """Accepted, not needed: every launch brings its own copy of the scripts."""
+
+
+class NodeSection(Section):
+    """One machine."""
+
+    ip: Address
+    """The machine's own address in the network that the nodes share."""
+    hostname: HostName | None = None
+    user: UserName | None = None
+    """Who logs in there; without it the ssh configuration decides."""
+    transport: Literal["ssh", "local"] = "ssh"
+    """`local`: this node is the machine on which UGRO itself runs."""
+    ssh_port: Port | None = None
+    """Without it the ssh configuration decides; then 22."""
+    jump: Jump | None = None
+    """A host to go through: user@host:port. Without it the ssh configuration decides."""
+    python: Program = "python3"
+    """Any Python from 3.8 on; UGRO's own program on the node runs with it. Training has its own."""
+    hardware: Hardware | None = None
+    paths: NodePaths | None = None
+    environment: EnvironmentSection | None = None
+
+
+class Master(NodeSection):
+    """The node of rank 0, where the ranks meet."""
+
+    name: NodeName | None = None
+    """Default: the hostname."""
+    port: Port | None = None
+    """The same as ssh_port."""
+    rank: Annotated[int, Field(ge=0, le=0)] | None = None
+
+
+class Worker(NodeSection):
+    """A node of rank 1 or more."""
+
+    name: NodeName
+    rank: Rank | None = None
+    """Default: the place in the list, from 1."""
+
+
+class NamedNode(NodeSection):
+    """A machine in the form with `nodes`."""
+
+    rank: Rank | None = None
+    """0 is the master. Default: the place in the file, from 0."""
+    role: Literal["master", "worker"] | None = None
+    gpu: Line | None = None
+    vram_gb: PositiveFloat | None = None
