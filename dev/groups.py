@@ -78,6 +78,13 @@ GROUPS = (
         minutes=5,
     ),
     Group(
+        name="site",
+        about="the documents make a site in which every link leads somewhere",
+        paths=("tests/site",),
+        minutes=1,
+        requirements="docs.txt",
+    ),
+    Group(
         name="misfortunes",
         about="jobs whose hosts, links or agent fail, and their restarts",
         paths=("tests/launch/test_misfortunes.py", "tests/launch/test_restart.py"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +12,22 @@ import pytest
 from invoke.parser.argument import Argument
 from invoke.parser.context import ParserContext
 
+from dev import pages
 from tasks import ns
 from ugro_tasks.cli.task import TaskFailed
 from ugro_tasks.cluster.file import read_cluster_file
 from ugro_tasks.errors import JobEnded, SeveralErrors, UgroError
 
 ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+COMMANDS = DOCS / "commands"
 README = (ROOT / "README.md").read_text("utf-8")
-ARCHITECTURE = (ROOT / "docs" / "ARCHITECTURE.md").read_text("utf-8")
-DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+README_LINES_MAX = 150
+EXIT_CODES = (DOCS / "exit-codes.md").read_text("utf-8")
+ARCHITECTURE = (DOCS / "ARCHITECTURE.md").read_text("utf-8")
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+# What they tell was so on its day, and so are the commands in them.
+LOGS = {DOCS / "decisions.md"}
 TASKS: dict[str, Any] = {name: ns[name] for name in ns.task_names}
 # Asked of a fresh interpreter: Invoke gives the help of a task only once.
 ASK_FOR_HELP = """
@@ -33,6 +41,8 @@ HELP: dict[str, dict[str, str]] = json.loads(
 # In every picture that rich makes.
 URL_HOSTS = {"www.w3.org", "www.textualize.io"}
 KNOWN_FOLDERS = {"", "dev", "etc", "home", "proc", "root", "run", "tmp", "usr", "var"}
+PROGRAM = r"(?:\.venv/bin/|bin/)?(?:ugro|inv) "
+CORE_FLAGS = {"--help", "--list", "--print-completion-script", "--version"}
 
 
 def kinds_of(error: type[UgroError]) -> list[type[UgroError]]:
@@ -55,21 +65,32 @@ def flags_of(name: str) -> dict[str, Argument]:
     }
 
 
-def section(name: str) -> str:
-    """What the README says of a command."""
-    found = re.search(rf"^### {name}\n(.*?)(?=^##)", README, re.M | re.S)
-    assert found, f"the README has no section `### {name}`"
-    return found[1]
+def page_of(name: str) -> str:
+    """The page of a command."""
+    return (COMMANDS / f"{name}.md").read_text("utf-8")
 
 
 def code_lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.startswith("    ")]
+    """The lines of the code blocks, a command that goes on in the next line as one."""
+    whole = re.sub(r"\\\n\s*", " ", text)
+    fenced = re.findall(r"^```\w*\n(.*?)^```$", whole, re.M | re.S)
+    indented = [line for line in whole.splitlines() if line.startswith("    ")]
+    return [line.strip() for line in [*indented, *"".join(fenced).splitlines()]]
 
 
-def examples() -> list[str]:
-    """Every command in the README that calls a task."""
-    pattern = re.compile(r"(?:bin/ugro|ugro|inv) ([a-z][a-z-]*.*)")
-    return [found[1] for line in code_lines(README) if (found := pattern.match(line))]
+def examples() -> list[Any]:
+    """Every command in the documents that calls a task: in a block of code, or in the midst of a sentence."""
+    found = []
+    for path in DOCUMENTS:
+        if path in LOGS:
+            continue
+        text = path.read_text("utf-8")
+        lines = [line.removeprefix("$ ") for line in code_lines(text)]
+        sentences = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+        lines += [" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", sentences)]
+        commands = [match[1] for line in lines if (match := re.match(PROGRAM + "(.+)", line))]
+        found += [pytest.param(command, id=f"{path.stem}: {command}") for command in dict.fromkeys(commands)]
+    return found
 
 
 def anchor(heading: str) -> str:
@@ -80,6 +101,19 @@ def anchor(heading: str) -> str:
 def links() -> list[tuple[Path, str]]:
     pattern = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
     return [(path, target) for path in DOCUMENTS for target in pattern.findall(path.read_text("utf-8"))]
+
+
+def cluster_files() -> list[Any]:
+    """Every cluster file in the documents: those in blocks of YAML, and those in files of their own."""
+    found = [
+        pytest.param(text, id=f"{path.stem}-{place}")
+        for path in DOCUMENTS
+        for place, text in enumerate(
+            re.findall(r"^```yaml\n(.*?)^```$", path.read_text("utf-8"), re.M | re.S)
+        )
+    ]
+    files = sorted((DOCS / "examples").glob("*.yaml"))
+    return [*found, *(pytest.param(path.read_text("utf-8"), id=path.name) for path in files)]
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -93,39 +127,94 @@ def test_every_flag_of_a_task_has_help(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_task_stands_in_the_readme_with_an_example(name: str) -> None:
-    assert any(re.match(rf"(bin/ugro|ugro|inv) {name}\b", line) for line in code_lines(section(name))), (
+def test_a_task_has_a_page_with_an_example(name: str) -> None:
+    assert any(re.match(rf"{PROGRAM}{name}\b", line) for line in code_lines(page_of(name))), (
         f"no example of {name}"
     )
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_every_flag_of_a_task_stands_in_its_section(name: str) -> None:
-    said = set(re.findall(r"--[a-z][a-z-]*", section(name)))
+def test_every_flag_of_a_task_stands_in_its_page(name: str) -> None:
+    said = set(re.findall(r"--[a-z][a-z-]*", page_of(name)))
     assert [flag for flag in flags_of(name) if flag not in said and f"--no-{flag[2:]}" not in said] == []
+
+
+def test_a_page_of_a_command_is_of_one_that_there_is() -> None:
+    assert {path.stem for path in COMMANDS.glob("*.md")} == {*TASKS, "index"}
+
+
+def test_what_is_generated_in_the_pages_is_as_it_would_be_generated() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dev.pages", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_page_that_is_not_as_generated_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"# A page\n\nBefore.\n\n{pages.BEGIN}\nold\n{pages.END}\n\nAfter.\n")
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    monkeypatch.setattr(pages, "pages", lambda: {page: pages.with_block(page, "new\n")})
+    assert pages.main(["--check"]) == 1
+    assert "old" in page.read_text()
+    assert pages.main([]) == 0
+    assert page.read_text() == f"# A page\n\nBefore.\n\n{pages.BEGIN}\n\nnew\n\n{pages.END}\n\nAfter.\n"
+    assert pages.main(["--check"]) == 0
+
+
+def test_a_page_without_its_marks_is_not_overwritten(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("by hand\n")
+    with pytest.raises(ValueError, match="lost the marks"):
+        pages.with_block(page, "new\n")
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= README_LINES_MAX
+
+
+def test_every_page_is_linked_from_another() -> None:
+    targets = {(path.parent / target.partition("#")[0]).resolve() for path, target in links()}
+    assert {path for path in DOCUMENTS if path.is_relative_to(DOCS) and path not in targets} == set()
 
 
 @pytest.mark.parametrize("example", examples())
 def test_an_example_uses_only_what_there_is(example: str) -> None:
-    name, *words = re.sub(r'"[^"]*"', "text", example.split(" -- ")[0].split(" | ")[0]).split()
-    used = {word for word in words if word.startswith("--")}
-    assert used <= {*flags_of(name), *context_of(name).inverse_flags}
+    # Without a comment or a column of figures, and what the shell does with its output.
+    name, *words = shlex.split(re.split(r" {3,}| #| (?:--|\||\|\||&&) |[;)]", example)[0])
+    if name.startswith("-"):
+        assert name in CORE_FLAGS
+        assert name != "--help" or set(words) <= TASKS.keys()
+        return
+    context = context_of(name)
+    bare = []
+    rest = iter(words)
+    for word in rest:
+        flag, equals, _ = word.partition("=")
+        if not word.startswith("-"):
+            bare.append(word)
+        elif flag not in context.inverse_flags:
+            assert flag in context.flags
+            if context.flags[flag].takes_value and not equals:
+                next(rest)
+    takes_name = "name" in HELP[name]
+    assert len([word for word in bare if word != "…"]) <= takes_name
 
 
 @pytest.mark.parametrize("error", kinds_of(UgroError), ids=lambda error: error.__name__)
-def test_an_error_stands_in_the_readme_with_its_exit_code(error: type[UgroError]) -> None:
-    assert re.search(rf"^\| {error.exit_code} \| `{error.__name__}` \| \S", README, re.M)
+def test_an_error_stands_in_the_exit_codes(error: type[UgroError]) -> None:
+    assert re.search(rf"^\| {error.exit_code} \| `{error.__name__}` \| \S", EXIT_CODES, re.M)
 
 
-def test_the_readme_has_no_exit_code_that_no_error_has() -> None:
-    said = set(re.findall(r"^\| (\d+) \| `(\w+)` \|", README, re.M))
+def test_there_is_no_exit_code_that_no_error_has() -> None:
+    said = set(re.findall(r"^\| (\d+) \| `(\w+)` \|", EXIT_CODES, re.M))
     assert said == {(str(error.exit_code), error.__name__) for error in kinds_of(UgroError)}
 
 
-@pytest.mark.parametrize("place", range(len(re.findall(r"^```yaml$", README, re.M))))
-def test_a_cluster_file_in_the_readme_can_be_used(place: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", cluster_files())
+def test_a_cluster_file_in_the_documents_can_be_used(text: str, tmp_path: Path) -> None:
     path = tmp_path / "cluster.yaml"
-    path.write_text(re.findall(r"^```yaml\n(.*?)^```$", README, re.M | re.S)[place])
+    path.write_text(text)
     cluster = read_cluster_file(path, {"USER": "me", "HOME": str(tmp_path)})
     assert [(node.name, node.rank) for node in cluster.nodes] == [("gpu-master", 0), ("gpu1", 1), ("gpu2", 2)]
 

@@ -275,18 +275,29 @@ def test_what_cannot_be_set_up_is_told(tmp_path: Path, python: str | None, code:
     assert words.format(venv=checkout.root / ".venv") in done.stderr
 
 
-@pytest.mark.parametrize("file", ["control", "dev"])
+@pytest.mark.parametrize("file", ["control", "dev", "docs"])
 def test_every_dependency_is_pinned_within_its_range(file: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wanted = {
         "control": project["project"]["dependencies"] + project["build-system"]["requires"],
         "dev": project["project"]["optional-dependencies"]["dev"],
+        "docs": project["project"]["optional-dependencies"]["docs"],
     }[file]
-    lines = (ROOT / "requirements" / f"{file}.txt").read_text().splitlines()
-    pinned = [line.split("==") for line in lines if line and not line.startswith(("#", "-r "))]
-    pins = {canonicalize_name(name): version for name, version in pinned}
+    pins = pins_of(file)
     for requirement in map(Requirement, wanted):
         assert pins[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+def test_files_that_are_installed_into_one_environment_agree() -> None:
+    docs, others = pins_of("docs"), pins_of("control") | pins_of("dev")
+    assert {name for name in docs.keys() & others.keys() if docs[name] != others[name]} == set()
+
+
+def pins_of(file: str) -> dict[str, str]:
+    """{package: release} of a file of requirements."""
+    lines = (ROOT / "requirements" / f"{file}.txt").read_text().splitlines()
+    pinned = [line.split("==") for line in lines if line and not line.startswith(("#", "-r "))]
+    return {canonicalize_name(name): version for name, version in pinned}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The checkpoints at home: which there are, whether one is whole, and where a run goes on.
 
-A script writes a manifest beside a checkpoint once all of it is there (README, "Checkpoints"). Each rank has its own;
+A script writes a manifest beside a checkpoint once all of it is there (docs/checkpoints.md). Each rank has its own;
 what is the same on all ranks is taken from rank 0. At home a manifest is stored last (`mirror.py`), so that where one
 lies, the rank's part is whole: its files have come and have the right hash.
 """

@@ -69,7 +69,7 @@ def say(words: str) -> None:
 
 
 def save(step: int) -> None:
-    """A checkpoint as the README tells it: the files, and last the manifest."""
+    """A checkpoint as docs/checkpoints.md tells it: the files, and last the manifest."""
     name = f"checkpoint-{step}"
     make_folder(checkpoints / name)
     write_file(checkpoints / name / "model.bin", b"%d " % step * 20_000)
