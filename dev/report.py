@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 from dev.groups import GROUPS, Group
 from dev.running import NO_TESTS, Result
-from ugro_tasks.cli.show.format import columns, duration, open_console, shown
+from ugro_tasks.cli.show.console import open_console
+from ugro_tasks.cli.show.format import columns
+from ugro_tasks.cli.show.values import duration
+from ugro_tasks.text import printable_lines
 
 RESULT_HEADS = ["group", "tests", "passed", "failed", "left out", "time", "of at most"]
 GROUP_HEADS = ["group", "minutes", "run by", "needs besides", "tests"]
@@ -27,14 +30,14 @@ def show_results(results: Sequence[Result], not_run: Sequence[str], set_up_secon
     console.print("")
     columns(console, rows)
     for reason, count in sum((Counter(result.left_out) for result in results), Counter[str]()).items():
-        console.print(shown(f"left out: {count} test{'s' * (count > 1)}: {reason}"))
+        console.print(printable_lines(f"left out: {count} test{'s' * (count > 1)}: {reason}"))
     bad = [f"{result.name} (pytest's exit code {result.code})" for result in results if not result.good]
     passed = sum(result.passed for result in results)
     failed = sum(result.failed for result in results)
     if all(result.code == NO_TESTS for result in results):
         bad.append("no test was selected")
     if bad:
-        console.print(shown(f"not well: {', '.join(bad)}"))
+        console.print(printable_lines(f"not well: {', '.join(bad)}"))
     # Alone on its line, for those who count.
     console.print(f"{passed} passed, {failed} failed")
     return not bad and not not_run

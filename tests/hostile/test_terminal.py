@@ -7,21 +7,25 @@ import json
 import re
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from tests.hostile.profiles import examples
 from tests.hostile.running import RAW
 from tests.hostile.strategies import text, tricky
 from tests.unit.cli.show.test_format import SHOWS
 from tests.unit.factories import make_cluster, make_node_plan, make_plan_of
-from ugro_tasks.cli.show.format import Percentages, columns, open_console, show_json, shown
+from ugro_tasks.cli.show.bars import BuildLines, Percentages
+from ugro_tasks.cli.show.console import open_console, style
+from ugro_tasks.cli.show.format import columns, show_json, waiting
 from ugro_tasks.cli.show.launch import show_plan
+from ugro_tasks.cli.show.live import LiveConsole
+from ugro_tasks.environments.sync import Progress
 from ugro_tasks.errors import HostError, JobEnded, NodeFault
 from ugro_tasks.jobs.log import open_log
 from ugro_tasks.text import printable, printable_lines
@@ -50,16 +54,28 @@ def test_what_plays_no_tricks_is_printed_as_it_is(words: str) -> None:
 
 
 @examples(80)
-@given(words=tricky | text, tag=st.sampled_from([("", ""), ("[bold]a[/]", "a"), ("x", "x")]))
-@example(words="\\", tag=("", ""))
-@example(words="a\\\\\\", tag=("[bold]a[/]", "a"))
-@example(words=":smile: [b]", tag=("x", "x"))
-def test_markup_and_emoji_in_a_text_are_only_text(words: str, tag: tuple[str, str]) -> None:
-    stream = io.StringIO()
-    (before, after), console = tag, open_console(stream)
-    console.print(f"{shown(words)}{before}{shown(words)}[green]{shown(words)}[/]{shown(words)}")
-    plain = printable_lines(words)
-    assert stream.getvalue() == f"{plain}{after}{plain}{plain}{plain}\n" or "\t" in words
+@given(words=tricky | text, between=st.sampled_from(["", "x", "[bold]a[/]"]))
+@example(words="\\", between="")
+@example(words="a\\\\\\", between="[bold]a[/]")
+@example(words=":smile: [b]", between="x")
+def test_markup_and_emoji_in_a_text_are_only_text(words: str, between: str) -> None:
+    safe = printable_lines(words)
+    for console in (open_console, LiveConsole):
+        stream = io.StringIO()
+        console(stream).print(safe, between, style(safe, "green"), safe)
+        assert stream.getvalue() == f"{safe}{between}{safe}{safe}\n" or "\t" in words
+
+
+@examples(80)
+@given(words=tricky | text)
+@example(words="\x1b]0;no end of it")
+def test_nothing_raw_is_printed_even_where_it_was_not_made_safe(words: str) -> None:
+    for console in (open_console, LiveConsole):
+        stream = io.StringIO()
+        console(stream).print("before ", words, style(words, "red"), f" {words} after")
+        assert not RAW.search(stream.getvalue())
+        assert stream.getvalue().startswith("before ")
+        assert stream.getvalue().endswith(" after\n")
 
 
 @examples(50)
@@ -137,13 +153,39 @@ def test_the_logs_of_ugro_itself_hold_nothing_raw(tmp_path: Path) -> None:
     assert written.count("\n") == 1
 
 
-def test_a_bar_of_progress_shows_nothing_raw(monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = io.StringIO()
-    console = Console(file=stream, force_terminal=True, width=200, color_system=None, legacy_windows=False)
-    monkeypatch.setattr("ugro_tasks.cli.show.live.live_console", lambda _stream: console)
+class Terminal(io.StringIO):
+    """A stream that somebody looks at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def show_percentages() -> None:
     with Percentages() as bars:
         bars.update(WHOLE, 50)
+
+
+def show_builds() -> None:
+    progress = Progress(phase=WHOLE, seconds=3.0, bytes=7, line=WHOLE)
+    with BuildLines() as lines:
+        lines.update(WHOLE, progress)
+
+
+def show_a_spinner() -> None:
+    with waiting(WHOLE):
+        pass
+
+
+@pytest.mark.parametrize("show", [show_percentages, show_builds, show_a_spinner])
+def test_what_is_redrawn_shows_nothing_raw(monkeypatch: pytest.MonkeyPatch, show: Callable[[], None]) -> None:
+    stream = Terminal()
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "400")
+    show()
     # What moves the cursor is rich's own: it only goes up a line, clears it, and hides and shows itself.
     others = re.sub(r"\x1b\[(\?25[lh]|2K|1A|0?m)|\r", "", stream.getvalue())
     assert "evil" in others
+    assert "[red]x[/red]:boom:" in others
     assert not RAW.search(others)

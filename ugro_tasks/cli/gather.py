@@ -18,7 +18,8 @@ from .task import task
 def gather(_context: Any, name: str, verify: bool = False, cluster: str | None = None) -> None:
     """Fetch a job's outputs from the nodes, also while it runs."""
     from ..outputs.fetch import gather_again
-    from .show.format import Percentages, note
+    from .show.bars import Percentages
+    from .show.format import note
 
     experiment = open_experiments(cluster).find(name)
     with Percentages() as shown:

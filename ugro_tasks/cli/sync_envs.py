@@ -30,7 +30,7 @@ def sync_envs(
     from ..cluster.file import load_cluster
     from ..environments.sync import fault_of, survey, sync
     from ..hosts.fleet import Fleet
-    from .show.sync_envs import BuildLines, show_environments, show_sync
+    from .show.sync_envs import show_environments, show_sync
 
     whole = load_cluster(cluster)
     chosen = whole.select(nodes)
@@ -38,6 +38,8 @@ def sync_envs(
     with Fleet.of(chosen) as fleet:
         if dry_run:
             return show_environments(survey(fleet, whole, names), as_json=json)
+        from .show.bars import BuildLines  # late: few commands draw bars
+
         try:
             with BuildLines() as lines:
                 results = sync(fleet, whole, lines.update, names, offline=offline)

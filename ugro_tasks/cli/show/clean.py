@@ -6,33 +6,41 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from .format import byte_size, columns, open_console, show_json, shown
+from ...text import printable_lines
+from .console import open_console, style
+from .format import columns, show_json
+from .values import byte_size
 
 if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
     from ...outputs.clean import Cleaning
 
 
-# ---- room on the disks ----
-
-
 def show_clean(found: Cleaning, *, as_json: bool) -> None:
-    """What was removed or would be, what stays and why, and the sums."""
-    sums = found.bytes_by_place
+    """Print what was removed or would be, what stays and why, and the sums."""
     if as_json:
-        return show_json({"bytes": sums, **msgspec.to_builtins(found)})
+        return show_json({"bytes": found.bytes_by_place, **msgspec.to_builtins(found)})
     console = open_console()
     if found.removals:
-        console.print("[bold]would be removed[/]" if found.dry_run else "[bold]removed[/]")
+        console.print(style("would be removed" if found.dry_run else "removed", "bold"))
         rows = [[r.where, r.job_id, byte_size(r.bytes), r.path] for r in found.removals]
         columns(console, rows, heads=False, indent="  ")
     if found.stays:
-        console.print("[bold]stays[/]")
+        console.print(style("stays", "bold"))
         columns(console, [[stay.job_id, stay.reason] for stay in found.stays], heads=False, indent="  ")
     for node, count in found.foreign.items():
-        console.print(f"{shown(node)}: {count} job folders of no experiment here; they stay")
-    for words in found.unreached.values():
-        console.print(f"[red]not asked:[/] {shown(words)}")
-    each = ", ".join(f"{shown(place)} {byte_size(size)}" for place, size in sums.items()) or "nothing"
-    done = "would be freed; nothing was removed" if found.dry_run else "freed"
-    console.print(f"{byte_size(sum(sums.values()))} {done}" + (f": {each}" if len(sums) > 1 else ""))
+        console.print(f"{printable_lines(node)}: {count} job folders of no experiment here; they stay")
+    for reason in found.unreached.values():
+        console.print(style("not asked:", "red"), f" {printable_lines(reason)}")
+    console.print(_sum_of(found))
     return None
+
+
+def _sum_of(found: Cleaning) -> str:
+    """Write how much was freed, with each place's share where there are several."""
+    sizes = found.bytes_by_place
+    done = "would be freed; nothing was removed" if found.dry_run else "freed"
+    total = f"{byte_size(sum(sizes.values()))} {done}"
+    if len(sizes) < 2:
+        return total
+    each = [f"{printable_lines(place)} {byte_size(size)}" for place, size in sizes.items()]
+    return f"{total}: {', '.join(each)}"

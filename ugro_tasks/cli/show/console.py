@@ -1,7 +1,15 @@
-"""Where lines are printed. Their markup, `[bold]x[/]`, becomes colour on a terminal and nothing elsewhere.
+"""Where lines are printed, and how a piece of a line gets its colour.
 
-Most that is shown is a handful of lines, and rich takes as long to load as all of UGRO's own records; so it is left to
-what is redrawn in place, see `live.py`.
+A line is put together from pieces, plain text and what `style` made:
+
+    console.print("gpu0: ", style("not fit", "red"))
+
+There is no markup, so nothing in a text can change how it looks. No control character of a piece is
+printed either. Text from elsewhere goes through `printable_lines` first: that takes a terminal's
+sequences out whole, and cannot touch the words around them.
+
+Most that is shown is a handful of lines, and rich takes as long to load as all of UGRO's own records;
+so it is left to what is redrawn in place, see `live.py`.
 """
 
 from __future__ import annotations
@@ -10,23 +18,50 @@ import os
 import re
 import sys
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
-from ...text import printable_lines
+from ...text import UNSHOWN, printable_lines
 
 # Where nobody looks at a terminal's width, nothing is cut off.
 PLAIN_WIDTH = 200
-# As rich reads them: backslashes before a tag make text of it, two of them are one.
-TAG = re.compile(r"(\\*)\[([a-z#/@][^\[]*?)\]")
-CODES = {
+FALLBACK_WIDTH = 80
+Style = Literal["bold", "red", "green", "yellow", "blue", "magenta", "cyan", "bright_red"]
+CODES: dict[Style, str] = {
     "bold": "1", "red": "31", "green": "32", "yellow": "33", "blue": "34", "magenta": "35", "cyan": "36",
     "bright_red": "91",
 }  # fmt: skip
-NamedLine = tuple[str, str, str]  # (name, its colour, text)
+RESET = "\x1b[0m"
+CONTROLS = re.compile(f"[{UNSHOWN}]")
+
+
+class Styled(NamedTuple):
+    """A text and how it looks on a terminal."""
+
+    text: str
+    style: Style
+
+
+Piece = str | Styled
+NamedLine = tuple[str, Style, str]  # (name, its colour, text)
+
+
+def style(text: str, style: Style) -> Styled:
+    """Give the text a colour, or make it bold: a piece for `Printer.print`."""
+    return Styled(text, style)
+
+
+def without_controls(text: str) -> str:
+    """Take the control characters out of a text, and nothing else."""
+    return CONTROLS.sub("", text)
+
+
+def plain(pieces: Iterable[Piece]) -> str:
+    """Join the pieces without their colours."""
+    return "".join(piece.text if isinstance(piece, Styled) else piece for piece in pieces)
 
 
 class Printer(Protocol):
-    """What prints a line with markup in it."""
+    """What prints lines."""
 
     @property
     def width(self) -> int:
@@ -36,11 +71,14 @@ class Printer(Protocol):
     def is_terminal(self) -> bool:
         """Whether somebody looks at it."""
 
-    def print(self, markup: str, /) -> None:
-        """Print it, and a line's end."""
+    def print(self, *pieces: Piece) -> None:
+        """Print the pieces, and a line's end; control characters in their text are taken out."""
 
     def print_lines(self, lines: Iterable[NamedLine], width: int) -> None:
-        """Print `name │ text` for each, the name `width` wide and in its colour; control sequences are taken out."""
+        """Print `name │ text` for each, the name `width` wide and in its colour.
+
+        Control sequences are taken out.
+        """
 
 
 class Console:
@@ -49,8 +87,8 @@ class Console:
     def __init__(self, stream: Any = None) -> None:
         self._stream = stream
         self.is_terminal: bool = (stream or sys.stdout).isatty()
-        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") in {"dumb", "unknown"}
-        self._coloured = self.is_terminal and not plain
+        unwanted = os.environ.get("NO_COLOR") or os.environ.get("TERM") in {"dumb", "unknown"}
+        self._coloured = self.is_terminal and not unwanted
 
     @property
     def width(self) -> int:
@@ -58,44 +96,47 @@ class Console:
         if not self.is_terminal:
             return PLAIN_WIDTH
         try:
-            return os.get_terminal_size((self._stream or sys.stdout).fileno()).columns or 80
+            columns = os.get_terminal_size((self._stream or sys.stdout).fileno()).columns
         except OSError:
-            return 80
+            return FALLBACK_WIDTH
+        return columns or FALLBACK_WIDTH
 
-    def print(self, markup: str, /) -> None:
+    def print(self, *pieces: Piece) -> None:
         """See Printer."""
-        self._write(self._rendered(markup) + "\n")
+        self._write("".join(map(self._rendered, pieces)) + "\n")
 
     def print_lines(self, lines: Iterable[NamedLine], width: int) -> None:
-        """Print many at once, without looking for markup in them."""
-        on, off = ("\x1b[0;{}m", "\x1b[0m") if self._coloured else ("", "")
+        """See Printer. All are written at once, which a print for each would not be."""
+        before = dict.fromkeys(CODES, "")
+        after = ""
+        if self._coloured:
+            before = {style: _beginning(style) for style in CODES}
+            after = RESET
         self._write(
             "".join(
-                f"{on.format(CODES[colour])}{printable_lines(name):{width}}{off} │ {printable_lines(text)}\n"
+                f"{before[colour]}{printable_lines(name):{width}}{after} │ {printable_lines(text)}\n"
                 for name, colour, text in lines
             )
         )
+
+    def _rendered(self, piece: Piece) -> str:
+        if isinstance(piece, str):
+            return without_controls(piece)
+        text = without_controls(piece.text)
+        if not self._coloured:
+            return text
+        return f"{_beginning(piece.style)}{text}{RESET}"
 
     def _write(self, text: str) -> None:
         stream = self._stream or sys.stdout
         stream.write(text)
         stream.flush()
 
-    def _rendered(self, markup: str) -> str:
-        pieces: list[str] = []
-        styles: list[str] = []
-        end = 0
-        for found in TAG.finditer(markup):
-            slashes, name = len(found[1]), found[2]
-            pieces += [markup[end : found.start()].replace("\\[", "["), "\\" * (slashes // 2)]
-            end = found.end()
-            if slashes % 2:
-                pieces.append(found[0][slashes:])
-                continue
-            if not name.startswith("/"):
-                styles.append(CODES.get(name, ""))
-            elif styles:
-                styles.pop()
-            if self._coloured:
-                pieces.append(f"\x1b[{';'.join(['0', *filter(None, styles)])}m")
-        return "".join(pieces) + markup[end:].replace("\\[", "[")
+
+def open_console(stream: Any = None) -> Console:
+    """Open the console of this stream, or of stdout."""
+    return Console(stream)
+
+
+def _beginning(style: Style) -> str:
+    return f"\x1b[0;{CODES[style]}m"

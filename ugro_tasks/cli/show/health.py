@@ -6,60 +6,77 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ...text import printable_lines
 from ..task import as_called
-from .format import columns, open_console, show_json, shown
+from .console import Printer, open_console, style
+from .format import columns, show_json
 
 if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
+    from ...health.node_checks import Check
     from ...health.report import ClusterHealth, NodeHealth
+
+
+HEADS = ["", "node", "address", "round trip", "GPU", "environment", "disk", "state"]
 
 
 def show_health(
     found: ClusterHealth, measured: list[dict[str, Any]] | None, *, verbose: bool, as_json: bool
 ) -> None:
-    """A row a node, then each fault with its fix."""
+    """Print a row a node, then each fault with its fix."""
     if as_json:
         return show_json({"fit": found.fit, **msgspec.to_builtins(found), "allreduce": measured})
     console = open_console()
-    header = ["", "node", "address", "round trip", "GPU", "environment", "disk", "state"]
-    columns(console, [header, *map(_health_row, found.nodes)])
+    columns(console, [HEADS, *map(_node_row, found.nodes)])
     checks = [(node.node, check) for node in found.nodes for check in node.checks]
     checks += [("cluster", check) for check in found.across]
     for name, check in checks:
-        if not check.ok:
-            console.print(f"[red]✗ {shown(name)}: {shown(check.name)}:[/] {shown(check.value)}")
-            if check.fix:
-                console.print(f"    {shown(as_called(check.fix))}")
-        elif verbose or check.note:
-            console.print(
-                f"{'·' if check.note else '✓'} {shown(name)}: {shown(check.name)}: {shown(check.value)}"
-            )
+        _show_check(console, name, check, verbose=verbose)
     for measurement in measured or []:
-        console.print(shown(_measured(measurement)))
-    verdict = "[green]fit[/]" if found.fit else "[red]not fit[/]"
-    console.print(f"{shown(found.cluster)}: {verdict}, {len(found.nodes)} nodes in {found.seconds:.1f} s")
+        console.print(printable_lines(_measured(measurement)))
+    verdict = style("fit", "green") if found.fit else style("not fit", "red")
+    size = f"{len(found.nodes)} nodes in {found.seconds:.1f} s"
+    console.print(f"{printable_lines(found.cluster)}: ", verdict, f", {size}")
     return None
 
 
-def _health_row(node: NodeHealth) -> list[str]:
-    values = {check.name: check.value for check in node.checks}
+def _show_check(console: Printer, name: str, check: Check, *, verbose: bool) -> None:
+    """Print a check that failed, with its fix; one that holds where it has a note, or all are asked for."""
+    where = f"{printable_lines(name)}: {printable_lines(check.name)}"
+    value = printable_lines(check.value)
+    if not check.ok:
+        console.print(style(f"✗ {where}:", "red"), f" {value}")
+        if check.fix:
+            console.print(f"    {as_called(printable_lines(check.fix))}")
+    elif verbose or check.note:
+        sign = "·" if check.note else "✓"
+        console.print(f"{sign} {where}: {value}")
+
+
+def _node_row(node: NodeHealth) -> list[str]:
     if not node.reachable:
         return ["✗", node.node, node.address, "-", "-", "-", "-", "not reachable"]
-    card = node.gpus[0] if node.gpus else None
+    values = {check.name: check.value for check in node.checks}
     return [
         "✓" if node.fit else "✗",
         node.node,
         node.address,
         f"{1000 * (node.round_trip_seconds or 0):.1f} ms",
-        f"{card['name']} {card['memory.used']}/{card['memory.total']} MiB {card['temperature.gpu']} °C"
-        if card
-        else "none",
+        _first_card(node),
         values["environment"],
         values["disk"].split(" for ")[0],
         node.held_by or "free",
     ]
 
 
+def _first_card(node: NodeHealth) -> str:
+    if not node.gpus:
+        return "none"
+    card = node.gpus[0]
+    return f"{card['name']} {card['memory.used']}/{card['memory.total']} MiB {card['temperature.gpu']} °C"
+
+
 def _measured(found: dict[str, Any]) -> str:
+    """Write what was measured between two nodes, or over all."""
     if found.get("kind") == "pair":
         pair = " ↔ ".join(found["hosts"])
         return f"{pair}: {found['round_trip_ms']:.2f} ms, {found['bandwidth_mb_per_second']:.0f} MB/s"

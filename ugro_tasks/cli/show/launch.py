@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
 
 
 def show_dry_run(found: Rehearsal, *, as_json: bool) -> None:
-    """What a launch would run where."""
+    """Print what a launch would run where."""
     if as_json:
         return show_json({"fit": not found.refusals, **msgspec.structs.asdict(found)})
     show_plan(found.plan)
@@ -29,7 +29,7 @@ def show_dry_run(found: Rehearsal, *, as_json: bool) -> None:
 
 
 def show_plan(plan: LaunchPlan) -> None:
-    """Every command in full."""
+    """Print every command in full."""
     print(f"{plan.job_id}: {plan.world_size} ranks meet at {plan.master_address} port {plan.master_port}")
     for node in plan.nodes:
         variables = " ".join(f"{key}={_quoted(value)}" for key, value in node.env.items())
@@ -43,7 +43,7 @@ def show_plan(plan: LaunchPlan) -> None:
 
 
 def _quoted(word: str) -> str:
-    """The word as bash reads it; what a terminal would act upon is written as bash's own escapes."""
+    """Quote the word as bash reads it; what a terminal would act upon is written as bash's own escapes."""
     if word.isprintable() or (printable(word) == word and "\n" not in word):
         return shlex.quote(word)
     plain = re.sub(r"[\\']", r"\\\g<0>", word)

@@ -6,33 +6,95 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rich.console import Console, ConsoleOptions
+import rich.console
+import rich.status
 from rich.segment import Segment
+from rich.text import Text
 
 from ...text import printable_lines
-from .console import PLAIN_WIDTH, NamedLine
+from .console import PLAIN_WIDTH, NamedLine, Piece, Styled, without_controls
 
 
-class LiveConsole(Console):
-    """A console of rich that is a Printer, too."""
+class LiveConsole:
+    """A Printer whose lines appear above what is redrawn; plain where there is no terminal.
+
+    rich gets texts with explicit styles and is never asked to look for markup in one.
+    """
+
+    def __init__(self, stream: Any = None) -> None:
+        self.is_terminal: bool = (stream or sys.stdout).isatty()
+        self.rich = rich.console.Console(
+            file=stream,
+            width=None if self.is_terminal else PLAIN_WIDTH,
+            markup=False,
+            highlight=False,
+            emoji=False,
+            soft_wrap=True,
+        )
+
+    @property
+    def width(self) -> int:
+        """See Printer."""
+        return self.rich.width
+
+    def print(self, *pieces: Piece) -> None:
+        """See Printer."""
+        self.rich.print(_text(pieces))
 
     def print_lines(self, lines: Iterable[NamedLine], width: int) -> None:
         """See Printer. Printed one by one, each line would cost rich as much as a table."""
-        self.print(_NamedLines(lines, width), end="")
+        self.rich.print(_NamedLines(lines, width), end="")
+
+    def spinner(self, words: str = "") -> Spinner:
+        """Make a line with a spinner, which is shown while it is entered."""
+        return Spinner(self.rich, words)
+
+
+class Spinner:
+    """The last line of the terminal, while something takes its time."""
+
+    def __init__(self, console: rich.console.Console, words: str) -> None:
+        self._status = rich.status.Status(_text([words]), console=console)
+
+    def __enter__(self) -> Spinner:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Show it."""
+        self._status.start()
+
+    def stop(self) -> None:
+        """Take it away."""
+        self._status.stop()
+
+    def update(self, words: str) -> None:
+        """Put other words behind the spinner."""
+        self._status.update(_text([words]))
 
 
 class _NamedLines:
     def __init__(self, lines: Iterable[NamedLine], width: int) -> None:
-        self.lines, self.width = lines, width
+        self.lines = lines
+        self.width = width
 
-    def __rich_console__(self, console: Console, _options: ConsoleOptions) -> Iterator[Segment]:
-        """What rich calls."""
+    def __rich_console__(
+        self, console: rich.console.Console, _options: rich.console.ConsoleOptions
+    ) -> Iterator[Segment]:
+        """Yield what rich prints; it calls this."""
         for name, colour, text in self.lines:
             yield Segment(f"{printable_lines(name):{self.width}}", console.get_style(colour))
             yield Segment(f" │ {printable_lines(text)}\n")
 
 
-def live_console(stream: Any = None) -> LiveConsole:
-    """As wide as the terminal, plain where there is none."""
-    width = None if (stream or sys.stdout).isatty() else PLAIN_WIDTH
-    return LiveConsole(file=stream, width=width, highlight=False, soft_wrap=True, emoji=False)
+def _text(pieces: Iterable[Piece]) -> Text:
+    text = Text()
+    for piece in pieces:
+        if isinstance(piece, Styled):
+            text.append(without_controls(piece.text), piece.style)
+        else:
+            text.append(without_controls(piece))
+    return text

@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
 
 
 def show_log_tails(experiment: Experiment, tails: dict[int, list[str]]) -> None:
-    """The last lines of each rank."""
+    """Print the last lines of each rank."""
     if not tails:
         note(f"{experiment.job_id} has printed nothing yet")
     for rank, lines in tails.items():

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from ...jobs.plan import LaunchPlan, NodePlan
-from .format import columns, open_console, shown
+from .console import open_console
+from .format import columns
+from .values import UNKNOWN, gib
 
-GIB = 1024
 HEADS = ["node", "batch", "weights", "trained", "activations", "CUDA", "needs about", "card", "free", ""]
 
 
 def show_shares(plan: LaunchPlan) -> None:
-    """A row a node: its batch and, in GiB, what it will need of its card; nothing for a script of one's own."""
+    """Print a row a node: its batch and, in GiB, what it will need of its card; nothing for a script of one's own."""
     if plan.effective_batch is None:
         return
     console = open_console()
@@ -18,15 +19,15 @@ def show_shares(plan: LaunchPlan) -> None:
     sizes = [node.batch_size for node in plan.nodes]
     steps = plan.effective_batch // sum(sizes)
     total = f"({' + '.join(map(str, sizes))}) x {steps} accumulated = {plan.effective_batch}"
-    console.print(shown(f"effective batch: {total} sequences a step; memory in GiB, estimated"))
+    console.print(f"effective batch: {total} sequences a step; memory in GiB, estimated")
 
 
 def _row(node: NodePlan) -> list[str]:
     memory = node.memory
     if memory is None:
-        return [node.node, str(node.batch_size), *["-"] * 7, node.memory_unknown or ""]
+        return [node.node, str(node.batch_size), *[UNKNOWN] * 7, node.memory_unknown or ""]
     sizes = (
         memory.weights_mib, memory.trained_mib, memory.activations_mib, memory.overhead_mib, memory.total_mib,
         memory.card_mib, memory.room_mib,
     )  # fmt: skip
-    return [node.node, str(node.batch_size), *(f"{mib / GIB:.1f}" for mib in sizes), memory.fit]
+    return [node.node, str(node.batch_size), *map(gib, sizes), memory.fit]

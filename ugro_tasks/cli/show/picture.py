@@ -18,7 +18,7 @@ KINDS = (".png", ".svg")
 
 
 def draw(found: Results, target: str) -> Path:
-    """Train and eval loss over the steps, as a .png or .svg file; no display is needed.
+    """Draw train and eval loss over the steps, as a .png or .svg file; no display is needed.
 
     Raises UsageError for another kind of file or one that cannot be written, RecordError where there is no loss yet,
     ToolMissing without matplotlib.

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...errors import HostError
-from ...text import printable
+from ...text import printable_lines
+from .console import open_console
 from .format import note, show_json
-
-if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
-    pass
 
 
 def show_reset(ended: dict[str, list[dict[str, Any]] | HostError], *, as_json: bool) -> None:
-    """What was ended on each node."""
+    """Print what was ended on each node."""
     if as_json:
-        plain = {
-            node: {"error": a.text} if isinstance(a, HostError) else {"ended": a} for node, a in ended.items()
-        }
-        return show_json(plain)
+        return show_json({node: _as_json(answer) for node, answer in ended.items()})
+    console = open_console()
     for node, answer in ended.items():
         if isinstance(answer, HostError):
             note(answer.text)
             continue
         for process in answer:
-            print(printable(f"{node}: ended pid {process['pid']} of {process['job']}: {process['command']}"))
+            words = f"{node}: ended pid {process['pid']} of {process['job']}: {process['command']}"
+            console.print(printable_lines(words))
         if not answer:
-            print(f"{node}: nothing of UGRO was running")
+            console.print(f"{node}: nothing of UGRO was running")
     return None
+
+
+def _as_json(answer: list[dict[str, Any]] | HostError) -> object:
+    if isinstance(answer, HostError):
+        return {"error": answer.text}
+    return {"ended": answer}

@@ -2,71 +2,101 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ...jobs.state import JobState, Phase
-from .console import Printer
-from .format import clock, coloured, columns, duration, note, open_console, show_json, shown
+from ...jobs.state import JobState, Phase, RankState
+from ...text import printable_lines
+from .console import Printer, open_console, style
+from .format import coloured, columns, note, show_json
+from .values import clock, duration
 
 if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
     from ...reports.status import JobLine, JobReport
 
 
+JOB_HEADS = ["job", "state", "nodes", "started", "duration", "cause"]
+
+
 def show_jobs(lines: list[JobLine], *, as_json: bool) -> None:
-    """A row a job."""
+    """Print a row a job."""
     if as_json:
         return show_json(lines)
     if not lines:
         note("no job yet; begin one: inv launch --name exp1")
         return None
-    console = open_console()
-    columns(console, [["job", "state", "nodes", "started", "duration", "cause"], *map(_job_row, lines)])
+    columns(open_console(), [JOB_HEADS, *map(_job_row, lines)])
     return None
 
 
 def _job_row(line: JobLine) -> list[str]:
-    if line.state is None:
+    state = line.state
+    if state is None:
         return [line.job_id, "unreadable", "", "", "", line.damaged or ""]
-    cause = line.state.cause.message.partition("\n")[0] if line.state.cause else ""
     return [
         line.job_id,
-        str(line.state.phase),
+        str(state.phase),
         ",".join(line.nodes),
-        clock(line.state.started_at),
-        duration(line.state.seconds),
-        cause if line.state.phase is not Phase.STOPPED else "",
+        clock(state.started_at),
+        duration(state.seconds),
+        _first_line_of_cause(state),
     ]
 
 
+def _first_line_of_cause(state: JobState) -> str:
+    if state.cause is None or state.phase is Phase.STOPPED:
+        return ""
+    return state.cause.message.partition("\n")[0]
+
+
 def show_job(report: JobReport, *, as_json: bool) -> None:
-    """One job: its ranks, what happened, its cause."""
+    """Print one job: its ranks, what happened, its cause."""
     if as_json:
         return show_json(report)
-    console, state = open_console(), report.state
-    console.print(f"[bold]{shown(report.job_id)}[/]  {coloured(state.phase)}  {duration(state.seconds)}")
+    console = open_console()
+    state = report.state
+    show_job_head(console, report.job_id, state)
     for rank in state.ranks:
-        how = "in touch" if rank.connected else _ending(rank)
-        console.print(f"  rank {rank.rank}  {shown(rank.node):12} {shown(how)}")
-    for node, told in (report.live or {}).items():
-        words = told.get("error") or f"{len(told['processes'])} processes, supervised: {told['supervised']}"
-        console.print(f"  {shown(node)} says: {shown(words)}")
+        console.print(
+            f"  rank {rank.rank}  {printable_lines(rank.node):12} {printable_lines(_rank_state(rank))}"
+        )
+    for node, answer in (report.live or {}).items():
+        words = answer.get("error")
+        if not words:
+            words = f"{len(answer['processes'])} processes, supervised: {answer['supervised']}"
+        console.print(f"  {printable_lines(node)} says: {printable_lines(words)}")
     for event in report.events:
-        console.print(f"  {clock(event.time)}  {shown(event.node or ''):12} {shown(event.message)}")
+        console.print(
+            f"  {clock(event.time)}  {printable_lines(event.node or ''):12} {printable_lines(event.message)}"
+        )
     show_cause(console, state)
     return None
 
 
-def _ending(rank: Any) -> str:
+def show_job_head(console: Printer, job_id: str, state: JobState) -> None:
+    """Print the job's id, its state and how long it took, in a line."""
+    console.print(
+        style(printable_lines(job_id), "bold"), "  ", coloured(state.phase), f"  {duration(state.seconds)}"
+    )
+
+
+def show_cause(console: Printer, state: JobState) -> None:
+    """Print why a job failed, with the last lines of the rank that did; nothing for one that was stopped."""
+    if state.cause is None or state.phase is Phase.STOPPED:
+        return
+    console.print(style(printable_lines(state.cause.message), "red"))
+    for line in state.cause.last_lines:
+        console.print(f"    {printable_lines(line)}")
+
+
+def _rank_state(rank: RankState) -> str:
+    if rank.connected:
+        return "in touch"
     if rank.left_pids:
         return f"processes left: {', '.join(map(str, rank.left_pids))}"
     if rank.ended_at is None:
         return "gone" if rank.proven_gone else "out of touch"
-    return rank.lost or (f"ended by signal {rank.signal}" if rank.signal else f"exit code {rank.exit_code}")
-
-
-def show_cause(console: Printer, state: JobState) -> None:
-    if state.cause is None or state.phase is Phase.STOPPED:
-        return
-    console.print(f"[red]{shown(state.cause.message)}[/]")
-    for line in state.cause.last_lines:
-        console.print(f"    {shown(line)}")
+    if rank.lost:
+        return rank.lost
+    if rank.signal:
+        return f"ended by signal {rank.signal}"
+    return f"exit code {rank.exit_code}"

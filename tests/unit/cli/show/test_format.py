@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from tests.unit.factories import make_cluster, make_node_plan, make_plan_of, make_record
 from ugro_tasks.cli.show.clean import show_clean
-from ugro_tasks.cli.show.format import duration
 from ugro_tasks.cli.show.health import show_health
 from ugro_tasks.cli.show.launch import show_dry_run
 from ugro_tasks.cli.show.logs import show_log_tails
@@ -80,29 +79,6 @@ def test_plain_text_is_shown_as_it_is(text: str) -> None:
 
 def test_lines_are_redrawn_one_by_one() -> None:
     assert printable_lines("a\rb\nc\r\x1b[1md") == "b\nd"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (None, "-"),
-        (0.0, "0.0 s"),
-        (3.04, "3.0 s"),
-        (59.4, "59.4 s"),
-        (60.0, "1:00"),
-        (125.4, "2:05"),
-        (3599.0, "59:59"),
-        (3600.0, "1:00:00"),
-        (3725.0, "1:02:05"),
-        (360_000.0, "100:00:00"),
-    ],
-)
-def test_a_duration_in_words(seconds: float | None, words: str) -> None:
-    assert duration(seconds) == words
-
-
-def test_a_duration_never_shows_sixty_seconds() -> None:
-    assert duration(59.96) in {"59.9 s", "1:00"}
 
 
 # ---- hostile nodes ----
@@ -240,7 +216,17 @@ def test_what_a_node_says_cannot_play_tricks_on_the_terminal(
 
 
 @pytest.mark.parametrize(
-    "words", ["[red]x[/red]", "[/]", "[/red]", "[bold", "\\[x]", "[link=http://x]y[/link]"]
+    "words",
+    [
+        "[red]x[/red]",
+        "[/]",
+        "[/red]",
+        "[bold",
+        "\\[x]",
+        "[link=http://x]y[/link]",
+        "a\\\\\\",
+        ":boom: {0} %s",
+    ],
 )
 def test_what_looks_like_markup_is_shown_as_it_is(
     words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
