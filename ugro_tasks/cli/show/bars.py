@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
 
 
 class _NodeBars:
-    """A row for each node on stderr, redrawn in place while this is entered; nothing where there is no terminal."""
+    """A row for each node on stderr, redrawn in place while entered; nothing without a terminal."""
 
     def __init__(self, *more: ProgressColumn, transient: bool) -> None:
         self.console = LiveConsole(sys.stderr)
@@ -54,7 +54,7 @@ class Percentages(_NodeBars):
 
 
 class BuildLines(_NodeBars):
-    """A line for each node whose environment is made; elsewhere than on a terminal, a line at each new phase."""
+    """A line for each node that makes its environment; without a terminal, a line at each new phase."""
 
     def __init__(self) -> None:
         super().__init__(transient=True)

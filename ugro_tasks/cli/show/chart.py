@@ -15,7 +15,8 @@ BLANK = 0x2800
 LINE_COLOUR: Style = "cyan"
 MARK = "◆"
 MARK_COLOUR: Style = "magenta"
-LOGARITHMIC_FROM = 50.0  # times the lowest value: a steep beginning would leave a flat line for the rest
+# Times the lowest value: a steep beginning would leave a flat line for the rest.
+LOGARITHMIC_FROM = 50.0
 LEAST_COLUMNS = 10
 
 

@@ -85,7 +85,7 @@ class Follower:
             note(done.text)
 
     def _follow(self, until: frozenset[Phase], *, interrupt_stops: bool) -> bool:
-        """Show what comes until the job has ended or is in one of these states; False where Ctrl-C left it."""
+        """Show the job until it has ended or is in one of these states; False where Ctrl-C left it."""
         with self.view:
             for item in watch(self.experiments, self.experiment, ranks=self.ranks, offsets=self.offsets):
                 if self.interrupts.take():

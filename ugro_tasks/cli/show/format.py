@@ -31,7 +31,7 @@ def coloured(word: str) -> Piece:
 
 
 def columns(console: Printer, rows: Sequence[Sequence[str]], *, heads: bool = True, indent: str = "") -> None:
-    """Print the rows in columns, with `heads` the first one as their heads; a state has its colour."""
+    """Print the rows in columns, `heads` says whether the first is bold; a state has its colour."""
     rows = [[_one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for number, row in enumerate(rows):
@@ -84,7 +84,7 @@ def note(message: str) -> None:
 
 
 def agree(question: str) -> bool:
-    """Ask whether the user agrees; nobody does where nobody is there to be asked."""
+    """Ask for a yes; no is the answer where standard input is no terminal."""
     if not sys.stdin.isatty():
         note(f"{question} nobody is here to say yes (use --accept-new-host-keys)")
         return False

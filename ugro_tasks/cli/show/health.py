@@ -40,7 +40,7 @@ def show_health(
 
 
 def _show_check(console: Printer, name: str, check: Check, *, verbose: bool) -> None:
-    """Print a check that failed, with its fix; one that holds where it has a note, or all are asked for."""
+    """Print a failed check with its fix; one that holds only if it has a note or with `verbose`."""
     where = f"{printable_lines(name)}: {printable_lines(check.name)}"
     value = printable_lines(check.value)
     if not check.ok:

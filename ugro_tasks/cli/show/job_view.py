@@ -63,7 +63,7 @@ class JobView:
             self._spinner.stop()
 
     def show(self, item: Event | Line | Progress | JobState | None) -> None:
-        """Show what the job's folder told; the lines of ranks wait for each other, to be printed at once."""
+        """Show the item; lines of ranks wait for each other, to be printed at once."""
         if isinstance(item, Line):
             self._lines.append(item)
             if len(self._lines) < LINES_AT_ONCE:
@@ -78,7 +78,7 @@ class JobView:
         self._update_spinner()
 
     def show_lines(self) -> None:
-        """Show what the ranks have said since the last time; a print for each could not keep up with them."""
+        """Show the lines of ranks that wait; a print for each could not keep up with them."""
         if self._lines:
             nodes = {rank.rank: rank.node for rank in self.state.ranks}
             self.console.print_lines([_named(line, nodes) for line in self._lines], self.width)

@@ -37,13 +37,13 @@ def show_plan(plan: LaunchPlan) -> None:
         if node.activation:
             print(f"  with what this tells: {' '.join(map(_quoted, node.activation))}")
         print(f"  {variables} {' '.join(map(_quoted, node.argv))}")
-    from .memory import show_shares
+    from .memory import show_memory
 
-    show_shares(plan)
+    show_memory(plan)
 
 
 def _quoted(word: str) -> str:
-    """Quote the word as bash reads it; what a terminal would act upon is written as bash's own escapes."""
+    """Quote the word for bash; control characters are written as bash's own escapes."""
     if word.isprintable() or (printable(word) == word and "\n" not in word):
         return shlex.quote(word)
     plain = re.sub(r"[\\']", r"\\\g<0>", word)

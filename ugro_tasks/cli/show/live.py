@@ -1,4 +1,4 @@
-"""A console for what is redrawn in place, spinners and bars: by rich, which nothing else here loads."""
+"""A console for what is redrawn in place, spinners and bars, by rich."""
 
 from __future__ import annotations
 

@@ -10,8 +10,11 @@ from .values import UNKNOWN, gib
 HEADS = ["node", "batch", "weights", "trained", "activations", "CUDA", "needs about", "card", "free", ""]
 
 
-def show_shares(plan: LaunchPlan) -> None:
-    """Print a row a node: its batch and, in GiB, what it will need of its card; nothing for a script of one's own."""
+def show_memory(plan: LaunchPlan) -> None:
+    """Print a row a node: its batch and, in GiB, its need of the card.
+
+    A script of one's own has no such plan; nothing is printed for it.
+    """
     if plan.effective_batch is None:
         return
     console = open_console()

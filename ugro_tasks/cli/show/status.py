@@ -80,7 +80,7 @@ def show_job_head(console: Printer, job_id: str, state: JobState) -> None:
 
 
 def show_cause(console: Printer, state: JobState) -> None:
-    """Print why a job failed, with the last lines of the rank that did; nothing for one that was stopped."""
+    """Print why a job failed and the last lines of that rank; nothing for a stopped job."""
     if state.cause is None or state.phase is Phase.STOPPED:
         return
     console.print(style(printable_lines(state.cause.message), "red"))
