@@ -13,17 +13,18 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 
-from ..backends.ssh.gang import FAILURE_GRACE_SECONDS, Gang
+from ..backends.ssh.gang import Gang
 from ..backends.ssh.plan import make_plan
+from ..backends.ssh.stop import StopOrder, stop_rank
 from ..backends.ssh.streams import stream_sizes
 from ..cluster.model import Cluster
 from ..environments.judge import behind
 from ..environments.sync import Progress, fault_of, sync
-from ..errors import HostError, Interrupted, JobFailed, LaunchFailed, NodesBusy, NotFit, UgroError
+from ..errors import Interrupted, JobFailed, LaunchFailed, NodesBusy, NotFit, UgroError
 from ..health.report import ClusterHealth, examine
 from ..hosts.fleet import Fleet
 from ..hosts.host import Host, retry_pause
-from ..hosts.requests import Talks, ask
+from ..hosts.requests import Talks
 from ..jobs.checkpoints import newest_whole
 from ..jobs.experiment import Experiment
 from ..jobs.experiments import Experiments
@@ -253,7 +254,7 @@ class Supervision:
         if plan and unproven:
             rest = msgspec.structs.replace(plan, nodes=tuple(p for p in plan.nodes if p.node in unproven))
             gang = Gang(self.journal, self.cluster, self.fleet, rest, self._talks)
-            gang.stop("failure", FAILURE_GRACE_SECONDS, tries=1)
+            gang.stop(StopOrder(reason="failure"), tries=1)
             gang.catch_up(unproven & gang.proven_gone)
 
     def _see_off(self) -> None:
@@ -265,7 +266,7 @@ class Supervision:
             if last.ended_at is None:  # it is with us again
                 continue
             self._laggards[name] = threading.Thread(
-                target=self._tell_to_stop,
+                target=self._stop_late,
                 args=(hosts[name], last.number),
                 name=f"see-off-{name}",
                 daemon=True,
@@ -275,27 +276,17 @@ class Supervision:
     def _told_of(self) -> set[str]:
         return {name for name, thread in self._laggards.items() if thread.is_alive()}
 
-    def _tell_to_stop(self, host: Host, number: int) -> None:
-        unique, tried = attempt_folder(self.journal.record, number), 0
-        while True:
-            try:
-                answer = ask(
-                    host,
-                    "stop",
-                    timeout_seconds=FAILURE_GRACE_SECONDS + 25,
-                    folder=folder_of(host.node, unique),
-                    token=token_of(host.node, unique),
-                    grace_seconds=FAILURE_GRACE_SECONDS,
-                    reason="failure",
-                )
-            except HostError:
-                time.sleep(retry_pause(tried))
-                tried += 1
-                continue
-            pids = ", ".join(str(process["pid"]) for process in answer["left"])
-            left = f"pids {pids} live even after KILL" if pids else "nothing of the job is left there"
-            self.journal.say(f"is back; {left}", host.node.name)
-            return
+    def _stop_late(self, host: Host, number: int) -> None:
+        unique = attempt_folder(self.journal.record, number)
+        result = stop_rank(
+            host,
+            folder_of(host.node, unique),
+            token_of(host.node, unique),
+            StopOrder(reason="failure"),
+            given_up=lambda: False,  # nobody waits for this
+            trying_again=lambda words: self.journal.log.info("%s: %s", host.node.name, words),
+        )
+        self.journal.say(f"is back; {result.words or 'nothing of the job is left there'}", host.node.name)
 
     def _newest_checkpoint(self) -> Resume | None:
         """What the next attempt goes on from: this job's last whole checkpoint, or where the job itself began."""

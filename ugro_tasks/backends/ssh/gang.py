@@ -9,10 +9,10 @@ from collections.abc import Callable, Collection
 from functools import partial
 
 from ...cluster.model import Cluster
-from ...errors import HostError, Interrupted, LaunchFailed, NodesBusy, StopUnproven, UgroError
+from ...errors import Interrupted, LaunchFailed, NodesBusy, StopUnproven, UgroError
 from ...hosts.fleet import Fleet
-from ...hosts.host import Host, retry_pause
-from ...hosts.requests import Talks, ask, node_zip
+from ...hosts.host import Host
+from ...hosts.requests import Talks, node_zip
 from ...jobs.experiment import METRICS_NAME, OWN_NAMES, Experiment
 from ...jobs.journal import Journal
 from ...jobs.names import attempt_folder
@@ -21,14 +21,11 @@ from ...jobs.plan import LaunchPlan, NodePlan
 from ...jobs.state import Phase, RankState
 from ...node.protocol import OUTPUTS_TOLD
 from ...outputs.checkpoints import Mirror, deliver
+from .stop import STOP_TRIES, StopOrder, stop_rank
 from .streams import follow_rank
 
-# A rank whose peer is gone waits in a collective and cannot react to TERM.
-FAILURE_GRACE_SECONDS = 2.0
 # How long a prepared node waits for the start, beyond the time that the slowest may take to prepare.
 HOLD_SECONDS = 30.0
-# How often a node out of reach is told to stop, where the job need not wait for it.
-STOP_TRIES = 3
 
 
 class Gang:
@@ -105,7 +102,7 @@ class Gang:
         if not faults and not self.experiment.stop_asked:
             return
         self.journal.say("undoing: stopping what was prepared")
-        left = self.stop("undone", FAILURE_GRACE_SECONDS, tries=STOP_TRIES, discard=self._discard)
+        left = self.stop(StopOrder(reason="undone", discard=self._discard), tries=STOP_TRIES)
         if self._ran and not self._discard:
             self._note_begun()
         words = "\n".join(fault.text for fault in faults)
@@ -206,58 +203,37 @@ class Gang:
 
     def _stop_all(self, asked: bool, tries: int | None) -> list[str]:
         self.journal.change(phase=Phase.STOPPING)
-        self.journal.say("stopping all ranks, as asked" if asked else "a rank failed: stopping the others")
-        grace = self.cluster.timeouts.stop_grace_seconds if asked else FAILURE_GRACE_SECONDS
-        return self.stop("asked" if asked else "failure", grace, tries=None if asked else tries)
+        if asked:
+            self.journal.say("stopping all ranks, as asked")
+            order = StopOrder(reason="asked", grace_seconds=self.cluster.timeouts.stop_grace_seconds)
+            return self.stop(order)
+        self.journal.say("a rank failed: stopping the others")
+        return self.stop(StopOrder(reason="failure"), tries=tries)
 
-    def stop(
-        self, reason: str, grace_seconds: float, *, tries: int | None = None, discard: bool = False
-    ) -> list[str]:
+    def stop(self, order: StopOrder, *, tries: int | None = None) -> list[str]:
         """Stop on all nodes at once; gives a line for each node that could not show that nothing is left.
 
         A node out of reach is tried again, `tries` times or for as long as it takes.
         """
-
-        def stop(plan: NodePlan, host: Host) -> str | None:
-            return self._stop_one(host, plan, reason, grace_seconds, tries, discard)
-
-        lines = self.fleet.each({plan.node: partial(stop, plan) for plan in self.plan.nodes})
+        work = {plan.node: partial(self._stop_one, plan, order, tries) for plan in self.plan.nodes}
+        lines = self.fleet.each(work)
         return [line if isinstance(line, str) else line.text for line in lines.values() if line]
 
-    def _stop_one(
-        self,
-        host: Host,
-        plan: NodePlan,
-        reason: str,
-        grace_seconds: float,
-        tries: int | None,
-        discard: bool,
-    ) -> str | None:
-        tried = 0
-        while True:
-            try:
-                answer = ask(
-                    host,
-                    "stop",
-                    timeout_seconds=grace_seconds + 25,
-                    folder=plan.folder,
-                    token=plan.token,
-                    grace_seconds=grace_seconds,
-                    reason=reason,
-                    discard=discard,
-                )
-            except HostError as error:
-                tried += 1
-                if (tries and tried >= tries) or self.experiment.given_up:
-                    return f"{error.text}\n    it could not be told to stop; later: inv reset --nodes {plan.node}"
-                if tried == 1:
-                    self.journal.say(f"cannot be told to stop, trying again. {error.text}", plan.node)
-                time.sleep(retry_pause(tried))
-                continue
-            self._ran |= bool((answer["exit"] or {}).get("started_at"))
-            pids = tuple(int(process["pid"]) for process in answer["left"])
-            self.journal.change_rank(plan.rank, left_pids=pids, proven_gone=not pids)
-            return f"{plan.node}: still there after KILL: pids {', '.join(map(str, pids))}" if pids else None
+    def _stop_one(self, plan: NodePlan, order: StopOrder, tries: int | None, host: Host) -> str | None:
+        result = stop_rank(
+            host,
+            plan.folder,
+            plan.token,
+            order,
+            tries=tries,
+            given_up=lambda: self.experiment.given_up,
+            trying_again=lambda words: self.journal.say(words, plan.node),
+        )
+        if result.unreached:
+            return result.words
+        self._ran |= result.ran
+        self.journal.change_rank(plan.rank, left_pids=result.left_pids, proven_gone=result.proven_gone)
+        return f"{plan.node}: {result.words}" if result.words else None
 
     # ---- helpers ----
 

@@ -1,0 +1,101 @@
+"""Stop one rank on its node, and say what the node showed of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from ...errors import HostError
+from ...hosts.host import Host, retry_pause
+from ...hosts.requests import ask
+
+# A rank whose peer is gone waits in a collective and cannot react to TERM.
+FAILURE_GRACE_SECONDS = 2.0
+# What a node may take beyond the grace, for KILL and for the proof that nothing is left.
+PROOF_SECONDS = 25.0
+# How often a node out of reach is told to stop, where the job need not wait for it.
+STOP_TRIES = 3
+
+
+class StopOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node is told when a rank shall stop."""
+
+    reason: str
+    """For the rank's exit record: `asked`, `failure` or `undone`."""
+    grace_seconds: float = FAILURE_GRACE_SECONDS
+    """From TERM to KILL."""
+    discard: bool = False
+    """Whether the rank's folder goes, too."""
+
+
+class StopResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node showed after it was told to stop a rank."""
+
+    ran: bool = False
+    """Whether the rank had begun."""
+    left_pids: tuple[int, ...] = ()
+    """Its processes that live even after KILL."""
+    unreached: HostError | None = None
+    """Why the node could not be told, where that was given up."""
+
+    @property
+    def proven_gone(self) -> bool:
+        """Whether the node has shown that nothing of the rank lives there."""
+        return self.unreached is None and not self.left_pids
+
+    @property
+    def words(self) -> str | None:
+        """Say what is wrong, None where the rank is proven gone."""
+        if self.unreached is not None:
+            node = self.unreached.host
+            return f"{self.unreached.text}\n    it could not be told to stop; later: inv reset --nodes {node}"
+        if self.left_pids:
+            return f"still there after KILL: pids {', '.join(map(str, self.left_pids))}"
+        return None
+
+
+def stop_rank(
+    host: Host,
+    folder: str,
+    token: str,
+    order: StopOrder,
+    *,
+    tries: int | None = None,
+    given_up: Callable[[], bool],
+    trying_again: Callable[[str], None],
+    sleep: Callable[[float], None] = time.sleep,
+) -> StopResult:
+    """Tell the node to stop a rank, and give what it showed.
+
+    `folder` and `token` are those of the attempt on this node. A node out of reach is tried again,
+    `tries` times in all, or for as long as it takes, until `given_up` says that nobody waits for it
+    any more. `trying_again` is told once why.
+    """
+    tried = 0
+    while True:
+        try:
+            answer = ask(
+                host,
+                "stop",
+                timeout_seconds=order.grace_seconds + PROOF_SECONDS,
+                folder=folder,
+                token=token,
+                grace_seconds=order.grace_seconds,
+                reason=order.reason,
+                discard=order.discard,
+            )
+        except HostError as error:
+            tried += 1
+            if tried == tries or given_up():
+                return StopResult(unreached=error)
+            if tried == 1:
+                trying_again(f"cannot be told to stop, trying again. {error.text}")
+            sleep(retry_pause(tried - 1))
+            continue
+        record = answer["exit"] or {}
+        return StopResult(
+            ran=bool(record.get("started_at")),
+            left_pids=tuple(int(process["pid"]) for process in answer["left"]),
+        )
