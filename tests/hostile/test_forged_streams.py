@@ -31,7 +31,7 @@ from ugro_tasks.hosts.frames import Frame
 from ugro_tasks.hosts.local import LocalHost
 from ugro_tasks.hosts.rsync import Rsync
 from ugro_tasks.jobs.experiment import Experiment
-from ugro_tasks.jobs.outcome import End
+from ugro_tasks.jobs.outcome import RankExit
 from ugro_tasks.jobs.plan import NodePlan
 from ugro_tasks.jobs.state import JobState, Phase
 from ugro_tasks.node.protocol import (
@@ -58,7 +58,7 @@ def experiment(tmp_path: Path) -> Experiment:
     return job.home
 
 
-def follow(experiment: Experiment, plan: NodePlan, *connections: bytes) -> tuple[End, list[str]]:
+def follow(experiment: Experiment, plan: NodePlan, *connections: bytes) -> tuple[RankExit, list[str]]:
     """How following a node ends that says these on one connection after the other, and what was said about it."""
     left = list(connections)
     host = HostileHost(make_node(plan.rank), lambda *_: MARK + (left.pop(0) if left else GOOD_END))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..jobs.experiment import Experiment
-from ..jobs.outcome import End
+from ..jobs.outcome import RankExit
 from ..jobs.state import Cause
 
 LAST_LINES = 15
@@ -30,7 +30,7 @@ NOISE = re.compile(r"^\[W.* \[c10d\] The hostname of the client socket cannot be
 EXIT_CODE = re.compile(r"exitcode\s*:\s*(-?[0-9]{1,9})\b")
 
 
-def find_cause(ends: Sequence[End], experiment: Experiment) -> Cause | None:
+def find_cause(ends: Sequence[RankExit], experiment: Experiment) -> Cause | None:
     """The cause of the failure among these ends, None where no rank failed.
 
     A rank that complains of its peers was most likely pulled down by one of them; among the others, the first to end.
@@ -41,7 +41,7 @@ def find_cause(ends: Sequence[End], experiment: Experiment) -> Cause | None:
     return next(iter(own or causes), None)
 
 
-def _cause(end: End, log: Path) -> Cause:
+def _cause(end: RankExit, log: Path) -> Cause:
     words, report = _tail(log)
     worker_code = EXIT_CODE.search(report)
     code = int(worker_code[1]) if worker_code else end.code

@@ -20,7 +20,7 @@ from ..backends.ssh.streams import stream_sizes
 from ..cluster.model import Cluster
 from ..environments.judge import behind
 from ..environments.sync import Progress, fault_of, sync
-from ..errors import Interrupted, JobFailed, LaunchFailed, NodesBusy, NotFit, UgroError
+from ..errors import Interrupted, JobFailed, NotFit, UgroError
 from ..health.report import ClusterHealth, examine
 from ..hosts.fleet import Fleet
 from ..hosts.host import Host, retry_pause
@@ -30,7 +30,7 @@ from ..jobs.experiment import Experiment
 from ..jobs.experiments import Experiments
 from ..jobs.journal import Journal
 from ..jobs.names import attempt_folder, folder_of, token_of
-from ..jobs.outcome import Over
+from ..jobs.outcome import CutShort, Outcome
 from ..jobs.plan import LaunchPlan
 from ..jobs.spec import Resume
 from ..jobs.state import Attempt, Phase
@@ -38,9 +38,7 @@ from ..outputs.checkpoints import bring_all
 from ..outputs.fetch import gather
 from ..training.batch_sizes import model_to_look_for, refusals, summary
 from .cause import find_cause
-
-# What may go better with the next attempt.
-WORTH_A_RESTART = {JobFailed, LaunchFailed, NotFit, NodesBusy}
+from .restart import End, Restart, next_step
 
 
 class Supervision:
@@ -58,24 +56,39 @@ class Supervision:
         self._laggards: dict[str, threading.Thread] = {}
 
     def run(self) -> None:
-        """Returns when the job has ended: nothing of it is left, or its record names what is."""
+        """Return when the job has ended: nothing of it is left, or its record names what is."""
         self._see_off()
         try:
-            while True:
-                try:
-                    self._attempt()
-                except Over as over:
-                    self._talks.close()
-                    self._end_attempt(over)
-        except Over as over:
-            self._finish(over)
-        except UgroError as error:
-            self._finish(Over(Phase.FAILED, type(error), error.text))
+            self._finish(*self._attempts())
         finally:
             self._talks.close()
 
-    def _attempt(self) -> None:
-        """One gang from its start to its end, or what is left of that; raises `Over`."""
+    def _attempts(self) -> tuple[Outcome, End]:
+        """Make one attempt after the other; give the outcome of the last, and how the job ends by it."""
+        try:
+            while True:
+                outcome = self._attempt()
+                self._talks.close()
+                step = self._next_step(outcome)
+                if isinstance(step, End):
+                    return outcome, step
+                self._end_attempt(outcome, step)
+        except UgroError as error:
+            outcome = Outcome(phase=Phase.FAILED, error=type(error), words=error.text)
+            return outcome, End(phase=Phase.FAILED)
+
+    def _next_step(self, outcome: Outcome) -> Restart | End:
+        stop_asked = self.experiment.stop_asked
+        return next_step(outcome, self.journal.record, self.journal.state, stop_asked=stop_asked)
+
+    def _attempt(self) -> Outcome:
+        """Run one gang from its start to its end, or what is left of that; give how it ended."""
+        try:
+            return self._run_gang()
+        except CutShort as cut_short:
+            return cut_short.outcome
+
+    def _run_gang(self) -> Outcome:
         gang = self._gang()
         if gang is None or self.journal.state.phase in {Phase.QUEUED, Phase.PREPARING}:
             begun_before = gang is not None  # by an agent that was killed
@@ -85,33 +98,25 @@ class Supervision:
         away = self.cluster.timeouts.away_seconds if self.journal.record.max_restarts else None
         ends, asked = gang.see_through(away)
         if asked:
-            raise Over(Phase.STOPPED, Interrupted, "as asked; nothing of it is left on any node")
-        if cause := find_cause(ends, self.experiment):
-            raise Over(Phase.FAILED, JobFailed, cause.message, cause)
+            words = "as asked; nothing of it is left on any node"
+            return Outcome(phase=Phase.STOPPED, error=Interrupted, words=words)
+        cause = find_cause(ends, self.experiment)
+        if cause is not None:
+            return Outcome(phase=Phase.FAILED, error=JobFailed, words=cause.message, cause=cause)
         self._gather_all(gang)
-        raise Over(Phase.SUCCEEDED)
+        return Outcome(phase=Phase.SUCCEEDED)
 
-    def _end_attempt(self, over: Over) -> None:
-        """Returns where another attempt shall follow, and raises `over` again where none does."""
-        state, record = self.journal.state, self.journal.record
-        used = len(state.attempts)
-        again = (
-            (over.phase is Phase.FAILED or used > 1)
-            and over.error in WORTH_A_RESTART
-            and 0 < used <= record.max_restarts
-            and not over.final
-            and not self.experiment.stop_asked
-        )
-        if not again:
-            raise over
+    def _end_attempt(self, outcome: Outcome, restart: Restart) -> None:
+        """Write down how the attempt ended, and fetch what its ranks wrote; another follows."""
         if self.journal.attempt:
-            self.journal.change_attempt(ended_at=time.time(), cause=over.as_cause())
+            self.journal.change_attempt(ended_at=time.time(), cause=outcome.as_cause())
         if self._last:
-            reached = {rank.node for rank in state.ranks if rank.proven_gone}
+            reached = {rank.node for rank in self.journal.state.ranks if rank.proven_gone}
             for error in self._gather(self._last, reached):
                 self.journal.say(f"not gathered: {error.text}")
             self._last = None
-        self.journal.say(f"{over.words.splitlines()[0]}; restart {used} of {record.max_restarts}")
+        why = outcome.words.splitlines()[0]
+        self.journal.say(f"{why}; restart {restart.number} of {self.journal.record.max_restarts}")
         self.journal.change(phase=Phase.QUEUED)
 
     # ---- the plan of an attempt ----
@@ -158,7 +163,7 @@ class Supervision:
         return health
 
     def _synced(self, health: ClusterHealth) -> ClusterHealth:
-        """The same, or what a new probe saw after environments that were behind have been made; raises `Over`."""
+        """The same, or what a new probe saw after environments that were behind have been made; raises `CutShort`."""
         late = behind(self.cluster, health.facts()) if self.journal.record.sync else {}
         if not late:
             return health
@@ -182,26 +187,27 @@ class Supervision:
             fault = None
         self._unless_stopped("while environments were made; what was in use stays in use")
         if fault:
-            raise Over(Phase.REFUSED, fault, fault.text)
+            raise CutShort(Outcome(phase=Phase.REFUSED, error=fault, words=fault.text))
         return self._probe(self.fleet, self.cluster)
 
     def _unless_stopped(self, when: str) -> None:
         if self.experiment.stop_asked:
-            raise Over(Phase.STOPPED, Interrupted, when)
+            raise CutShort(Outcome(phase=Phase.STOPPED, error=Interrupted, words=when))
 
     def _gate(self, health: ClusterHealth, late: Collection[str] = ()) -> None:
         self._unless_stopped("before it started")
         if error := health.refusal(force=self.journal.record.force, late=late):
-            raise Over(Phase.REFUSED, type(error), error.text)
+            raise CutShort(Outcome(phase=Phase.REFUSED, error=type(error), words=error.text))
 
     def _refuse_too_large(self, plan: LaunchPlan) -> None:
         if not self.journal.record.force and (too_large := refusals(plan)):
-            raise Over(Phase.REFUSED, NotFit, "\n".join(too_large))
+            words = "\n".join(too_large)
+            raise CutShort(Outcome(phase=Phase.REFUSED, error=NotFit, words=words))
 
     # ---- a restart ----
 
     def _muster(self) -> tuple[Cluster, ClusterHealth]:
-        """The nodes for the next attempt: all of them, or after a while those that are fit; raises `Over`."""
+        """The nodes for the next attempt: all of them, or after a while those that are fit; raises `CutShort`."""
         timeouts = self.cluster.timeouts
         deadline, tried = time.monotonic() + timeouts.return_seconds, 0
         while True:
@@ -220,19 +226,15 @@ class Supervision:
             tried += 1
 
     def _go_on_without(self, away: Sequence[str], health: ClusterHealth) -> tuple[Cluster, ClusterHealth]:
-        """The others, once they are found fit for the parts that they have to play then; raises `Over`."""
+        """The others, once they are found fit for the parts that they have to play then; raises `CutShort`."""
         everybody, left, gone = self.cluster.nodes, self.cluster, list[str]()
         while away:
             gone += away
             if len(everybody) - len(gone) < (self.journal.record.min_nodes or len(everybody)):
                 faults = [(node, check) for node, check in health.faults if node in gone]
-                words = [f"{node}: {check.name}: {check.value}" for node, check in faults]
-                raise Over(
-                    Phase.FAILED,
-                    NotFit,
-                    f"{', '.join(gone)} did not come back:\n" + "\n".join(words),
-                    final=True,
-                )
+                lines = [f"{node}: {check.name}: {check.value}" for node, check in faults]
+                words = "\n".join([f"{', '.join(gone)} did not come back:", *lines])
+                raise CutShort(Outcome(phase=Phase.FAILED, error=NotFit, words=words, final=True))
             left = self.cluster.subset([node.name for node in everybody if node.name not in gone])
             health = self._probe(self._fleet_of(left), left)
             away = self._away(health)
@@ -331,17 +333,21 @@ class Supervision:
             self.journal.change_attempt(gathered=True)
         return errors
 
-    def _finish(self, over: Over) -> None:
-        # Only what never ran is refused: by its name, others are looked at first.
-        phase = Phase.FAILED if over.phase is Phase.REFUSED and self.journal.state.started_at else over.phase
-        now, cause = time.time(), over.as_cause()
+    def _finish(self, outcome: Outcome, end: End) -> None:
+        now = time.time()
+        cause = outcome.as_cause()
         # In one write: whoever finds a job that runs and no attempt under way begins another.
-        attempt = {"ended_at": now, "cause": cause} if self.journal.attempt else None
-        self.journal.change(attempt=attempt, phase=phase, ended_at=now, cause=cause, exit_code=over.exit_code)
+        self.journal.change(
+            attempt={"ended_at": now, "cause": cause} if self.journal.attempt else None,
+            phase=end.phase,
+            ended_at=now,
+            cause=cause,
+            exit_code=outcome.exit_code,
+        )
         record, state = self.journal.record, self.journal.state
         self.journal.insist(lambda: self.experiments.add_to_history(self.experiment, record, state))
-        self.journal.say(f"{phase}" + (f": {over.words}" if over.words else ""))
-        if self._last and over.phase is not Phase.SUCCEEDED:
+        self.journal.say(f"{end.phase}: {outcome.words}" if outcome.words else f"{end.phase}")
+        if self._last and end.phase is not Phase.SUCCEEDED:
             # Whoever waits for the proof of a stop, or for the cause, need not wait for this.
             self._gather_all(self._last)
         elif not self._last:

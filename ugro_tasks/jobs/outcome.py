@@ -8,20 +8,16 @@ from ..errors import UgroError
 from .state import Cause, Phase
 
 
-class Over(Exception):
-    """The job has ended: how, and the exit code that tells so."""
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How an attempt ended, and the job with it where no other attempt follows."""
 
-    def __init__(
-        self,
-        phase: Phase,
-        error: type[UgroError] | UgroError | None = None,  # whose exit code it is
-        words: str = "",
-        cause: Cause | None = None,
-        *,
-        final: bool = False,  # a restart cannot mend it
-    ) -> None:
-        super().__init__(words)
-        self.phase, self.error, self.words, self.cause, self.final = phase, error, words, cause, final
+    phase: Phase
+    error: type[UgroError] | UgroError | None = None
+    """Whose exit code tells so; None for a success."""
+    words: str = ""
+    cause: Cause | None = None
+    final: bool = False
+    """Whether a restart cannot mend it."""
 
     @property
     def exit_code(self) -> int:
@@ -29,15 +25,25 @@ class Over(Exception):
         return self.error.exit_code if self.error else 0
 
     def as_cause(self) -> Cause | None:
-        """Why, for the record."""
-        return self.cause or (Cause(message=self.words) if self.words else None)
+        """Say why, for the record."""
+        if self.cause is not None:
+            return self.cause
+        return Cause(message=self.words) if self.words else None
 
 
-class End(msgspec.Struct, frozen=True, kw_only=True):
+class CutShort(Exception):
+    """An attempt that ended before its ranks did: refused, stopped or failed; never a success."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.words)
+        self.outcome = outcome
+
+
+class RankExit(msgspec.Struct, frozen=True, kw_only=True):
     """How a rank ended: torchrun's exit code or the signal that killed it, and what it left in its error file.
 
     `lost` stands for an exit record that nobody could write: the supervisor was killed, or the node rebooted; or that
-    nobody waited for, where `away` is true.
+    nobody waited for any longer, where `gave_up` is true.
     """
 
     node: str
@@ -48,8 +54,9 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     stopped: str | None = None
     lost: str | None = None
-    away: bool = False
-    outputs: tuple[str, ...] = ()  # the topmost names of what it wrote
+    gave_up: bool = False
+    outputs: tuple[str, ...] = ()
+    """The topmost names of what it wrote."""
 
     @property
     def failed(self) -> bool:

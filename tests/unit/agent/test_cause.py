@@ -8,7 +8,7 @@ import pytest
 
 from ugro_tasks.agent.cause import LAST_LINES, LINE_CHARACTERS, find_cause
 from ugro_tasks.jobs.experiment import Experiment
-from ugro_tasks.jobs.outcome import End
+from ugro_tasks.jobs.outcome import RankExit
 from ugro_tasks.jobs.state import Cause
 
 RECORDINGS = sorted((Path(__file__).parents[1] / "recordings" / "failures").glob("*.json"))
@@ -41,18 +41,18 @@ def experiment(tmp_path: Path) -> Experiment:
     return Experiment(tmp_path / "exp1_20260120_120000")
 
 
-def replay(recording: Path, experiment: Experiment, first: int) -> list[End]:
+def replay(recording: Path, experiment: Experiment, first: int) -> list[RankExit]:
     """The recorded ranks' logs and ends, heard of in the order that begins with `first`."""
     ends = []
     for rank in json.loads(recording.read_text())["ranks"]:
         experiment.log(rank["rank"]).write_text(rank["log"])
         at = 100.0 if rank["rank"] == first else 100.4
         number = rank["rank"]
-        ends.append(End(node=f"gpu{number}", rank=number, at=at, code=rank["code"], error=rank["error"]))
+        ends.append(RankExit(node=f"gpu{number}", rank=number, at=at, code=rank["code"], error=rank["error"]))
     return ends
 
 
-def cause_of(*ends: End, experiment: Experiment) -> Cause:
+def cause_of(*ends: RankExit, experiment: Experiment) -> Cause:
     cause = find_cause(ends, experiment)
     assert cause
     return cause
@@ -99,20 +99,20 @@ def test_where_the_other_rank_left_without_a_fault_the_one_that_noticed_is_told_
 def test_where_all_blame_their_peers_the_first_is_told_of(experiment: Experiment) -> None:
     for rank in range(3):
         experiment.log(rank).write_text("RuntimeError: Connection closed by peer [10.0.0.1]:1\n")
-    ends = [End(node=f"gpu{rank}", rank=rank, at=10.0 - rank, code=1) for rank in range(3)]
+    ends = [RankExit(node=f"gpu{rank}", rank=rank, at=10.0 - rank, code=1) for rank in range(3)]
     assert cause_of(*ends, experiment=experiment).rank == 2
 
 
 def test_a_rank_that_was_told_to_stop_is_never_the_cause(experiment: Experiment) -> None:
-    first = End(node="gpu0", rank=0, at=1.0, signal=9, stopped="failure")
-    second = End(node="gpu1", rank=1, at=2.0, code=1)
+    first = RankExit(node="gpu0", rank=0, at=1.0, signal=9, stopped="failure")
+    second = RankExit(node="gpu1", rank=1, at=2.0, code=1)
     assert cause_of(first, second, experiment=experiment).rank == 1
 
 
 def test_where_no_rank_failed_there_is_no_cause(experiment: Experiment) -> None:
     ends = [
-        End(node="gpu0", rank=0, at=1.0, code=0),
-        End(node="gpu1", rank=1, at=1.0, code=143, stopped="asked"),
+        RankExit(node="gpu0", rank=0, at=1.0, code=0),
+        RankExit(node="gpu1", rank=1, at=1.0, code=143, stopped="asked"),
     ]
     assert find_cause(ends, experiment) is None
 
@@ -137,13 +137,13 @@ def test_where_no_rank_failed_there_is_no_cause(experiment: Experiment) -> None:
 def test_an_end_without_a_log_is_told_all_the_same(
     end: dict[str, Any], message: str, experiment: Experiment
 ) -> None:
-    cause = cause_of(End(node="gpu1", rank=1, at=1.0, **end), experiment=experiment)
+    cause = cause_of(RankExit(node="gpu1", rank=1, at=1.0, **end), experiment=experiment)
     assert cause.message.startswith(message)
     assert cause.last_lines == ()
 
 
 def test_a_program_that_is_not_there_is_named(experiment: Experiment) -> None:
-    end = End(node="gpu1", rank=1, at=1.0, code=127, error="~/env/bin/python: No such file or directory")
+    end = RankExit(node="gpu1", rank=1, at=1.0, code=127, error="~/env/bin/python: No such file or directory")
     assert "~/env/bin/python" in cause_of(end, experiment=experiment).message
 
 
@@ -157,7 +157,7 @@ def test_a_program_that_is_not_there_is_named(experiment: Experiment) -> None:
 )  # fmt: skip
 def test_an_error_file_may_hold_anything(error: str, experiment: Experiment) -> None:
     experiment.log(1).write_text("last words\n")
-    end = End(node="gpu1", rank=1, at=1.0, code=3, error=error)
+    end = RankExit(node="gpu1", rank=1, at=1.0, code=3, error=error)
     assert cause_of(end, experiment=experiment).exit_code == 3
 
 
@@ -175,25 +175,25 @@ def test_an_error_file_may_hold_anything(error: str, experiment: Experiment) -> 
 )
 def test_a_log_may_hold_anything(log: bytes, experiment: Experiment) -> None:
     experiment.log(1).write_bytes(log)
-    cause = cause_of(End(node="gpu1", rank=1, at=1.0, code=3), experiment=experiment)
+    cause = cause_of(RankExit(node="gpu1", rank=1, at=1.0, code=3), experiment=experiment)
     assert all(len(line) <= LINE_CHARACTERS for line in cause.last_lines)
 
 
 def test_only_the_last_lines_are_told(experiment: Experiment) -> None:
     experiment.log(1).write_text("".join(f"line {number}\n\n" for number in range(100_000)))
-    cause = cause_of(End(node="gpu1", rank=1, at=1.0, code=3), experiment=experiment)
+    cause = cause_of(RankExit(node="gpu1", rank=1, at=1.0, code=3), experiment=experiment)
     assert cause.last_lines == tuple(f"line {number}" for number in range(100_000 - LAST_LINES, 100_000))
 
 
 def test_a_progress_bar_is_one_line_however_often_it_was_drawn(experiment: Experiment) -> None:
     bar = "".join(f"\r{percent} %" for percent in range(100))
     experiment.log(1).write_bytes(f"cannot open text.txt\n{bar}\n".encode())
-    cause = cause_of(End(node="gpu1", rank=1, at=1.0, code=1), experiment=experiment)
+    cause = cause_of(RankExit(node="gpu1", rank=1, at=1.0, code=1), experiment=experiment)
     assert cause.last_lines[0] == "cannot open text.txt"
 
 
 def test_a_warning_of_torch_about_host_names_is_no_last_word(experiment: Experiment) -> None:
     noise = "[W1122 16:20:10.1 socket.cpp:767] [c10d] The hostname of the client socket cannot be retrieved. err=-3\n"
     experiment.log(1).write_text(f"{noise}KeyError: 'text'\n{noise}")
-    cause = cause_of(End(node="gpu1", rank=1, at=1.0, code=1), experiment=experiment)
+    cause = cause_of(RankExit(node="gpu1", rank=1, at=1.0, code=1), experiment=experiment)
     assert cause.last_lines == ("KeyError: 'text'",)

@@ -16,7 +16,7 @@ from ...hosts.requests import Talks, node_zip
 from ...jobs.experiment import METRICS_NAME, OWN_NAMES, Experiment
 from ...jobs.journal import Journal
 from ...jobs.names import attempt_folder
-from ...jobs.outcome import End, Over
+from ...jobs.outcome import CutShort, Outcome, RankExit
 from ...jobs.plan import LaunchPlan, NodePlan
 from ...jobs.state import Phase, RankState
 from ...node.protocol import OUTPUTS_TOLD
@@ -41,12 +41,12 @@ class Gang:
         self.wrote: dict[str, tuple[str, ...]] = {}
         self._discard = True  # what an undone launch has laid out
         self._ran = False  # a rank did, as a node says that was told to stop
-        self._results: queue.SimpleQueue[End | list[str] | Exception] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[RankExit | list[str] | Exception] = queue.SimpleQueue()
 
     # ---- the start ----
 
     def launch(self, source: Experiment | None, *, begun_before: bool = False) -> None:
-        """All ranks run; otherwise none does, and `Over` or UgroError says why.
+        """All ranks run; otherwise none does, and `CutShort` or UgroError says why.
 
         `source` is the job that has the checkpoint of the plan. Where somebody has `begun_before`, ranks may have run
         for long, and what they wrote stays.
@@ -107,26 +107,27 @@ class Gang:
             self._note_begun()
         words = "\n".join(fault.text for fault in faults)
         if left:
-            raise Over(Phase.FAILED, StopUnproven, "\n".join([*([words] if words else []), *left]))
+            faults_first = [words, *left] if words else left
+            raise _cut_short(Phase.FAILED, StopUnproven, "\n".join(faults_first))
         if not faults:
-            raise Over(Phase.STOPPED, Interrupted, "before it started")
+            raise _cut_short(Phase.STOPPED, Interrupted, "before it started")
         if all(isinstance(fault, NodesBusy) for fault in faults):
-            raise Over(Phase.REFUSED, NodesBusy, words)
-        raise Over(Phase.FAILED, LaunchFailed, f"the {step} failed, so nothing runs anywhere:\n{words}")
+            raise _cut_short(Phase.REFUSED, NodesBusy, words)
+        raise _cut_short(Phase.FAILED, LaunchFailed, f"the {step} failed, so nothing runs anywhere:\n{words}")
 
     # ---- from running to the end ----
 
-    def see_through(self, away_seconds: float | None) -> tuple[list[End], bool]:
+    def see_through(self, away_seconds: float | None) -> tuple[list[RankExit], bool]:
         """Every rank's end, and whether the job was asked to stop; the first failure stops the others.
 
         A node that is out of reach is waited for: for `away_seconds`, after which its rank counts as lost, or for
-        ever. Raises `Over` where a node that could be reached did not show that nothing is left.
+        ever. Raises `CutShort` where a node that could be reached did not show that nothing is left.
         """
         mirror = Mirror(self.experiment, self.hosts, self.journal.log)
         for plan in self.plan.nodes:
             manifest = partial(mirror.take, plan)
             self._in_thread(f"follow-{plan.node}", partial(self._follow, plan, manifest, away_seconds))
-        ends: list[End] = []
+        ends: list[RankExit] = []
         stopping, asked = False, False
         # After a stop: a line for each node that could not show that nothing is left.
         left: list[str] | None = None
@@ -134,7 +135,7 @@ class Gang:
             if left and self.experiment.given_up:
                 break
             told = self._told(0.1)
-            if isinstance(told, End):
+            if isinstance(told, RankExit):
                 ends.append(told)
                 self._note(told)
             elif told is not None:
@@ -147,7 +148,7 @@ class Gang:
                 tries = None if away_seconds is None else STOP_TRIES
                 self._in_thread("stop", partial(self._stop_all, asked, tries))
         mirror.close()
-        self.catch_up({end.node for end in ends if end.away} & self.proven_gone)
+        self.catch_up({end.node for end in ends if end.gave_up} & self.proven_gone)
         # A rank that was lost told no names, and one with very many not all: there may be any.
         self.wrote = {
             end.node: end.outputs if 0 < len(end.outputs) < OUTPUTS_TOLD else OWN_NAMES
@@ -155,7 +156,8 @@ class Gang:
             if set(end.outputs) - {METRICS_NAME} or end.lost
         }
         if left and (asked or away_seconds is None):
-            raise Over(Phase.STOPPED if asked else Phase.FAILED, StopUnproven, "\n".join(left))
+            phase = Phase.STOPPED if asked else Phase.FAILED
+            raise _cut_short(phase, StopUnproven, "\n".join(left))
         return ends, asked
 
     def catch_up(self, nodes: Collection[str]) -> None:
@@ -171,7 +173,9 @@ class Gang:
         """The nodes that have shown that nothing of the job is left there."""
         return {rank.node for rank in self.journal.state.ranks if rank.proven_gone}
 
-    def _follow(self, plan: NodePlan, manifest: Callable[[bytes], None], away_seconds: float | None) -> End:
+    def _follow(
+        self, plan: NodePlan, manifest: Callable[[bytes], None], away_seconds: float | None
+    ) -> RankExit:
         attempts = self.journal.state.attempts
         return follow_rank(
             self.hosts[plan.node],
@@ -186,7 +190,7 @@ class Gang:
             manifest=manifest,
         )
 
-    def _note(self, end: End) -> None:
+    def _note(self, end: RankExit) -> None:
         self.journal.change_rank(
             end.rank,
             connected=False,
@@ -242,7 +246,7 @@ class Gang:
         """Who holds the nodes, in the words that another controller is shown."""
         return str(self.experiment.folder.parent)
 
-    def _in_thread(self, name: str, work: Callable[[], End | list[str]]) -> None:
+    def _in_thread(self, name: str, work: Callable[[], RankExit | list[str]]) -> None:
         """`_told` gives what the work returns, or raises what it raises: no result is no proof of anything."""
 
         def run() -> None:
@@ -253,7 +257,7 @@ class Gang:
 
         threading.Thread(target=run, name=name, daemon=True).start()
 
-    def _told(self, seconds: float) -> End | list[str] | None:
+    def _told(self, seconds: float) -> RankExit | list[str] | None:
         try:
             result = self._results.get(timeout=seconds)
         except queue.Empty:
@@ -261,3 +265,7 @@ class Gang:
         if isinstance(result, Exception):
             raise result
         return result
+
+
+def _cut_short(phase: Phase, error: type[UgroError], words: str) -> CutShort:
+    return CutShort(Outcome(phase=phase, error=error, words=words))

@@ -18,7 +18,7 @@ from ...hosts.frames import Frame, follow
 from ...hosts.host import Host, retry_pause
 from ...hosts.requests import Conversation
 from ...jobs.experiment import Experiment, node_of_sample
-from ...jobs.outcome import End
+from ...jobs.outcome import RankExit
 from ...jobs.plan import NodePlan
 from ...node.protocol import EXIT, GPU, LOG, LOST, MANIFEST, METRICS
 
@@ -108,7 +108,7 @@ def follow_rank(
     connected: Callable[[bool], None],
     say: Callable[[str], None],
     manifest: Callable[[bytes], object],
-) -> End:
+) -> RankExit:
     """Fill the rank's files until its end is known, and give that end.
 
     A node that is out of reach for `away_seconds` counts as lost; with None it is waited for as long as it takes.
@@ -136,7 +136,7 @@ def follow_rank(
         except (HostError, OSError) as error:
             if not experiment.folder.is_dir():
                 lost = "its folder here was removed"
-                return End(node=plan.node, rank=plan.rank, at=time.time(), lost=lost, away=True)
+                return RankExit(node=plan.node, rank=plan.rank, at=time.time(), lost=lost, gave_up=True)
             # An OSError is this machine's: a full disk, say. What was not stored is asked for again.
             if not away_since:
                 away_since = time.monotonic()
@@ -146,7 +146,7 @@ def follow_rank(
             host.close()
             if away_seconds is not None and time.monotonic() - away_since > away_seconds:
                 lost = f"{plan.node} has been out of reach for {away_seconds:g} s"
-                return End(node=plan.node, rank=plan.rank, at=time.time(), lost=lost, away=True)
+                return RankExit(node=plan.node, rank=plan.rank, at=time.time(), lost=lost, gave_up=True)
             time.sleep(retry_pause(attempt))
             attempt += 1
 
@@ -182,11 +182,11 @@ class _LostRecord(msgspec.Struct, frozen=True):
     rebooted: bool
 
 
-def _end(host: Host, plan: NodePlan, frame: Frame) -> End:
+def _end(host: Host, plan: NodePlan, frame: Frame) -> RankExit:
     try:
         if frame.kind == EXIT:
             record = decode(_ExitRecord, frame.payload)
-            return End(node=plan.node, rank=plan.rank, at=time.time(), **msgspec.structs.asdict(record))
+            return RankExit(node=plan.node, rank=plan.rank, at=time.time(), **msgspec.structs.asdict(record))
         lost = decode(_LostRecord, frame.payload)
     except UNREADABLE as error:
         raise NodeFault(host.node.name, f"its exit record cannot be read: {error}") from error
@@ -197,4 +197,4 @@ def _end(host: Host, plan: NodePlan, frame: Frame) -> End:
         if lost.known
         else "has no folder of this job"
     )
-    return End(node=plan.node, rank=plan.rank, at=time.time(), lost=f"{plan.node} {why}")
+    return RankExit(node=plan.node, rank=plan.rank, at=time.time(), lost=f"{plan.node} {why}")

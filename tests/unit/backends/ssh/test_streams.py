@@ -17,7 +17,7 @@ from ugro_tasks.errors import NodeFault
 from ugro_tasks.hosts.frames import Frame
 from ugro_tasks.hosts.requests import node_zip
 from ugro_tasks.jobs.experiment import Experiment
-from ugro_tasks.jobs.outcome import End
+from ugro_tasks.jobs.outcome import RankExit
 from ugro_tasks.node.protocol import EXIT, FRAME, GPU, HEARTBEAT, LOG, LOST, MARK, METRICS
 
 
@@ -170,7 +170,7 @@ class Breaking:
         return [], ""
 
 
-def followed(host: Breaking, experiment: Experiment) -> tuple[End, list[bool], list[str]]:
+def followed(host: Breaking, experiment: Experiment) -> tuple[RankExit, list[bool], list[str]]:
     touch: list[bool] = []
     words: list[str] = []
     end = follow_rank(
@@ -259,4 +259,4 @@ def test_an_exit_record_that_cannot_be_read_is_asked_for_again(
     ],
 )
 def test_a_rank_failed_where_it_ended_badly_by_itself(end: dict[str, Any], failed: bool) -> None:
-    assert End(node="gpu0", rank=0, at=1.0, **end).failed is failed
+    assert RankExit(node="gpu0", rank=0, at=1.0, **end).failed is failed
