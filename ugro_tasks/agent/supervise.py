@@ -7,36 +7,32 @@ nodes. Prepare and start only say so where they were done before, and streams go
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import msgspec
 
 from ..backends.ssh.gang import Gang
+from ..backends.ssh.gate import Gate
+from ..backends.ssh.late_stop import LateStops
 from ..backends.ssh.plan import make_plan
-from ..backends.ssh.stop import StopOrder, stop_rank
+from ..backends.ssh.stop import StopOrder
 from ..backends.ssh.streams import stream_sizes
 from ..cluster.model import Cluster
-from ..environments.judge import behind
-from ..environments.sync import Progress, fault_of, sync
-from ..errors import Interrupted, JobFailed, NotFit, UgroError
+from ..errors import Interrupted, JobFailed, UgroError
 from ..health.report import ClusterHealth, examine
 from ..hosts.fleet import Fleet
-from ..hosts.host import Host, retry_pause
 from ..hosts.requests import Talks
 from ..jobs.checkpoints import newest_whole
 from ..jobs.experiment import Experiment
 from ..jobs.experiments import Experiments
 from ..jobs.journal import Journal
-from ..jobs.names import attempt_folder, folder_of, token_of
 from ..jobs.outcome import CutShort, Outcome
-from ..jobs.plan import LaunchPlan
 from ..jobs.spec import Resume
 from ..jobs.state import Attempt, Phase
 from ..outputs.checkpoints import bring_all
 from ..outputs.fetch import gather
-from ..training.batch_sizes import model_to_look_for, refusals, summary
+from ..training.batch_sizes import model_to_look_for, summary
 from .cause import find_cause
 from .restart import End, Restart, next_step
 
@@ -47,17 +43,19 @@ class Supervision:
     def __init__(
         self, experiments: Experiments, experiment: Experiment, fleet: Fleet, log: logging.Logger
     ) -> None:
-        self.experiments, self.experiment, self.fleet = experiments, experiment, fleet
+        self.experiments = experiments
+        self.experiment = experiment
+        self.fleet = fleet
         self.journal = Journal(experiment, log)
         self.cluster = experiment.cluster()
         self._talks = Talks()
+        self._gate = Gate(self.journal, self.cluster, fleet, self._probe)
+        self._late_stops = LateStops(self.journal, fleet)
         self._last: Gang | None = None  # whose outputs are not gathered
-        # Threads that go on telling nodes which were left behind to stop: {node: its thread}.
-        self._laggards: dict[str, threading.Thread] = {}
 
     def run(self) -> None:
         """Return when the job has ended: nothing of it is left, or its record names what is."""
-        self._see_off()
+        self._late_stops.begin()
         try:
             self._finish(*self._attempts())
         finally:
@@ -122,20 +120,26 @@ class Supervision:
     # ---- the plan of an attempt ----
 
     def _plan_gang(self) -> Gang:
-        """The next attempt, planned and written down."""
-        record, number = self.journal.record, len(self.journal.state.attempts) + 1
+        """Plan the next attempt, and write it down."""
+        number = len(self.journal.state.attempts) + 1
         if number == 1:
-            cluster, health = self.cluster, self._probe(self.fleet, self.cluster)
-            if not health.busy():
-                health = self._synced(health)
-            self._gate(health)
-            resume = record.resume
+            admitted = self._gate.admit_first()
+            resume = self.journal.record.resume
         else:
-            cluster, health = self._muster()
+            admitted = self._gate.admit_again(self._stop_remains)
+            if admitted.left_behind:
+                self.journal.change_attempt(left_behind=admitted.left_behind)
+                self._late_stops.begin()
             resume = self._newest_checkpoint()
-        plan = make_plan(record, cluster, health.facts(), attempt=number, resume=resume)
+        plan = make_plan(
+            self.journal.record,
+            admitted.cluster,
+            admitted.health.facts(),
+            attempt=number,
+            resume=resume,
+        )
         if number == 1:
-            self._refuse_too_large(plan)
+            self._gate.refuse_too_large(plan)
         self.journal.save(plan=plan)
         self.journal.change(
             attempts=(
@@ -153,7 +157,7 @@ class Supervision:
             self.journal.say(summary(plan))
         if resume:
             self.journal.say(f"going on from {resume.checkpoint} (step {resume.step})")
-        return Gang(self.journal, cluster, self._fleet_of(cluster), plan, self._talks)
+        return Gang(self.journal, admitted.cluster, admitted.fleet, plan, self._talks)
 
     def _probe(self, fleet: Fleet, cluster: Cluster) -> ClusterHealth:
         self.journal.say(f"checking {len(cluster.nodes)} nodes")
@@ -162,92 +166,7 @@ class Supervision:
         self.journal.insist(lambda: self.experiments.save_cluster_state(health))
         return health
 
-    def _synced(self, health: ClusterHealth) -> ClusterHealth:
-        """The same, or what a new probe saw after environments that were behind have been made; raises `CutShort`."""
-        late = behind(self.cluster, health.facts()) if self.journal.record.sync else {}
-        if not late:
-            return health
-        phases: dict[str, str] = {}
-
-        def tell(node: str, progress: Progress) -> None:
-            if self.experiment.stop_asked:
-                raise Interrupted("as asked")
-            if phases.get(node) != progress.phase:
-                phases[node] = progress.phase
-                self.journal.say(f"environment: {progress.phase}", node)
-
-        # Minutes pass until an environment is made: what is wrong anyway is said before.
-        self._gate(health, late)
-        self._refuse_too_large(make_plan(self.journal.record, self.cluster, health.facts()))
-        for node, why in late.items():
-            self.journal.say(f"environment: {why}; it is made anew", node)
-        try:
-            fault = fault_of(sync(self.fleet, self.cluster, tell, late))
-        except Interrupted:
-            fault = None
-        self._unless_stopped("while environments were made; what was in use stays in use")
-        if fault:
-            raise CutShort(Outcome(phase=Phase.REFUSED, error=fault, words=fault.text))
-        return self._probe(self.fleet, self.cluster)
-
-    def _unless_stopped(self, when: str) -> None:
-        if self.experiment.stop_asked:
-            raise CutShort(Outcome(phase=Phase.STOPPED, error=Interrupted, words=when))
-
-    def _gate(self, health: ClusterHealth, late: Collection[str] = ()) -> None:
-        self._unless_stopped("before it started")
-        if error := health.refusal(force=self.journal.record.force, late=late):
-            raise CutShort(Outcome(phase=Phase.REFUSED, error=type(error), words=error.text))
-
-    def _refuse_too_large(self, plan: LaunchPlan) -> None:
-        if not self.journal.record.force and (too_large := refusals(plan)):
-            words = "\n".join(too_large)
-            raise CutShort(Outcome(phase=Phase.REFUSED, error=NotFit, words=words))
-
     # ---- a restart ----
-
-    def _muster(self) -> tuple[Cluster, ClusterHealth]:
-        """The nodes for the next attempt: all of them, or after a while those that are fit; raises `CutShort`."""
-        timeouts = self.cluster.timeouts
-        deadline, tried = time.monotonic() + timeouts.return_seconds, 0
-        while True:
-            self._stop_remains()
-            health = self._probe(self.fleet, self.cluster)
-            away = self._away(health)
-            if not away:
-                return self.cluster, health
-            self._unless_stopped("before it started again")
-            if time.monotonic() > deadline:
-                return self._go_on_without(away, health)
-            if tried == 0:
-                wait = f"waiting for {', '.join(away)}, for {timeouts.return_seconds:g} s at most"
-                self.journal.say(wait)
-            time.sleep(retry_pause(tried))
-            tried += 1
-
-    def _go_on_without(self, away: Sequence[str], health: ClusterHealth) -> tuple[Cluster, ClusterHealth]:
-        """The others, once they are found fit for the parts that they have to play then; raises `CutShort`."""
-        everybody, left, gone = self.cluster.nodes, self.cluster, list[str]()
-        while away:
-            gone += away
-            if len(everybody) - len(gone) < (self.journal.record.min_nodes or len(everybody)):
-                faults = [(node, check) for node, check in health.faults if node in gone]
-                lines = [f"{node}: {check.name}: {check.value}" for node, check in faults]
-                words = "\n".join([f"{', '.join(gone)} did not come back:", *lines])
-                raise CutShort(Outcome(phase=Phase.FAILED, error=NotFit, words=words, final=True))
-            left = self.cluster.subset([node.name for node in everybody if node.name not in gone])
-            health = self._probe(self._fleet_of(left), left)
-            away = self._away(health)
-        self.journal.say(f"going on without {', '.join(gone)}")
-        self.journal.change_attempt(left_behind=tuple(gone))
-        self._see_off()
-        return left, health
-
-    def _away(self, health: ClusterHealth) -> list[str]:
-        """The nodes that no attempt can be made with. What else is wrong may come of their absence."""
-        away = [node.node for node in health.nodes if not node.reachable or node.held_by]
-        unfit = [node.node for node in health.nodes if not node.fit and not self.journal.record.force]
-        return away or unfit
 
     def _stop_remains(self) -> None:
         """Tell the ranks of the attempt before to stop, where it is not proven that they have."""
@@ -258,37 +177,6 @@ class Supervision:
             gang = Gang(self.journal, self.cluster, self.fleet, rest, self._talks)
             gang.stop(StopOrder(reason="failure"), tries=1)
             gang.catch_up(unproven & gang.proven_gone)
-
-    def _see_off(self) -> None:
-        """Go on telling the nodes that were left behind to stop what they had, for as long as the agent lives."""
-        attempts = self.journal.state.attempts
-        hosts = {host.node.name: host for host in self.fleet}
-        for name in {name for attempt in attempts for name in attempt.left_behind} - self._told_of():
-            last = [attempt for attempt in attempts if name in attempt.nodes][-1]
-            if last.ended_at is None:  # it is with us again
-                continue
-            self._laggards[name] = threading.Thread(
-                target=self._stop_late,
-                args=(hosts[name], last.number),
-                name=f"see-off-{name}",
-                daemon=True,
-            )
-            self._laggards[name].start()
-
-    def _told_of(self) -> set[str]:
-        return {name for name, thread in self._laggards.items() if thread.is_alive()}
-
-    def _stop_late(self, host: Host, number: int) -> None:
-        unique = attempt_folder(self.journal.record, number)
-        result = stop_rank(
-            host,
-            folder_of(host.node, unique),
-            token_of(host.node, unique),
-            StopOrder(reason="failure"),
-            given_up=lambda: False,  # nobody waits for this
-            trying_again=lambda words: self.journal.log.info("%s: %s", host.node.name, words),
-        )
-        self.journal.say(f"is back; {result.words or 'nothing of the job is left there'}", host.node.name)
 
     def _newest_checkpoint(self) -> Resume | None:
         """What the next attempt goes on from: this job's last whole checkpoint, or where the job itself began."""
@@ -352,7 +240,7 @@ class Supervision:
             self._gather_all(self._last)
         elif not self._last:
             self._note_if_whole()
-        for name in self._told_of():
+        for name in self._late_stops.still_away():
             self.journal.say(
                 f"is still away; once it is back, end what it may still run: inv reset --nodes {name}",
                 name,
@@ -366,11 +254,10 @@ class Supervision:
         if not plan or not attempt:
             return None
         cluster = self.cluster.subset(attempt.nodes)
-        return Gang(self.journal, cluster, self._fleet_of(cluster), plan, self._talks)
-
-    def _fleet_of(self, cluster: Cluster) -> Fleet:
-        """The hosts of the cluster, by the connections that there are where it is the whole."""
-        return self.fleet if len(cluster.nodes) == len(self.cluster.nodes) else Fleet.of(cluster)
+        fleet = self.fleet  # by the connections that there are, where it is the whole
+        if len(cluster.nodes) < len(self.cluster.nodes):
+            fleet = Fleet.of(cluster)
+        return Gang(self.journal, cluster, fleet, plan, self._talks)
 
     def _source(self, resume: Resume | None) -> Experiment | None:
         return Experiment(self.experiments.folder / resume.job_id) if resume else None

@@ -1,0 +1,68 @@
+"""Stop what runs on nodes that were left behind at a restart, once they are back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from ...hosts.fleet import Fleet
+from ...hosts.host import Host
+from ...jobs.journal import Journal
+from ...jobs.names import attempt_folder, folder_of, token_of
+from ...jobs.state import Attempt
+from .stop import StopOrder, stop_rank
+
+
+class LateStops:
+    """Goes on telling the nodes that were left behind to stop, for as long as the agent lives."""
+
+    def __init__(
+        self, journal: Journal, fleet: Fleet, *, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self.journal = journal
+        self._hosts: dict[str, Host] = {host.node.name: host for host in fleet}
+        self._sleep = sleep
+        self._threads: dict[str, threading.Thread] = {}
+
+    def begin(self) -> None:
+        """Begin to tell those that nobody tells yet."""
+        already = self.still_away()
+        for name, number in left_behind(self.journal.state.attempts).items():
+            if name in already:
+                continue
+            self._threads[name] = threading.Thread(
+                target=self._stop, args=(self._hosts[name], number), name=f"late-stop-{name}", daemon=True
+            )
+            self._threads[name].start()
+
+    def still_away(self) -> set[str]:
+        """Name the nodes that have not answered yet."""
+        return {name for name, thread in self._threads.items() if thread.is_alive()}
+
+    def _stop(self, host: Host, number: int) -> None:
+        unique = attempt_folder(self.journal.record, number)
+        node = host.node.name
+        result = stop_rank(
+            host,
+            folder_of(host.node, unique),
+            token_of(host.node, unique),
+            StopOrder(reason="failure"),
+            given_up=lambda: False,  # nobody waits for it, so there is nothing to give up
+            trying_again=lambda words: self.journal.log.info("%s: %s", node, words),
+            sleep=self._sleep,
+        )
+        self.journal.say(f"is back; {result.words or 'nothing of the job is left there'}", node)
+
+
+def left_behind(attempts: Sequence[Attempt]) -> dict[str, int]:
+    """Find the nodes that were left behind: {node: the last attempt that it was part of}.
+
+    A node that is part of the attempt under way is with us again, and stops with that.
+    """
+    found: dict[str, int] = {}
+    for name in {name for attempt in attempts for name in attempt.left_behind}:
+        last = [attempt for attempt in attempts if name in attempt.nodes][-1]
+        if last.ended_at is not None:
+            found[name] = last.number
+    return found
