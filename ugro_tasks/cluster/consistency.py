@@ -20,7 +20,7 @@ SYNONYMS = [
 
 
 def check_synonyms(document: Document) -> None:
-    """Faults: one thing is said twice, in two spellings."""
+    """Find what is said twice, in two spellings."""
     for loc, section in _sections(document.data, ()):
         for within, one, other in SYNONYMS:
             if loc[-1:] == (within,) and one in section and other in section:
@@ -34,19 +34,18 @@ def check_synonyms(document: Document) -> None:
 
 
 def _sections(data: Any, loc: Loc) -> Iterator[tuple[Loc, dict[str, Any]]]:
+    """Go through all sections at any depth, the outer ones first."""
     if isinstance(data, dict):
         yield loc, data
-        items: Iterator[tuple[str | int, Any]] = iter(data.items())
+        for key, value in data.items():
+            yield from _sections(value, (*loc, key))
     elif isinstance(data, list):
-        items = iter(enumerate(data))
-    else:
-        return
-    for key, value in items:
-        yield from _sections(value, (*loc, key))
+        for index, value in enumerate(data):
+            yield from _sections(value, (*loc, index))
 
 
 def _at(data: Any, loc: Loc) -> Any:
-    """The value at `loc`; None where the file has none, or something of another kind on the way."""
+    """Return the value at `loc`; None where the file has none, or something of another kind on the way."""
     for part in loc:
         data = data.get(part) if isinstance(data, dict) else None
     return data
@@ -85,7 +84,7 @@ _WHOLE = TypeAdapter(int)
 
 
 def _whole_number(value: object) -> int | None:
-    """The number that a text stands for, by the same rules as in a form; None for what is none."""
+    """Return the number that a text stands for, by the same rules as in a form; None for what is none."""
     try:
         return _WHOLE.validate_python(value)
     except ValidationError:
@@ -93,7 +92,24 @@ def _whole_number(value: object) -> int | None:
 
 
 def check_machines(document: Document) -> None:
-    """Faults between nodes. They are found in the raw data, so that one bad value hides none."""
+    """Find faults between nodes, in the raw data, so that one bad value hides none."""
+    _check_which_form(document)
+    machines = _machines(document.data)
+    if not machines and document.data.get("nodes") == {}:
+        document.fault(("nodes",), "no machine is in it; write one below: a name, and in its section an ip")
+    taken: dict[tuple[str, object], Machine] = {}
+    for machine in machines:
+        _check_hostname_as_name(document, machine)
+        _check_claims(document, machine, taken)
+        if machine.keys.get("transport") == "local" and "jump" in machine.keys:
+            document.fault((*machine.loc, "jump"), "has no use with transport: local; remove it")
+    ranked = {rank: machine for (what, rank), machine in taken.items() if what == "rank"}
+    if len(ranked) == len(machines):
+        _check_ranks(document, ranked)
+
+
+def _check_which_form(document: Document) -> None:
+    """Find a mixture of the two forms, and a file without a master."""
     data = document.data
     if "nodes" in data:
         for other in (("workers",), ("cluster", "master")):
@@ -105,37 +121,33 @@ def check_machines(document: Document) -> None:
     elif isinstance(data["cluster"], dict) and "master" not in data["cluster"]:
         what_to_do = "is missing; give the machine of rank 0 here: hostname, ip, user"
         document.fault(("cluster", "master"), what_to_do)
-    machines = _machines(data)
-    if not machines and data.get("nodes") == {}:
-        document.fault(("nodes",), "no machine is in it; write one below: a name, and in its section an ip")
-    taken: dict[tuple[str, object], Machine] = {}
-    for machine in machines:
-        if (
-            machine.loc[0] != "nodes"
-            and "name" not in machine.keys
-            and len(str(machine.name)) > NODE_NAME_MAX
-        ):
-            words = (
-                f"is too long for the node's name ({NODE_NAME_MAX} characters at most); give it a name, too"
-            )
-            document.fault((*machine.loc, "hostname"), words)
-        for what, key, value in machine.claims():
-            first = taken.setdefault((what, value), machine)
-            if first is not machine:
-                loc = (*machine.loc, key) if key in machine.keys else machine.loc
-                where = f"{written(first.loc)} on line {document.line((*first.loc, key))}"
-                document.fault(loc, f"{what} {value} is taken by {where}")
-        if machine.keys.get("transport") == "local" and "jump" in machine.keys:
-            document.fault((*machine.loc, "jump"), "has no use with transport: local; remove it")
-    ranked = {rank: machine for (what, rank), machine in taken.items() if what == "rank"}
-    if len(ranked) == len(machines):
-        _check_ranks(document, ranked)
+
+
+def _check_hostname_as_name(document: Document, machine: Machine) -> None:
+    """Find a hostname that stands in for the node's name and is too long for it."""
+    if machine.loc[0] == "nodes" or "name" in machine.keys:
+        return
+    if len(str(machine.name)) > NODE_NAME_MAX:
+        limit = f"{NODE_NAME_MAX} characters at most"
+        words = f"is too long for the node's name ({limit}); give it a name, too"
+        document.fault((*machine.loc, "hostname"), words)
+
+
+def _check_claims(document: Document, machine: Machine, taken: dict[tuple[str, object], Machine]) -> None:
+    """Find a name, rank or address that an earlier node has, and note those that none has."""
+    for what, key, value in machine.claims():
+        first = taken.setdefault((what, value), machine)
+        if first is not machine:
+            loc = (*machine.loc, key) if key in machine.keys else machine.loc
+            where = f"{written(first.loc)} on line {document.line((*first.loc, key))}"
+            document.fault(loc, f"{what} {value} is taken by {where}")
 
 
 def check_batch_sizes(document: Document) -> None:
-    """Faults: a batch size of a node that there is not, and a node without one."""
+    """Find a batch size of a node that there is not, and a node without one."""
     loc = ("training", "batch_size_per_gpu")
-    sizes, machines = _at(document.data, loc), _machines(document.data)
+    sizes = _at(document.data, loc)
+    machines = _machines(document.data)
     names = [machine.name for machine in machines if isinstance(machine.name, str)]
     if not isinstance(sizes, dict) or len(names) < len(machines):
         return
@@ -150,25 +162,35 @@ def check_batch_sizes(document: Document) -> None:
 
 
 def _machines(data: dict[str, Any]) -> list[Machine]:
-    found: list[tuple[Loc, Any]]
-    if "nodes" in data:
-        nodes = data["nodes"] if isinstance(data["nodes"], dict) else {}
-        found = [(("nodes", name), node) for name, node in nodes.items()]
-    else:
-        workers = data.get("workers")
-        found = [(("cluster", "master"), _at(data, ("cluster", "master")))]
-        if isinstance(workers, list):
-            found += [(("workers", index), worker) for index, worker in enumerate(workers)]
-    return [Machine(loc, node, place) for place, (loc, node) in enumerate(found) if isinstance(node, dict)]
+    """List the machines of either form; what is no section is left out."""
+    found = _named_machines(data) if "nodes" in data else _master_and_workers(data)
+    return [Machine(loc, keys, place) for place, (loc, keys) in enumerate(found) if isinstance(keys, dict)]
+
+
+def _named_machines(data: dict[str, Any]) -> list[tuple[Loc, Any]]:
+    nodes = data["nodes"]
+    if not isinstance(nodes, dict):
+        return []
+    return [(("nodes", name), keys) for name, keys in nodes.items()]
+
+
+def _master_and_workers(data: dict[str, Any]) -> list[tuple[Loc, Any]]:
+    master: Loc = ("cluster", "master")
+    found = [(master, _at(data, master))]
+    workers = data.get("workers")
+    if isinstance(workers, list):
+        found += [(("workers", index), keys) for index, keys in enumerate(workers)]
+    return found
 
 
 def _check_ranks(document: Document, ranked: dict[Any, Machine]) -> None:
-    """Faults of ranks that are all given and all different."""
+    """Find what is wrong with ranks that are all given and all different."""
     if 0 not in ranked:
         if ranked and "nodes" in document.data:
             document.fault(("nodes",), "no node has rank 0; give it to the master")
         return
-    count, last = len(ranked), max(ranked)
+    count = len(ranked)
+    last = max(ranked)
     if last >= count:
         free = next(rank for rank in range(count) if rank not in ranked)
         document.fault(
@@ -180,7 +202,8 @@ def _check_ranks(document: Document, ranked: dict[Any, Machine]) -> None:
         if role in ("master", "worker") and (role == "master") != (rank == 0):
             fit = f"{role} does not fit rank {rank}; the master is the node of rank 0"
             document.fault((*machine.loc, "role"), fit)
-    promised, ip = _at(document.data, ("cluster", "master_ip")), ranked[0].keys.get("ip")
+    promised = _at(document.data, ("cluster", "master_ip"))
+    ip = ranked[0].keys.get("ip")
     if promised and ip and promised != ip:
         where = f"{shown(ip)} on line {document.line((*ranked[0].loc, 'ip'))}"
         fit = f"{shown(promised)} is not the ip of the node of rank 0, {where}"

@@ -4,6 +4,7 @@ form = validate(document, ClusterFile)   # None if there is any fault; all are i
 """
 
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -16,9 +17,11 @@ from .yaml_lines import Document, Loc
 
 Form = TypeVar("Form", bound=BaseModel)
 
+LIMITS = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
+
 
 def validate(document: Document, model: type[Form]) -> Form | None:
-    """The document's data as a `model`; None, with the reasons in `document.faults`, if it is not one."""
+    """Return the document's data as a `model`; None, with the reasons in `document.faults`, if it is not one."""
     try:
         form = model.model_validate(document.data)
     except ValidationError as errors:
@@ -30,7 +33,9 @@ def validate(document: Document, model: type[Form]) -> Form | None:
 
 
 def _sentence(error: ErrorDetails, model: type[BaseModel]) -> str:
-    value, context = error["input"], error.get("ctx", {})
+    """Put an error of pydantic into words."""
+    value = error["input"]
+    context = error.get("ctx", {})
     match error["type"]:
         case "value_error":
             return str(context["error"])
@@ -43,9 +48,7 @@ def _sentence(error: ErrorDetails, model: type[BaseModel]) -> str:
         case "float_parsing" | "float_type" | "finite_number":
             return f"{_said(value)} is not a number"
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
-            signs = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
-            limits = [f"{sign} {context[key]:g}" for key, sign in signs.items() if key in context]
-            return f"{str(value)[:60]} cannot be; it must be {limits[0]}"
+            return f"{str(value)[:60]} cannot be; it must be {_limit(context)}"
         case "string_type":
             return f"must be one value, not {_said(value)}"
         case "model_type" | "model_attributes_type" | "dict_type":
@@ -58,45 +61,62 @@ def _sentence(error: ErrorDetails, model: type[BaseModel]) -> str:
     return error["msg"]
 
 
+def _limit(context: Mapping[str, Any]) -> str:
+    """Name the limit that a number broke: "at least 1"."""
+    for key, words in LIMITS.items():
+        if key in context:
+            return f"{words} {context[key]:g}"
+    raise LookupError(f"no limit in {context}")
+
+
 def _said(value: object) -> str:
     if isinstance(value, dict):
         return "a section"
-    return "a list" if isinstance(value, list) else shown(value)
+    if isinstance(value, list):
+        return "a list"
+    return shown(value)
 
 
 def _near(word: str, words: list[str]) -> str:
+    """Return the end of a sentence that asks for the word that was meant; empty where none is near."""
     near = get_close_matches(word, words, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def _unknown_key(loc: Loc, model: type[BaseModel]) -> str:
-    key, keys = str(loc[-1]), _keys(_model_at(loc[:-1], model))
-    inner = [
-        f"{name}.{key}"
-        for name, field in keys.items()
-        if (section := _model_in(field.annotation)) and key in _keys(section)
-    ]
-    if hint := (f"; did you mean {inner[0]}?" if inner else _near(key, list(keys))):
-        return f"unknown key{hint}"
-    return f"unknown key; known here are: {', '.join(keys)}"
+    """Say that a key is unknown, and which one may be meant: one of a section in here, or one that is near."""
+    key = str(loc[-1])
+    keys = _keys(_model_at(loc[:-1], model))
+    for name, field in keys.items():
+        section = _model_in(field.annotation)
+        if section and key in _keys(section):
+            return f"unknown key; did you mean {name}.{key}?"
+    hint = _near(key, list(keys))
+    return f"unknown key{hint or '; known here are: ' + ', '.join(keys)}"
 
 
 def _model_at(loc: Loc, model: type[BaseModel]) -> type[BaseModel]:
-    """The model of the section at `loc` inside a `model`."""
+    """Return the model of the section at `loc` inside a `model`."""
     parts = iter(loc)
     for part in parts:
         field = _keys(model)[str(part)]
         model = _model_in(field.annotation) or model
         if get_origin(field.annotation) in (list, dict):
-            next(parts, None)
+            next(parts, None)  # the place in the list, or the name in the mapping
     return model
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the section that a field holds: itself, or in a list, a mapping or a choice."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next(filter(None, map(_model_in, get_args(annotation))), None)
+    for part in get_args(annotation):
+        found = _model_in(part)
+        if found:
+            return found
+    return None
 
 
 def _keys(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Return the fields of a section by the keys of the file."""
     return {str(field.validation_alias or name): field for name, field in model.model_fields.items()}
