@@ -22,7 +22,7 @@ from tests.environments.conftest import UV, Project, give_pixi
 from tests.hosts.helpers import ugro
 from tests.unit.node.test_jobs import archive
 from ugro_tasks.cluster.file import read_cluster_file
-from ugro_tasks.cluster.model import local_cluster
+from ugro_tasks.cluster.local import local_cluster
 from ugro_tasks.environments.sync import Progress, Synced, make_locks, sync
 from ugro_tasks.hosts.fleet import Fleet
 from ugro_tasks.hosts.local import LocalHost

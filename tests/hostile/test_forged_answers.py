@@ -19,7 +19,7 @@ from tests.hostile.running import Done, tree, ugro
 from tests.hostile.strategies import changed, json_values, text
 from tests.unit.ended import EndedJob
 from tests.unit.factories import make_node, make_scripts
-from ugro_tasks.cluster.model import local_cluster
+from ugro_tasks.cluster.local import local_cluster
 from ugro_tasks.errors import HostError, NodesBusy
 from ugro_tasks.hosts import answers
 from ugro_tasks.hosts.fleet import connect

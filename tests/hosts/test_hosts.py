@@ -15,7 +15,8 @@ from lab import Lab, LabHost
 from lab.tools import checked, wait_until
 from tests.hosts.helpers import error_of, fingerprint, listening, ssh_config, sshd_on, within
 from ugro_tasks.backends.ssh.reset import reset
-from ugro_tasks.cluster.model import Cluster, local_cluster
+from ugro_tasks.cluster.local import local_cluster
+from ugro_tasks.cluster.model import Cluster
 from ugro_tasks.errors import (
     HostError,
     HostKeyChanged,

@@ -28,12 +28,12 @@ VARIABLES = re.compile(rb"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 def here(path: str, home_folder: Path) -> Path:
-    """A path as a user writes it, with `~/` for this machine's user."""
+    """Return a path as a user writes it, with `~/` for this machine's user."""
     return home_folder / path[2:] if path == "~" or path.startswith("~/") else Path(path)
 
 
 def home(environ: Mapping[str, str]) -> Path:
-    """The user's home on this machine."""
+    """Return the user's home on this machine."""
     return Path(environ.get("HOME") or Path.home())
 
 
@@ -57,7 +57,7 @@ class Remembered:
         self.entry = self.folder / f"{key}.json"
 
     def cluster(self) -> Cluster | None:
-        """The cluster that the file was when it was last checked; None where that is not known."""
+        """Return the cluster that the file was when it was last checked; None where that is not known."""
         try:
             digest, _, content = self.entry.read_bytes().partition(b"\n")
             if hashlib.sha256(content).hexdigest().encode() != digest:
@@ -94,7 +94,7 @@ def _hash_of_the_code() -> str:
 
 
 def _seen(cluster: Cluster) -> dict[str, Any]:
-    """What of this machine's files the cluster depends on, beside its own."""
+    """Look at what of this machine's files the cluster depends on, beside its own."""
     scripts = {cluster.root / "scripts", cluster.scripts}
     paths = [cluster.root / lock for lock in LOCKS.values()]
     paths += sorted(scripts) + sorted(folder / "constraints.txt" for folder in scripts)

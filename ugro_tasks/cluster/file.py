@@ -13,7 +13,8 @@ from pathlib import Path
 
 from ..errors import ClusterFileError
 from .cache import Remembered, here, home
-from .model import Cluster, local_cluster
+from .local import local_cluster
+from .model import Cluster
 from .values import shown
 
 MAX_BYTES = 1 << 20
@@ -25,8 +26,9 @@ def load_cluster(
     environ: Mapping[str, str] = os.environ,
     cwd: Path | None = None,
 ) -> Cluster:
-    """The cluster that `choice` (a path, a name, or `local`) means, else UGRO_CLUSTER, else
-    `cluster.yaml` in `cwd`.
+    """Load the cluster that `choice` means: a path, a name, or `local`.
+
+    Without it UGRO_CLUSTER chooses, else `cluster.yaml` in `cwd`.
 
     Raises ClusterFileError: no such file, or every fault in it.
     """
@@ -48,7 +50,7 @@ def load_cluster(
 
 
 def read_cluster_file(path: Path, environ: Mapping[str, str] = os.environ) -> Cluster:
-    """The cluster that the file at `path` describes; ClusterFileError lists every fault in it."""
+    """Read the cluster that the file at `path` describes; ClusterFileError lists every fault in it."""
     content = _content(path)
     remembered = Remembered(path, content, environ)
     if cluster := remembered.cluster():

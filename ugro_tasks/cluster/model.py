@@ -9,7 +9,6 @@ Everything here is resolved: no `${VAR}`, nothing that has to be looked up in a 
 on a node may still begin with `~/`, the home of the node's own user; only the node knows it.
 """
 
-import sys
 from collections import Counter
 from collections.abc import Collection
 from difflib import get_close_matches
@@ -55,12 +54,12 @@ class Environment(Fact, frozen=True, kw_only=True):
     cuda_version: str | None = None
 
     def folder(self, project: str) -> str:
-        """Where a manager makes the environment on a node whose project folder is `project`."""
+        """Return where a manager makes the environment on a node whose project folder is `project`."""
         within = f".pixi/envs/{self.name}" if self.manager == "pixi" else ".venv"
         return self.path or f"{project}/{within}"
 
     def interpreter(self, project: str) -> str:
-        """The environment's python on a node whose project folder is `project`."""
+        """Return the environment's python on a node whose project folder is `project`."""
         if self.manager == "existing":
             return self.python or "python3"
         return f"{self.folder(project)}/bin/python"
@@ -93,7 +92,10 @@ class Node(Fact, frozen=True, kw_only=True):
 
     @property
     def hides_card(self) -> bool:
-        """One of several nodes on a machine that promises no GPU: they must not all take the one that may be there."""
+        """Whether it is one of several nodes on a machine that promises no GPU.
+
+        They must not all take the one that may be there.
+        """
         return self.slot == self.name and self.gpu_model is None
 
 
@@ -179,13 +181,13 @@ class Cluster(Fact, frozen=True, kw_only=True):
         msgspec.structs.force_setattr(self, "nodes", tuple(sorted(self.nodes, key=lambda node: node.rank)))
 
     def as_json(self) -> dict[str, Any]:
-        """The cluster as JSON can hold it; see `from_json`."""
+        """Return the cluster as JSON can hold it; see `from_json`."""
         plain: dict[str, Any] = msgspec.to_builtins(self, enc_hook=str)
         return plain
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Self:
-        """The cluster that was stored so; raises ValueError where it is none."""
+        """Make the cluster that was stored so; raises ValueError where it is none."""
         _refuse_tricks(plain.get("nodes"))
         return convert(cls, plain, hook=_path)
 
@@ -195,8 +197,9 @@ class Cluster(Fact, frozen=True, kw_only=True):
         return self.nodes[0]
 
     def select(self, names: str | None) -> Self:
-        """The cluster with only the nodes in `names` ("gpu1,gpu2"), in the order of their ranks and
-        ranked anew from 0; None gives the whole cluster.
+        """Return the cluster with only the nodes in `names` ("gpu1,gpu2"); None gives the whole cluster.
+
+        They keep their order and get new ranks from 0.
 
         Raises UsageError for an unknown name, a name given twice, and an empty one.
         """
@@ -227,11 +230,12 @@ class Cluster(Fact, frozen=True, kw_only=True):
 
 
 def _path(kind: type, value: Any) -> Any:
-    return kind(value)  # Path is the only one here that msgspec does not know
+    """Make the one type here that msgspec does not know."""
+    return kind(value)
 
 
 def _refuse_tricks(plain: Any) -> None:
-    """Raise ValueError for what cannot be said of a node: it will stand in command lines and on terminals."""
+    """Raise ValueError for text that can play tricks: it will stand in command lines and on terminals."""
     if isinstance(plain, str):
         if plain:
             checked_line(plain)
@@ -247,50 +251,3 @@ def _unknown_node(name: str, names: str, known: list[str]) -> str:
     near = get_close_matches(name, known, n=1)
     hint = f"Did you mean {near[0]}? " if near else ""
     return f"--nodes {shown(names)[1:-1]}: {what}. {hint}The nodes are: {', '.join(known)}."
-
-
-def shipped_scripts() -> Path:
-    """The scripts that came with UGRO: in the installed package, or beside it in a checkout."""
-    installed = PACKAGE / "scripts"
-    return installed if installed.is_dir() else PACKAGE.parent / "scripts"
-
-
-def shipped_or(scripts: Path) -> Path:
-    """`scripts` where it exists, else the shipped ones."""
-    return scripts if scripts.is_dir() else shipped_scripts()
-
-
-def local_cluster(root: Path) -> Cluster:
-    """The built-in cluster: three nodes on this machine that train on the CPU, in `root`/.ugro."""
-    environment = Environment(manager="venv", path=str(root / ".ugro" / "env"))
-    nodes = tuple(
-        Node(
-            name=name,
-            rank=rank,
-            transport="local",
-            address="127.0.0.1",
-            python=sys.executable,
-            project=str(root / ".ugro" / "nodes" / name),
-            slot=name,
-            environment=environment,
-        )
-        for rank, name in enumerate(("local0", "local1", "local2"))
-    )
-    return Cluster(
-        name="local",
-        description="three ranks on this machine's CPU",
-        nodes=nodes,
-        environment=environment,
-        training=TrainingDefaults.given(
-            script="train_single_test.py",
-            model="char-transformer",
-            dataset="shakespeare",
-            epochs=3,
-            learning_rate=3e-3,
-        ),
-        root=root,
-        experiments=root / "experiments",
-        scripts=shipped_or(root / "scripts"),
-        logs=root / "logs",
-        source="local",
-    )

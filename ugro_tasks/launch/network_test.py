@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from ..cluster.model import Cluster, shipped_scripts
+from ..cluster.local import shipped_scripts
+from ..cluster.model import Cluster
 from ..codec import decode_lines
 from ..errors import JobFailed
 from ..jobs.experiments import Experiments

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from ugro_tasks.cluster.file import load_cluster
-from ugro_tasks.cluster.model import Cluster, Environment, Node, local_cluster
+from ugro_tasks.cluster.local import local_cluster
+from ugro_tasks.cluster.model import Cluster, Environment, Node
 from ugro_tasks.errors import ClusterFileError, UsageError
 
 REPOSITORY = Path(__file__).parents[3]
