@@ -8,3 +8,4 @@ from ugro_tasks.cli.collection import ns as shipped
 __all__ = ["ns"]
 
 ns = Collection(*shipped.tasks.values(), check, test, chaos)
+ns.configure(shipped.configuration())

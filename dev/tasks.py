@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
 from invoke.exceptions import Exit
 
-from ugro_tasks.cli.flags import JSON_HELP, whole
+from ugro_tasks.cli.command_line import remainder
+from ugro_tasks.cli.flags import JSON_HELP, listed, whole
 from ugro_tasks.cli.task import task
 
 CHECKS = {
@@ -47,7 +47,7 @@ def check(_context: Any, fix: bool = False, tests: bool = True) -> None:
 )
 def test(
     _context: Any,
-    group: list[str] | None = None,
+    group: str | list[str] | None = None,
     all: bool = False,  # noqa: A002
     groups: bool = False,
     part: str | None = None,
@@ -57,8 +57,7 @@ def test(
         from dev.report import show_groups
 
         return show_groups()
-    arguments = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
-    if not _run_tests(group or [], everything=all, part=part, arguments=arguments):
+    if not _run_tests(listed(group), everything=all, part=part, arguments=remainder()):
         raise Exit(code=1)
     return None
 
@@ -74,8 +73,8 @@ def test(
 )
 def chaos(
     _context: Any,
-    rounds: str = "20",
-    seed: str | None = None,
+    rounds: str | int = 20,
+    seed: str | int | None = None,
     faults: str | None = None,
     verbose: bool = False,
     json: bool = False,

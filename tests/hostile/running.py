@@ -9,10 +9,7 @@ from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
-from invoke.program import Program
-
-from ugro_tasks.cli.collection import ns
+from ugro_tasks.cli.program import UgroProgram
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,12 +31,9 @@ def ugro(*words: str, folder: Path) -> Done:
     out = io.TextIOWrapper(io.BytesIO(), "utf-8", "strict", write_through=True)
     err = io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace", write_through=True)
     code = 0
-    with (
-        pytest.MonkeyPatch.context() as patch, chdir(folder), redirect_stdout(out), redirect_stderr(err)
-    ):  # fmt: skip
-        patch.setattr("sys.argv", ["ugro", *words])
+    with chdir(folder), redirect_stdout(out), redirect_stderr(err):
         try:
-            Program(name="ugro", binary="ugro", namespace=ns).run(["ugro", *words])
+            UgroProgram().run(["ugro", *words])
         except SystemExit as end:
             code = int(end.code or 0)
     done = Done(code, _text(out), _text(err))

@@ -44,7 +44,7 @@ def run(place: Path, *words: str | bytes) -> subprocess.CompletedProcess[bytes]:
         pytest.param(["clean", b"\xff"], 4, id="clean"),
         pytest.param(["logs", "exp1", "--rank", b"\xff"], 2, id="rank"),
         pytest.param(["status", "--cluster", b"\xff\x1b[2J/"], 3, id="cluster"),
-        pytest.param([b"\xff\x1b[31m"], 1, id="task"),
+        pytest.param([b"\xff\x1b[31m"], 2, id="task"),
     ],
 )
 def test_the_program_itself_refuses_with_its_code(place: Path, words: list[str | bytes], code: int) -> None:

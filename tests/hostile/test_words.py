@@ -31,7 +31,7 @@ environment: {manager: existing, python: %(python)s}
 training: {default_script: train.py, default_model: tiny, default_dataset: text}
 """
 SUBMITTED = 99
-NOT_UNDERSTOOD = 1  # by Invoke
+NOT_UNDERSTOOD = 2  # by the parser
 
 
 @pytest.fixture(scope="module")

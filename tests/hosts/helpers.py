@@ -12,12 +12,11 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import pytest
 import yaml
-from invoke.program import Program
 
 from lab import Lab, LabHost
 from lab.lab import LOGIN_PATH, ROOT
 from lab.tools import wait_until
-from ugro_tasks.cli.collection import ns
+from ugro_tasks.cli.program import UgroProgram
 from ugro_tasks.errors import HostError
 
 T = TypeVar("T")
@@ -70,7 +69,7 @@ def ugro(*words: str, cluster: Path | None = None) -> Done:
         if cluster:
             patch.setenv("UGRO_CLUSTER", str(cluster))
         try:
-            Program(namespace=ns).run(["ugro", *words])
+            UgroProgram().run(["ugro", *words])
         except SystemExit as end:
             code = int(end.code or 0)
     return Done(code, out.getvalue(), err.getvalue())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .flags import CLUSTER_HELP, JSON_HELP, NODES_HELP, age, whole
+from .flags import CLUSTER_HELP, JSON_HELP, NODES_HELP, age, listed, whole
 from .task import task
+
+if TYPE_CHECKING:
+    from ..outputs.clean import Cleaning
 
 
 @task(
@@ -19,36 +22,38 @@ from .task import task
         "dry-run": "show what would go, with its size, and remove nothing",
         "json": JSON_HELP,
     },
-    optional_name=True,
+    group="cluster",
+    words="name",
 )
 def clean(
     _context: Any,
-    name: str | None = None,
+    name: str | list[str] | None = None,
     older_than: str | None = None,
-    keep_last: str = "0",
+    keep_last: str | int = 0,
     at_home: bool = False,
     dry_run: bool = False,
-    nodes: str | None = None,
+    nodes: str | list[str] | None = None,
     cluster: str | None = None,
     json: bool = False,
-) -> None:
+) -> Cleaning:
     """Free the disks of the nodes from jobs that are over and gathered."""
-    from ..cluster.file import load_cluster
-    from ..jobs.experiments import Experiments
-    from ..outputs.clean import Wish, clean
+    from .. import api
     from .show.clean import show_clean
     from .show.format import waiting
 
-    chosen = load_cluster(cluster)
-    wish = Wish(
-        names=tuple(name.split(",")) if name else (),
-        older_than_seconds=age(older_than, "--older-than"),
-        keep_last=whole(keep_last, "--keep-last") or 0,
-        at_home=at_home,
-        dry_run=dry_run,
-    )
+    chosen = api.open_cluster(cluster, nodes)
+    seconds = age(older_than, "--older-than")
+    kept = whole(keep_last, "--keep-last") or 0
     with waiting("looking for what can go"):
-        found, errors = clean(Experiments(chosen.experiments), chosen.select(nodes), wish)
+        found, errors = api.clean(
+            listed(name),
+            cluster=chosen,
+            older_than_seconds=seconds,
+            keep_last=kept,
+            at_home=at_home,
+            dry_run=dry_run,
+        )
     show_clean(found, as_json=json)
     if errors:
         raise errors[0]
+    return found

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 from ..errors import UsageError
-
-if TYPE_CHECKING:
-    from ..jobs.experiments import Experiments
-from .task import invoked_task
 
 CLUSTER_HELP = "cluster: `local`, a name, or a path (default: $UGRO_CLUSTER, else ./cluster.yaml)"
 NODES_HELP = "only these nodes, by name: a,b"
@@ -16,28 +13,22 @@ JSON_HELP = "print JSON for machines"
 JOB_HELP = "job: a name (the newest of that name) or a whole job id"
 
 
-def open_experiments(cluster: str | None) -> Experiments:
-    """The experiments folder of the chosen cluster."""
-    from ..cluster.file import load_cluster
-    from ..jobs.experiments import Experiments
+def listed(values: str | Iterable[str] | None) -> list[str]:
+    """Return the items of a list as it may be given: with commas, as several words, as a list from Python.
 
-    return Experiments(load_cluster(cluster).experiments)
-
-
-def given(name: str | None, flag: str) -> str:
-    """The value; raises UsageError where it was left out."""
-    if not name:
-        raise UsageError(f"{flag} is missing; see `inv --help {invoked_task()}`")
-    return name
+    An empty item stays one, for a command to refuse: "," is no way to say "all".
+    """
+    words = [values] if isinstance(values, str) else list(values or [])
+    return [item.strip() for word in words for item in word.split(",")]
 
 
 def whole(text: str | int | None, flag: str, least: int = 0) -> int | None:
-    """A whole number from a flag; raises UsageError."""
+    """Return a whole number from a flag; raises UsageError."""
     return None if text is None else int(_number(text, flag, int, f"a whole number from {least} on", least))
 
 
 def decimal(text: str | float | None, flag: str) -> float | None:
-    """A number from a flag; raises UsageError."""
+    """Return a number from a flag; raises UsageError."""
     return None if text is None else float(_number(text, flag, float, "a number, e.g. 2e-4", None))
 
 
@@ -45,7 +36,7 @@ AGE_SECONDS = {"h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def age(text: str | None, flag: str) -> float:
-    """Seconds from a flag like 12h, 30d or 4w, 0.0 where it was left out; raises UsageError."""
+    """Return seconds from a flag like 12h, 30d or 4w, 0.0 where it was left out; raises UsageError."""
     if text is None:
         return 0.0
     count, unit = text[:-1], text[-1:]
@@ -56,8 +47,9 @@ def age(text: str | None, flag: str) -> float:
 
 def _number(text: Any, flag: str, kind: type[Any], rule: str, least: int | None) -> Any:
     try:
-        value = kind(text)
-    except ValueError:
+        # From Python 3.5 epochs may come, which int() would make 3 of.
+        value = kind(str(text))
+    except (TypeError, ValueError, OverflowError):
         value = None
     if value is None or (least is not None and value < least):
         raise UsageError(f"{flag} {text}: use {rule}")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .flags import CLUSTER_HELP, JOB_HELP, open_experiments
-from .task import task
+from .flags import CLUSTER_HELP, JOB_HELP
+from .task import is_dry, task
+
+if TYPE_CHECKING:
+    from ..api import Gathering
 
 
 @task(
@@ -13,17 +16,26 @@ from .task import task
         "name": JOB_HELP,
         "verify": "compare contents, not only sizes and times, with what has come already",
         "cluster": CLUSTER_HELP,
-    }
+    },
+    group="look",
 )
-def gather(_context: Any, name: str, verify: bool = False, cluster: str | None = None) -> None:
+def gather(context: Any, name: str, verify: bool = False, cluster: str | None = None) -> Gathering:
     """Fetch a job's outputs from the nodes, also while it runs."""
-    from ..outputs.fetch import gather_again
-    from .show.bars import Percentages
+    from .. import api
     from .show.format import note
 
-    experiment = open_experiments(cluster).find(name)
+    job = api.find(name, cluster)
+    if is_dry(context):
+        found = api.gather(job, dry_run=True)
+        note(f"would fetch into {found.folder} from {', '.join(found.nodes) or 'no node'}; nothing was done")
+        return found
+    from .show.bars import Percentages  # late: few commands draw bars
+
     with Percentages() as shown:
-        cleaned = gather_again(experiment, shown.update, verify=verify)
-    if cleaned:
-        note(f"nothing is left on {', '.join(cleaned)} since inv clean; what was there came home before")
-    note(f"gathered into {experiment.folder}")
+        found = api.gather(job, verify=verify, tell=shown.update)
+    if found.cleaned:
+        note(
+            f"nothing is left on {', '.join(found.cleaned)} since inv clean; what was there came home before"
+        )
+    note(f"gathered into {found.folder}")
+    return found

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .flags import CLUSTER_HELP, JSON_HELP, NODES_HELP, decimal, given, whole
+from .flags import CLUSTER_HELP, JSON_HELP, NODES_HELP, decimal, whole
 from .task import task
+
+if TYPE_CHECKING:
+    from ..jobs.state import JobState
+    from ..launch.dry_run import Rehearsal
 
 
 @task(
     help={
-        "name": "the experiment's name",
+        "name": "the experiment's name (default: that of the script)",
         "model": "model to train (default: from the cluster file)",
         "dataset": "data set to train on (default: from the cluster file)",
         "epochs": "number of epochs (default: from the cluster file)",
@@ -32,6 +36,7 @@ from .task import task
         "verbose": "show every command in full",
         "json": JSON_HELP,
     },
+    group="run",
     iterable=["env", "set"],
 )
 def launch(
@@ -39,63 +44,61 @@ def launch(
     name: str | None = None,
     model: str | None = None,
     dataset: str | None = None,
-    epochs: str | None = None,
-    lr: str | None = None,
+    epochs: str | int | None = None,
+    lr: str | float | None = None,
     script: str | None = None,
     args: str | None = None,
     set: list[str] | None = None,  # noqa: A002
     env: list[str] | None = None,
     resume: str | None = None,
-    max_restarts: str = "0",
-    min_nodes: str | None = None,
+    max_restarts: str | int = 0,
+    min_nodes: str | int | None = None,
     sync: bool = True,
     cluster: str | None = None,
-    nodes: str | None = None,
+    nodes: str | list[str] | None = None,
     detach: bool = False,
     dry_run: bool = False,
     force: bool = False,
     quiet: bool = False,
     verbose: bool = False,
     json: bool = False,
-) -> None:
+) -> JobState | Rehearsal:
     """Train on all nodes at once and follow the run; Ctrl-C stops it everywhere."""
-    from ..cluster.file import load_cluster
-    from ..jobs.experiments import Experiments
-    from ..launch.spec import draft, spec_from
-    from ..launch.submit import submit
+    from .. import api
     from .interrupts import Interrupts
 
-    chosen = load_cluster(cluster).select(nodes)
-    spec = spec_from(
-        chosen,
-        name=name if resume else given(name, "--name"),
-        resume=resume,
-        script=script,
-        args=args,
-        env=env or [],
-        sets=set or [],
-        flags={
-            "model": model,
-            "dataset": dataset,
-            "epochs": whole(epochs, "--epochs", 1),
-            "learning_rate": decimal(lr, "--lr"),
-        },
-        force=force,
-        sync=sync,
-        max_restarts=whole(max_restarts, "--max-restarts") or 0,
-        min_nodes=whole(min_nodes, "--min-nodes", 1),
-    )
-    draft(spec, chosen)
+    chosen = api.open_cluster(cluster, nodes)
+    options: api.LaunchOptions = {
+        "model": model,
+        "dataset": dataset,
+        "epochs": whole(epochs, "--epochs", 1),
+        "learning_rate": decimal(lr, "--lr"),
+        "script": script,
+        "args": args,
+        "settings": set or [],
+        "env": env or [],
+        "resume": resume,
+        "max_restarts": whole(max_restarts, "--max-restarts") or 0,
+        "min_nodes": whole(min_nodes, "--min-nodes", 1),
+        "sync": sync,
+        "force": force,
+        "cluster": chosen,
+    }
     if dry_run:
-        from ..launch.dry_run import rehearse
         from .show.launch import show_dry_run
 
-        return show_dry_run(rehearse(spec, chosen), as_json=json)
+        found = api.dry_run(name, **options)
+        show_dry_run(found, as_json=json)
+        return found
     with Interrupts() as interrupts:
-        experiment = submit(spec, chosen)
+        experiment = api.launch(name, **options)
         # What shows the job is loaded while the agent is at work on it.
         from .show.follow import Follower
 
-        experiments = Experiments(chosen.experiments)
+        experiments = api.open_experiments(chosen)
         shown = Follower(experiments, experiment, interrupts, quiet=quiet, verbose=verbose, as_json=json)
-        return shown.until_running() if detach else shown.until_ended(interrupt_stops=True)
+        if detach:
+            shown.until_running()
+        else:
+            shown.until_ended(interrupt_stops=True)
+        return shown.state

@@ -1,19 +1,172 @@
 """`ugro`: the tasks as a program of their own, the same that `inv` finds in tasks.py."""
 
+from __future__ import annotations
+
+import contextlib
+import difflib
 import os
+import re
 import signal
 import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
+import invoke.config
+import invoke.exceptions
+from invoke.collection import Collection
+from invoke.parser.argument import Argument
 from invoke.program import Program
+from invoke.util import helpline
 
 from .. import __version__
+from ..errors import UsageError
 from .collection import ns
+from .command_line import reading
+
+# What is Invoke's own and means nothing here: commands run on nodes, by argv, without a terminal or a shell.
+NOT_OFFERED = {
+    "command-timeout", "echo", "hide", "list-depth", "prompt-for-sudo-password", "pty", "warn-only", "write-pyc",
+}  # fmt: skip
+GROUPS = ("start here", "run", "look", "cluster")
+UNKNOWN = re.compile(r"No idea what '(.*)' is!")
+# Not invoke.py: a command that is typed in somebody's folder runs no code of that folder.
+_YAML_ERROR: type[Exception] = invoke.config.yaml.YAMLError  # type: ignore[attr-defined]  # it has its own
+CONFIGURATION = ("invoke.yaml", "invoke.yml", "invoke.json")
+
+
+class UgroProgram(Program):
+    """Invoke's program with our parser, our help and our exit codes."""
+
+    def __init__(self, namespace: Collection = ns) -> None:
+        super().__init__(name="ugro", binary="ugro", namespace=namespace, version=__version__)
+
+    def run(self, argv: list[str] | None = None, exit: bool = True) -> None:  # noqa: A002
+        """Run the task that these words name; see Program."""
+        words = list(sys.argv if argv is None else argv)
+        with reading("ugro", words[1:]):
+            super().run(words, exit=exit)
+
+    # ---- parsing ----
+
+    def core_args(self) -> list[Argument]:
+        """Return Invoke's own flags, as far as they mean something here."""
+        offered = [argument for argument in super().core_args() if argument.names[0] not in NOT_OFFERED]
+        for argument in offered:
+            if argument.names[0] == "dry":
+                argument.help = "Show what would be done, and do nothing."
+        return offered
+
+    def parse_core_args(self) -> None:
+        """Parse the flags before the task; those that are not offered are there with their defaults."""
+        super().parse_core_args()
+        for argument in super().core_args():
+            if argument.names[0] in NOT_OFFERED:
+                self.core[0].add_arg(argument)
+
+    def parse_core(self, argv: list[str] | None) -> None:
+        """Parse what stands before the task."""
+        with _explained(self._near_core):
+            super().parse_core(argv)
+
+    def parse_collection(self) -> None:
+        """Take the tasks, and Invoke's configuration of this folder, which a program of its own does not look for."""
+        super().parse_collection()
+        folder = Path.cwd()
+        if any((folder / name).exists() for name in CONFIGURATION):
+            self.config.set_project_location(str(folder))
+            with _readable(folder):
+                self.config.load_project()
+
+    def update_config(self, merge: bool = True) -> None:
+        """Take what the flags say, and the file that --config names."""
+        with _readable(self.args.config.value):
+            super().update_config(merge)
+
+    def parse_tasks(self) -> None:
+        """Parse the task and its flags."""
+        with _explained(self._near_task):
+            super().parse_tasks()
+
+    def parse_cleanup(self) -> None:
+        """Answer --help, --list and --complete."""
+        with _explained(self._near_task):
+            if self.args.complete.value:
+                from .completion import complete  # late: only a shell asks for it
+
+                for candidate in complete(self.collection, self.initial_context, self.core.remainder):
+                    print(candidate)  # noqa: T201
+                raise invoke.exceptions.Exit
+            super().parse_cleanup()
+
+    def _near_core(self, _error: invoke.exceptions.ParseError) -> Iterable[str]:
+        return self.initial_context.flags
+
+    def _near_task(self, error: invoke.exceptions.ParseError) -> Iterable[str]:
+        flags = [*error.context.flags, *error.context.inverse_flags] if error.context else []
+        return [*flags, *self.collection.task_names, *self.initial_context.flags]
+
+    # ---- help ----
+
+    def list_tasks(self) -> None:
+        """Print the tasks, for a reader or for a machine."""
+        if self.list_format not in {"flat", "nested", "json"}:
+            raise invoke.exceptions.Exit(
+                f"--list-format {self.list_format}: use flat, nested or json", code=UsageError.exit_code
+            )
+        super().list_tasks()
+
+    def list_flat(self) -> None:
+        """Print the tasks by what one wants to do."""
+        for group in GROUPS:
+            members = [
+                (name, helpline(task)) for name, task in self.collection.tasks.items() if task.group == group
+            ]
+            if members:
+                print(f"{group}:")  # noqa: T201
+                self.print_columns(members)
+
+
+@contextlib.contextmanager
+def _readable(where: object) -> Iterator[None]:
+    try:
+        yield
+    except (_YAML_ERROR, ValueError, OSError, TypeError, AttributeError) as error:
+        raise invoke.exceptions.Exit(
+            f"{where}: Invoke's configuration there cannot be read: {error}", code=UsageError.exit_code
+        ) from error
+
+
+class _explained:  # noqa: N801
+    """What cannot be parsed ends with one line, what was probably meant, and exit code 2."""
+
+    def __init__(self, near: Any) -> None:
+        self.near = near
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if not isinstance(error, invoke.exceptions.ParseError):
+            return
+        message = str(error)
+        unknown = UNKNOWN.fullmatch(message)
+        if unknown:
+            known = [name for name in self.near(error) if name.startswith("-") == unknown[1].startswith("-")]
+            close = difflib.get_close_matches(unknown[1], known, n=1)
+            message += f" Did you mean {close[0]}?" if close else " See: ugro --help"
+        elif error.context is not None and error.context.name:
+            message += f" See: ugro --help {error.context.name}"
+        raise invoke.exceptions.Exit(message, code=UsageError.exit_code) from error
 
 
 def main() -> None:
     """Run the task on the command line."""
     try:
-        Program(name="ugro", binary="ugro", namespace=ns, version=__version__).run()
+        try:
+            UgroProgram().run()
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:
         # `ugro --list | head -1`: the reader has gone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

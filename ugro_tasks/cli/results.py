@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .flags import CLUSTER_HELP, JOB_HELP, JSON_HELP, open_experiments
-from .task import task
+from .flags import CLUSTER_HELP, JOB_HELP, JSON_HELP
+from .task import is_dry, task
+
+if TYPE_CHECKING:
+    from ..reports.results import Results
 
 
 @task(
@@ -14,17 +17,22 @@ from .task import task
         "plot": "also draw the loss curve into this file, .png or .svg",
         "cluster": CLUSTER_HELP,
         "json": JSON_HELP,
-    }
+    },
+    group="look",
 )
 def results(
-    _context: Any, name: str, plot: str | None = None, cluster: str | None = None, json: bool = False
-) -> None:
+    context: Any, name: str, plot: str | None = None, cluster: str | None = None, json: bool = False
+) -> Results:
     """Show what came of a job: the loss curve, metrics, throughput, cards, restarts, checkpoints."""
-    from ..reports.results import results
+    from .. import api
+    from .show.format import note
     from .show.picture import draw
     from .show.results import show_results
 
-    found = results(open_experiments(cluster).find(name))
-    if plot:
+    found = api.results(name, cluster)
+    if plot and is_dry(context):
+        note(f"would draw {plot}; nothing was drawn")
+    elif plot:
         draw(found, plot)
     show_results(found, as_json=json)
+    return found

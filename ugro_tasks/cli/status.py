@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
-from .flags import CLUSTER_HELP, JOB_HELP, JSON_HELP, open_experiments
-from .task import task
+from .flags import CLUSTER_HELP, JOB_HELP, JSON_HELP
+from .task import is_dry, task
+
+if TYPE_CHECKING:
+    from ..reports.status import JobLine, JobReport
 
 
 @task(
@@ -17,27 +20,31 @@ from .task import task
         "live": "ask the nodes, too",
         "json": JSON_HELP,
     },
-    optional_name=True,
+    group="look",
+    word="name",
 )
 def status(
-    _context: Any,
+    context: Any,
     name: str | None = None,
     cluster: str | None = None,
     every: bool = False,
     live: bool = False,
     json: bool = False,
-) -> None:
+) -> list[JobLine] | JobReport:
     """Show the jobs, or one of them in full."""
-    from ..jobs.agent_process import try_agent
-    from ..reports.status import all_jobs, one_job
+    from .. import api
     from .show.format import note
     from .show.status import show_job, show_jobs
 
-    experiments = open_experiments(cluster)
-    if experiments.unfinished() and (why := try_agent(experiments)):
+    chosen = api.open_cluster(cluster)
+    if not is_dry(context) and (why := api.wake_agent(chosen)):
         note(why)
     if name is None:
         if live:
             raise UsageError("--live needs the name of a job")
-        return show_jobs(all_jobs(experiments, limit=None if every else 20), as_json=json)
-    return show_job(one_job(experiments.find(name), live=live), as_json=json)
+        lines = api.status(chosen, limit=None if every else 20)
+        show_jobs(lines, as_json=json)
+        return lines
+    report = api.job_report(name, chosen, live=live)
+    show_job(report, as_json=json)
+    return report

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .flags import CLUSTER_HELP, JOB_HELP, JSON_HELP, open_experiments
-from .task import task
+from .flags import CLUSTER_HELP, JOB_HELP, JSON_HELP
+from .task import is_dry, task
+
+if TYPE_CHECKING:
+    from ..jobs.state import JobState
 
 
 @task(
@@ -14,18 +17,27 @@ from .task import task
         "give-up": "end the job although a node that cannot be reached may still run it",
         "cluster": CLUSTER_HELP,
         "json": JSON_HELP,
-    }
+    },
+    group="run",
 )
 def stop(
-    _context: Any, name: str, give_up: bool = False, cluster: str | None = None, json: bool = False
-) -> None:
+    context: Any, name: str, give_up: bool = False, cluster: str | None = None, json: bool = False
+) -> JobState:
     """Stop a job on all nodes and wait until each has shown that nothing of it is left."""
+    from .. import api
     from .interrupts import Interrupts
     from .show.follow import Follower
+    from .show.format import note
 
-    experiments = open_experiments(cluster)
+    experiments = api.open_experiments(cluster)
+    if is_dry(context):
+        job = api.stoppable(experiments.find(name))
+        state = job.state()
+        note(f"would stop {job.job_id} ({state.phase}) on {', '.join(job.record().nodes)}; nothing was done")
+        return state
     with Interrupts() as interrupts:
-        experiment = experiments.find(name)
-        Follower(experiments, experiment, interrupts, quiet=True, as_json=json, offsets={}).stop(
-            give_up=give_up
+        shown = Follower(
+            experiments, experiments.find(name), interrupts, quiet=True, as_json=json, offsets={}
         )
+        shown.stop(give_up=give_up)
+        return shown.state

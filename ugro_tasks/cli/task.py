@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import importlib
+import inspect
 import os
-import re
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import invoke.exceptions
-import invoke.tasks
 
-from ..errors import RecordError, UgroError
-
-# A task named in a message.
-COMMAND = re.compile(r"\binv (?=-|[a-z])")
+from ..errors import RecordError, UgroError, UsageError
+from .command_line import Taking, UgroTask
+from .command_line import as_called as as_called
 
 
 class TaskFailed(UgroError, invoke.exceptions.Exit):
@@ -38,29 +32,32 @@ class TaskFailed(UgroError, invoke.exceptions.Exit):
         return self.text
 
 
-def as_called(message: str) -> str:
-    """The message for whoever called `ugro`: the tasks that it names are written for `inv`."""
-    return COMMAND.sub("ugro ", message) if Path(sys.argv[0]).name == "ugro" else message
-
-
 def task(
     help: dict[str, str],  # noqa: A002
+    *,
+    group: str = "",
+    word: str | None = None,
+    words: str | None = None,
+    pairs: Sequence[str] = (),
     iterable: Sequence[str] = (),
-    optional_name: bool = False,
-) -> Callable[[Callable[..., None]], Any]:
-    """An Invoke task. A name left out takes the flag that follows for its value: `inv logs --help` means the help.
+) -> Callable[[Callable[..., Any]], UgroTask]:
+    """Make a task of a function. It returns as data what it prints; what goes wrong leaves it as TaskFailed.
 
-    With `optional_name`, the parameter `name` may be given as a bare word or be left out.
+    `group` is where `ugro --help` lists it. Parameters without a default are given as bare words. `word` names a
+    parameter that may be given so or be left out, `words` one that takes any number of them, `pairs` flags with two
+    words, `iterable` flags that may be repeated.
     """
+    taking = Taking(word=word, words=words, pairs=tuple(pairs), iterable=tuple(iterable))
 
-    def decorate(body: Callable[..., None]) -> Any:
+    def decorate(body: Callable[..., Any]) -> UgroTask:
+        signature = inspect.signature(body)
+
         @functools.wraps(body)
-        def checked(*args: Any, **flags: Any) -> None:
-            if {"--help", "-h"} & {value for value in (*args, *flags.values()) if isinstance(value, str)}:
-                name = body.__name__.rstrip("_").replace("_", "-")
-                os.execv(sys.executable, [sys.executable, sys.argv[0], "--help", name])  # noqa: S606
+        def checked(*args: Any, **flags: Any) -> Any:
+            given = signature.bind(*args, **flags)
             try:
-                body(*args, **flags)
+                _configure(given.arguments, signature, given.args[0])
+                result = body(*given.args, **given.kwargs)
                 sys.stdout.flush()
             except BrokenPipeError:
                 # Whoever read the output has gone (`| head`): no fault, and nothing more to say.
@@ -72,44 +69,36 @@ def task(
                 if error.filename is None:
                     raise
                 raise TaskFailed(RecordError(f"{error.filename}: {error.strerror}")) from error
+            return result
 
-        # Invoke knows no positional that may be left out, so it is told whether there is one this time.
-        named = optional_name and _word_after(body)
-        positional = ["name"] if named else [] if optional_name else None
-        return invoke.tasks.task(checked, help=help, iterable=list(iterable), positional=positional)
+        return UgroTask(checked, help, group, taking)
 
     return decorate
 
 
-def _word_after(body: Callable[..., None]) -> bool:
-    name = body.__name__
-    if name not in sys.argv:
-        return False
-    words = sys.argv[sys.argv.index(name) + 1 :]
-    # Not a bare word is what follows a flag that takes a value.
-    like: Any = invoke.tasks.task(body, positional=[])
-    flags = [arg for arg in like.get_arguments() if arg.takes_value]
-    valued = {("-" if len(name) == 1 else "--") + name for arg in flags for name in arg.names}
-    values = {index + 1 for index, word in enumerate(words) if word in valued}
-    return any(not word.startswith("-") for index, word in enumerate(words) if index not in values)
+def _configure(given: dict[str, Any], signature: inspect.Signature, context: Any) -> None:
+    """Let Invoke's configuration and its own flags count where ours were not given."""
+    parameters, run = signature.parameters, context.config.run
+    if "cluster" in parameters and given.get("cluster") is None and not os.environ.get("UGRO_CLUSTER"):
+        given["cluster"] = _configured_cluster(context)
+    if "dry_run" in parameters and run.dry:
+        given["dry_run"] = True
+    if "verbose" in parameters and run.echo:
+        given["verbose"] = True
+    if "quiet" in parameters and run.hide in (True, "both", "out", "stdout"):
+        given["quiet"] = True
 
 
-def invoked_task() -> str:
-    """The task's name on the command line, for a message."""
-    return next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-
-
-@contextlib.contextmanager
-def loading(*modules: str) -> Iterator[None]:
-    """Load modules of the package while others are waited for."""
-
-    def load() -> None:
-        for module in modules:
-            importlib.import_module(f"ugro_tasks.{module}")
-
-    thread = threading.Thread(target=load, name="loading")
-    thread.start()
+def _configured_cluster(context: Any) -> str | None:
     try:
-        yield
-    finally:
-        thread.join()
+        cluster = context.config.ugro.cluster
+    except AttributeError:
+        return None
+    if cluster is None or isinstance(cluster, str):
+        return cluster or None
+    raise UsageError(f"ugro.cluster is {cluster!r} in Invoke's configuration: use `local`, a name, or a path")
+
+
+def is_dry(context: Any) -> bool:
+    """Whether Invoke was asked to show what would be done, and to do nothing: `inv --dry`."""
+    return bool(context.config.run.dry)

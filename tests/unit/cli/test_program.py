@@ -8,7 +8,6 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 BAD = [
-    (["launch"], 2, "--name is missing"),
     (["launch", "--name", "../../etc/x"], 2, "--name '../../etc/x'"),
     (["launch", "--name", "exp1", "--epochs", "three"], 2, "--epochs three: use a whole number from 1 on"),
     (["launch", "--name", "exp1", "--epochs", "0"], 2, "--epochs 0"),
@@ -34,8 +33,15 @@ BAD = [
     (["clean", "--keep-last=2", "--older-than=4w", "--name", "exp9"], 4, "no job called 'exp9'"),
     (["clean", "--nodes", "local0,gpu9"], 2, "there is no node 'gpu9'"),
     (["results", "exp9", "--plot", "out.svg"], 4, "no job called 'exp9'"),
-    (["launch", "--name", "exp1", "--epoch", "3"], 1, "--epoch"),
-    (["lunch"], 1, "lunch"),
+    (["launch", "--name", "exp1", "--epoch", "3"], 2, "'--epoch' is! Did you mean --epochs?"),
+    (["launch", "--name", "exp1", "--dry-rum"], 2, "Did you mean --dry-run?"),
+    (["lauch"], 2, "No idea what 'lauch' is! Did you mean launch?"),
+    (["--help", "lauch"], 2, "Did you mean launch?"),
+    (["xyzzy"], 2, "No idea what 'xyzzy' is! See: ugro --help"),
+    (["--dri", "status"], 2, "Did you mean --dry?"),
+    (["--echo", "status"], 2, "No idea what '--echo' is!"),
+    (["logs"], 2, "See: ugro --help logs"),
+    (["stop", "exp1", "exp2"], 2, "No idea what 'exp2' is!"),
 ]
 
 

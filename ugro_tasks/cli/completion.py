@@ -1,0 +1,84 @@
+"""What a shell is offered after TAB: tasks and flags as Invoke would, and jobs and nodes where those fit."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+from invoke.collection import Collection
+from invoke.parser.context import ParserContext
+
+from ..errors import UgroError
+from .command_line import Call, calls
+
+JOBS_OFFERED = 50  # the newest
+JOB_FLAGS = {"--resume"}
+NODE_FLAGS = {"--nodes"}
+CLUSTER_FLAGS = {"--cluster", "-c"}
+
+
+def complete(collection: Collection, core: ParserContext, line: str) -> Iterator[str]:
+    """Yield what may stand where the line ends; the shell keeps what fits what is there already."""
+    try:
+        words = shlex.split(line)[1:]
+    except ValueError:  # an open quote
+        return
+    last = words[-1] if words else ""
+    before = words[-2] if len(words) > 1 else ""
+    call = next(reversed(calls(words)), None)
+    if last.startswith("-"):
+        flag_value = list(_values(last, words, call))
+        yield from flag_value or _flags(core, call)
+        return
+    values = list(_values(before, words, call))
+    if values:
+        yield from values
+        return
+    if call is None or (not call.words and last == call.task.typed_name):
+        yield from sorted(collection.task_names)
+    if call and call.task.names_job():
+        yield from _jobs(_cluster(words))
+
+
+def _flags(core: ParserContext, call: Call | None) -> list[str]:
+    context = ParserContext(args=call.task.arguments()) if call else core
+    return list(context.flag_names())
+
+
+def _values(flag: str, words: list[str], call: Call | None) -> Iterator[str]:
+    if call is None or not any(flag in {f"--{n}", f"-{n}"} for a in call.task.arguments() for n in a.names):
+        return
+    if flag in JOB_FLAGS or (flag in {"--name", "-n"} and call.task.names_job()):
+        yield from _jobs(_cluster(words))
+    elif flag in NODE_FLAGS:
+        yield from _nodes(_cluster(words))
+    elif flag in CLUSTER_FLAGS:
+        yield "local"
+
+
+def _cluster(words: list[str]) -> str | None:
+    for flag, value in itertools.pairwise(words):
+        if flag in CLUSTER_FLAGS:
+            return value
+    given = [word.partition("=")[2] for word in words if word.startswith("--cluster=")]
+    return given[0] if given else None
+
+
+def _jobs(cluster: str | None) -> list[str]:
+    from .. import api
+
+    with contextlib.suppress(UgroError, OSError):  # a shell that completes wants no message
+        newest: list[Any] = list(itertools.islice(api.open_experiments(cluster).all(), JOBS_OFFERED))
+        return list(dict.fromkeys([*(job.name for job in newest), *(job.job_id for job in newest)]))
+    return []
+
+
+def _nodes(cluster: str | None) -> list[str]:
+    from .. import api
+
+    with contextlib.suppress(UgroError, OSError):
+        return [node.name for node in api.open_cluster(cluster).nodes]
+    return []
