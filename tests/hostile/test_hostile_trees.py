@@ -21,7 +21,7 @@ from tests.hostile.strategies import changed, dumped
 from tests.unit.ended import EndedJob
 from ugro_tasks.errors import HostError, UgroError
 from ugro_tasks.hosts.fleet import Fleet
-from ugro_tasks.hosts.rsync import remove_stray_links
+from ugro_tasks.hosts.stray_links import remove_stray_links
 from ugro_tasks.outputs.checkpoints import _checked, bring
 from ugro_tasks.outputs.fetch import gather
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ from ..node.tree import Unfit
 from .answers import shortened
 from .frames import Frame, framed
 from .host import Host
+from .stray_links import remove_stray_links
 
 # Without a byte from the other side: a disk that is written to at full speed stalls for long.
 SILENCE_SECONDS = 120.0
+LAST_WORDS_SECONDS = 10.0  # for what a node failed of to come, where it has stopped to listen
+ROUNDS_MOST = 2  # a file that came damaged is asked for once more
 # What a frame with words of a node cannot be read as.
 UNREADABLE = (ValueError, RecursionError, TypeError, KeyError, AttributeError)
 
@@ -73,9 +77,13 @@ class Copy:
 
         Raises HostError, and OSError where there is no room here. What came before that stays.
         """
-        with _Talk(self.host, "send_files", _chosen(source, exclude, only, files, gently=gently)) as talk:
+        asked = _chosen(source, exclude, only, files, gently=gently)
+        with _Talk(self.host, "send_files", asked) as talk:
             receiver = Receiver(
                 target,
+                only=asked["only"],
+                files=asked["files"],
+                exclude=exclude,
                 verify=verify,
                 vanished=True,
                 room=lambda: leave_room(Path(target)),
@@ -85,13 +93,14 @@ class Copy:
                 _pull(talk, receiver, _percentages(progress))
             finally:
                 receiver.close()
+                remove_stray_links(target)
         if receiver.errors:
             raise NodeFault(self.host.node.name, _errors(receiver.errors), "what arrived stays; try again")
 
     def bytes_to_come(self, source: str, target: str, *, exclude: Sequence[str] = ()) -> int:
-        """How much a pull would bring. Raises HostError."""
+        """Say how much a pull would bring. Raises HostError."""
         with _Talk(self.host, "send_files", _chosen(source, exclude)) as talk:
-            receiver = Receiver(target, alive=sign_of_life(talk.put))
+            receiver = Receiver(target, exclude=exclude, alive=sign_of_life(talk.put))
             talk.listing(receiver)
             for _ in receiver.wants(look_only=True):
                 pass
@@ -118,12 +127,14 @@ def _pull(talk: _Talk, receiver: Receiver, tell: Callable[[int, int], None]) -> 
 
 def _push(talk: _Talk, ours: Source, tell: Callable[[int, int], None]) -> None:
     sizes: dict[str, int] = {}
-    listed = _noting_sizes(ours.entries(), sizes)
+    listed = _noting_sizes(ours.entries(sign_of_life(talk.put)), sizes)
     for batch in batches(listed):
         talk.put(protocol.ENTRIES, 0, batch)
     talk.put(protocol.LISTED, 0, b"")
     wants: list[Want] = []
     gone = 0
+    total = 0
+    rounds = 0
 
     def put(kind: int, offset: int, payload: bytes) -> None:
         nonlocal gone
@@ -136,7 +147,13 @@ def _push(talk: _Talk, ours: Source, tell: Callable[[int, int], None]) -> None:
         if frame.kind == protocol.WANTED:
             with talk.readable():
                 wants += [_checked_want(want, sizes) for want in json.loads(frame.payload)]
+                if len(wants) > len(sizes):
+                    raise Unfit("it wants files without end")
         elif frame.kind == protocol.ENOUGH:
+            rounds += 1
+            with talk.readable():
+                if rounds > ROUNDS_MOST:
+                    raise Unfit("it asks for the same files again and again")
             total = gone + sum(max(0, sizes[path] - offset) for path, offset, _, _ in wants)
             for want in wants:
                 ours.send(want, put, sign_of_life(talk.put))
@@ -159,7 +176,7 @@ def _noting_sizes(entries: Iterable[Any], sizes: dict[str, int]) -> Iterator[Any
 
 
 def _checked_want(want: object, sizes: dict[str, int]) -> Want:
-    """A want of a node, which may be any; raises Unfit for one of a file that was not offered."""
+    """Check a want of a node, which may be anything; raises Unfit for one of a file that was not offered."""
     if not isinstance(want, list) or len(want) != 4:
         raise Unfit(f"no want: {want!r:.200}")
     path, offset, known, may_follow = want
@@ -194,13 +211,16 @@ class _Talk:
 
     def _raise_failure(self) -> None:
         """Raise what the node failed of, where it said so before it stopped listening."""
-        failures: list[NodeFault] = []
+        failure: NodeFault | None = None
+        deadline = time.monotonic() + LAST_WORDS_SECONDS
         with contextlib.suppress(HostError):  # the end of the stream
             for frame in self._frames:
                 if frame.kind == protocol.FAILED:
-                    failures.append(self._failure(frame))
-        if failures:
-            raise failures[0]
+                    failure = self._failure(frame)
+                if failure or time.monotonic() > deadline:
+                    break
+        if failure:
+            raise failure
 
     def _failure(self, frame: Frame) -> NodeFault:
         with self.readable():
@@ -225,11 +245,11 @@ class _Talk:
         raise self.broken_off()
 
     def readable(self) -> _Readable:
-        """A context in which nonsense of the node becomes a NodeFault."""
+        """Make a context in which nonsense of the node becomes a NodeFault."""
         return _Readable(self.host)
 
     def broken_off(self) -> NodeFault:
-        """For a talk that ended before its end."""
+        """Make the error for a talk that ended before its end."""
         return NodeFault(
             self.host.node.name, f"{self.operation}: it broke off", "what arrived stays; try again"
         )
@@ -273,7 +293,7 @@ def _without_slash(folder: str) -> str:
 
 
 def _percentages(progress: Callable[[int], None] | None) -> Callable[[int, int], None]:
-    """A function of (bytes that came, of so many) that tells each new percentage once."""
+    """Make a function of (bytes that came, of so many) that tells each new percentage once."""
     told = -1
 
     def tell(came: int, total: int) -> None:
@@ -287,6 +307,6 @@ def _percentages(progress: Callable[[int], None] | None) -> Callable[[int, int],
 
 
 def _errors(errors: Sequence[str]) -> str:
-    """The first of the paths that could not be taken, and how many more there are."""
+    """Name the first of the paths that could not be taken, and how many more there are."""
     more = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
     return shortened(errors[0], 500) + more

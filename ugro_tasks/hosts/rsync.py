@@ -16,6 +16,7 @@ from ..errors import HostUnreachable, NodeFault
 from ..files import leave_room
 from ..node.tree import PARTIAL_FOLDER
 from .host import READ_BYTES, Host
+from .stray_links import remove_stray_links
 
 # Without a byte from the other side: a disk that is written to at full speed stalls for long. That the connection is
 # dead, ssh notices after 15 s (`openssh_options`).
@@ -209,18 +210,6 @@ def _refuse_excess(name: str, complaints: int, into: str | None) -> None:
         raise NodeFault(name, "its rsync complains without end")
     if into:
         leave_room(Path(into))
-
-
-def remove_stray_links(folder: str) -> None:
-    """Remove the links in a folder that lead out of it; an rsync before 3.4 lets some through, by way of others."""
-    root = os.path.realpath(folder)
-    for where, folders, files in os.walk(folder):
-        for path in (os.path.join(where, name) for name in (*folders, *files)):  # noqa: PTH118
-            if os.path.islink(path):  # noqa: PTH114
-                leads_to = os.path.realpath(path)
-                if leads_to != root and not leads_to.startswith(root + os.sep):
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(path)  # noqa: PTH108
 
 
 def _at(remote: str, path: str) -> str:

@@ -25,7 +25,7 @@ import os
 import signal
 import stat
 import time
-from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
 from .files import Json, expand
 from .protocol import (
@@ -55,6 +55,10 @@ ERRORS_TOLD = 20
 Put = Callable[[int, int, bytes], None]
 
 
+class Unreadable(Exception):
+    """A file that cannot be read on, as on a disk that fails."""
+
+
 class Source:
     """The files of a folder, to be listed and sent.
 
@@ -77,8 +81,11 @@ class Source:
         self.exclude = list(exclude)
         self.links = links
 
-    def entries(self) -> Iterator[Entry]:
-        """Give every entry, a folder before what is in it. Raises OSError where the folder itself cannot be read."""
+    def entries(self, alive: Callable[[], None]) -> Iterator[Entry]:
+        """Give every entry, a folder before what is in it; `alive` is called all along.
+
+        Raises OSError where the folder itself cannot be read.
+        """
         os.listdir(self.folder)
         if self.files is not None:
             for path in self.files:
@@ -95,6 +102,7 @@ class Source:
                 yield ["e", inside, str(error.strerror)]
                 continue
             for name in names:
+                alive()
                 path = os.path.join(inside, name)
                 if not self._is_chosen(inside, name, path):
                     continue
@@ -140,33 +148,42 @@ class Source:
                 return put(FILE, 0, as_json({"path": path, "error": "no file any more", "vanished": True}))
             if not may_follow and offset != facts.st_size:
                 offset = 0
-            digest = hash_of(file, offset, alive)
-            if offset and digest.hexdigest() != known:
-                offset, digest = 0, hashlib.sha256()
-                file.seek(0)
-            while offset < facts.st_size:
-                chunk = file.read(min(CHUNK_BYTES, facts.st_size - offset))
-                if not chunk:
-                    break  # it was cut short meanwhile
-                digest.update(chunk)
-                put(CONTENT, offset, chunk)
-                offset += len(chunk)
+            try:
+                digest = hash_of(file, offset, alive)
+                if offset and digest.hexdigest() != known:
+                    offset, digest = 0, hashlib.sha256()
+                    file.seek(0)
+                for chunk in _pieces(file, facts.st_size - offset):
+                    digest.update(chunk)
+                    put(CONTENT, offset, chunk)
+                    offset += len(chunk)
+            except Unreadable as error:
+                return put(FILE, 0, as_json({"path": path, "error": str(error)}))
         entry = entry_of(path, facts)
         facts_told = {"path": path, "size": offset, "mtime_ns": entry[2], "mode": entry[3]}
         return put(FILE, 0, as_json(dict(facts_told, sha256=digest.hexdigest())))
 
 
 def hash_of(file: Any, size: int, alive: Callable[[], None]) -> Any:
-    """The SHA-256 of the first bytes of a file, as an object to go on with."""
+    """Give the SHA-256 of the first bytes of a file, as an object to go on with. Raises Unreadable."""
     digest = hashlib.sha256()
-    while size:
-        chunk = file.read(min(CHUNK_BYTES, size))
-        if not chunk:
-            break
+    for chunk in _pieces(file, size):
         digest.update(chunk)
-        size -= len(chunk)
         alive()
     return digest
+
+
+def _pieces(file: Any, size: int) -> Iterator[bytes]:
+    """Give the next `size` bytes of a file, fewer where it was cut short. Raises Unreadable."""
+    while size > 0:
+        try:
+            chunk = file.read(min(CHUNK_BYTES, size))
+        except OSError as error:
+            raise Unreadable(error.strerror) from error
+        if not chunk:
+            return
+        yield chunk
+        size -= len(chunk)
 
 
 # ---- on a node ----
@@ -178,7 +195,7 @@ def send_files(request: Json, stdin: BinaryIO) -> None:
         os.nice(NICENESS)
     source = Source(request["folder"], **{key: request[key] for key in ("only", "files", "exclude")})
     try:
-        for batch in batches(source.entries()):
+        for batch in batches(source.entries(sign_of_life(send))):
             send(ENTRIES, 0, batch)
     except OSError as error:
         return send_failure(error)
@@ -224,7 +241,7 @@ class Storing:
         self.put = put
         self._path = ""
         self._again: List[Want] = []
-        self._asked_again: List[str] = []
+        self._asked_again: Set[str] = set()
 
     def ask(self) -> None:
         """Say what is wanted."""
@@ -242,8 +259,9 @@ class Storing:
         elif kind == CONTENT:
             self.receiver.content(self._path, offset, payload)
         elif kind == FILE:
-            if not self.receiver.whole(json.loads(payload)):
-                self._note_damage()
+            told = json.loads(payload)
+            if not self.receiver.whole(told):
+                self._note_damage(told["path"])
         elif kind == ENOUGH:
             if not self._again:
                 return True
@@ -252,12 +270,12 @@ class Storing:
             self._again = []
         return False
 
-    def _note_damage(self) -> None:
-        if self._path in self._asked_again:
-            self.receiver.errors.append("%s: what came of it is not what was sent, twice" % self._path)
+    def _note_damage(self, path: str) -> None:
+        if path in self._asked_again:
+            self.receiver.note("%s: what came of it is not what was sent, twice" % path)
             return
-        self._asked_again.append(self._path)
-        self._again.append([self._path, 0, None, True])
+        self._asked_again.add(path)
+        self._again.append([path, 0, None, True])
 
 
 def send_failure(error: OSError) -> None:
@@ -266,7 +284,7 @@ def send_failure(error: OSError) -> None:
 
 
 def sign_of_life(put: Put) -> Callable[[], None]:
-    """Something to call again and again, which tells the other side at times that this goes on."""
+    """Make a function to call again and again, which tells the other side at times that this goes on."""
     told_at = time.monotonic()
 
     def alive() -> None:
@@ -295,7 +313,7 @@ def incoming(stdin: BinaryIO) -> Iterator[Tuple[int, int, bytes]]:
 
 
 def batches(items: Iterable[Any]) -> Iterator[bytes]:
-    """JSON lists of the items, each as long as a frame may be; at least one."""
+    """Give JSON lists of the items, each as long as a frame may be; at least one."""
     words: List[bytes] = []
     size = 0
     for item in items:
@@ -309,5 +327,5 @@ def batches(items: Iterable[Any]) -> Iterator[bytes]:
 
 
 def as_json(value: object) -> bytes:
-    """Compact; names that are no text travel as escapes."""
+    """Write compact JSON; names that are no text travel as escapes."""
     return json.dumps(value, separators=(",", ":")).encode()

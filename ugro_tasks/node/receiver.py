@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
-import shutil
 import stat
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set
 
 from .files import Json, expand
+from .listing import Listing
+from .removal import remove_others
 from .tree import (
     PARTIAL_FOLDER,
     Entry,
     Unfit,
     check_entry,
-    is_excluded,
     is_same,
     leads_inside,
     open_beneath,
@@ -26,8 +27,9 @@ from .tree import (
 )
 
 READ_BYTES = 1 << 18
-ENTRIES_MOST = 2_000_000
 ENDS_ALL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+ERRORS_KEPT = 1000
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # a file system that has none
 
 Want = List[Any]  # [path, offset, SHA-256 of the bytes before it, whether more may follow those bytes]
 
@@ -59,8 +61,9 @@ class Receiver:
 
     `link_from` are folders, as seen from this one, whose files of the same path, size and time are linked instead of
     sent. `delete` removes what the source has not, save what `exclude` fits. `verify` compares contents, not only sizes
-    and times. `links` is as in `Source`. `vanished` says whether a file may have gone away on the source's side. `room`
-    is called before each piece and may raise OSError; `alive` while nothing is said for long.
+    and times. `only`, `files`, `exclude` and `links` are as in `Source`: anything else of a source is refused.
+    `vanished` says whether a file may have gone away on the source's side. `room` is called before each piece and may
+    raise OSError; `alive` while nothing is said for long.
     """
 
     def __init__(
@@ -69,6 +72,8 @@ class Receiver:
         *,
         link_from: Sequence[str] = (),
         delete: bool = False,
+        only: Optional[Sequence[str]] = None,
+        files: Optional[Sequence[str]] = None,
         exclude: Sequence[str] = (),
         verify: bool = False,
         links: str = "inside",
@@ -87,31 +92,30 @@ class Receiver:
         self.alive = alive
         self.errors: List[str] = []
         self.bytes_to_come = 0  # of what is wanted
-        self._entries: Dict[str, Entry] = {}
+        self._listing = Listing(only=only, files=files, exclude=exclude)
+        self._entries = self._listing.entries
         self._here: Dict[str, Here] = {}
+        self._passed_over: Set[str] = set()  # files that cannot be written here
         self._growing: Optional[Growing] = None
 
     # ---- what has to come ----
 
     def expect(self, entries: object) -> None:
-        """Take note of entries; raises Unfit for what is none."""
-        if not isinstance(entries, list) or len(self._entries) + len(entries) > ENTRIES_MOST:
-            raise Unfit("no list of entries, or one without end")
-        for entry in entries:
-            if isinstance(entry, list) and entry[:1] == ["e"] and entry[1:2] == [""]:
-                self.errors.append("the folder itself: %.200s" % entry[2])
-                continue
-            check_entry(entry)
-            if entry[0] == "e":
-                self.errors.append("%s: %.200s" % (entry[1], entry[2]))
-            else:
-                self._entries[entry[1]] = entry
+        """Take note of entries; raises Unfit for what is none, or was not asked for."""
+        for words in self._listing.take(entries):
+            self.note(words)
+
+    def note(self, words: str) -> None:
+        """Take note of what could not be done; of endless complaints the first ones are kept."""
+        if len(self.errors) < ERRORS_KEPT:
+            self.errors.append(words)
 
     def wants(self, *, look_only: bool = False) -> Iterator[Want]:
         """Give what of the source has to come. With `look_only` nothing is laid out, only compared."""
         if not look_only:
             os.makedirs(self.folder, exist_ok=True)
         for path, entry in self._entries.items():
+            self.alive()
             want: Optional[Want] = None
             with self._noting(path):
                 if entry[0] == "d" and not look_only:
@@ -129,7 +133,8 @@ class Receiver:
             if self.verify:
                 return [path, here.st_size, self._hash(path, path, is_partial=False), False]
             if stat.S_IMODE(here.st_mode) != entry[3] and not look_only:
-                os.chmod(os.path.join(self.folder, path), entry[3])
+                with opened_folder(self.folder, os.path.dirname(path)) as parent:
+                    os.chmod(os.path.basename(path), entry[3], dir_fd=parent)
             return None
         if not look_only and self._link_from_others(path, entry):
             return None
@@ -178,7 +183,9 @@ class Receiver:
         """Write the next bytes of a file. Raises Unfit where they are not, OSError where there is no room."""
         growing = self._growing
         if growing is None or growing.path != path:
-            growing = self._begin(path, offset)
+            growing = self._begun(path, offset)
+        if growing is None:
+            return
         if growing.size != offset:
             raise Unfit("%.200r goes on at byte %d instead of %d" % (path, offset, growing.size))
         self.room()
@@ -191,49 +198,85 @@ class Receiver:
         growing.digest.update(payload)
         self._growing = growing._replace(size=offset + len(payload))
 
+    def _begun(self, path: str, offset: int) -> Optional[Growing]:
+        """Begin with a file, or go on with it; None where it cannot be written here, which is noted."""
+        self._check_file(path)
+        if path in self._passed_over:
+            return None
+        try:
+            return self._begin(path, offset)
+        except OSError as error:
+            self._note_error(path, error)
+            self._passed_over.add(path)
+            return None
+
     def _begin(self, path: str, offset: int) -> Growing:
         self.close()
-        self._entry_of_file(path)
         here = self._here.get(path)
         if offset and not (here and here.is_partial):
             raise Unfit("%.200r begins at byte %d" % (path, offset))
-        flags = os.O_WRONLY | os.O_CREAT | (0 if offset else os.O_TRUNC)
+        descriptor = open_beneath(self.folder, partial_of(path), os.O_WRONLY | os.O_CREAT, create=True)
         try:
-            descriptor = open_beneath(self.folder, partial_of(path), flags, create=True)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, os.path.join(self.folder, path)) from error
+            self._take_for_ours(descriptor, path)
+            if not offset:
+                os.ftruncate(descriptor, 0)
+            size = os.lseek(descriptor, 0, os.SEEK_END)
+        except OSError:
+            os.close(descriptor)
+            raise
         digest = here.digest if here and offset else hashlib.sha256()
-        size = os.lseek(descriptor, 0, os.SEEK_END)
         self._growing = Growing(path, descriptor, size, digest)
         return self._growing
+
+    def _take_for_ours(self, descriptor: int, path: str) -> None:
+        """Lock a partial file. Raises OSError where another transfer is at it, or has just given it its name.
+
+        Two that write to one file would each prove what it sent, and neither what lies there.
+        """
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OSError(error.errno, "another transfer is bringing it") from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        there = self._look_at(partial_of(path))
+        if there is None or there.st_ino != os.fstat(descriptor).st_ino:
+            raise OSError(errno.EAGAIN, "another transfer has just brought it")
 
     def whole(self, told: Json) -> bool:
         """Give a file its name; False where its bytes are not the source's, and it has to come again from its start."""
         path = told.get("path")
         if not isinstance(path, str):
             raise Unfit("the end of no file")
-        self._entry_of_file(path)
+        self._check_file(path)
         if "error" in told:
             if not (told.get("vanished") and self.vanished):
-                self.errors.append("%s: %.200s" % (path, told["error"]))
+                self.note("%s: %.200s" % (path, told["error"]))
+            return True
+        if path in self._passed_over:
             return True
         entry = ["f", path, told.get("mtime_ns"), told.get("mode"), told.get("size")]
         check_entry(entry)
         here = self._here.pop(path, None)
         if self._growing is None or self._growing.path != path:
             if here is None:  # it is empty
-                here = Here(self._begin(path, 0).digest, is_partial=True)
+                begun = self._begun(path, 0)
+                if begun is None:
+                    return True
+                here = Here(begun.digest, is_partial=True)
         else:
             here = Here(self._growing.digest, is_partial=True)
-        self.close()
         if here.digest.hexdigest() != told.get("sha256"):
+            self.close()
             return False
-        with self._noting(path):
+        with self._noting(path):  # while it is still locked
             self._name(path, entry, here.is_partial)
+        self.close()
         return True
 
-    def _entry_of_file(self, path: str) -> None:
-        if self._entries.get(path, ["?"])[0] != "f":
+    def _check_file(self, path: str) -> None:
+        if not self._listing.is_file(path):
             raise Unfit("%.200r is no file of its list" % path)
 
     def _name(self, path: str, entry: Entry, is_partial: bool) -> None:
@@ -259,8 +302,11 @@ class Receiver:
                 with self._noting(path):
                     self._link(path, entry[2])
         if self.delete:
-            self._delete_others("")
+            remove_others(
+                self.folder, self._entries, exclude=self.exclude, noting=self._noting, alive=self.alive
+            )
         for path, entry in sorted(self._entries.items(), reverse=True):
+            self.alive()
             if entry[0] == "d":
                 with self._noting(path), opened_folder(self.folder, path) as folder:
                     os.fchmod(folder, entry[3] | 0o700)
@@ -276,20 +322,6 @@ class Receiver:
                 os.unlink(name, dir_fd=parent)
             os.symlink(target, name, dir_fd=parent)
 
-    def _delete_others(self, inside: str) -> None:
-        for found in list(os.scandir(os.path.join(self.folder, inside))):
-            path = os.path.join(inside, found.name)
-            is_folder = found.is_dir(follow_symlinks=False)
-            if is_excluded(path, self.exclude):
-                continue
-            with self._noting(path):
-                if path in self._entries and is_folder:
-                    self._delete_others(path)
-                elif path not in self._entries and is_folder:
-                    shutil.rmtree(found.path)
-                elif path not in self._entries:
-                    os.unlink(found.path)
-
     def close(self) -> None:
         """Close the file that is under way; what has come of it stays for the next time."""
         if self._growing:
@@ -302,6 +334,9 @@ class Receiver:
         try:
             yield
         except OSError as error:
-            if error.errno in ENDS_ALL:
-                raise OSError(error.errno, error.strerror, os.path.join(self.folder, path)) from error
-            self.errors.append("%s: %s" % (path, error.strerror))
+            self._note_error(path, error)
+
+    def _note_error(self, path: str, error: OSError) -> None:
+        if error.errno in ENDS_ALL:
+            raise OSError(error.errno, error.strerror, os.path.join(self.folder, path)) from error
+        self.note("%s: %s" % (path, error.strerror))

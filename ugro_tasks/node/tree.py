@@ -46,7 +46,9 @@ def check_entry(entry: object) -> None:
         raise Unfit("no entry: %.200r" % (entry,))
     if entry[0] in "df" and entry[3] > 0o777:
         raise Unfit("no mode of a file: %.200r" % (entry,))
-    if entry[0] == "l" and (not entry[2] or "\0" in entry[2] or len(entry[2]) > PATH_CHARACTERS):
+    if entry[0] == "e":
+        return  # nothing is made of its path but words
+    if entry[0] == "l" and (not entry[2] or not _is_nameable(entry[2])):
         raise Unfit("no link: %.200r" % (entry,))
     check_path(entry[1])
 
@@ -54,10 +56,21 @@ def check_entry(entry: object) -> None:
 def check_path(path: str) -> None:
     """Raise Unfit for a path that leads out of the folder, or to where partial files wait."""
     names = path.split("/")
-    if len(path) > PATH_CHARACTERS or "\0" in path:
+    if not _is_nameable(path):
         raise Unfit("no path: %.200r" % path)
     if any(name in ("", ".", "..", PARTIAL_FOLDER) for name in names):
         raise Unfit("no path: %.200r" % path)
+
+
+def _is_nameable(path: str) -> bool:
+    """Tell whether a file system can be given this path; half a surrogate pair need not be a byte of a name."""
+    if len(path) > PATH_CHARACTERS or "\0" in path:
+        return False
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_same(here: os.stat_result, entry: Entry) -> bool:

@@ -22,7 +22,7 @@ from ugro_tasks.errors import NodeFault
 from ugro_tasks.hosts.copy import Copy
 from ugro_tasks.hosts.local import LocalHost
 from ugro_tasks.node.copy import Source, batches
-from ugro_tasks.node.receiver import Receiver
+from ugro_tasks.node.receiver import Receiver, nothing
 from ugro_tasks.node.tree import PARTIAL_FOLDER, Unfit, check_entry, is_excluded, leads_inside
 
 HERE = LocalHost(make_node(transport="local", address="127.0.0.1"))
@@ -377,7 +377,7 @@ def test_every_batch_is_a_list_that_a_frame_can_carry(words: list[str]) -> None:
 
 def test_a_source_that_vanished_while_it_was_listed_is_passed_over(there: Path) -> None:
     (there / "deep").mkdir()
-    listing = Source(str(there)).entries()
+    listing = Source(str(there)).entries(nothing)
     assert next(listing)[1] == "deep"
     (there / "deep").rmdir()
     assert list(listing) == []

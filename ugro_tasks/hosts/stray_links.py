@@ -1,0 +1,31 @@
+"""Links that lead out of a folder whose files came from a node."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+
+def remove_stray_links(folder: str) -> None:
+    """Remove the links in a folder that lead out of it, however deep they lie.
+
+    Some get through by way of others: `a -> deep/up/..` stays inside by its words, and leads out where `deep/up` is a
+    link to `..`. Neither an rsync before 3.4 nor `leads_inside` sees that.
+    """
+    root = os.path.realpath(folder)
+    waiting = [folder]
+    while waiting:
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as found:
+            for entry in found:
+                if entry.is_symlink():
+                    _remove_where_stray(entry.path, root)
+                elif entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+
+
+def _remove_where_stray(link: str, root: str) -> None:
+    leads_to = os.path.realpath(link)
+    if leads_to == root or leads_to.startswith(root + os.sep):
+        return
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(link)  # noqa: PTH108
