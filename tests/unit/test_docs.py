@@ -1,5 +1,8 @@
 """The documents say what is so: every command, flag and exit code stands in them, and what they show is real."""
 
+import ast
+import importlib
+import inspect
 import json
 import re
 import shlex
@@ -14,6 +17,7 @@ from invoke.parser.context import ParserContext
 
 from dev import pages
 from tasks import ns
+from ugro_tasks import api
 from ugro_tasks.cli.task import TaskFailed
 from ugro_tasks.cluster.file import read_cluster_file
 from ugro_tasks.errors import JobEnded, SeveralErrors, UgroError
@@ -42,7 +46,9 @@ HELP: dict[str, dict[str, str]] = json.loads(
 URL_HOSTS = {"www.w3.org", "www.textualize.io"}
 KNOWN_FOLDERS = {"", "dev", "etc", "home", "proc", "root", "run", "tmp", "usr", "var"}
 PROGRAM = r"(?:\.venv/bin/|bin/)?(?:ugro|inv) "
-CORE_FLAGS = {"--help", "--list", "--print-completion-script", "--version"}
+# Flags of Invoke's own: those that come before a task, and those that come instead of one.
+BEFORE_A_TASK = {"--dry", "--echo"}
+INSTEAD_OF_A_TASK = {"--help", "--hide", "--list", "--print-completion-script", "--version", *BEFORE_A_TASK}
 
 
 def kinds_of(error: type[UgroError]) -> list[type[UgroError]]:
@@ -100,7 +106,23 @@ def anchor(heading: str) -> str:
 
 def links() -> list[tuple[Path, str]]:
     pattern = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-    return [(path, target) for path in DOCUMENTS for target in pattern.findall(path.read_text("utf-8"))]
+    fenced = re.compile(r"^```.*?^```$", re.M | re.S)
+    return [
+        (path, target)
+        for path in DOCUMENTS
+        for target in pattern.findall(fenced.sub("", path.read_text("utf-8")))
+    ]
+
+
+def programs() -> list[Any]:
+    """Every block of Python in the documents."""
+    return [
+        pytest.param(text, id=f"{path.stem}-{place}")
+        for path in DOCUMENTS
+        for place, text in enumerate(
+            re.findall(r"^```python\n(.*?)^```$", path.read_text("utf-8"), re.M | re.S)
+        )
+    ]
 
 
 def cluster_files() -> list[Any]:
@@ -182,13 +204,13 @@ def test_every_page_is_linked_from_another() -> None:
 def test_an_example_uses_only_what_there_is(example: str) -> None:
     # Without a comment or a column of figures, and what the shell does with its output.
     name, *words = shlex.split(re.split(r" {3,}| #| (?:--|\||\|\||&&) |[;)]", example)[0])
-    if name == "--dry":
-        name, *words = words or ["--list"]
-    name = name.removeprefix("gpu.")  # where somebody has mounted the collection so
+    while name in BEFORE_A_TASK and words:
+        name, *words = words
     if name.startswith("-"):
-        assert name in CORE_FLAGS
+        assert name in INSTEAD_OF_A_TASK
         assert name != "--help" or set(words) <= TASKS.keys()
         return
+    name = name.rpartition(".")[2]  # in somebody's own collection: gpu.status
     context = context_of(name)
     bare = []
     rest = iter(words)
@@ -202,6 +224,20 @@ def test_an_example_uses_only_what_there_is(example: str) -> None:
                 next(rest)
     takes_name = "name" in HELP[name]
     assert len([word for word in bare if word != "…"]) <= takes_name
+
+
+@pytest.mark.parametrize("text", programs())
+def test_a_program_in_the_documents_uses_only_what_there_is(text: str) -> None:
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module or "")
+            assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            called = node.func
+            if isinstance(called.value, ast.Name) and called.value.id == "api":
+                call = {word.arg: None for word in node.keywords if word.arg}
+                inspect.signature(getattr(api, called.attr)).bind(*node.args, **call)
 
 
 @pytest.mark.parametrize("error", kinds_of(UgroError), ids=lambda error: error.__name__)
