@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ugro_tasks.cluster.model import Node
@@ -16,6 +17,7 @@ from ugro_tasks.hosts.requests import node_zip
 from ugro_tasks.node.protocol import EXIT, FRAME, HEARTBEAT, MARK
 
 Answer = dict[str, Any] | HostError
+HEALTH = Path(__file__).parents[2] / "recordings" / "health.json"
 REQUESTS_LIMIT = 50  # more than any test needs: who asks for ever without a pause shall be seen
 
 
@@ -62,8 +64,10 @@ WAIT_SECONDS = 30.0
 class FakeNode:
     """A node that takes part in a gang: it prepares, starts and stops its rank, and sends its streams.
 
-    A test says how it answers (`refuses`: {operation: the answer or error instead}), ends its rank
-    (`end`), and cuts it off (`cut`). `told` has the operations that reached it, in their order.
+    A test says how it answers (`refuses`: {operation: the answer or error instead}, `refuses_at`: the same for the
+    operation's first, second, ... time), ends its rank
+    (`end`, or `exits`: how it ends at once in this attempt and the next ones, None where it runs on), and cuts it
+    off (`cut`). `told` has the operations that reached it, in their order.
     """
 
     round_trip_seconds = 0.0
@@ -71,12 +75,14 @@ class FakeNode:
     def __init__(self, node: Node) -> None:
         self.node = node
         self.refuses: dict[str, Answer] = {}
+        self.refuses_at: dict[tuple[str, int], Answer] = {}
         self.requests: list[dict[str, Any]] = []
         self.left_pids: list[int] = []
         self.delay_seconds: dict[str, float] = {}
         self.began: dict[str, float] = {}
         self.changed = threading.Condition()
         self.is_cut = False
+        self.exits: list[dict[str, Any] | None] = []
         self.exit: dict[str, Any] | None = None
         self._started = False
 
@@ -114,19 +120,37 @@ class FakeNode:
         self.requests.append(request)
         self.began[operation] = time.monotonic()
         time.sleep(self.delay_seconds.get(operation, 0.0))
-        answer = self.refuses.get(operation) or self._do(operation, request)
+        refused = self.refuses_at.get((operation, self.told.count(operation)))
+        answer = refused or self.refuses.get(operation) or self._do(operation, request)
         if isinstance(answer, HostError):
             raise answer
         return MARK + json.dumps(answer).encode() + b"\n"
 
     def _do(self, operation: str, request: dict[str, Any]) -> dict[str, Any]:
+        if operation == "probe":
+            return self.facts()
+        if operation == "manifests":
+            return {"manifests": []}
+        if operation == "prepare":
+            self.exit = None
         if operation == "start":
             self._started = True
+            record = self.exits.pop(0) if self.exits else None
+            if record:
+                self.end(**record)
         if operation != "stop":
             return {"ok": True}
         self.end(code=None, signal=15, stopped=request["reason"])
         left = [{"pid": pid, "job": "exp1", "token": "t", "command": "python"} for pid in self.left_pids]
         return {"left": left, "exit": {"started_at": 1.0} if self._started else None}
+
+    def facts(self) -> dict[str, Any]:
+        """Give what a fit node tells of itself, as recorded from one."""
+        told: dict[str, Any] = json.loads(HEALTH.read_text())["fit"]
+        told["interfaces"]["eth0"] = {"addresses": [self.node.address], "mtu": 1500}
+        told["home"]["identity"] = f"machine {self.node.rank}"
+        told["started"] = told["ended"] = time.time()
+        return told
 
     def away(self) -> HostUnreachable:
         """Say what is met by whoever wants something of it while it is cut off."""

@@ -1,0 +1,184 @@
+"""A job from its gate to its end, on three fake nodes: attempts, restarts, and what is written down."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.tools import wait_until
+from tests.unit.backends.ssh.fake_hosts import FakeNode
+from tests.unit.factories import make_cluster, make_record, make_scripts
+from ugro_tasks.agent.supervise import Supervision
+from ugro_tasks.cluster.model import Timeouts
+from ugro_tasks.hosts.fleet import Fleet
+from ugro_tasks.jobs.experiments import Experiments
+from ugro_tasks.jobs.state import JobState, Phase
+
+DONE = {"code": 0}
+FAILED = {"code": 3}
+BUSY = {"error": "busy", "message": "taken", "holder": {"job": "exp0"}}
+TIMEOUTS = Timeouts(away_seconds=0.2, return_seconds=0.3)
+
+
+class World:
+    """A queued job of three nodes; `exits` says how the ranks end, attempt by attempt."""
+
+    def __init__(self, root: Path, **record: Any) -> None:
+        self.cluster = make_cluster(root, timeouts=TIMEOUTS)
+        self.experiments = Experiments(root / "experiments")
+        made = make_record(self.cluster, sync=False, **record)
+        self.experiment = self.experiments.create(made, make_scripts(root / "scripts"))
+        self.nodes = [FakeNode(node) for node in self.cluster.nodes]
+
+    def exits(self, *attempts: dict[str, Any] | None) -> None:
+        for node in self.nodes:
+            node.exits = list(attempts)
+
+    def begin(self) -> threading.Thread:
+        fleet = Fleet.from_connections(self.nodes)
+        log = logging.getLogger("test")
+        supervision = Supervision(self.experiments, self.experiment, fleet, log)
+        thread = threading.Thread(target=supervision.run, daemon=True)
+        thread.start()
+        return thread
+
+    def run(self) -> JobState:
+        return self.end_of(self.begin())
+
+    def end_of(self, thread: threading.Thread) -> JobState:
+        thread.join(30)
+        assert not thread.is_alive(), self.said()
+        return self.experiment.state()
+
+    def is_followed(self) -> bool:
+        ranks = self.experiment.state().ranks
+        return bool(ranks) and all(rank.connected for rank in ranks)
+
+    def said(self) -> list[str]:
+        return [event.message for event in self.experiment.events()[0]]
+
+    def prepared(self) -> list[int]:
+        """How often each node was told to prepare."""
+        return [node.told.count("prepare") for node in self.nodes]
+
+
+def test_a_success_is_one_attempt_and_a_line_of_history(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.exits(DONE)
+    state = world.run()
+    assert (state.phase, state.exit_code, state.cause) == (Phase.SUCCEEDED, 0, None)
+    [attempt] = state.attempts
+    assert attempt.ran
+    assert attempt.gathered
+    assert attempt.ended_at is not None
+    assert state.gathered_at is not None
+    assert all(rank.exit_code == 0 and rank.proven_gone for rank in state.ranks)
+    [line] = (world.experiments.folder / "job_history.jsonl").read_text().splitlines()
+    assert json.loads(line)["job_id"] == world.experiment.job_id
+    assert world.said()[-1] == "succeeded"
+
+
+def test_without_restarts_a_failed_rank_is_the_end(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.nodes[1].exits = [FAILED]
+    state = world.run()
+    assert (state.phase, state.exit_code) == (Phase.FAILED, 7)
+    assert state.cause
+    assert state.cause.message == "rank 1 on gpu1: exit code 3"
+    assert world.prepared() == [1, 1, 1]
+    assert world.said()[-1] == "failed: rank 1 on gpu1: exit code 3"
+
+
+def test_after_a_failed_rank_all_begin_again(tmp_path: Path) -> None:
+    world = World(tmp_path, max_restarts=1)
+    world.exits(None, DONE)
+    world.nodes[1].exits = [FAILED, DONE]
+    state = world.run()
+    assert state.phase is Phase.SUCCEEDED
+    first, second = state.attempts
+    assert first.cause
+    assert first.cause.message == "rank 1 on gpu1: exit code 3"
+    assert (second.number, second.nodes, second.cause) == (2, ("gpu0", "gpu1", "gpu2"), None)
+    assert "rank 1 on gpu1: exit code 3; restart 1 of 1" in world.said()
+    folders = [node.last("prepare")["folder"] for node in world.nodes]
+    assert all(folder.endswith("-2") for folder in folders)
+
+
+def test_a_rank_that_fails_each_time_uses_up_the_restarts(tmp_path: Path) -> None:
+    world = World(tmp_path, max_restarts=2)
+    world.nodes[1].exits = [FAILED] * 3
+    state = world.run()
+    assert (state.phase, state.exit_code, len(state.attempts)) == (Phase.FAILED, 7, 3)
+    assert all(attempt.cause for attempt in state.attempts)
+
+
+def test_a_job_is_stopped_when_asked_and_not_begun_again(tmp_path: Path) -> None:
+    world = World(tmp_path, max_restarts=3)
+    thread = world.begin()
+    wait_until(world.is_followed, "all ranks to be followed")
+    world.experiment.ask_to_stop()
+    state = world.end_of(thread)
+    assert (state.phase, state.exit_code, len(state.attempts)) == (Phase.STOPPED, 130, 1)
+    assert [node.last("stop")["reason"] for node in world.nodes] == ["asked"] * 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        (lambda node: node.cut(), 5),
+        (lambda node: node.refuses.update(prepare=BUSY), 6),
+    ],
+    ids=["away", "taken"],
+)
+def test_what_never_ran_is_refused(tmp_path: Path, wrong: Callable[[FakeNode], None], code: int) -> None:
+    world = World(tmp_path, max_restarts=3)
+    wrong(world.nodes[2])
+    state = world.run()
+    assert (state.phase, state.exit_code, state.started_at) == (Phase.REFUSED, code, None)
+    assert not any("start" in node.told for node in world.nodes)
+
+
+def test_a_node_that_is_taken_at_the_start_of_a_restart_is_tried_again(tmp_path: Path) -> None:
+    world = World(tmp_path, max_restarts=2)
+    world.exits(None, DONE)
+    world.nodes[1].exits = [FAILED, DONE]
+    world.nodes[2].refuses_at = {("prepare", 2): BUSY}
+    state = world.run()
+    assert state.phase is Phase.SUCCEEDED
+    assert [attempt.ran for attempt in state.attempts] == [True, False, True]
+    assert "gpu2: held by job exp0; restart 2 of 2" in world.said()
+
+
+def test_a_node_that_stays_away_is_left_behind_and_told_to_stop_later(tmp_path: Path) -> None:
+    world = World(tmp_path, max_restarts=1, min_nodes=2)
+    thread = world.begin()
+    wait_until(world.is_followed, "all ranks to be followed")
+    world.exits(DONE)
+    world.nodes[2].cut()
+    state = world.end_of(thread)
+    assert state.phase is Phase.SUCCEEDED
+    first, second = state.attempts
+    assert first.left_behind == ("gpu2",)
+    assert second.nodes == ("gpu0", "gpu1")
+    assert any("is still away" in words for words in world.said())
+    world.nodes[2].mend()
+    wait_until(lambda: "is back; nothing of the job is left there" in world.said(), "the late stop")
+
+
+def test_an_agent_that_comes_later_goes_on_with_the_attempt_under_way(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    before = world.begin()
+    wait_until(world.is_followed, "all ranks to be followed")
+    thread = world.begin()  # the one before plays no part any more: its agent was killed, say
+    for node in world.nodes:
+        node.end(**DONE)
+    world.end_of(before)
+    state = world.end_of(thread)
+    assert (state.phase, len(state.attempts)) == (Phase.SUCCEEDED, 1)
+    assert world.prepared() == [1, 1, 1]
