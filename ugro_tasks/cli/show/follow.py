@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from ...errors import JobEnded, StopUnproven, UgroError
+from ...errors import Interrupted, JobEnded, StopUnproven, UgroError
 from ...jobs.experiment import Experiment
 from ...jobs.experiments import Experiments
 from ...jobs.state import JobState, Phase
@@ -80,7 +80,7 @@ class Follower:
         try:
             self.until_ended(interrupt_stops=True)
         except JobEnded as done:
-            if self.state.phase is not Phase.STOPPED:
+            if done.exit_code != Interrupted.exit_code:  # stopped, but not proven to be gone, say
                 raise
             note(done.text)
 

@@ -1,0 +1,51 @@
+"""What a command that follows a job to its end makes of that end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.factories import make_cluster, make_record, make_scripts
+from ugro_tasks.cli.interrupts import Interrupts
+from ugro_tasks.cli.show.follow import Follower
+from ugro_tasks.errors import JobEnded
+from ugro_tasks.jobs.experiment import Experiment
+from ugro_tasks.jobs.experiments import Experiments
+from ugro_tasks.jobs.state import Cause, JobState, Phase
+
+
+class Ending(Experiment):
+    """A job that ends as soon as it is asked to stop."""
+
+    end: JobState
+
+    def ask_to_stop(self, *, give_up: bool = False) -> None:
+        """Be asked, and end."""
+        super().ask_to_stop(give_up=give_up)
+        self.save_state(self.end)
+
+
+def stopping(root: Path, end: JobState) -> Follower:
+    experiments = Experiments(root / "experiments")
+    created = experiments.create(make_record(make_cluster(root)), make_scripts(root / "scripts"))
+    experiment = Ending(created.folder)
+    experiment.end = end
+    experiment.save_state(JobState(phase=Phase.RUNNING))
+    return Follower(experiments, experiment, Interrupts(), quiet=True)
+
+
+def test_a_proven_stop_is_what_was_wanted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    end = JobState(phase=Phase.STOPPED, exit_code=130, cause=Cause(message="as asked"))
+    stopping(tmp_path, end).stop()
+    assert "stopped: as asked" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("phase", "code"), [(Phase.STOPPED, 9), (Phase.FAILED, 9), (Phase.FAILED, 7), (Phase.REFUSED, 6)]
+)
+def test_any_other_end_is_raised_with_its_exit_code(tmp_path: Path, phase: Phase, code: int) -> None:
+    end = JobState(phase=phase, exit_code=code, cause=Cause(message="gpu1: still there after KILL"))
+    with pytest.raises(JobEnded, match="still there after KILL") as ended:
+        stopping(tmp_path, end).stop()
+    assert ended.value.exit_code == code
