@@ -60,7 +60,7 @@ class Ugro:
             text=True, process_group=0,
         )  # fmt: skip
 
-    def run(self, *words: str, timeout: float = 90) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, timeout: float = 150) -> subprocess.CompletedProcess[str]:
         """The command, to its end."""
         process = self.start(*words)
         try:
@@ -115,7 +115,7 @@ class Job:
         state: dict[str, Any] = json.loads((self.folder / "state.json").read_text())
         return state
 
-    def wait_for(self, *states: str, seconds: float = 60) -> dict[str, Any]:
+    def wait_for(self, *states: str, seconds: float = 120) -> dict[str, Any]:
         """The state, once it is one of these."""
         try:
             wait_until(lambda: self.state()["state"] in states, f"the job to be {states}", seconds)
@@ -123,7 +123,7 @@ class Job:
             raise LabError(f"{error}; it is {self.state()}") from None
         return self.state()
 
-    def wait_for_log(self, words: str, rank: int = 0, seconds: float = 30) -> None:
+    def wait_for_log(self, words: str, rank: int = 0, seconds: float = 90) -> None:
         """Until the gathered log of a rank holds the words."""
         path = self.folder / "logs" / f"training_rank{rank}.log"
         wait_until(lambda: path.exists() and words in path.read_text(errors="replace"), words, seconds)

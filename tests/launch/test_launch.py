@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 from lab import Lab, LabHost
-from lab.proof import send_signal
-from lab.tools import wait_until
-from lab.ugro import Ugro, is_agent
+from lab.ugro import Ugro
 
 ROOT = Path(__file__).parents[2]
 
@@ -100,15 +98,16 @@ def test_detach_returns_when_all_ranks_run_and_attach_follows_to_the_end(ugro: U
 
 
 def test_ctrl_c_in_attach_only_leaves(ugro: Ugro) -> None:
-    job = ugro.detach("exp1", "--seconds 5")
+    job = ugro.detach("exp1", "--seconds 600")
     attached = ugro.start("attach", "exp1")
     assert attached.stdout
     attached.stdout.readline()
     attached.send_signal(signal.SIGINT)
-    out, err = attached.communicate(timeout=20)
+    out, err = attached.communicate(timeout=120)
     assert attached.returncode == 0, (out, err)
     assert "goes on" in err
-    job.wait_for("succeeded")
+    assert job.state()["state"] == "running"
+    assert ugro.run("stop", "exp1").returncode == 0
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGHUP], ids=["killed", "terminal closed"])
@@ -141,7 +140,7 @@ def test_ctrl_c_stops_everywhere_and_the_next_launch_works_at_once(ugro: Ugro) -
         if "step 0" in line:
             break
     command.send_signal(signal.SIGINT)
-    out, err = command.communicate(timeout=30)
+    out, err = command.communicate(timeout=120)
     assert command.returncode == 130, (out, err)
     assert ugro.job("exp1").left() == []
     assert ugro.launch("exp2", "--seconds 0.1").returncode == 0
@@ -184,7 +183,7 @@ def test_of_two_launches_in_the_same_moment_one_runs_and_one_is_refused(
     (tmp_path / "other").mkdir()
     other = Ugro(lab, tmp_path / "other", hosts=2)
     both = [who.start("launch", "--name", "race", "--args", "--seconds 15") for who in (ugro, other)]
-    codes = [(process.communicate(timeout=90), process.returncode)[1] for process in both]
+    codes = [(process.communicate(timeout=150), process.returncode)[1] for process in both]
     # Each may have taken a node before the other: then both are undone, and nothing runs.
     assert sorted(codes) in ([0, 6], [6, 6])
     other.close()
@@ -234,20 +233,18 @@ def test_the_local_cluster_runs_and_stops(lab: Lab, tmp_path: Path) -> None:
     home = {**lab.environ, "UGRO_CLUSTER": "local", "HOME": str(tmp_path)}
     (tmp_path / ".ugro").mkdir()
     (tmp_path / ".ugro" / "env").symlink_to(ROOT / ".ugro" / "env")
-    command = [str(ROOT / ".venv/bin/python"), "-m", "ugro_tasks.cli.program"]
-    subprocess.run(
-        [*command, "launch", "--name", "exp1", "--args", "--steps-per-epoch 500", "--detach"],
-        env=home, cwd=tmp_path, check=True, capture_output=True, timeout=60,
+    ugro = [str(ROOT / ".venv/bin/python"), "-m", "ugro_tasks.cli.program"]
+    launch = shlex.join([*ugro, "launch", "--name", "exp1", "--args", "--steps-per-epoch 500", "--detach"])
+    # Where it sees no other process: a job that whoever runs the tests has here would keep the nodes from it. And all
+    # that it leaves behind ends with the first process there.
+    apart = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child=KILL"]
+    done = subprocess.run(
+        [*apart, "sh", "-c", f"{launch} && {shlex.join([*ugro, 'stop', 'exp1'])}; exit $?"],
+        env=home, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=150,
     )  # fmt: skip
-    stopped = subprocess.run(
-        [*command, "stop", "exp1"], env=home, cwd=tmp_path, capture_output=True, timeout=60
-    )
-    assert stopped.returncode == 0, stopped.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     (folder,) = (tmp_path / "experiments").glob("exp1_*")
     assert json.loads((folder / "state.json").read_text())["state"] == "stopped"
-    pid = int((tmp_path / "experiments" / ".agent.lock").read_text())
-    assert send_signal(pid, signal.SIGKILL, lambda pid: is_agent(pid, tmp_path / "experiments"))
-    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the agent to end")
 
 
 def test_an_output_with_a_name_of_ugros_own_takes_nothings_place(ugro: Ugro) -> None:

@@ -42,7 +42,7 @@ def test_an_agent_killed_while_it_launches_leaves_a_job_that_the_next_one_launch
     wait_until(lambda: ugro.agent_pid() != 0, "the agent")
     time.sleep(moment)
     assert ugro.kill_agent()
-    out, err = command.communicate(timeout=60)
+    out, err = command.communicate(timeout=150)
     assert command.returncode == 0, out + err
     assert all(there == here for there, here in ugro.job("exp1").digests())
 
@@ -56,13 +56,14 @@ def test_an_agent_killed_while_it_launches_leaves_a_job_that_the_next_one_launch
     ],
     ids=["rank", "torchrun", "supervisor"],
 )
-def test_what_is_killed_on_one_node_ends_the_others_within_five_seconds(
+def test_what_is_killed_on_one_node_ends_the_others_soon(
     ugro: Ugro, hosts: list[LabHost], victim: str, words: str
 ) -> None:
     job = ugro.detach("exp1", "--seconds 600")
     job.wait_for_log("step 1", rank=1)
     hosts[1].kill(job.pid(hosts[1], victim))
-    assert job.seconds_until_gone() < 5 + 2
+    # Five seconds where this machine has nothing else to do: benchmarks/ending.py. By themselves they wait for minutes.
+    assert job.seconds_until_gone(limit=30) < 30
     state = job.wait_for("failed")
     assert state["cause"]["node"] == "lab1"
     assert words in state["cause"]["message"]
@@ -120,7 +121,7 @@ def test_a_stop_reaches_a_node_that_was_cut_off(ugro: Ugro, hosts: list[LabHost]
     wait_until(lambda: not job.processes(hosts[0]), "the first host to be free", 20)
     assert job.processes(hosts[1])
     hosts[1].mend()
-    out, err = stopping.communicate(timeout=60)
+    out, err = stopping.communicate(timeout=150)
     assert stopping.returncode == 0, out + err
     assert job.left() == []
 
