@@ -15,7 +15,7 @@ from typing import ClassVar
 from ..errors import HostUnreachable, NodeFault
 from ..files import leave_room
 from ..node.tree import PARTIAL_FOLDER
-from .host import READ_BYTES, Host
+from .host import LAST_WORDS_CHARACTERS, READ_BYTES, Host
 from .stray_links import remove_stray_links
 
 # Without a byte from the other side: a disk that is written to at full speed stalls for long. That the connection is
@@ -43,7 +43,7 @@ class RsyncUnusable(Exception):
 
 
 def rsync_fault_here() -> str | None:
-    """Why this machine's own rsync does not serve: it is missing, too old, or another program; None where it does."""
+    """Say why this machine's own rsync does not serve: missing, too old, or another program; None where it does."""
     try:
         done = subprocess.run(
             ["rsync", "--version"],
@@ -56,10 +56,13 @@ def rsync_fault_here() -> str | None:
         return "not installed"
     said = done.stdout.decode("utf-8", "replace")
     found = VERSION.search(said)
-    if "openrsync" in said or not found:
-        return "another program of that name" if not found else "openrsync"
-    version = (int(found[1]), int(found[2]))
-    return None if version >= OLDEST_VERSION else f"too old ({version[0]}.{version[1]})"
+    if not found:
+        return "another program of that name"
+    if "openrsync" in said:
+        return "openrsync"
+    if (int(found[1]), int(found[2])) < OLDEST_VERSION:
+        return f"too old ({found[1]}.{found[2]})"
+    return None
 
 
 class Rsync:
@@ -87,8 +90,10 @@ class Rsync:
         from `target`, does not travel again. `progress` is told the percentage.
         """
         options, remote = self._remote()
-        options = [*options, *_excluded(exclude), *(["--delete"] if delete else [])]
+        options += _excluded(exclude)
         options += [f"--link-dest={folder}" for folder in link_from]
+        if delete:
+            options.append("--delete")
         self._run([*options, "--", source, _at(remote, target)], progress, files=files)
 
     def pull(
@@ -111,9 +116,12 @@ class Rsync:
         """
         options, remote = self._remote()
         if gently and remote:
-            options = [*options, "--rsync-path=nice rsync"]
-        chosen = [*(f"--include={name}" for name in only), "--exclude=/*"] if only else _excluded(exclude)
-        options = [*options, *chosen, *REGULAR]
+            options.append("--rsync-path=nice rsync")
+        if only:
+            options += [*(f"--include={name}" for name in only), "--exclude=/*"]
+        else:
+            options += _excluded(exclude)
+        options += REGULAR
         if verify:
             options += ["--checksum", f"--timeout={CHECKSUM_SECONDS}"]
         try:
@@ -124,15 +132,17 @@ class Rsync:
             remove_stray_links(target)
 
     def bytes_to_come(self, source: str, target: str, *, exclude: Sequence[str] = ()) -> int | None:
-        """How much a pull would bring, None where it does not say; raises HostError."""
+        """Say how much a pull would bring, None where rsync does not say; raises HostError."""
         options, remote = self._remote()
-        options = [*options, "--dry-run", "--stats", *REGULAR, *_excluded(exclude)]
+        options += ["--dry-run", "--stats", *REGULAR, *_excluded(exclude)]
         said = self._run([*options, "--", _at(remote, source), target], pulling=True)
         found = TO_COME.search(said)
         return int(re.sub(rb"\D", b"", found[1])) if found else None
 
     def _remote(self) -> tuple[list[str], str]:
-        return self.host.rsync_remote() or ([], "")
+        """Give a list of options that may be added to, and what stands before a path."""
+        options, before = self.host.rsync_remote() or ([], "")
+        return [*options], before
 
     def _run(
         self,
@@ -143,11 +153,10 @@ class Rsync:
         pulling: bool = False,
         into: str | None = None,
     ) -> bytes:
-        """What it printed last. Raises HostError with rsync's own last words.
+        """Run rsync and give what it printed last. Raises HostError with rsync's own last words.
 
         `into` is the folder here that a pull fills; where that takes the last room, it is ended, with an OSError.
         """
-        name, said = self.host.node.name, b""
         argv = ["rsync", "--archive", f"--partial-dir={PARTIAL_FOLDER}", "--protect-args", "--info=progress2"]
         argv += [f"--timeout={SILENCE_SECONDS}"]
         if files is not None:
@@ -164,33 +173,52 @@ class Rsync:
             except FileNotFoundError as error:
                 raise RsyncUnusable from error
             with process:
-                assert process.stdout is not None  # noqa: S101
                 try:
-                    for chunk in _pieces(process, process.stdout.fileno()):
-                        _refuse_excess(name, complaints.fileno(), into)
-                        said = (said + chunk)[-READ_BYTES:]
-                        if progress and (found := self.PERCENT.findall(chunk)):
-                            progress(int(found[-1]))
+                    said = self._watch(process, complaints.fileno(), progress, into)
                 except BaseException:
                     process.kill()
                     raise
             complaints.seek(0)
             complaint = complaints.read(READ_BYTES).decode("utf-8", "replace")
-        if pulling and (full := NO_ROOM.search(complaint)):
-            raise OSError(int(full[2]), os.strerror(int(full[2])), full[1])
-        if process.returncode and not (pulling and process.returncode == VANISHED):
-            words = (complaint.strip().splitlines() or [f"rsync ended with {process.returncode}"])[0][:500]
-            if process.returncode in NOT_STARTED:
-                raise RsyncUnusable(words)
-            kind = HostUnreachable if process.returncode in CONNECTION_LOST else NodeFault
-            raise kind(
-                name, f"{words} (rsync exit code {process.returncode})", "what arrived stays; try again"
-            )
+        self._judge(process.returncode, complaint, pulling=pulling)
         return said
+
+    def _watch(
+        self,
+        process: subprocess.Popen[bytes],
+        complaints: int,
+        progress: Callable[[int], None] | None,
+        into: str | None,
+    ) -> bytes:
+        """Tell the progress until it ends, and see that it does not overdo it; gives what it printed last."""
+        assert process.stdout is not None  # noqa: S101
+        said = b""
+        for chunk in _pieces(process, process.stdout.fileno()):
+            _refuse_excess(self.host.node.name, complaints, into)
+            said = (said + chunk)[-READ_BYTES:]
+            percents = self.PERCENT.findall(chunk)
+            if progress and percents:
+                progress(int(percents[-1]))
+        return said
+
+    def _judge(self, code: int, complaint: str, *, pulling: bool) -> None:
+        """Raise what an exit code and the complaints before it stand for."""
+        full = NO_ROOM.search(complaint)
+        if pulling and full:
+            number = int(full[2])
+            raise OSError(number, os.strerror(number), full[1])
+        if code == 0 or (pulling and code == VANISHED):
+            return
+        lines = complaint.strip().splitlines()
+        words = lines[0][:LAST_WORDS_CHARACTERS] if lines else f"rsync ended with {code}"
+        if code in NOT_STARTED:
+            raise RsyncUnusable(words)
+        kind = HostUnreachable if code in CONNECTION_LOST else NodeFault
+        raise kind(self.host.node.name, f"{words} (rsync exit code {code})", "what arrived stays; try again")
 
 
 def _pieces(process: subprocess.Popen[bytes], stdout: int) -> Iterator[bytes]:
-    """What it prints, and b"" now and then while it prints nothing, until it has ended."""
+    """Give what it prints, and b"" now and then while it prints nothing, until it has ended."""
     chunk = b"-"
     while chunk:
         if select.select([stdout], [], [], LOOK_SECONDS)[0]:
