@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import HostError
 from .flags import CLUSTER_HELP, JSON_HELP, NODES_HELP
 from .task import is_dry, task
+
+if TYPE_CHECKING:
+    from ..health.report import ClusterHealth
 
 
 @task(help={"nodes": NODES_HELP, "cluster": CLUSTER_HELP, "json": JSON_HELP}, group="cluster")
@@ -26,14 +29,13 @@ def reset(
     return ended
 
 
-def _show_holders(found: Any) -> dict[str, Any]:
+def _show_holders(found: ClusterHealth) -> dict[str, Any]:
     from .show.format import note
 
-    holders = {node.node: node.held_by for node in found.nodes}
     for node in found.nodes:
-        state = (
-            "not reachable" if not node.reachable else f"held by {node.held_by}" if node.held_by else "free"
-        )
-        note(f"{node.node}: would end everything of UGRO there; it is {state} now")
+        state = node.held_by or "free"
+        if not node.reachable:
+            state = "not reachable"
+        note(f"{node.node}: would end everything of UGRO there; now: {state}")
     note("nothing was done")
-    return holders
+    return {node.node: node.held_by for node in found.nodes}
