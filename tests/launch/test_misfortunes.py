@@ -133,7 +133,7 @@ def test_a_job_whose_node_will_not_come_back_can_be_given_up(ugro: Ugro, hosts: 
     hosts[1].cut()
     done = ugro.run("stop", "exp1", "--give-up")
     assert done.returncode == 9, done.stderr
-    assert "later: inv reset --nodes lab1" in done.stderr
+    assert "later: ugro reset --nodes lab1" in done.stderr
     assert job.state()["state"] == "stopped"
     assert job.processes(hosts[0]) == []
     hosts[1].mend()
