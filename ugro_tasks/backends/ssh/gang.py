@@ -34,7 +34,11 @@ class Gang:
     def __init__(
         self, journal: Journal, cluster: Cluster, fleet: Fleet, plan: LaunchPlan, talks: Talks
     ) -> None:
-        self.journal, self.cluster, self.fleet, self.plan, self.talks = journal, cluster, fleet, plan, talks
+        self.journal = journal
+        self.cluster = cluster
+        self.fleet = fleet
+        self.plan = plan
+        self.talks = talks
         self.experiment = journal.experiment
         self.hosts: dict[str, Host] = {host.node.name: host for host in fleet}
         # Nodes with something to gather beyond the metrics, which came as a stream, and its topmost names.
@@ -46,7 +50,7 @@ class Gang:
     # ---- the start ----
 
     def launch(self, source: Experiment | None, *, begun_before: bool = False) -> None:
-        """All ranks run; otherwise none does, and `CutShort` or UgroError says why.
+        """Start all ranks; where one cannot start none does, and `CutShort` or UgroError says why.
 
         `source` is the job that has the checkpoint of the plan. Where somebody has `begun_before`, ranks may have run
         for long, and what they wrote stays.
@@ -96,7 +100,7 @@ class Gang:
         self.talks.ask(host, "start", timeout_seconds=self.cluster.timeouts.start_seconds, folder=plan.folder)
 
     def _on_all(self, step: str, action: Callable[[NodePlan, Host], object]) -> None:
-        """The step on all nodes at once. Where one cannot do it, or a stop is asked for, everything is undone."""
+        """Do the step on all nodes at once. Where one cannot, or a stop is asked for, everything is undone."""
         answers = self.fleet.each({plan.node: partial(action, plan) for plan in self.plan.nodes})
         faults = [answer for answer in answers.values() if isinstance(answer, UgroError)]
         if not faults and not self.experiment.stop_asked:
@@ -118,7 +122,7 @@ class Gang:
     # ---- from running to the end ----
 
     def see_through(self, away_seconds: float | None) -> tuple[list[RankExit], bool]:
-        """Every rank's end, and whether the job was asked to stop; the first failure stops the others.
+        """Give every rank's end, and whether the job was asked to stop; the first failure stops the others.
 
         A node that is out of reach is waited for: for `away_seconds`, after which its rank counts as lost, or for
         ever. Raises `CutShort` where a node that could be reached did not show that nothing is left.
@@ -215,7 +219,7 @@ class Gang:
         return self.stop(StopOrder(reason="failure"), tries=tries)
 
     def stop(self, order: StopOrder, *, tries: int | None = None) -> list[str]:
-        """Stop on all nodes at once; gives a line for each node that could not show that nothing is left.
+        """Stop on all nodes at once; give a line for each node that could not show that nothing is left.
 
         A node out of reach is tried again, `tries` times or for as long as it takes.
         """

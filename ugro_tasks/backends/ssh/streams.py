@@ -190,11 +190,12 @@ def _end(host: Host, plan: NodePlan, frame: Frame) -> RankExit:
         lost = decode(_LostRecord, frame.payload)
     except UNREADABLE as error:
         raise NodeFault(host.node.name, f"its exit record cannot be read: {error}") from error
-    why = (
-        "was rebooted"
-        if lost.rebooted
-        else "lost its supervisor"
-        if lost.known
-        else "has no folder of this job"
-    )
-    return RankExit(node=plan.node, rank=plan.rank, at=time.time(), lost=f"{plan.node} {why}")
+    return RankExit(node=plan.node, rank=plan.rank, at=time.time(), lost=f"{plan.node} {_why_lost(lost)}")
+
+
+def _why_lost(record: _LostRecord) -> str:
+    if record.rebooted:
+        return "was rebooted"
+    if record.known:
+        return "lost its supervisor"
+    return "has no folder of this job"
