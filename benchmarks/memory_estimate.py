@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.command import BenchmarkError, make_parser, run
 from benchmarks.peers import PYTHON, need_training_environment
+from ugro_tasks.hosts.answers import Model
 from ugro_tasks.node.model import numbers_of
 from ugro_tasks.training.memory import estimate, model_facts
 
@@ -49,7 +50,7 @@ def compare(counting: subprocess.Popen[str], model_name: str) -> None:
     assert counting.stdin
     assert counting.stdout
     config = MODELS[model_name]
-    model = model_facts({"config": numbers_of(config)})
+    model = model_facts(Model(config=numbers_of(config)))
     assert model
     for batch_size, length, targets, checkpointing in RUNS:
         case = {

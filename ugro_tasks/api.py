@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .cluster.model import Cluster
     from .environments.sync import Progress, State, Synced
     from .health.report import ClusterHealth
+    from .hosts.answers import Process
     from .jobs.experiment import Experiment
     from .jobs.experiments import Experiments
     from .jobs.spec import JobSpec
@@ -439,7 +440,7 @@ def clean(
 
 def reset(
     nodes: str | Iterable[str] | None = None, cluster: str | Cluster | None = None
-) -> dict[str, list[dict[str, Any]] | HostError]:
+) -> dict[str, list[Process] | HostError]:
     """End everything of UGRO on the nodes: {node: the processes ended there, or why it could not be told}.
 
     Raises StopUnproven where something would not end.

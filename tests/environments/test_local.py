@@ -26,6 +26,7 @@ from ugro_tasks.cluster.local import local_cluster
 from ugro_tasks.environments.sync import Progress, Synced, make_locks, sync
 from ugro_tasks.hosts.fleet import Fleet
 from ugro_tasks.hosts.local import LocalHost
+from ugro_tasks.hosts.operations import Prepare, Start
 from ugro_tasks.hosts.requests import ask, node_zip
 from ugro_tasks.node.processes import of_slot
 
@@ -297,12 +298,19 @@ def test_a_rank_gets_what_the_activation_sets(
     ]  # fmt: skip
     token, folder = f"exp1_20260120_120000.c0ffee00:here:test-{os.getpid():x}", tmp_path / "job"
     zipped = node_zip()
-    request: dict[str, Any] = {
-        "node_bytes": len(zipped), "token": token, "folder": str(folder), "node": "here", "argv": ["env"],
-        "env": {"CONDA_PREFIX": "the plan's"}, "controller": "test", "hold_seconds": 30.0,
-    }  # fmt: skip
-    ask(host, "prepare", blob=zipped + archive({"train.py": ""}), activation=activation, **request)
-    ask(host, "start", folder=str(folder))
+    request = Prepare(
+        token=token,
+        node="here",
+        folder=str(folder),
+        argv=("env",),
+        env={"CONDA_PREFIX": "the plan's"},
+        activation=tuple(activation),
+        node_bytes=len(zipped),
+        controller="test",
+        hold_seconds=30.0,
+    )
+    ask(host, request, blob=zipped + archive({"train.py": ""}))
+    ask(host, Start(folder=str(folder)))
     wait_until((folder / "exit.json").exists, "the exit record")
     seen = dict(line.split("=", 1) for line in (folder / "log").read_text().splitlines() if "=" in line)
     prefix = project / ".pixi/envs/main"

@@ -9,6 +9,20 @@ from typing import Any
 
 from ugro_tasks.cluster.model import Node
 from ugro_tasks.errors import HostUnreachable
+from ugro_tasks.hosts.operations import (
+    Build,
+    Clean,
+    Environment,
+    MakeFolder,
+    Manifests,
+    Prepare,
+    Probe,
+    Request,
+    Reset,
+    Start,
+    State,
+    Stop,
+)
 from ugro_tasks.node.protocol import MARK
 
 Answering = Callable[[str, dict[str, Any]], bytes]
@@ -82,6 +96,54 @@ WHOLE: dict[str, dict[str, Any]] = {
     },
 }
 WHOLE["build_environment"] = WHOLE["environment"] | {"made": True, "seconds": 1.0, "bytes": 1, "kept": None}
+ENVIRONMENT = {"manager": "venv", "name": "default", "folder": "/x", "work": "/x.sync"}
+REQUESTS: dict[str, Request[Any]] = {
+    "probe": Probe(
+        interpreter="python3",
+        project="/x",
+        slot="node",
+        wants_cuda=False,
+        role="master",
+        address="10.0.0.1",
+        master="10.0.0.1",
+        port=29500,
+        port_seconds=0.0,
+        nonce="x",
+        environment=ENVIRONMENT,
+    ),
+    "prepare": Prepare(
+        token="a:b:c",
+        node="gpu0",
+        folder="/x",
+        argv=("true",),
+        env={},
+        node_bytes=0,
+        controller="/a",
+        hold_seconds=1.0,
+    ),
+    "start": Start(folder="/x"),
+    "stop": Stop(folder="/x", token="a:b:c", grace_seconds=1.0, reason="stop"),
+    "state": State(folder="/x", token="a:b:c"),
+    "reset": Reset(slot="node", grace_seconds=1.0),
+    "make_folder": MakeFolder(project="/x"),
+    "manifests": Manifests(folder="/x"),
+    "environment": Environment(environment=ENVIRONMENT, interpreter="python3", python=None, offline=True),
+    "clean": Clean(folders=[], remove=False),
+}
+BUILD = Build(
+    environment=ENVIRONMENT,
+    interpreter="python3",
+    python=None,
+    offline=False,
+    files={},
+    digest="x",
+    bad=None,
+    slots=["node"],
+    token="a:b:c",
+    controller="/a",
+    silence_seconds=1.0,
+)
+REQUESTS["build_environment"] = BUILD
 FAILED = {
     "error": "failed",
     "message": "m",

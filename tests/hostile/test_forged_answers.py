@@ -9,22 +9,35 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.hostile.nodes import BUSY, FAILED, PROBE, PROGRESS, REFUSED, WHOLE, HostileHost, answered
+from tests.hostile.nodes import (
+    BUILD,
+    BUSY,
+    FAILED,
+    PROBE,
+    PROGRESS,
+    REFUSED,
+    REQUESTS,
+    WHOLE,
+    HostileHost,
+    answered,
+)
 from tests.hostile.profiles import examples
 from tests.hostile.running import Done, tree, ugro
 from tests.hostile.strategies import changed, json_values, text
 from tests.unit.ended import EndedJob
 from tests.unit.factories import make_node, make_scripts
 from ugro_tasks.cluster.local import local_cluster
+from ugro_tasks.codec import convert
 from ugro_tasks.errors import HostError, NodesBusy
-from ugro_tasks.hosts import answers
+from ugro_tasks.hosts.answers import BuildProgress, ProbeAnswer
 from ugro_tasks.hosts.fleet import connect
 from ugro_tasks.hosts.host import ANSWER_LIMIT_BYTES
-from ugro_tasks.hosts.requests import Conversation, ask, attend
+from ugro_tasks.hosts.requests import BOOTSTRAP, Conversation, ask, ask_with_progress, node_zip
 from ugro_tasks.node.protocol import MARK
 
 CLUSTER = """
@@ -59,14 +72,20 @@ def answers_to(draw: st.DrawFn, operation: str) -> bytes:
 @given(operation=st.sampled_from(sorted(WHOLE)), data=st.data())
 def test_an_answer_has_its_shape_or_is_a_fault(operation: str, data: st.DataObject) -> None:
     said = data.draw(answers_to(operation))
-    for way in (ask, lambda host, op: Conversation(host).ask(op)):
+    request = REQUESTS[operation]
+    ways: list[Callable[[HostileHost], Any]] = [
+        lambda host: ask(host, request),
+        lambda host: Conversation(host).ask(request),
+    ]
+    for way in ways:
         try:
-            answer = way(HostileHost(make_node(), lambda *_: said), operation)
+            answer = way(HostileHost(make_node(), lambda *_: said))
         except (HostError, NodesBusy) as error:
             assert len(error.text) < 10_000
-            assert not isinstance(error, NodesBusy) or operation in answers.MAY_BE_BUSY
+            assert not isinstance(error, NodesBusy) or request.may_be_busy
         else:
-            assert answers.checked(operation, answer) == answer
+            assert isinstance(answer, request.answer)
+            assert convert(request.answer, msgspec.to_builtins(answer)) == answer  # it is within all bounds
 
 
 @examples(30)
@@ -74,49 +93,41 @@ def test_an_answer_has_its_shape_or_is_a_fault(operation: str, data: st.DataObje
 def test_a_build_that_tells_anything_ends(data: st.DataObject) -> None:
     said = b"".join(data.draw(st.lists(answers_to("build_environment"), min_size=1, max_size=4)))
     said += answered(data.draw(st.sampled_from([FAILED, PROGRESS]).flatmap(changed)))
-    told: list[Any] = []
+    told: list[BuildProgress] = []
     try:
-        attend(
-            HostileHost(make_node(), lambda *_: said), "build_environment", told.append, silence_seconds=1.0
-        )
+        ask_with_progress(HostileHost(make_node(), lambda *_: said), BUILD, told.append)
     except (HostError, NodesBusy) as error:
         assert len(error.text) < 10_000
     for progress in told:
-        assert {"phase", "seconds", "bytes", "line"} <= set(progress)
+        assert convert(BuildProgress, msgspec.to_builtins(progress)) == progress
 
 
 @pytest.mark.parametrize("operation", sorted(WHOLE))
 def test_the_shapes_fit_what_nodes_really_say(operation: str) -> None:
-    answers.checked(operation, WHOLE[operation])
+    kind = REQUESTS[operation].answer
+    assert isinstance(convert(kind, WHOLE[operation]), kind)
 
 
 def test_every_fact_of_a_real_probe_is_checked(tmp_path: Path) -> None:
     node = local_cluster(tmp_path).nodes[0]
-    told = ask(
-        connect(node, 5.0),
-        "probe",
+    request = msgspec.structs.replace(
+        REQUESTS["probe"],
         interpreter=sys.executable,
         project=str(tmp_path),
         slot="hostile",
-        wants_cuda=False,
         role="alone",
         address="127.0.0.1",
         master="127.0.0.1",
         port=1,
-        workers=0,
-        port_seconds=0.0,
-        nonce="x",
         model={"name": "none", "env": {}},
-        environment={"manager": "venv", "name": "default", "folder": str(tmp_path), "work": "/x"},
     )
-    known: dict[str, Any] = {}
-
-    def note(shape: Any, value: Any, at: str) -> None:
-        fields = {field.name: field.type for field in __import__("msgspec").structs.fields(shape)}
-        known[at] = set(value) - set(fields) if isinstance(value, dict) else set()
-
-    note(answers.Probe, told, "probe")
-    assert known == {"probe": set()}, "name new facts in answers.py, with what they may be"
+    packed = node_zip()
+    line = json.dumps(msgspec.to_builtins(request)).encode() + b"\n"
+    argv = [sys.executable, "-ES", "-c", BOOTSTRAP, str(len(packed))]
+    told = json.loads(connect(node, 5.0).run(argv, packed + line).rpartition(MARK)[2])
+    fields = {field.name for field in msgspec.structs.fields(ProbeAnswer)}
+    assert set(told) - fields == set(), "name new facts in answers.py, with what they may be"
+    assert isinstance(ask(connect(node, 5.0), request), ProbeAnswer)
 
 
 class _Dripping(HostileHost):
@@ -136,7 +147,7 @@ class _Dripping(HostileHost):
 def test_an_answer_that_drips_does_not_hold_the_controller_up() -> None:
     begun = time.monotonic()
     with pytest.raises(HostError):
-        Conversation(_Dripping(make_node(), lambda *_: b"")).ask("state", timeout_seconds=0.2)
+        Conversation(_Dripping(make_node(), lambda *_: b"")).ask(REQUESTS["state"], timeout_seconds=0.2)
     assert time.monotonic() - begun < 5
 
 
@@ -148,9 +159,9 @@ class _Endless(_Dripping):
 def test_an_answer_without_an_end_is_not_kept() -> None:
     host = _Endless(make_node(), lambda *_: b"x" * (ANSWER_LIMIT_BYTES + 1))
     with pytest.raises(HostError):
-        Conversation(host).ask("state")
+        Conversation(host).ask(REQUESTS["state"])
     with pytest.raises(HostError):
-        attend(host, "build_environment", lambda _: None, silence_seconds=1.0)
+        ask_with_progress(host, BUILD, lambda _: None)
 
 
 # ---- every command that speaks with nodes ----

@@ -35,6 +35,7 @@ from tests.unit.factories import (
 from ugro_tasks.errors import HostError, UgroError
 from ugro_tasks.hosts.fleet import Fleet
 from ugro_tasks.hosts.host import Host
+from ugro_tasks.hosts.operations import State
 from ugro_tasks.hosts.requests import ask
 from ugro_tasks.hosts.ssh import SshHost
 from ugro_tasks.jobs.experiment import Experiment
@@ -81,7 +82,7 @@ def test_a_login_that_answers_anything_is_a_fault_soon(turned: Host, evil: Path,
     (evil / "mode").write_text(mode)
     begun = time.monotonic()
     with pytest.raises(HostError) as fault:
-        ask(turned, "state", timeout_seconds=1.5, folder="/x", token="a:b:c")
+        ask(turned, State(folder="/x", token="a:b:c"), timeout_seconds=1.5)
     assert time.monotonic() - begun < 20
     assert len(fault.value.text) < 2_000
 

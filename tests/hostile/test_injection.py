@@ -17,6 +17,7 @@ from lab.ugro import Ugro
 from ugro_tasks.cluster.model import Cluster
 from ugro_tasks.errors import HostError
 from ugro_tasks.hosts.fleet import connect
+from ugro_tasks.hosts.operations import MakeFolder
 from ugro_tasks.hosts.requests import ask
 from ugro_tasks.hosts.rsync import Rsync
 
@@ -68,7 +69,7 @@ def test_a_folder_called_a_command_is_only_a_folder(
         (tmp_path / name).mkdir()
     (tmp_path / "out" / "file").write_text("x")
     with closing(connect(node, 1.0)) as host:
-        ask(host, "make_folder", project=f"{node.project}/to")
+        ask(host, MakeFolder(project=f"{node.project}/to"))
         Rsync(host).push(f"{tmp_path}/out/", f"{node.project}/to/", link_from=[f"../{NAME}"], files=["file"])
         Rsync(host).pull(f"{node.project}/to/", f"{tmp_path}/back/", gently=True)
     assert (tmp_path / "back" / "file").read_text() == "x"

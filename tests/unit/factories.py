@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ugro_tasks.cluster.model import Cluster, Environment, Node, TrainingDefaults
+from ugro_tasks.codec import convert
+from ugro_tasks.hosts.answers import ProbeAnswer
 from ugro_tasks.jobs.plan import LaunchPlan, NodePlan
 from ugro_tasks.jobs.record import Code, JobRecord
 from ugro_tasks.jobs.spec import JobSpec
@@ -43,6 +45,32 @@ def make_cluster(root: Path, nodes: int | tuple[Node, ...] = 3, **changes: Any) 
         "source": str(root / "cluster.yaml"),
     }
     return Cluster(**{**given, **changes})
+
+
+def make_probe(**facts: Any) -> ProbeAnswer:
+    """What a node told of itself, as it comes over the wire; it has no card and no environment."""
+    room = {"path": "/x", "free_bytes": 1 << 40, "total_bytes": 1 << 40, "writable": True}
+    ran = {"code": 0, "stdout": "", "stderr": ""}
+    told: dict[str, Any] = {
+        "hostname": "gpu",
+        "resolves_to": None,
+        "interfaces": {},
+        "python": "3.11.7",
+        "boot_id": "b",
+        "cpus": 8,
+        "project": room,
+        "shm": room,
+        "rsync": None,
+        "lease": None,
+        "jobs": [],
+        "our_pids": [],
+        "torch": ran,
+        "gpus": ran,
+        "apps": ran,
+        "started": 1.0,
+        "ended": 2.0,
+    }
+    return convert(ProbeAnswer, {**told, **facts})
 
 
 def make_scripts(folder: Path, **files: str) -> Path:

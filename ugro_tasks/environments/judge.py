@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from msgspec import Struct
 
 from ..cluster.model import Cluster, Node
 from ..errors import EnvironmentFault
+from ..hosts.answers import BuildFailed, EnvironmentAnswer, ProbeAnswer
 from .recipe import Recipe, recipe_of
+
+# Both tell what a node has as its environment.
+Facts = ProbeAnswer | EnvironmentAnswer
 
 DIGITS_SHOWN = 7
 INSTALL = {
@@ -36,16 +39,18 @@ class Fingerprint(Struct, frozen=True, kw_only=True):
         return f"{lock}, Python {self.python}, {torch}" if self.python else "none"
 
 
-def fingerprint_of(facts: Mapping[str, Any]) -> Fingerprint:
+def fingerprint_of(facts: Facts) -> Fingerprint:
     """What the node has, from the facts that its probe or `environment` told."""
-    stamp, torch = (facts.get("environment") or {}).get("stamp") or {}, facts["torch"]
-    cuda = torch.get("cuda")
+    stamp = facts.environment.known_stamp if facts.environment else None
     return Fingerprint(
-        digest=stamp.get("digest"), python=torch.get("python"), torch=torch.get("torch"), cuda=cuda
+        digest=stamp.digest if stamp else None,
+        python=facts.torch.python,
+        torch=facts.torch.torch,
+        cuda=facts.torch.cuda,
     )
 
 
-def behind(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def behind(cluster: Cluster, facts: Mapping[str, Facts]) -> dict[str, str]:
     """{node: why} of the nodes whose environment is not what the project's files say; `facts` is what probes told.
 
     Nodes of which nothing can be said are not in it: no facts, no files here, or an environment that nobody makes.
@@ -57,7 +62,7 @@ def behind(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]]) -> dict[str
     return found
 
 
-def why_behind(cluster: Cluster, node: Node, facts: Mapping[str, Any]) -> str | None:
+def why_behind(cluster: Cluster, node: Node, facts: Facts) -> str | None:
     """See `behind`."""
     try:
         recipe = recipe_of(cluster, node)
@@ -66,43 +71,50 @@ def why_behind(cluster: Cluster, node: Node, facts: Mapping[str, Any]) -> str | 
     return difference(recipe, facts) if recipe else None
 
 
-def difference(recipe: Recipe, facts: Mapping[str, Any]) -> str | None:
+def difference(recipe: Recipe, facts: Facts) -> str | None:
     """Why the node's environment is not made from the recipe; None where it is, or where the node did not say."""
-    built = facts.get("environment")
-    if not built:
+    built, torch = facts.environment, facts.torch
+    if built is None or not built.is_managed:
         return None
-    stamp, torch = built["stamp"], facts["torch"]
-    if not built["there"]:
+    if not built.there:
         return "not made yet"
-    if not stamp:
+    stamp = built.known_stamp
+    if stamp is None:
         return "made by somebody else, or a sync was interrupted"
-    if stamp["manager"] != recipe.manager:
-        return f"made by {stamp['manager']}, not by {recipe.manager}"
-    if stamp["digest"] != recipe.digest:
+    if stamp.manager != recipe.manager:
+        return f"made by {stamp.manager}, not by {recipe.manager}"
+    if stamp.digest != recipe.digest:
         return (
             f"made from another {recipe.lock_name} "
-            f"({stamp['digest'][:DIGITS_SHOWN]}, here {recipe.digest[:DIGITS_SHOWN]})"
+            f"({stamp.digest[:DIGITS_SHOWN]}, here {recipe.digest[:DIGITS_SHOWN]})"
         )
-    if torch["code"] != 0:
+    if torch.code != 0:
         return "its Python does not run any more"
+    versions = (
+        ("Python", _minor(stamp.python), _minor(torch.python), stamp.python, torch.python),
+        ("torch", stamp.torch, torch.torch, stamp.torch, torch.torch),
+        ("CUDA", stamp.cuda, torch.cuda, stamp.cuda, torch.cuda),
+    )
     changed = [
-        f"{what} {stamp[key]} is now {torch.get(key) or 'gone'}"
-        for what, key in (("Python", "python"), ("torch", "torch"), ("CUDA", "cuda"))
-        if _release(key, stamp[key]) != _release(key, torch.get(key))
+        f"{what} {was} is now {now or 'gone'}"
+        for what, was_release, release, was, now in versions
+        if was_release != release
     ]
     return f"changed since it was made: {', '.join(changed)}" if changed else None
 
 
-def _release(what: str, version: str | None) -> str | None:
-    """What must be equal of a version: another patch of Python is no other environment."""
-    return ".".join(version.split(".")[:2]) if what == "python" and version else version
+def _minor(version: str | None) -> str | None:
+    """Cut a Python's version to what must be equal: another patch is no other environment."""
+    return ".".join(version.split(".")[:2]) if version else version
 
 
 def uneven(found: Mapping[str, Fingerprint]) -> str | None:
     """In which ways the nodes' environments differ, node by node; None where they are equal."""
     lines = []
     for what in ("digest", "python", "torch", "cuda"):
-        values = {node: _release(what, getattr(of_node, what)) for node, of_node in found.items()}
+        values: dict[str, str | None] = {node: getattr(one, what) for node, one in found.items()}
+        if what == "python":
+            values = {node: _minor(version) for node, version in values.items()}
         if len(set(values.values())) > 1:
             name = {"digest": "lock", "python": "Python", "cuda": "CUDA"}.get(what, what)
             told = {node: (value or "none")[:20] for node, value in values.items()}
@@ -144,21 +156,19 @@ OTHER_HASH = re.compile(r"do not match the hashes|hash mismatch", re.I)
 NO_PYTHON = re.compile(r"no interpreter found for python ([\d.]+)|requires a different python", re.I)
 
 
-def explained(node: Node, recipe: Recipe, failure: Mapping[str, Any]) -> EnvironmentFault:
+def explained(node: Node, recipe: Recipe, failure: BuildFailed) -> EnvironmentFault:
     """What happened, where and what to do, from what the node told of a build that failed."""
-    tail, phase = str(failure["tail"]), str(failure["phase"])
-    what, fix = _by_phase(node, recipe, phase, str(failure["message"])) or _by_tail(
-        node, recipe, tail, failure
-    )
+    what, fix = _by_phase(node, recipe, failure) or _by_tail(node, recipe, failure)
     return EnvironmentFault(f"{node.name}: {what}\n    {fix}")
 
 
-def is_stale(failure: Mapping[str, Any]) -> bool:
-    """Whether the lock does not fit the manifest: the same on all nodes, so it is said once."""
-    return bool(STALE.search(str(failure["tail"])))
+def is_stale(tail: str) -> bool:
+    """Whether the lock does not fit the manifest, by an installer's last lines; it is the same on all nodes."""
+    return bool(STALE.search(tail))
 
 
-def _by_phase(node: Node, recipe: Recipe, phase: str, message: str) -> tuple[str, str] | None:
+def _by_phase(node: Node, recipe: Recipe, failure: BuildFailed) -> tuple[str, str] | None:
+    phase, message = failure.phase, failure.message
     wanted = recipe.python or "3"
     if phase.startswith("no ") and (program := phase.removeprefix("no ")) in INSTALL:
         looked = (
@@ -182,10 +192,11 @@ def _by_phase(node: Node, recipe: Recipe, phase: str, message: str) -> tuple[str
     return None
 
 
-def _by_tail(node: Node, recipe: Recipe, tail: str, failure: Mapping[str, Any]) -> tuple[str, str]:
+def _by_tail(node: Node, recipe: Recipe, failure: BuildFailed) -> tuple[str, str]:
+    tail = failure.tail
     manager = {"venv": "pip"}.get(recipe.manager, recipe.manager)
-    if NO_ROOM.search(f"{tail}\n{failure['message']}"):
-        free = failure["free_bytes"]
+    if NO_ROOM.search(f"{tail}\n{failure.message}"):
+        free = failure.free_bytes
         room = f" ({free / 2**30:.1f} GiB free)" if free is not None else ""
         return f"its disk is full{room}", f"free some space on {node.name}, then again: inv sync-envs"
     if STALE.search(tail):
@@ -208,8 +219,8 @@ def _by_tail(node: Node, recipe: Recipe, tail: str, failure: Mapping[str, Any]) 
             f"{manager} reaches no packages from there ({found[0].lower()})",
             "is it online? For a node without internet: inv sync-envs --offline",
         )
-    said = _telling(tail) or str(failure["message"])
-    return f"{manager} failed: {said}", f"all that it said is in {failure['log']} on {node.name}"
+    said = _telling(tail) or failure.message
+    return f"{manager} failed: {said}", f"all that it said is in {failure.log} on {node.name}"
 
 
 def stale(recipe: Recipe) -> tuple[str, str]:

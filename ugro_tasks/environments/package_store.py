@@ -13,11 +13,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from ..cluster.model import Cluster, Node
 from ..errors import EnvironmentFault, ToolMissing
+from ..hosts.answers import EnvironmentAnswer
 from ..hosts.host import Host
+from ..hosts.operations import MakeFolder
 from ..hosts.requests import ask
 from ..hosts.transfer import Transfer
 from ..node.environment import find_program
@@ -47,9 +48,10 @@ def program(name: str) -> str | None:
     return str(beside) if beside.exists() else find_program(name)
 
 
-def fill(cluster: Cluster, node: Node, recipe: Recipe, facts: Mapping[str, Any]) -> Path:
+def fill(cluster: Cluster, node: Node, recipe: Recipe, facts: EnvironmentAnswer) -> Path:
     """The store for a node, filled where it is not yet. Raises EnvironmentFault, ToolMissing."""
-    machine, version = str(facts.get("machine") or ""), str((facts.get("base") or {}).get("version") or "")
+    machine = facts.machine or ""
+    version = (facts.base.version if facts.base else None) or ""
     if recipe.manager != "venv" and machine != platform.machine():
         raise EnvironmentFault(
             f"{node.name} is a {machine}, this machine a {platform.machine()}: "
@@ -83,7 +85,7 @@ def fill(cluster: Cluster, node: Node, recipe: Recipe, facts: Mapping[str, Any])
 
 def push(store: Path, host: Host, place: Mapping[str, str], progress: Callable[[int], None]) -> None:
     """The store is in the node's work folder; what is there already does not travel again. Raises HostError."""
-    ask(host, "make_folder", timeout_seconds=MAKE_FOLDER_SECONDS, project=place["work"])
+    ask(host, MakeFolder(project=place["work"]), timeout_seconds=MAKE_FOLDER_SECONDS)
     Transfer(host).push(f"{store}/", f"{place['work']}/store/", delete=True, progress=progress)
 
 

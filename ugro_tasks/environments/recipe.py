@@ -21,6 +21,7 @@ from msgspec import Struct
 from ..cluster.locks import LOCKS
 from ..cluster.model import Cluster, Environment, Node
 from ..errors import EnvironmentFault
+from ..hosts.answers import Built
 
 # What of a manifest the packages depend on. The rest, a linter's settings say, may change without a new environment.
 MANIFEST_PARTS = {
@@ -98,22 +99,21 @@ def place_of(node: Node) -> dict[str, str]:
     return {**place, "work": f"{workspace}/.pixi/ugro-{environment.name}", "workspace": workspace}
 
 
-def activation_of(node: Node, facts: Mapping[str, Any]) -> tuple[str, ...]:
+def activation_of(node: Node, built: Built | None) -> tuple[str, ...]:
     """The command that tells, as pixi's JSON, what the environment's activation sets; () where there is none.
 
     A PATH is not enough for packages from conda: they bring activation scripts.
     """
-    built = facts.get("environment") or {}
-    if node.environment.manager != "pixi":
+    if node.environment.manager != "pixi" or built is None:
         return ()
-    if built.get("activate"):  # made from a pack: pixi itself need not be there
+    if built.activate:  # made from a pack: pixi itself need not be there
         python = node.environment.interpreter(node.project)
-        return ("bash", "-c", '. "$0" >&2 && exec "$1" -c "$2"', built["activate"], python, TELL_ENVIRONMENT)
-    if not built.get("program") or not built.get("manifest"):
+        return ("bash", "-c", '. "$0" >&2 && exec "$1" -c "$2"', built.activate, python, TELL_ENVIRONMENT)
+    if not built.program or not built.manifest:
         return ()
     # It must neither solve nor install anything now.
     options = ["--json", "--frozen", "--no-install", "--environment", node.environment.name]
-    return (built["program"], "shell-hook", *options, "--manifest-path", built["manifest"])
+    return (built.program, "shell-hook", *options, "--manifest-path", built.manifest)
 
 
 TELL_ENVIRONMENT = "import json, os; print(json.dumps({'environment_variables': dict(os.environ)}))"

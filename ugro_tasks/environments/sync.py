@@ -16,9 +16,11 @@ from msgspec import Struct
 
 from ..cluster.model import Cluster, Node
 from ..errors import EnvironmentFault, NodesBusy, SeveralErrors, ToolMissing, UgroError
+from ..hosts import operations
+from ..hosts.answers import BuildFailed, BuildProgress, EnvironmentAnswer
 from ..hosts.fleet import Fleet
 from ..hosts.host import Host
-from ..hosts.requests import ask, attend
+from ..hosts.requests import ask, ask_with_progress
 from ..node.environment import version_of
 from ..text import printable
 from .judge import Fingerprint, difference, explained, fingerprint_of, is_stale, odd_versions, stale, uneven
@@ -49,7 +51,7 @@ class State(Struct, frozen=True, kw_only=True):
     fingerprint: Fingerprint
     why: str | None
     recipe: Recipe | None  # None: nobody makes it
-    facts: dict[str, Any]
+    facts: EnvironmentAnswer
 
 
 class Synced(Struct, frozen=True, kw_only=True):
@@ -136,7 +138,13 @@ def survey(
 
     def look(node: Node, host: Host) -> State:
         recipe = recipe_of(cluster, node)
-        facts = ask(host, "environment", timeout_seconds=LOOK_SECONDS, **_request(node, recipe, offline))
+        request = operations.Environment(
+            environment=place_of(node),
+            interpreter=node.environment.interpreter(node.project),
+            python=recipe.python if recipe else None,
+            offline=offline,
+        )
+        facts = ask(host, request, timeout_seconds=LOOK_SECONDS)
         why = difference(recipe, facts) if recipe else None
         return State(node=node, fingerprint=fingerprint_of(facts), why=why, recipe=recipe, facts=facts)
 
@@ -197,15 +205,6 @@ def _chosen(cluster: Cluster, nodes: Collection[str] | None) -> list[Node]:
     return [node for node in cluster.nodes if nodes is None or node.name in nodes]
 
 
-def _request(node: Node, recipe: Recipe | None, offline: bool) -> dict[str, Any]:
-    return {
-        "environment": place_of(node),
-        "interpreter": node.environment.interpreter(node.project),
-        "python": recipe.python if recipe else None,
-        "offline": offline,
-    }
-
-
 def _store(cluster: Cluster, state: State, tell: Tell) -> Path:
     assert state.recipe  # noqa: S101  (what is behind has one)
     tell(state.node.name, Progress(phase="fetching packages"))
@@ -216,33 +215,40 @@ def _make(
     cluster: Cluster, state: State, store: Path | None, say: Callable[[Progress], None], host: Host
 ) -> Synced:
     """Make the node's environment; raises why it cannot be made."""
-    node, recipe, stamp = state.node, state.recipe, state.facts["environment"]["stamp"]
+    node, recipe = state.node, state.recipe
     assert recipe  # noqa: S101  (what is behind has one)
     if store:
         push(store, host, place_of(node), lambda percent: say(_pushing(percent)))
+    stamp = state.facts.environment.known_stamp
+    # Made from the same files, and yet not good: whatever it is, it is not kept.
+    bad = stamp.made_at if stamp and stamp.digest == recipe.digest else None
+    request = operations.Build(
+        environment=place_of(node),
+        interpreter=node.environment.interpreter(node.project),
+        python=recipe.python,
+        offline=store is not None,
+        files={name: len(content) for name, content in recipe.files.items()},
+        digest=recipe.digest,
+        bad=bad,
+        slots=_slots(cluster, node),
+        token=f"sync-envs.{secrets.token_hex(4)}:{node.name}:{node.slot}",
+        controller=f"{socket.gethostname()}:{cluster.root}",
+        silence_seconds=SILENCE_SECONDS,
+    )
     try:
-        answer = attend(
+        answer = ask_with_progress(
             host,
-            "build_environment",
-            lambda progress: say(Progress(**progress)),
-            silence_seconds=SILENCE_SECONDS,
+            request,
+            lambda progress: say(_in_progress(progress)),
             blob=b"".join(recipe.files.values()),
-            files={name: len(content) for name, content in recipe.files.items()},
-            digest=recipe.digest,
-            # Made from the same files, and yet not good: whatever it is, it is not kept.
-            bad=stamp["made_at"] if stamp and stamp["digest"] == recipe.digest else None,
-            slots=_slots(cluster, node),
-            token=f"sync-envs.{secrets.token_hex(4)}:{node.name}:{node.slot}",
-            controller=f"{socket.gethostname()}:{cluster.root}",
-            **_request(node, recipe, store is not None),
         )
     except NodesBusy as error:
         raise NodesBusy(
             f"{error.text}\n    its environment was not touched: a running job still imports from it; "
             "wait for the job or stop it, then again: inv sync-envs"
         ) from error
-    if answer.get("error"):
-        if is_stale(answer):
+    if isinstance(answer, BuildFailed):
+        if is_stale(answer.tail):
             raise EnvironmentFault("\n    ".join(stale(recipe)))
         raise explained(node, recipe, answer)
     return Synced(
@@ -250,10 +256,14 @@ def _make(
         before=state.fingerprint,
         after=fingerprint_of(answer),
         why=state.why,
-        seconds=answer["seconds"],
-        bytes=answer["bytes"],
-        kept=answer["kept"],
+        seconds=answer.seconds,
+        bytes=answer.bytes,
+        kept=answer.kept,
     )
+
+
+def _in_progress(told: BuildProgress) -> Progress:
+    return Progress(phase=told.phase, seconds=told.seconds, bytes=told.bytes, line=told.line)
 
 
 def _pushing(percent: int) -> Progress:
@@ -289,7 +299,7 @@ def _stale_uv_locks(cluster: Cluster, todo: list[State]) -> dict[str, UgroError]
         )
     except subprocess.TimeoutExpired:
         return {}
-    if done.returncode == 0 or not is_stale({"tail": done.stderr.decode("utf-8", "replace")}):
+    if done.returncode == 0 or not is_stale(done.stderr.decode("utf-8", "replace")):
         return {}
     return {name: EnvironmentFault("\n    ".join(stale(recipe))) for name, recipe in by_uv.items()}
 
@@ -303,7 +313,7 @@ def _odd_pixis(states: Mapping[str, State | UgroError]) -> dict[str, UgroError]:
     }
     if not any(state.why for state in by_pixi.values()):
         return {}
-    versions = {name: state.facts["environment"].get("version") for name, state in by_pixi.items()}
+    versions = {name: state.facts.environment.version for name, state in by_pixi.items()}
     odd = odd_versions(versions, version_of(program("pixi")))
     return {
         name: EnvironmentFault(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from ..cluster.model import Cluster, Node
-from ..hosts.answers import interface_of
+from ..hosts.answers import Peers, ProbeAnswer
 from .node_checks import CLOCK_MAX_SECONDS, Check
 from .probe import visited_by
 
-Facts = Mapping[str, Mapping[str, Any]]  # by node, of those that were reached
+Facts = Mapping[str, ProbeAnswer]  # by node, of those that were reached
 
 
 def judge_all(cluster: Cluster, facts: Facts, clock_offsets: Mapping[str, float]) -> Iterator[Check]:
@@ -46,34 +45,48 @@ def judge_all(cluster: Cluster, facts: Facts, clock_offsets: Mapping[str, float]
     yield from _peers(cluster, facts, clock_offsets)
 
 
-COMPARED: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
-    "Python": lambda facts: ".".join(str(facts["torch"].get("python", "")).split(".")[:2]),
-    "torch": lambda facts: facts["torch"].get("torch"),
-    "CUDA": lambda facts: facts["torch"].get("cuda") or ("none" if facts["torch"].get("torch") else None),
-    # An older one may not read the lock that a newer one wrote.
-    "pixi": lambda facts: (facts.get("environment") or {}).get("version") if _by_pixi(facts) else None,
+def _python(facts: ProbeAnswer) -> str:
+    return ".".join((facts.torch.python or "").split(".")[:2])
+
+
+def _torch(facts: ProbeAnswer) -> str | None:
+    return facts.torch.torch
+
+
+def _cuda(facts: ProbeAnswer) -> str | None:
+    if facts.torch.cuda:
+        return facts.torch.cuda
+    return "none" if facts.torch.torch else None
+
+
+def _pixi(facts: ProbeAnswer) -> str | None:
+    """Only an environment of pixi's names the version of a program."""
+    return facts.environment.version if facts.environment else None
+
+
+COMPARED: dict[str, Callable[[ProbeAnswer], str | None]] = {
+    "Python": _python,
+    "torch": _torch,
+    "CUDA": _cuda,
+    "pixi": _pixi,  # an older one may not read the lock that a newer one wrote
 }
-
-
-def _by_pixi(facts: Mapping[str, Any]) -> bool:
-    return "manifest" in (facts.get("environment") or {})
-
-
 _FIXES = {"pixi": "on those that are behind: pixi self-update"}
 
 
-def _mtu(node: Node, facts: Mapping[str, Any] | None) -> int | None:
+def _mtu(node: Node, facts: ProbeAnswer | None) -> int | None:
     """The MTU of the interface that the others reach a node by; None where it has none, or is this machine."""
-    interface = interface_of(node, facts) if facts and node.transport == "ssh" else None
-    mtu: int | None = facts["interfaces"][interface]["mtu"] if facts and interface else None
-    return mtu
+    if facts is None or node.transport != "ssh":
+        return None
+    interface = facts.interface_of(node.address)
+    return facts.interfaces[interface].mtu if interface else None
 
 
 def _machines(cluster: Cluster, facts: Facts) -> Iterator[Check]:
     """Two names of one machine, by its two network cards say, would want its one GPU and its one lease twice."""
     known: dict[tuple[str, str], str] = {}
     for node in cluster.nodes:
-        identity = ((facts.get(node.name) or {}).get("home") or {}).get("identity")
+        found = facts.get(node.name)
+        identity = found.home.identity if found and found.home else None
         first = known.setdefault((identity, node.slot), node.name) if identity else node.name
         if first != node.name:
             yield Check(
@@ -94,9 +107,7 @@ def _peers(cluster: Cluster, facts: Facts, clock_offsets: Mapping[str, float]) -
         and b.name in facts
         and _met(b, facts[a.name], facts[b.name], clock_offsets[a.name] - clock_offsets[b.name])
     ]
-    faults = [
-        _obstacle(a, b, facts[a.name]["peers"]["reached"][b.name], facts[b.name]["peers"]) for a, b in pairs
-    ]
+    faults = [_obstacle(a, b, facts[a.name].peers, facts[b.name].peers) for a, b in pairs]
     if pairs:
         found = [fault for fault in faults if fault]
         yield Check(
@@ -107,30 +118,33 @@ def _peers(cluster: Cluster, facts: Facts, clock_offsets: Mapping[str, float]) -
         )
 
 
-def _met(b: Node, facts: Mapping[str, Any], others_facts: Mapping[str, Any], offset_seconds: float) -> bool:
+def _met(b: Node, facts: ProbeAnswer, others_facts: ProbeAnswer, offset_seconds: float) -> bool:
     """Whether `b` listened while the other tried, and on the port that it tried."""
-    mine, others = facts.get("peers"), others_facts.get("peers")
-    reached = mine["reached"].get(b.name) if mine else None
-    if not mine or not reached or not others or not others["listens"] or reached["tried"] != others["port"]:
+    mine, others = facts.peers, others_facts.peers
+    if mine is None or others is None or not others.listens:
         return False
-    apart: float = abs(facts["started"] - others_facts["started"] - offset_seconds)
-    return bool(reached["ok"]) or apart < mine["seconds"] / 2
+    reached = mine.reached.get(b.name)
+    if reached is None or reached.tried != others.port:
+        return False
+    apart = abs(facts.started - others_facts.started - offset_seconds)
+    return reached.ok or apart < mine.seconds / 2
 
 
-def _obstacle(
-    a: Node, b: Node, reached: Mapping[str, Any], others: Mapping[str, Any]
-) -> tuple[str, str] | None:
-    """(what, fix) of what is in the way from `a` to `b`."""
-    if reached["ok"] and a.name in others["heard"]:
+def _obstacle(a: Node, b: Node, mine: Peers | None, others: Peers | None) -> tuple[str, str] | None:
+    """(what, fix) of what is in the way from `a` to `b`; None where nothing is, or where one was not asked."""
+    if mine is None or others is None:
         return None
-    if reached["ok"] or reached["stalled"]:
+    reached = mine.reached[b.name]
+    if reached.ok and a.name in others.heard:
+        return None
+    if reached.ok or reached.stalled:
         return (
             f"large packets between {' and '.join(sorted((a.name, b.name)))} are lost",
             "a switch or tunnel between them passes less than the MTU of their interfaces: "
             "sudo ip link set dev <interface> mtu 1500 on both, or less where a VPN is in between",
         )
     return (
-        f"{a.name} does not reach {b.name} on port {reached['tried']}: {reached['error']}",
+        f"{a.name} does not reach {b.name} on port {reached.tried}: {reached.error}",
         f"let {b.name} take connections from {a.name}, on all ports (gloo and NCCL choose theirs freely): "
         f"sudo ufw allow from {a.address}",
     )

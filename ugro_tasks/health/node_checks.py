@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import shlex
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-from msgspec import Struct
+from msgspec import Struct, UnsetType
 
 from ..cluster.model import Cluster, Node
 from ..environments.judge import why_behind
-from ..hosts.answers import interface_of
-from ..hosts.nvidia import ILL, is_number, parse_apps, parse_gpus
+from ..hosts.answers import ProbeAnswer, Ran, Reach, Space
+from ..hosts.nvidia import Gpu
 
 DISK_MIN_BYTES = 2 << 30
 DISK_MIN_FILES = 1000
@@ -35,9 +34,7 @@ class Check(Struct, frozen=True, kw_only=True):
     note: bool = False
 
 
-def judge(
-    cluster: Cluster, node: Node, facts: Mapping[str, Any], clock_offset_seconds: float
-) -> Iterator[Check]:
+def judge(cluster: Cluster, node: Node, facts: ProbeAnswer, clock_offset_seconds: float) -> Iterator[Check]:
     """The checks of one node that was reached. Pure: facts (and the project's files) in, checks out."""
     yield _environment(cluster, node, facts)
     if node.gpu_model is not None:
@@ -54,23 +51,24 @@ def judge(
     )
 
 
-def _environment(cluster: Cluster, node: Node, facts: Mapping[str, Any]) -> Check:
-    torch, why = facts["torch"], why_behind(cluster, node, facts)
+def _environment(cluster: Cluster, node: Node, facts: ProbeAnswer) -> Check:
+    torch = facts.torch
+    why = why_behind(cluster, node, facts)
     interpreter = node.environment.interpreter(node.project)
     make = _how_to_make(node)
-    if torch["code"] is None:
+    if torch.code is None:
         return Check(name="environment", ok=False, value=_last(torch), fix=make)
-    if torch["code"] != 0:
+    if torch.code != 0:
         return Check(name="environment", ok=False, value=f"{interpreter} fails: {_last(torch)}", fix=make)
-    if not torch.get("torch"):
+    if not torch.torch:
         return Check(name="environment", ok=False, value=f"{interpreter} has no torch", fix=make)
-    words = f"Python {torch['python']}, torch {torch['torch']}"
+    words = f"Python {torch.python}, torch {torch.torch}"
     if why:
         return Check(name="environment", ok=False, value=f"{words}; behind: {why}", fix=make)
     promised = {
-        "Python": (node.environment.python_version, torch["python"]),
-        "torch": (node.environment.torch_version, torch["torch"]),
-        "CUDA": (node.environment.cuda_version, torch.get("cuda") or "none"),
+        "Python": (node.environment.python_version, torch.python),
+        "torch": (node.environment.torch_version, torch.torch),
+        "CUDA": (node.environment.cuda_version, torch.cuda or "none"),
     }
     wrong = [
         f"{what} {wanted}" for what, (wanted, found) in promised.items() if not _is_version(found, wanted)
@@ -93,20 +91,20 @@ def _how_to_change(node: Node) -> str:
     return "let what the environment is made from say the same, then: inv sync-envs"
 
 
-def _is_version(found: str, wanted: str | None) -> bool:
+def _is_version(found: str | None, wanted: str | None) -> bool:
     """As far as the wanted version is written: 2.13 is any 2.13.x."""
-    return wanted is None or f"{found.split('+')[0]}.".startswith(f"{wanted}.")
+    return wanted is None or f"{(found or '').split('+')[0]}.".startswith(f"{wanted}.")
 
 
-def _last(answer: Mapping[str, Any]) -> str:
-    lines = str(answer["stderr"]).strip().splitlines()
-    return lines[-1] if lines else f"exit code {answer['code']}"
+def _last(ran: Ran) -> str:
+    lines = ran.stderr.strip().splitlines()
+    return lines[-1] if lines else f"exit code {ran.code}"
 
 
-def _gpu(node: Node, facts: Mapping[str, Any]) -> Iterator[Check]:
-    answer, found = facts["gpus"], parse_gpus(facts["gpus"]["stdout"])
-    if answer["code"] not in WARNINGS_ONLY or not found:
-        said = answer["stderr"].strip() or answer["stdout"].strip() or "no GPU"
+def _gpu(node: Node, facts: ProbeAnswer) -> Iterator[Check]:
+    answer, found = facts.gpus, facts.cards
+    if answer.code not in WARNINGS_ONLY or not found:
+        said = answer.stderr.strip() or answer.stdout.strip() or "no GPU"
         value = said.splitlines()[0]  # "No devices were found" comes last, whatever the reason
         yield Check(
             name="gpu",
@@ -117,49 +115,59 @@ def _gpu(node: Node, facts: Mapping[str, Any]) -> Iterator[Check]:
         )
         return
     card = found[0]
-    ill = [f"{value} ({name})" for name, value in card.items() if any(words in value for words in ILL)]
-    total_mib = float(card["memory.total"]) if is_number(card["memory.total"]) else 0.0
-    same = (node.gpu_model or "").lower() in card["name"].lower()
-    large = node.vram_gb is None or total_mib / 1024 >= node.vram_gb * (1 - VRAM_TOLERANCE) or bool(ill)
+    faults = card.faults
+    total_gib = (card.total_mib or 0.0) / 1024
+    same = (node.gpu_model or "").lower() in card.name.lower()
+    # A card out of order tells no number for its memory; that is a check of its own.
+    large = node.vram_gb is None or total_gib >= node.vram_gb * (1 - VRAM_TOLERANCE) or bool(faults)
     yield Check(
         name="gpu",
         ok=same and large,
-        value=f"{card['name']}, {total_mib / 1024:.1f} GiB, driver {card['driver_version']}",
+        value=f"{card.name}, {total_gib:.1f} GiB, driver {card.driver_version}",
         fix=f"the cluster file promises {node.gpu_model} with {node.vram_gb or '?'} GB; correct it or the card's seat",
     )
-    yield _gpu_errors(node, card, ill, infirm=answer["code"] != 0)
-    foreign = [
-        app for app in parse_apps(facts["apps"]["stdout"])
-        if app["pid"] not in facts["our_pids"] and app["used_mib"] >= FOREIGN_VRAM_MIN_MIB
-    ]  # fmt: skip
-    yield Check(
-        name="vram",
-        ok=not foreign,
-        value=", ".join(f"{a['name']} (pid {a['pid']}) holds {a['used_mib']} MiB" for a in foreign)
-        or f"{card['memory.used']} MiB used",
-        fix=f"end it on {node.name}: kill {' '.join(str(a['pid']) for a in foreign)}",
-    )
-    if "cuda_available" in facts["torch"]:
-        yield _cuda(node, facts)
+    yield _gpu_errors(node, card, faults, warned=answer.code != 0)
+    yield _vram(node, facts, card)
+    if not isinstance(facts.torch.cuda_available, UnsetType):
+        yield _cuda(node, facts, available=facts.torch.cuda_available)
 
 
-def _gpu_errors(node: Node, card: Mapping[str, str], ill: list[str], *, infirm: bool) -> Check:
+def _gpu_errors(node: Node, card: Gpu, faults: list[str], *, warned: bool) -> Check:
     """Memory errors that ECC could not correct, and what nvidia-smi says of a card that hangs after an Xid."""
-    count = card.get("ecc.errors.uncorrected.volatile.total", "")
-    if is_number(count) and float(count):
-        ill = [*ill, f"{count} memory errors that ECC could not correct, since the driver was loaded"]
+    if card.error_count:
+        words = (
+            f"{card.uncorrected_errors} memory errors that ECC could not correct, since the driver was loaded"
+        )
+        faults = [*faults, words]
+    harmless = "its infoROM is corrupted (no harm to training)" if warned else "none"
     return Check(
         name="gpu errors",
-        ok=not ill,
-        note=infirm,
-        value="; ".join(ill) or ("its infoROM is corrupted (no harm to training)" if infirm else "none"),
+        ok=not faults,
+        note=warned,
+        value="; ".join(faults) or harmless,
         fix=f"on {node.name}, see `sudo dmesg | grep -i xid`; end what uses the card, then: "
-        f"sudo nvidia-smi --gpu-reset -i {card['index']}, or reboot. If it comes again, card or power is failing",
+        f"sudo nvidia-smi --gpu-reset -i {card.index}, or reboot. If it comes again, card or power is failing",
     )
 
 
-def _cuda(node: Node, facts: Mapping[str, Any]) -> Check:
-    build, visible = facts["torch"].get("cuda"), facts.get("visible_cards")
+def _vram(node: Node, facts: ProbeAnswer, card: Gpu) -> Check:
+    """Whether somebody else has memory of the card."""
+    foreign = [
+        process
+        for process in facts.gpu_processes
+        if process.pid not in facts.our_pids and process.used_mib >= FOREIGN_VRAM_MIN_MIB
+    ]
+    held = [f"{process.name} (pid {process.pid}) holds {process.used_mib} MiB" for process in foreign]
+    return Check(
+        name="vram",
+        ok=not foreign,
+        value=", ".join(held) or f"{card.memory_used} MiB used",
+        fix=f"end it on {node.name}: kill {' '.join(str(process.pid) for process in foreign)}",
+    )
+
+
+def _cuda(node: Node, facts: ProbeAnswer, *, available: bool) -> Check:
+    build, visible = facts.torch.cuda, facts.visible_cards
     if not build:
         fix = "install a build of torch for CUDA"
     elif visible is not None:
@@ -171,57 +179,66 @@ def _cuda(node: Node, facts: Mapping[str, Any]) -> Check:
         fix = f"the driver may be too old for CUDA {build}, see nvidia-smi"
     return Check(
         name="cuda",
-        ok=facts["torch"]["cuda_available"],
+        ok=available,
         value=f"torch built for CUDA {build}" if build else "torch is a CPU build",
         fix=f"torch.cuda.is_available() is False: {fix}",
     )
 
 
-def _network(cluster: Cluster, node: Node, facts: Mapping[str, Any]) -> Iterator[Check]:
+def _network(cluster: Cluster, node: Node, facts: ProbeAnswer) -> Iterator[Check]:
     yield _address(node, facts)
-    own = facts["resolves_to"]
+    own = facts.resolves_to
+    harmless = "" if own == node.address else " (no harm: launches go by address and interface)"
     yield Check(
         name="own name",
         ok=True,
-        value=f"{facts['hostname']} is {own or 'not resolved'}"
-        + ("" if own == node.address else " (no harm: launches go by address and interface)"),
+        value=f"{facts.hostname} is {own or 'not resolved'}{harmless}",
     )
+    if facts.port:
+        yield _port(cluster, node, facts)
+    if facts.reach is not None:
+        yield _master_port(cluster, node, facts.reach)
+
+
+def _port(cluster: Cluster, node: Node, facts: ProbeAnswer) -> Check:
+    """Whether the rendezvous has a port: the one of the cluster file, or another."""
     port = cluster.master_port
-    if "port" in facts:
-        taken = facts["port"] == "taken"
-        yield Check(
-            name="port",
-            ok=facts["port"] == "free" or facts.get("free_port") is not None or bool(facts["lease"]),
-            note=taken,
-            value=f"{port} is {facts['port']}"
-            + (f", {facts['free_port']} serves instead" if facts.get("free_port") != port else ""),
-            fix=f"see who listens on {node.name} (ss -ltnp) or set cluster.communication.master_port",
-        )
-    if "reach" in facts:
-        reach = facts["reach"]
-        yield Check(
-            name="master port",
-            ok=reach["ok"],
-            value=f"{cluster.master.address}:{port} "
-            + ("answers" if reach["ok"] else f"does not: {reach['error']}"),
-            fix=f"let {cluster.master.name} take connections from {node.name}, on all ports "
-            f"(gloo and NCCL choose theirs freely): sudo ufw allow from {node.address}",
-        )
+    instead = f", {facts.free_port} serves instead" if facts.free_port != port else ""
+    return Check(
+        name="port",
+        ok=facts.port == "free" or facts.free_port is not None or facts.lease is not None,
+        note=facts.port == "taken",
+        value=f"{port} is {facts.port}{instead}",
+        fix=f"see who listens on {node.name} (ss -ltnp) or set cluster.communication.master_port",
+    )
 
 
-def _address(node: Node, facts: Mapping[str, Any]) -> Check:
-    interface = interface_of(node, facts)
+def _master_port(cluster: Cluster, node: Node, reach: Reach) -> Check:
+    """Whether a worker reaches the master where the rendezvous will be."""
+    came = "answers" if reach.ok else f"does not: {reach.error}"
+    return Check(
+        name="master port",
+        ok=reach.ok,
+        value=f"{cluster.master.address}:{cluster.master_port} {came}",
+        fix=f"let {cluster.master.name} take connections from {node.name}, on all ports "
+        f"(gloo and NCCL choose theirs freely): sudo ufw allow from {node.address}",
+    )
+
+
+def _address(node: Node, facts: ProbeAnswer) -> Check:
+    interface = facts.interface_of(node.address)
     if interface is None:
-        others = [a for i in facts["interfaces"].values() for a in i["addresses"] if ":" not in a]
+        others = [a for i in facts.interfaces.values() for a in i.addresses if ":" not in a]
         return Check(
             name="address",
             ok=False,
             value=f"no interface has {node.address}",
             fix=f"correct the address of {node.name} in the cluster file; it has {', '.join(others)}",
         )
-    found = facts["interfaces"][interface]
-    first, value = found["addresses"][0], f"{node.address} on {interface}, MTU {found['mtu']}"
-    if _is_elsewhere(node.address, first, found.get("mask")):
+    found = facts.interfaces[interface]
+    first = found.addresses[0]
+    value = f"{node.address} on {interface}, MTU {found.mtu}"
+    if _is_elsewhere(node.address, first, found.mask):
         return Check(
             name="address",
             ok=False,
@@ -240,18 +257,18 @@ def _is_elsewhere(address: str, first: str, mask: str | None) -> bool:
     return ipaddress.ip_address(address) not in network
 
 
-def _machine(node: Node, facts: Mapping[str, Any]) -> Iterator[Check]:
-    yield _disk(node, facts["project"])
-    yield _home(node, facts.get("home"))
+def _machine(node: Node, facts: ProbeAnswer) -> Iterator[Check]:
+    yield _disk(node, facts.project)
+    yield _home(node, facts.home)
     yield Check(
         name="shared memory",
-        ok=facts["shm"]["total_bytes"] >= SHM_MIN_BYTES,
-        value=f"{facts['shm']['total_bytes'] / 2**20:.0f} MiB in /dev/shm",
+        ok=facts.shm.total_bytes >= SHM_MIN_BYTES,
+        value=f"{facts.shm.total_bytes / 2**20:.0f} MiB in /dev/shm",
         fix=f"enlarge it on {node.name}: sudo mount -o remount,size=1G /dev/shm",
     )
     if node.transport == "ssh":
-        yield rsync_check(facts["rsync"])
-    most = facts.get("open_files")
+        yield rsync_check(facts.rsync)
+    most = facts.open_files
     if most is not None:
         yield Check(
             name="open files",
@@ -270,40 +287,44 @@ def rsync_check(path: str | None, fault: str | None = None) -> Check:
     return Check(name="rsync", ok=True, note=True, value=value)
 
 
-def _disk(node: Node, disk: Mapping[str, Any]) -> Check:
-    files = disk.get("free_files")
-    value = f"{disk['free_bytes'] / 2**30:.1f} GiB free for {disk['path']}"
-    if not disk["writable"]:
-        value, fix = (
-            f"{value}, not writable",
-            f"make {disk['path']} writable for the user, or set paths.project",
+def _disk(node: Node, disk: Space) -> Check:
+    value = f"{disk.free_bytes / 2**30:.1f} GiB free for {disk.path}"
+    if not disk.writable:
+        return Check(
+            name="disk",
+            ok=False,
+            value=f"{value}, not writable",
+            fix=f"make {disk.path} writable for the user, or set paths.project",
         )
-        return Check(name="disk", ok=False, value=value, fix=fix)
-    if files is not None and files < DISK_MIN_FILES:
-        value, fix = f"{value}, but only {files} files more", f"remove files on {node.name}: see df -i"
-        return Check(name="disk", ok=False, value=value, fix=fix)
-    roomy = disk["free_bytes"] >= DISK_MIN_BYTES
+    if disk.free_files is not None and disk.free_files < DISK_MIN_FILES:
+        return Check(
+            name="disk",
+            ok=False,
+            value=f"{value}, but only {disk.free_files} files more",
+            fix=f"remove files on {node.name}: see df -i",
+        )
+    roomy = disk.free_bytes >= DISK_MIN_BYTES
     return Check(name="disk", ok=roomy, value=value, fix=f"free some space on {node.name}")
 
 
-def _home(node: Node, home: Mapping[str, Any] | None) -> Check:
+def _home(node: Node, home: Space | None) -> Check:
     """Whether UGRO can write its own folder: without it there is no lease."""
     if home is None:
         return Check(name="home", ok=True, value="not told")
-    full = home["free_bytes"] < HOME_MIN_BYTES
+    full = home.free_bytes < HOME_MIN_BYTES
+    read_only = "" if home.writable else ", not writable"
+    no_room = ", no room left" if full else ""
     return Check(
         name="home",
-        ok=home["writable"] and not full,
-        value=home["path"]
-        + ("" if home["writable"] else ", not writable")
-        + (", no room left" if full else ""),
+        ok=home.writable and not full,
+        value=f"{home.path}{read_only}{no_room}",
         fix=f"make the home folder of {node.name} writable for its user, with some room; "
         "a disk that the kernel made read-only shows in: sudo dmesg",
     )
 
 
-def _login(node: Node, facts: Mapping[str, Any]) -> Iterator[Check]:
-    said = [line for line in facts.get("preface", "").splitlines() if line.strip()]
+def _login(node: Node, facts: ProbeAnswer) -> Iterator[Check]:
+    said = [line for line in facts.preface.splitlines() if line.strip()]
     words = "silent"
     if said:
         words = (
@@ -311,11 +332,11 @@ def _login(node: Node, facts: Mapping[str, Any]) -> Iterator[Check]:
             "only (its first line may be `case $- in *i*) ;; *) return ;; esac`)"
         )
     yield Check(name="login shell", ok=True, note=bool(said), value=words)
-    orphans = [] if facts["lease"] else facts["jobs"]
+    orphans = [] if facts.lease is not None else facts.jobs
     yield Check(
         name="leftovers",
         ok=not orphans,
-        value=", ".join(f"pid {p['pid']} of job {p['job']} goes on without a supervisor" for p in orphans)
+        value=", ".join(f"pid {p.pid} of job {p.job} goes on without a supervisor" for p in orphans)
         or "none",
         fix=f"end them: inv reset --nodes {node.name}",
     )

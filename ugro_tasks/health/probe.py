@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,9 +13,12 @@ from msgspec import Struct
 from ..cluster.model import Cluster, Node
 from ..environments.recipe import place_of
 from ..errors import HostError
+from ..hosts import operations
+from ..hosts.answers import ProbeAnswer
 from ..hosts.fleet import Fleet
 from ..hosts.host import Host
-from ..hosts.requests import ask
+from ..hosts.operations import Meetings, Visit
+from ..hosts.requests import Asking, ask
 from ..hosts.rsync import rsync_fault_here
 
 PORT_SECONDS = 4.0  # how long master and workers look for each other
@@ -35,15 +38,15 @@ class Answers(Struct, frozen=True, kw_only=True):
 def probe(
     fleet: Fleet,
     cluster: Cluster,
-    asking: Callable[..., dict[str, Any]] = ask,
+    asking: Asking = ask,
     model: Mapping[str, Any] | None = None,
     *,
     keep_port: bool = False,
 ) -> Answers:
     """Ask all nodes.
 
-    `asking` is how a node is asked: `remote.ask`, or a conversation that goes on. `model` is looked for on each
-    node, see `shares.model_to_look_for`. With `keep_port` the master's process keeps the port that it found, for the
+    `asking` is how a node is asked: `ask`, or a conversation that goes on. `model` is looked for on each
+    node, see `model_to_look_for`. With `keep_port` the master's process keeps the port that it found, for the
     launch that follows in the same conversation.
     """
     begun, probed_at = time.monotonic(), time.time()
@@ -66,7 +69,7 @@ def probe(
 class Answer(Struct, frozen=True):
     """What a node told, and how its clock stands to this machine's."""
 
-    facts: dict[str, Any]
+    facts: ProbeAnswer
     round_trip_seconds: float
     clock_offset_seconds: float
 
@@ -76,17 +79,14 @@ def _probe(
     cluster: Cluster,
     nonce: str,
     salt: int,
-    asking: Callable[..., dict[str, Any]],
+    asking: Asking,
     model: Mapping[str, Any] | None,
     keep_port: bool,
 ) -> Answer:
     node, master = host.node, cluster.master
     alone = len(cluster.nodes) == 1
     sent = time.time()
-    facts = asking(
-        host,
-        "probe",
-        timeout_seconds=PROBE_SECONDS,
+    request = operations.Probe(
         interpreter=node.environment.interpreter(node.project),
         project=node.project,
         slot=node.slot,
@@ -102,20 +102,24 @@ def _probe(
         model=model,
         environment=place_of(node),
     )
+    facts = asking(host, request, timeout_seconds=PROBE_SECONDS)
     received = time.time()
     # The node's clock at the middle of its own work against ours at the middle of the whole.
-    offset = (facts["started"] + facts["ended"]) / 2 - (sent + received) / 2
-    uncertain = (received - sent - (facts["ended"] - facts["started"])) / 2
+    offset = (facts.started + facts.ended) / 2 - (sent + received) / 2
+    uncertain = (received - sent - (facts.ended - facts.started)) / 2
     return Answer(facts, host.round_trip_seconds, 0.0 if abs(offset) <= uncertain else offset)
 
 
-def _meetings(cluster: Cluster, node: Node, salt: int) -> dict[str, Any]:
-    """Whom a node visits, and who visits it; the ports are chosen there, from the range of its kernel."""
-    visits = {
-        peer.name: {"address": peer.address, "salt": salt + peer.rank} for peer in visited_by(cluster, node)
-    }
-    visitors = [other.name for other in cluster.nodes if node in visited_by(cluster, other)]
-    return {"name": node.name, "salt": salt + node.rank, "visits": visits, "visited_by": visitors}
+def _meetings(cluster: Cluster, node: Node, salt: int) -> Meetings:
+    return Meetings(
+        name=node.name,
+        salt=salt + node.rank,
+        visits={
+            peer.name: Visit(address=peer.address, salt=salt + peer.rank)
+            for peer in visited_by(cluster, node)
+        },
+        visited_by=[other.name for other in cluster.nodes if node in visited_by(cluster, other)],
+    )
 
 
 def visited_by(cluster: Cluster, node: Node) -> list[Node]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from msgspec import Struct
 
 from ..cluster.model import Cluster, Node
 from ..errors import HostError, NodesBusy, NotFit, UgroError
+from ..hosts.answers import ProbeAnswer, describe_holder
 from ..hosts.fleet import Fleet
-from ..hosts.nvidia import parse_gpus
-from ..hosts.requests import ask, describe_holder
+from ..hosts.nvidia import Gpu
+from ..hosts.requests import Asking, ask
 from .cluster_checks import COMPARED, judge_all
 from .node_checks import Check, judge, rsync_check
 from .probe import Answer, Answers, probe
@@ -30,8 +31,8 @@ class NodeHealth(Struct, frozen=True, kw_only=True):
     round_trip_seconds: float | None = None
     clock_offset_seconds: float | None = None
     held_by: str | None = None
-    gpus: tuple[dict[str, str], ...] = ()
-    facts: dict[str, Any] = {}
+    gpus: tuple[Gpu, ...] = ()
+    facts: ProbeAnswer | None = None  # what it told of itself; None where it was not reached
 
     @property
     def fit(self) -> bool:
@@ -80,20 +81,20 @@ class ClusterHealth(Struct, frozen=True, kw_only=True):
             return None
         return NotFit("\n".join(f"{node}: {c.name}: {c.value}\n    {c.fix}" for node, c in faults))
 
-    def facts(self) -> dict[str, Mapping[str, Any]]:
+    def facts(self) -> dict[str, ProbeAnswer]:
         """What each reachable node told of itself."""
-        return {node.node: node.facts for node in self.nodes if node.reachable}
+        return {node.node: node.facts for node in self.nodes if node.facts is not None}
 
 
 def examine(
     fleet: Fleet,
     cluster: Cluster,
-    asking: Callable[..., dict[str, Any]] = ask,
+    asking: Asking = ask,
     model: Mapping[str, Any] | None = None,
     *,
     keep_port: bool = False,
 ) -> ClusterHealth:
-    """Probe all nodes and judge what they say; see `probes.probe`."""
+    """Probe all nodes and judge what they say; see `probe`."""
     return judge_cluster(cluster, probe(fleet, cluster, asking, model, keep_port=keep_port))
 
 
@@ -105,7 +106,7 @@ def judge_cluster(cluster: Cluster, answers: Answers) -> ClusterHealth:
         probed_at=answers.probed_at,
         seconds=answers.seconds,
         nodes=nodes,
-        across=(*_controller(answers), *judge_all(cluster, *_by_node(nodes))),
+        across=(*_controller(answers), *judge_all(cluster, *_by_node(answers))),
     )
 
 
@@ -119,29 +120,23 @@ def _judge_answer(cluster: Cluster, node: Node, answer: Answer | HostError) -> N
     if isinstance(answer, HostError):
         check = Check(name="reachable", ok=False, value=answer.what, fix=answer.fix)
         return NodeHealth(**common, reachable=False, checks=(check,))
-    facts, holder = answer.facts, _holder(answer.facts)
+    facts = answer.facts
     return NodeHealth(
         **common,
         reachable=True,
         round_trip_seconds=answer.round_trip_seconds,
         clock_offset_seconds=answer.clock_offset_seconds,
-        held_by=describe_holder(holder) if holder else None,
-        gpus=parse_gpus(facts["gpus"]["stdout"]),
+        held_by=describe_holder(facts.holder) if facts.holder else None,
+        gpus=facts.cards,
         checks=tuple(judge(cluster, node, facts, answer.clock_offset_seconds)),
         facts=facts,
     )
 
 
-def _holder(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The lease's holder, or an orphan with a token; {} where the node is free."""
-    holder: dict[str, Any] = facts["lease"] or next(iter(facts["jobs"]), {})
-    return holder
-
-
-def _by_node(nodes: tuple[NodeHealth, ...]) -> tuple[dict[str, Mapping[str, Any]], dict[str, float]]:
-    """(facts, clock offsets) of the nodes that were reached."""
-    reached = [node for node in nodes if node.reachable]
+def _by_node(answers: Answers) -> tuple[dict[str, ProbeAnswer], dict[str, float]]:
+    """Give (facts, clock offsets) of the nodes that were reached."""
+    reached = {name: answer for name, answer in answers.of.items() if isinstance(answer, Answer)}
     return (
-        {node.node: node.facts for node in reached},
-        {node.node: node.clock_offset_seconds or 0.0 for node in reached},
+        {name: answer.facts for name, answer in reached.items()},
+        {name: answer.clock_offset_seconds for name, answer in reached.items()},
     )

@@ -1,29 +1,29 @@
-"""What a node may answer to each request: checked here, so that nobody above has to expect anything else.
+"""What a node may answer to each request: checked while it is read, so that nobody above has to expect anything else.
 
-    checked("stop", {"left": [], "exit": None, "seconds": 0.1})     # the same, or ValueError
+    convert(StopAnswer, {"left": [], "exit": None, "seconds": 0.1})     # a StopAnswer, or UNREADABLE
 
-A node may be broken, or another program may answer for it. Keys that are not named here pass: a fact that a check
-learns to use belongs here, too, or the check must expect anything.
+A node may be broken, or another program may answer for it. What is not named here is left out: a fact that a check
+learns to use needs a field, and the field says what it may be. Each answer is told of in `node/`, in the function of
+its request; the requests are in `operations.py`.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from ..cluster.model import Node
-from ..codec import convert, decode
+from ..codec import UNREADABLE, convert, decode
 from ..text import printable_lines
+from .nvidia import Gpu, GpuProcess, parse_apps, parse_gpus
 
 # A program's words, a path, a word of a table: as long as they may be where anybody shows or stores them.
 Words = Annotated[str, Meta(max_length=20_000)]
 Path = Annotated[str, Meta(max_length=4096)]
 Word = Annotated[str, Meta(max_length=300)]
 Output = Annotated[str, Meta(max_length=1 << 20)]
-Interface = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.@-]{1,15}\Z")]
+InterfaceName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.@-]{1,15}\Z")]
 Pid = Annotated[int, Meta(ge=1, le=1 << 31)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Bytes = Annotated[int, Meta(ge=0, le=1 << 60)]
@@ -35,8 +35,8 @@ PythonVersion = Annotated[str, Meta(pattern=r"\A[0-9]{1,3}\.[0-9]{1,3}([.+][0-9A
 Machine = Annotated[str, Meta(pattern=r"\A[0-9A-Za-z_]{1,32}\Z")]
 
 
-class _Held(Struct, kw_only=True):
-    """Of a lease, or a process."""
+class Held(Struct, frozen=True, kw_only=True):
+    """Who has a node: the holder of its lease, or a process that a job left there."""
 
     job: Word | None = None
     token: Word | None = None
@@ -46,14 +46,18 @@ class _Held(Struct, kw_only=True):
     since: Seconds | None = None
 
 
-class _Process(Struct, kw_only=True):
+class Process(Struct, frozen=True, kw_only=True):
+    """A living process of a job."""
+
     pid: Pid
     job: Word
     token: Word
     command: Word
 
 
-class _Interface(Struct, kw_only=True):
+class Interface(Struct, frozen=True, kw_only=True):
+    """A network interface; its addresses are in the order in which gloo and NCCL see them."""
+
     addresses: Annotated[list[Word], Meta(max_length=1000)]
     mtu: Annotated[int, Meta(ge=0, le=1 << 31)] | None
     mask: Word | None = None
@@ -65,7 +69,9 @@ class _Interface(Struct, kw_only=True):
             ipaddress.IPv4Network(f"0.0.0.0/{self.mask}")
 
 
-class _Space(Struct, kw_only=True):
+class Space(Struct, frozen=True, kw_only=True):
+    """The room in a folder, or where it would be."""
+
     path: Path
     free_bytes: Bytes
     total_bytes: Bytes
@@ -74,7 +80,7 @@ class _Space(Struct, kw_only=True):
     identity: Word | None = None
 
 
-class _Ran(Struct, kw_only=True):
+class Ran(Struct, frozen=True, kw_only=True):
     """What a program came to."""
 
     code: Number | None
@@ -82,11 +88,13 @@ class _Ran(Struct, kw_only=True):
     stdout: Output = ""
 
 
-class _Torch(_Ran, kw_only=True):
+class Torch(Ran, frozen=True, kw_only=True):
+    """What the environment's own Python tells of torch."""
+
     python: Version | None = None
     torch: Version | None = None
     cuda: Version | None = None
-    cuda_available: bool = False
+    cuda_available: bool | UnsetType = UNSET  # not asked where no GPU is promised
     files: list[Path] = []
 
     def __post_init__(self) -> None:
@@ -94,7 +102,9 @@ class _Torch(_Ran, kw_only=True):
             raise ValueError("torch, but no Python")
 
 
-class _Reach(Struct, kw_only=True):
+class Reach(Struct, frozen=True, kw_only=True):
+    """Whether a node reached an address, or why not."""
+
     ok: bool
     error: Word = ""
 
@@ -103,20 +113,26 @@ class _Reach(Struct, kw_only=True):
             raise ValueError("neither reached nor why not")
 
 
-class _Visit(_Reach, kw_only=True):
+class Visited(Reach, frozen=True, kw_only=True):
+    """Whether a node reached another one on the port that it tried."""
+
     tried: Port
     stalled: bool = False
 
 
-class _Peers(Struct, kw_only=True):
+class Peers(Struct, frozen=True, kw_only=True):
+    """Whom a node reached and from whom it heard."""
+
     seconds: Seconds
     port: Port
     listens: bool
-    reached: dict[Word, _Visit]
+    reached: dict[Word, Visited]
     heard: Annotated[list[Word], Meta(max_length=1000)] = []
 
 
-class _Stamp(Struct, kw_only=True):
+class Stamp(Struct, frozen=True, kw_only=True):
+    """What an environment was made from, and what came of it."""
+
     digest: Word
     made_at: Seconds
     python: Version | None
@@ -126,11 +142,11 @@ class _Stamp(Struct, kw_only=True):
     version: Version | None = None
 
 
-class _Built(Struct, kw_only=True):
-    """Of a training environment; {} where nobody makes it."""
+class Built(Struct, frozen=True, kw_only=True):
+    """A training environment as it lies on a node; empty where nobody makes it."""
 
     there: bool | UnsetType = UNSET
-    stamp: _Stamp | UnsetType | None = UNSET
+    stamp: Stamp | UnsetType | None = UNSET
     program: Path | None = None
     version: Version | None = None
     manifest: Path | None = None
@@ -141,67 +157,107 @@ class _Built(Struct, kw_only=True):
         if (self.there is UNSET) != (self.stamp is UNSET) or (self.there is UNSET and told):
             raise ValueError("an environment, but not whether it is there")
 
+    @property
+    def is_managed(self) -> bool:
+        """Whether UGRO makes this environment."""
+        return self.there is not UNSET
 
-class _Model(Struct, kw_only=True):
+    @property
+    def known_stamp(self) -> Stamp | None:
+        """What it was made from, where that is known."""
+        return None if isinstance(self.stamp, UnsetType) else self.stamp
+
+
+class Model(Struct, frozen=True, kw_only=True):
+    """A model on a node, see `node/model.py`; or why nothing is known of it."""
+
     missing: Word = ""
     path: Path = ""
     config: dict[str, Any] = {}
     weights_bytes: Bytes | None = None
 
 
-class _Base(Struct, kw_only=True):
+class BasePython(Struct, frozen=True, kw_only=True):
+    """The Python that an environment would be made from."""
+
     path: Path | None
     version: PythonVersion | None
 
 
-class Probe(Struct, kw_only=True):
-    """See `node/probe.py`."""
+class ProbeAnswer(Struct, frozen=True, kw_only=True):
+    """All that a health check or a launch wants to know of a node."""
 
     hostname: Word
     resolves_to: Word | None
-    interfaces: dict[Interface, _Interface]
+    interfaces: dict[InterfaceName, Interface]
     python: Version
     boot_id: Word
     cpus: Number | None
-    project: _Space
-    shm: _Space
+    project: Space
+    shm: Space
     rsync: Path | None
-    lease: _Held | None
-    jobs: Annotated[list[_Process], Meta(max_length=10_000)]
+    lease: Held | None
+    jobs: Annotated[list[Process], Meta(max_length=10_000)]
     our_pids: list[Pid]
-    torch: _Torch
-    gpus: _Ran
-    apps: _Ran
+    torch: Torch
+    gpus: Ran
+    apps: Ran
     started: Seconds
     ended: Seconds
-    home: _Space | None = None
+    home: Space | None = None
     open_files: Number | None = None
     visible_cards: Word | None = None
     preface: Words = ""
     port: Word = ""
     port_error: Word | None = None
     free_port: Port | None = None
-    reach: _Reach | None = None
-    peers: _Peers | None = None
-    environment: _Built | None = None
-    model: _Model | None = None
+    reach: Reach | None = None
+    peers: Peers | None = None
+    environment: Built | None = None
+    model: Model | None = None
 
     def __post_init__(self) -> None:
         if self.gpus.code is not None and abs(self.gpus.code) > 255:
             raise ValueError("no exit code of nvidia-smi")
 
+    @property
+    def cards(self) -> tuple[Gpu, ...]:
+        """The GPUs that nvidia-smi tells of."""
+        return parse_gpus(self.gpus.stdout)
 
-class Environment(Struct, kw_only=True):
-    """See `node/environment.py`."""
+    @property
+    def gpu_processes(self) -> tuple[GpuProcess, ...]:
+        """The processes that have memory of a GPU."""
+        return parse_apps(self.apps.stdout)
 
-    environment: _Built
-    torch: _Torch
+    @property
+    def holder(self) -> Held | None:
+        """Who has the node: the holder of its lease, or a job of which something still runs; None where it is free."""
+        if self.lease is not None:
+            return self.lease
+        for process in self.jobs:
+            return Held(job=process.job, token=process.token, pid=process.pid, command=process.command)
+        return None
+
+    def interface_of(self, address: str) -> str | None:
+        """Find the interface that owns an address."""
+        for name, interface in self.interfaces.items():
+            if address in interface.addresses:
+                return name
+        return None
+
+
+class EnvironmentAnswer(Struct, frozen=True, kw_only=True):
+    """What a node has as its environment, and what one could be made from."""
+
+    environment: Built
+    torch: Torch
     machine: Machine | None = None
-    base: _Base | None = None
+    base: BasePython | None = None
 
 
-class Build(Environment, kw_only=True):
-    """See `node/build.py`; of a build that did not fail."""
+class BuildAnswer(EnvironmentAnswer, frozen=True, kw_only=True):
+    """The environment after a build that did not fail."""
 
     made: bool
     seconds: Seconds
@@ -209,7 +265,9 @@ class Build(Environment, kw_only=True):
     kept: Path | None
 
 
-class _Failed(Struct, kw_only=True):
+class BuildFailed(Struct, frozen=True, kw_only=True):
+    """Why a build failed, and what the installer said last."""
+
     phase: Word
     tail: Words
     free_bytes: Bytes | None
@@ -217,48 +275,62 @@ class _Failed(Struct, kw_only=True):
     message: Words
 
 
-class _Progress(Struct, kw_only=True):
+class BuildProgress(Struct, frozen=True, kw_only=True):
+    """How a build goes: bytes written so far; `line` is what the installer said last."""
+
     phase: Word
     seconds: Seconds
     bytes: Bytes
     line: Annotated[str, Meta(max_length=2000)]
 
 
-class State(Struct, kw_only=True):
-    """See `node/jobs.py`; so too for those below."""
+class StateAnswer(Struct, frozen=True, kw_only=True):
+    """What a node knows of a job; its `exit` is shown and not read."""
 
     known: bool
     supervised: bool
     started: bool
-    processes: list[_Process]
+    processes: list[Process]
     exit: dict[str, Any] | None = None
 
 
-class _Exit(Struct, kw_only=True):
+class ExitRecord(Struct, frozen=True, kw_only=True):
+    """What counts of a rank's exit record where it was stopped."""
+
     started_at: Seconds | None = None
 
 
-class Stop(Struct, kw_only=True):
+class StopAnswer(Struct, frozen=True, kw_only=True):
     """What is left of a job, and how it ended, where that is known."""
 
-    left: list[_Process]
-    exit: _Exit | None = None
+    left: list[Process]
+    exit: ExitRecord | None = None
+
+    @property
+    def ran(self) -> bool:
+        """Whether the rank had begun."""
+        return bool(self.exit and self.exit.started_at)
+
+    @property
+    def left_pids(self) -> tuple[int, ...]:
+        """The processes that live even after KILL."""
+        return tuple(process.pid for process in self.left)
 
 
-class Reset(Struct, kw_only=True):
+class ResetAnswer(Struct, frozen=True, kw_only=True):
     """What was ended, and what is left of it."""
 
-    left: list[_Process]
-    ended: list[_Process]
+    left: list[Process]
+    ended: list[Process]
 
 
-class Manifests(Struct, kw_only=True):
-    """See `node/follow.py`."""
+class ManifestsAnswer(Struct, frozen=True, kw_only=True):
+    """The manifests of the checkpoints that lie on a node."""
 
     manifests: Annotated[list[str], Meta(max_length=10_000)]
 
 
-class CleanedFolder(Struct, kw_only=True):
+class CleanedFolder(Struct, frozen=True, kw_only=True):
     """A job's folder on a node; `kept` says why it stays."""
 
     path: Path
@@ -267,50 +339,51 @@ class CleanedFolder(Struct, kw_only=True):
     kept: Words | None
 
 
-class Clean(Struct, kw_only=True):
-    """See `node/cleaning.py`."""
+class CleanAnswer(Struct, frozen=True, kw_only=True):
+    """What became of each job's folder, and which others there are."""
 
     folders: dict[str, CleanedFolder]
     others: Annotated[list[Word], Meta(max_length=10_000)]
 
 
-class Done(Struct):
-    """Whatever it says is not used."""
+class MadeFolder(Struct, frozen=True, kw_only=True):
+    """The folder that is there now."""
+
+    project: Path
 
 
-SHAPES: dict[str, type[Struct]] = {
-    "probe": Probe, "environment": Environment, "build_environment": Build, "state": State, "stop": Stop,
-    "reset": Reset, "manifests": Manifests, "clean": Clean, "prepare": Done, "start": Done, "make_folder": Done,
-}  # fmt: skip
-# What a node may refuse because another job has it; of any other request, "busy" would be no answer.
-MAY_BE_BUSY = {"prepare", "build_environment"}
+class Done(Struct, frozen=True):
+    """What else such an answer says is not used."""
 
 
 def decoded(line: bytes) -> dict[str, Any]:
-    """The object in a line of JSON; raises ValueError for anything else, also for text that cannot be stored."""
+    """Decode a line of JSON; raises ValueError for all but an object, also for text that cannot be stored."""
     answer = decode(object, line)
     if not isinstance(answer, dict):
         raise ValueError("no object")
     return answer
 
 
-def checked(operation: str, answer: dict[str, Any]) -> dict[str, Any]:
-    """The answer, if it is one to this request; raises ValueError."""
-    builds = operation == "build_environment"
-    if builds and "progress" in answer:
-        convert(_Progress, answer["progress"])
-    elif builds and answer.get("error") == "failed":
-        convert(_Failed, answer)
-    elif "error" not in answer:
-        convert(SHAPES[operation], answer)
-    return answer
+def holder_of(refusal: dict[str, Any]) -> Held | None:
+    """Read who has the node, from the refusal of a request; None where it does not say that."""
+    try:
+        return convert(Held, refusal.get("holder"))
+    except UNREADABLE:
+        return None
+
+
+def describe_holder(holder: Held | None) -> str:
+    """Say who has a node, as in: held by job exp1 of /a (pid 7 there)."""
+    if holder is None or not holder.job:
+        return "held by another job"
+    words = f"held by job {shortened(holder.job, 100)}"
+    if holder.controller:
+        words += f" of {shortened(holder.controller, 300)}"
+    if holder.pid:
+        words += f" (pid {holder.pid} there)"
+    return words
 
 
 def shortened(words: object, characters: int = 2000) -> str:
     """What a node said, no more of it than anybody would read."""
     return printable_lines(str(words))[:characters]
-
-
-def interface_of(node: Node, facts: Mapping[str, Any]) -> str | None:
-    """The interface that owns the node's address."""
-    return next((name for name, i in facts["interfaces"].items() if node.address in i["addresses"]), None)

@@ -28,7 +28,7 @@ def follow(
     A node that is silent for `silence_seconds` counts as lost; it sends a heartbeat when it has nothing to say. With
     `talk` the process that a conversation was with goes on as this one.
     """
-    asked = _request("follow", request, b"")
+    asked = _request("follow", request)
     stream = talk.hand_over() if talk else None
     if stream is None:
         argv, program = _program(host)
@@ -48,7 +48,7 @@ def framed(
     argv, program = _program(host)
     stream = host.stream(argv, None)
     try:
-        stream.write(program + _request(operation, request, b""))
+        stream.write(program + _request(operation, request))
     except HostError:
         stream.close()
         raise

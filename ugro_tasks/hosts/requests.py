@@ -9,9 +9,11 @@ import zipfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-from ..codec import UNREADABLE
+import msgspec
+
+from ..codec import UNREADABLE, convert
 from ..errors import (
     HostError,
     HostUnreachable,
@@ -20,7 +22,11 @@ from ..errors import (
 )
 from ..node.protocol import MARK
 from . import answers
+from .answers import BuildAnswer, BuildFailed, BuildProgress
 from .host import ANSWER_LIMIT_BYTES, Host, Stream, answer_too_long
+from .operations import Build, Probe, Request
+
+A = TypeVar("A")
 
 # What the remote login shell runs. The zip lives in memory only (memfd), so nothing is left on the node.
 BOOTSTRAP = (
@@ -45,20 +51,30 @@ def node_zip() -> bytes:
     return packed.getvalue()
 
 
-def ask(
-    host: Host, operation: str, *, blob: bytes = b"", timeout_seconds: float = 30.0, **request: Any
-) -> dict[str, Any]:
-    """The node's answer to one request; raises HostError, NodesBusy or NodeFault."""
+class Asking(Protocol):
+    """A way to ask a node: `ask`, or a conversation that goes on."""
+
+    def __call__(
+        self, host: Host, request: Request[A], *, blob: bytes = b"", timeout_seconds: float = 30.0
+    ) -> A:
+        """See `ask`."""
+
+
+def ask(host: Host, request: Request[A], *, blob: bytes = b"", timeout_seconds: float = 30.0) -> A:
+    """Ask a node for one thing, and give its answer; raises HostError, NodesBusy or NodeFault.
+
+    `blob` are bytes that follow the request.
+    """
     argv, program = _program(host)
     try:
-        said = host.run(argv, program + _request(operation, request, blob), timeout_seconds)
+        said = host.run(argv, program + _asked(request, blob), timeout_seconds)
     except NodeFault as error:
         if TOO_OLD not in error.what:
             raise
         name, python = host.node.name, host.node.python
         fix = f"name a newer one as `python` of {name} in the cluster file"
         raise NodeFault(name, f"{python} is {error.what} or newer there", fix) from error
-    return _answer(host, operation, said)
+    return _answer(host, request, said)
 
 
 class Conversation:
@@ -71,23 +87,22 @@ class Conversation:
         self.host = host
         self._stream: Stream | None = None
 
-    def ask(
-        self, operation: str, *, blob: bytes = b"", timeout_seconds: float = 30.0, **request: Any
-    ) -> dict[str, Any]:
-        """See `ask`. After an error the next request begins anew."""
+    def ask(self, request: Request[A], *, blob: bytes = b"", timeout_seconds: float = 30.0) -> A:
+        """Ask as `ask` does. After an error the next request begins anew."""
         deadline = time.monotonic() + timeout_seconds
         try:
             if self._stream is None:
                 argv, program = _program(self.host)
                 self._stream = self.host.stream(argv, None)
                 self._stream.write(program)
-            self._stream.write(_request(operation, request, blob))
+            self._stream.write(_asked(request, blob))
             said = bytearray()
             while MARK not in said or not said.endswith(b"\n"):
                 received = self._stream.read(max(0.01, deadline - time.monotonic()))
                 if time.monotonic() > deadline:  # it sends a byte now and then
                     raise HostUnreachable(
-                        self.host.node.name, f"{operation}: no whole answer in {timeout_seconds:g} s"
+                        self.host.node.name,
+                        f"{request.operation}: no whole answer in {timeout_seconds:g} s",
                     )
                 if not received or len(said) > ANSWER_LIMIT_BYTES:
                     break
@@ -99,8 +114,8 @@ class Conversation:
         if MARK not in said or not said.endswith(b"\n"):
             # It did not start, or broke down. `ask` is told why: it reads the exit code and what stands on stderr.
             self.close()
-            return ask(self.host, operation, blob=blob, timeout_seconds=timeout_seconds, **request)
-        return _answer(self.host, operation, bytes(said))
+            return ask(self.host, request, blob=blob, timeout_seconds=timeout_seconds)
+        return _answer(self.host, request, bytes(said))
 
     def hand_over(self) -> Stream | None:
         """The process on the node, for whoever goes on with it; None where there is none."""
@@ -114,53 +129,50 @@ class Conversation:
             self._stream = None
 
 
-def _answer(host: Host, operation: str, said: bytes, *, judged: bool = True) -> dict[str, Any]:
-    try:
-        if MARK not in said:
-            raise ValueError("no answer")
-        answer = answers.decoded(said.rpartition(MARK)[2])
-    except UNREADABLE as error:
-        raise NodeFault(host.node.name, f"{operation}: its answer cannot be read: {said[-200:]!r}") from error
-    try:
-        answers.checked(operation, answer)
-    except UNREADABLE as error:
-        words = answers.shortened(error)
-        raise NodeFault(
-            host.node.name, f"{operation}: its answer is none of a node of UGRO's: {words}"
-        ) from error
-    if operation == "probe":  # what the login shell printed, if it did, is a fact about the node, too
-        answer["preface"] = said.rpartition(MARK)[0][-PREFACE_SHOWN_BYTES:].decode("utf-8", "replace")
-    return _judged(host, operation, answer) if judged else answer
-
-
-def _judged(host: Host, operation: str, answer: dict[str, Any]) -> dict[str, Any]:
-    if answer.get("error") == "busy" and operation in answers.MAY_BE_BUSY:
-        raise NodesBusy(f"{host.node.name}: {describe_holder(answer.get('holder'))}")
-    if "error" in answer:
-        raise NodeFault(host.node.name, f"{operation}: {answers.shortened(answer.get('message'))}")
+def _answer(host: Host, request: Request[A], said: bytes) -> A:
+    told = _told(host, request, said)
+    if "error" in told:
+        raise _refused(host, request, told)
+    if isinstance(request, Probe):  # what the login shell printed, if it did, is a fact about the node, too
+        told["preface"] = said.rpartition(MARK)[0][-PREFACE_SHOWN_BYTES:].decode("utf-8", "replace")
+    answer: A = _parsed(host, request, request.answer, told)
     return answer
 
 
-def describe_holder(holder: Any) -> str:
-    """Who has a node, in words."""
-    if not isinstance(holder, dict) or not holder.get("job"):
-        return "held by another job"
-    words = f"held by job {answers.shortened(holder['job'], 100)}"
-    if holder.get("controller"):
-        words += f" of {answers.shortened(holder['controller'], 300)}"
-    return words + (f" (pid {answers.shortened(holder['pid'], 20)} there)" if holder.get("pid") else "")
+def _told(host: Host, request: Request[Any], said: bytes) -> dict[str, Any]:
+    """Find the answer behind whatever a login shell printed; raises NodeFault where there is none."""
+    try:
+        if MARK not in said:
+            raise ValueError("no answer")
+        return answers.decoded(said.rpartition(MARK)[2])
+    except UNREADABLE as error:
+        raise NodeFault(
+            host.node.name, f"{request.operation}: its answer cannot be read: {said[-200:]!r}"
+        ) from error
 
 
-def attend(
-    host: Host,
-    operation: str,
-    tell: Callable[[dict[str, Any]], None],
-    *,
-    silence_seconds: float,
-    blob: bytes = b"",
-    **request: Any,
-) -> dict[str, Any]:
-    """The answer to a request that takes long, also one with the error "failed"; `tell` gets the progress before it.
+def _parsed(host: Host, request: Request[Any], kind: type[A], told: object) -> A:
+    try:
+        return convert(kind, told)
+    except UNREADABLE as error:
+        words = answers.shortened(error)
+        raise NodeFault(
+            host.node.name, f"{request.operation}: its answer is none of a node of UGRO's: {words}"
+        ) from error
+
+
+def _refused(host: Host, request: Request[Any], told: dict[str, Any]) -> NodesBusy | NodeFault:
+    """Say why the node did not do what it was asked for."""
+    if told["error"] == "busy" and request.may_be_busy:
+        holder = answers.holder_of(told)
+        return NodesBusy(f"{host.node.name}: {answers.describe_holder(holder)}")
+    return NodeFault(host.node.name, f"{request.operation}: {answers.shortened(told.get('message'))}")
+
+
+def ask_with_progress(
+    host: Host, request: Build, tell: Callable[[BuildProgress], None], *, blob: bytes = b""
+) -> BuildAnswer | BuildFailed:
+    """Ask for a build, which takes long; `tell` gets the progress before the answer.
 
     Node and controller give each other signs of life; the node ends what it is at where there are none for
     `silence_seconds`. Raises HostError then, and as `ask` does.
@@ -168,18 +180,18 @@ def attend(
     argv, program = _program(host)
     stream = host.stream(argv, None)
     try:
-        stream.write(program + _request(operation, {**request, "silence_seconds": silence_seconds}, blob))
-        said, alive = _after_mark(host, stream, silence_seconds), time.monotonic()
+        stream.write(program + _asked(request, blob))
+        said, alive = _after_mark(host, stream, request.silence_seconds), time.monotonic()
         while True:
             while b"\n" in said:
                 line, _, said = said.partition(b"\n")
-                answer = _answer(host, operation, MARK + line, judged=False)
-                if "progress" not in answer:
-                    return answer if answer.get("error") == "failed" else _judged(host, operation, answer)
-                tell(answer["progress"])
-            received = stream.read(silence_seconds)
+                answer = _of_build(host, request, bytes(MARK + line))
+                if not isinstance(answer, BuildProgress):
+                    return answer
+                tell(answer)
+            received = stream.read(request.silence_seconds)
             if not received:
-                raise HostUnreachable(host.node.name, f"{operation}: it broke off")
+                raise HostUnreachable(host.node.name, f"{request.operation}: it broke off")
             said += received
             if len(said) > ANSWER_LIMIT_BYTES:
                 raise answer_too_long(host.node, argv)
@@ -191,6 +203,15 @@ def attend(
         raise
     finally:
         stream.close()
+
+
+def _of_build(host: Host, request: Build, said: bytes) -> BuildAnswer | BuildFailed | BuildProgress:
+    told = _told(host, request, said)
+    if "progress" in told:
+        return _parsed(host, request, BuildProgress, told["progress"])
+    if told.get("error") == "failed":
+        return _parsed(host, request, BuildFailed, told)
+    return _answer(host, request, said)
 
 
 def _program(host: Host) -> tuple[list[str], bytes]:
@@ -205,9 +226,17 @@ def _program(host: Host) -> tuple[list[str], bytes]:
     return argv, packed
 
 
-def _request(operation: str, request: dict[str, Any], blob: bytes) -> bytes:
-    sized = {"blob_bytes": len(blob)} if blob else {}
-    return json.dumps({**request, **sized, "op": operation}).encode() + b"\n" + blob
+def _asked(request: Request[Any], blob: bytes) -> bytes:
+    """Write a request as it goes to a node."""
+    fields = msgspec.to_builtins(request)
+    if blob:
+        fields["blob_bytes"] = len(blob)
+    return json.dumps(fields).encode() + b"\n" + blob
+
+
+def _request(operation: str, request: dict[str, Any]) -> bytes:
+    """Write a request that is answered by frames as it goes to a node."""
+    return json.dumps({**request, "op": operation}).encode() + b"\n"
 
 
 class Talks:
@@ -219,9 +248,9 @@ class Talks:
     def __getitem__(self, host: Host) -> Conversation:
         return self._talks.setdefault(host.node.name, Conversation(host))
 
-    def ask(self, host: Host, operation: str, **request: Any) -> dict[str, Any]:
-        """See `remote.ask`."""
-        return self[host].ask(operation, **request)
+    def ask(self, host: Host, request: Request[A], *, blob: bytes = b"", timeout_seconds: float = 30.0) -> A:
+        """Ask as `ask` does."""
+        return self[host].ask(request, blob=blob, timeout_seconds=timeout_seconds)
 
     def close(self) -> None:
         """End those that nobody has taken over."""

@@ -15,6 +15,7 @@ from ..errors import NodeFault, RecordError, UgroError
 from ..files import replace_file
 from ..hosts.fleet import Fleet
 from ..hosts.host import Host
+from ..hosts.operations import MakeFolder, Manifests
 from ..hosts.requests import ask
 from ..hosts.transfer import Transfer
 from ..jobs.checkpoints import (
@@ -159,9 +160,9 @@ def bring_all(
 
     def manifests(plan: NodePlan, host: Host) -> list[Manifest]:
         found = []
-        for content in ask(host, "manifests", folder=plan.folder)["manifests"]:
+        for content in ask(host, Manifests(folder=plan.folder)).manifests:
             try:
-                found.append(_checked(plan, str(content).encode()))
+                found.append(_checked(plan, content.encode()))
             except NodeFault as error:
                 errors.append(error)  # it must not keep the others away
         return found
@@ -206,7 +207,7 @@ def deliver(
         why = checkpoint.missing if checkpoint else "its manifest is gone"
         raise RecordError(f"{source.folder}: {resume.checkpoint} cannot be taken out to the nodes: {why}")
     target = f"{plan.folder}/resume/"
-    ask(host, "make_folder", project=target.rstrip("/"))
+    ask(host, MakeFolder(project=target.rstrip("/")))
     first = checkpoint.manifests[0]
     for rank, files in _layers(checkpoint, first, plan.rank):
         folder = source.checkpoint_folder(rank)

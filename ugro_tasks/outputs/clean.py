@@ -16,12 +16,12 @@ from pathlib import Path
 import msgspec
 
 from ..cluster.model import Cluster
-from ..codec import convert
 from ..errors import RecordError, UgroError
 from ..files import size_of
-from ..hosts.answers import Clean, CleanedFolder
+from ..hosts.answers import CleanAnswer, CleanedFolder
 from ..hosts.fleet import Fleet
 from ..hosts.host import Host
+from ..hosts.operations import Clean
 from ..hosts.requests import ask
 from ..jobs.checkpoints import at_home, stored_manifests
 from ..jobs.experiment import Experiment
@@ -199,17 +199,16 @@ def _folders(over: Sequence[_Over], cluster: Cluster, stays: list[Stay]) -> dict
 
 def _ask_nodes(
     cluster: Cluster, by_node: Mapping[str, list[tuple[str, str]]], *, remove: bool
-) -> dict[str, Clean | UgroError]:
+) -> dict[str, CleanAnswer | UgroError]:
     if not by_node:
         return {}
 
-    def request(folders: list[tuple[str, str]], host: Host) -> Clean:
-        told = ask(host, "clean", timeout_seconds=REMOVE_SECONDS, folders=folders, remove=remove)
-        return convert(Clean, told)
+    def request(folders: list[tuple[str, str]], host: Host) -> CleanAnswer:
+        return ask(host, Clean(folders=folders, remove=remove), timeout_seconds=REMOVE_SECONDS)
 
     work = {name: partial(request, folders) for name, folders in by_node.items()}
     with Fleet.of(cluster.subset(by_node)) as fleet:
-        answers: dict[str, Clean | UgroError] = fleet.each(work)
+        answers: dict[str, CleanAnswer | UgroError] = fleet.each(work)
     return answers
 
 

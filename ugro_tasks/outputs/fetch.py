@@ -18,6 +18,7 @@ import msgspec
 from ..errors import HostError, RecordError, SeveralErrors, UgroError
 from ..hosts.fleet import Fleet
 from ..hosts.host import Host
+from ..hosts.operations import State
 from ..hosts.requests import ask
 from ..hosts.transfer import Transfer
 from ..jobs.checkpoints import stored_manifests
@@ -190,8 +191,8 @@ def _ended(state: JobState, plans: Sequence[NodePlan], fleet: Fleet) -> bool:
     unproven = {rank.node for rank in state.ranks if not rank.proven_gone}
 
     def gone(plan: NodePlan, host: Host) -> bool:
-        told = ask(host, "state", folder=plan.folder, token=plan.token)
-        return not told["supervised"] and not told["processes"]
+        told = ask(host, State(folder=plan.folder, token=plan.token))
+        return not told.supervised and not told.processes
 
     work = {plan.node: partial(gone, plan) for plan in plans if plan.node in unproven}
     return all(found is True for found in fleet.each(work).values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -14,6 +14,9 @@ from ..jobs.experiments import Experiments
 from ..jobs.plan import NodePlan
 from ..jobs.record import JobRecord
 from ..jobs.state import Event, JobState
+
+if TYPE_CHECKING:  # most reports ask no node
+    from ..hosts.answers import StateAnswer
 
 
 class JobLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +28,12 @@ class JobLine(msgspec.Struct, frozen=True, kw_only=True):
     damaged: str | None = None
 
 
+class NoAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a node did not say what it knows of a job."""
+
+    error: str
+
+
 class JobReport(msgspec.Struct, frozen=True, kw_only=True):
     """One job in full."""
 
@@ -32,7 +41,7 @@ class JobReport(msgspec.Struct, frozen=True, kw_only=True):
     record: JobRecord
     state: JobState
     events: list[Event]
-    live: dict[str, dict[str, Any]] | None = None
+    live: dict[str, StateAnswer | NoAnswer] | None = None
 
 
 def all_jobs(experiments: Experiments, limit: int | None) -> list[JobLine]:
@@ -60,14 +69,15 @@ def one_job(experiment: Experiment, *, live: bool) -> JobReport:
     )
 
 
-def _ask_nodes(experiment: Experiment, record: JobRecord) -> dict[str, dict[str, Any]]:
+def _ask_nodes(experiment: Experiment, record: JobRecord) -> dict[str, StateAnswer | NoAnswer]:
     # Nothing else here needs SSH, and loading it takes longer than all the rest.
     from ..hosts.fleet import Fleet
     from ..hosts.host import Host
+    from ..hosts.operations import State
     from ..hosts.requests import ask
 
-    def state(plan: NodePlan, host: Host) -> dict[str, Any]:
-        return ask(host, "state", folder=plan.folder, token=plan.token)
+    def state(plan: NodePlan, host: Host) -> StateAnswer:
+        return ask(host, State(folder=plan.folder, token=plan.token))
 
     cluster = experiment.cluster()
     # Not a node that was left behind at a restart: nothing of the last attempt is there.
@@ -76,4 +86,7 @@ def _ask_nodes(experiment: Experiment, record: JobRecord) -> dict[str, dict[str,
         return {}
     with Fleet.of(cluster.subset(work)) as fleet:
         answers = fleet.each(work)
-    return {node: {"error": a.text} if isinstance(a, UgroError) else a for node, a in answers.items()}
+    return {
+        node: NoAnswer(error=answer.text) if isinstance(answer, UgroError) else answer
+        for node, answer in answers.items()
+    }

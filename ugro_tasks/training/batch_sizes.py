@@ -15,13 +15,13 @@ from typing import Any
 from ..cluster.model import Cluster, Node
 from ..cluster.values import checked_batch_size
 from ..errors import UsageError
-from ..hosts.nvidia import is_number, parse_gpus
+from ..hosts.answers import ProbeAnswer
 from ..jobs.plan import LaunchPlan, Memory
 from ..jobs.record import JobRecord
 from .memory import estimate, model_facts, on_card
 
 Settings = Mapping[str, Mapping[str, Any]]
-Facts = Mapping[str, Mapping[str, Any]]
+Facts = Mapping[str, ProbeAnswer]  # by node
 
 # The script that does what the settings say, so that its memory can be foreseen.
 FORESEEN = "train_production.py"
@@ -82,7 +82,7 @@ def requested_sizes(cluster: Cluster, settings: Settings) -> dict[str, int] | No
     return {name: sizes[name] for name in names}
 
 
-def card_mib(node: Node, facts: Mapping[str, Any]) -> int | None:
+def card_mib(node: Node, facts: ProbeAnswer) -> int | None:
     """The memory of the card that the node's rank will take; None where there is none."""
     if node.hides_card:
         return None
@@ -176,25 +176,24 @@ def in_words(memory: Memory) -> str:
 
 
 def _memory(node: Node, settings: Settings, facts: Facts, size: int) -> Memory | str:
-    told = [facts[node.name].get("model"), *(other.get("model") for other in facts.values())]
+    own = facts[node.name]
+    told = [own.model, *(other.model for other in facts.values())]
     if not any(told):
         return ""
     model = next(filter(None, map(model_facts, told)), None)
     if model is None:
-        return (told[0] or {}).get("missing") or "its config.json lacks what an estimate needs"
-    card = card_mib(node, facts[node.name])
+        return (own.model.missing if own.model else "") or "its config.json lacks what an estimate needs"
+    card = card_mib(node, own)
     if card is None:
         return "no card is known here"
-    seen = _card(facts[node.name])
-    ours = facts[node.name].get("lease") or facts[node.name].get("jobs")
-    taken = seen[1] if seen and not ours else 0
+    seen = _card(own)
+    taken = seen[1] if seen and own.holder is None else 0
     return on_card(estimate(model, settings, size), card, taken)
 
 
-def _card(facts: Mapping[str, Any]) -> tuple[int, int] | None:
+def _card(facts: ProbeAnswer) -> tuple[int, int] | None:
     """(all, used) MiB of the first card, as nvidia-smi told it."""
-    cards = parse_gpus(facts.get("gpus", {}).get("stdout", ""))
-    if not cards or not is_number(cards[0]["memory.total"]):
+    cards = facts.cards
+    if not cards or cards[0].total_mib is None:
         return None
-    used = cards[0]["memory.used"]
-    return round(float(cards[0]["memory.total"])), round(float(used)) if is_number(used) else 0
+    return round(cards[0].total_mib), round(cards[0].used_mib or 0)

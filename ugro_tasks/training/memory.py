@@ -26,6 +26,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ..codec import UNREADABLE, convert
+from ..hosts.answers import Model
 from ..jobs.plan import Memory
 
 MIB = 1 << 20
@@ -98,20 +99,14 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
         return self.layers * in_a_layer + self.outside_matrices
 
 
-class _Answer(Struct):
-    """Of `node/model.py`."""
-
-    config: ModelFacts
-    weights_bytes: Count | None = None
-
-
-def model_facts(told: Mapping[str, Any] | None) -> ModelFacts | None:
+def model_facts(told: Model | None) -> ModelFacts | None:
     """What a probe told of the model, if it is enough for an estimate."""
+    if told is None:
+        return None
     try:
-        answer = convert(_Answer, told)
+        return convert(ModelFacts, {**told.config, "weights_bytes": told.weights_bytes})
     except UNREADABLE:
         return None
-    return msgspec.structs.replace(answer.config, weights_bytes=answer.weights_bytes)
 
 
 def estimate(model: ModelFacts, settings: Mapping[str, Mapping[str, Any]], batch_size: int) -> Memory:

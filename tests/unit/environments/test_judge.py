@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from msgspec import convert
 
-from tests.unit.factories import make_cluster, make_node
+from tests.unit.factories import make_cluster, make_node, make_probe
 from ugro_tasks.cluster.model import Environment
 from ugro_tasks.environments.judge import (
     Fingerprint,
@@ -25,6 +25,7 @@ from ugro_tasks.environments.recipe import Recipe
 from ugro_tasks.environments.sync import Synced, fault_of
 from ugro_tasks.errors import EnvironmentFault, HostUnreachable, NodesBusy
 from ugro_tasks.health.cluster_checks import judge_all
+from ugro_tasks.hosts.answers import BuildFailed, ProbeAnswer
 
 OTHER = "b" * 64
 RECIPE = Recipe(manager="uv", name="main", digest="a" * 64, files={})
@@ -35,16 +36,16 @@ TORCH = {"code": 0, "stderr": "", "python": "3.11.7", "torch": "2.13.0", "cuda":
 EVEN = Fingerprint(digest="a" * 64, python="3.11.7", torch="2.13.0", cuda="12.8")
 
 
-def facts(stamp: dict[str, Any] | None = STAMP, there: bool = True, **torch: Any) -> dict[str, Any]:
-    return {"environment": {"there": there, "stamp": stamp}, "torch": TORCH | torch}
+def facts(stamp: dict[str, Any] | None = STAMP, there: bool = True, **torch: Any) -> ProbeAnswer:
+    return make_probe(environment={"there": there, "stamp": stamp}, torch=TORCH | torch)
 
 
 @pytest.mark.parametrize(
     ("told", "why"),
     [
         (facts(), None),
-        ({"torch": TORCH}, None),
-        ({"environment": {}, "torch": TORCH}, None),
+        (make_probe(torch=TORCH), None),
+        (make_probe(environment={}, torch=TORCH), None),
         (facts(None, there=False, code=None, torch=None), "not made yet"),
         (facts(None), "made by somebody else"),
         (facts(STAMP | {"digest": OTHER}), "made from another uv.lock (bbbbbbb, here aaaaaaa)"),
@@ -56,7 +57,7 @@ def facts(stamp: dict[str, Any] | None = STAMP, there: bool = True, **torch: Any
         (facts(python="3.11.9"), None),
     ],
 )
-def test_a_node_is_behind_for_a_reason(told: dict[str, Any], why: str | None) -> None:
+def test_a_node_is_behind_for_a_reason(told: ProbeAnswer, why: str | None) -> None:
     found = difference(RECIPE, told)
     assert (found is None) == (why is None)
     assert (why or "") in (found or "")
@@ -115,11 +116,10 @@ def test_a_pixi_unlike_the_others(
 
 def test_health_compares_the_pixis(tmp_path: Path) -> None:
     told = {
-        f"gpu{rank}": {
-            "torch": TORCH,
-            "interfaces": {},
-            "environment": {"version": version, "manifest": "/p/pixi.toml"},
-        }
+        f"gpu{rank}": make_probe(
+            torch=TORCH,
+            environment={"there": True, "stamp": None, "version": version, "manifest": "/p/pixi.toml"},
+        )
         for rank, version in enumerate(("0.77.0", "0.60.0"))
     }
     checks = {
@@ -163,14 +163,10 @@ FULL = "error: Failed to install: torch-2.13.0\n  cause: No space left on device
 
 def failure(
     phase: str = "installing", tail: str = "", message: str = "ended with exit code 1"
-) -> dict[str, Any]:
-    return {
-        "phase": phase,
-        "tail": tail,
-        "message": message,
-        "free_bytes": 3 << 29,
-        "log": "/home/ada/.venv.sync/log",
-    }
+) -> BuildFailed:
+    return BuildFailed(
+        phase=phase, tail=tail, message=message, free_bytes=3 << 29, log="/home/ada/.venv.sync/log"
+    )
 
 
 @pytest.mark.parametrize(
@@ -220,7 +216,7 @@ def failure(
         ("uv", failure(tail=""), "ended with exit code 1", "log"),
     ],
 )
-def test_a_failed_build_is_explained(manager: str, told: dict[str, Any], what: str, fix: str) -> None:
+def test_a_failed_build_is_explained(manager: str, told: BuildFailed, what: str, fix: str) -> None:
     recipe = Recipe(manager=manager, name="main", digest="a" * 64, files={}, python="3.12")
     first, _, rest = explained(make_node(), recipe, told).text.partition("\n")
     assert first.startswith("gpu0: ")
@@ -231,7 +227,7 @@ def test_a_failed_build_is_explained(manager: str, told: dict[str, Any], what: s
 
 @pytest.mark.parametrize("tail", [UV_STALE, UV_STALE_CHECK, PIXI_STALE])
 def test_a_stale_lock_is_known(tail: str) -> None:
-    assert is_stale(failure(tail=tail))
+    assert is_stale(tail)
     assert "does not fit the manifest" in explained(make_node(), RECIPE, failure(tail=tail)).text
 
 

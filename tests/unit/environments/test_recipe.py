@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 from msgspec import convert
+from msgspec.structs import replace
 
 from tests.unit.factories import make_cluster, make_node
 from ugro_tasks.cluster.file import read_cluster_file
 from ugro_tasks.cluster.model import Cluster, Environment
 from ugro_tasks.environments.recipe import Recipe, activation_of, missing_lock, place_of, recipe_of
 from ugro_tasks.errors import EnvironmentFault
+from ugro_tasks.hosts.answers import Built
 from ugro_tasks.node.installers import has_hashes, hashes_of, pinned, wanted
 
 ROOT = Path(__file__).parents[3]
@@ -150,22 +152,22 @@ def test_the_lock_in_the_project_chooses_where_the_file_does_not(
 
 def test_an_environment_of_pixis_is_activated_by_its_own_words() -> None:
     node = make_node(environment=Environment(manager="pixi", name="main"))
-    built = {"program": "/home/ada/.pixi/bin/pixi", "manifest": "/home/ada/ugro/pixi.toml", "activate": None}
-    assert activation_of(node, {"environment": built}) == (
+    built = Built(
+        there=True, stamp=None, program="/home/ada/.pixi/bin/pixi", manifest="/home/ada/ugro/pixi.toml"
+    )
+    assert activation_of(node, built) == (
         "/home/ada/.pixi/bin/pixi", "shell-hook", "--json", "--frozen", "--no-install", "--environment", "main",
         "--manifest-path", "/home/ada/ugro/pixi.toml",
     )  # fmt: skip
-    unpacked = activation_of(node, {"environment": {**built, "activate": "/home/ada/activate.sh"}})
+    unpacked = activation_of(node, replace(built, activate="/home/ada/activate.sh"))
     assert unpacked[:2] == ("bash", "-c")
     assert "/home/ada/activate.sh" in unpacked
 
 
-@pytest.mark.parametrize(
-    "facts", [{}, {"environment": {}}, {"environment": {"program": None, "manifest": None}}]
-)
-def test_what_cannot_be_activated_is_not(facts: dict[str, object]) -> None:
-    assert activation_of(make_node(environment=Environment(manager="pixi")), facts) == ()
-    assert activation_of(make_node(environment=Environment(manager="uv")), facts) == ()
+@pytest.mark.parametrize("built", [None, Built(), Built(there=True, stamp=None)])
+def test_what_cannot_be_activated_is_not(built: Built | None) -> None:
+    assert activation_of(make_node(environment=Environment(manager="pixi")), built) == ()
+    assert activation_of(make_node(environment=Environment(manager="uv")), built) == ()
 
 
 # ---- what pip may install ----

@@ -9,17 +9,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.unit.factories import make_cluster, make_node
 from ugro_tasks.cluster.model import Cluster, Environment, Node
+from ugro_tasks.codec import convert
 from ugro_tasks.errors import HostUnreachable, NodesBusy, NotFit
 from ugro_tasks.health.cluster_checks import judge_all
 from ugro_tasks.health.node_checks import Check, judge
 from ugro_tasks.health.probe import visited_by
 from ugro_tasks.health.report import ClusterHealth, NodeHealth, examine
+from ugro_tasks.hosts.answers import ProbeAnswer
 from ugro_tasks.hosts.fleet import Fleet
-from ugro_tasks.hosts.nvidia import parse_apps, parse_gpus
+from ugro_tasks.hosts.nvidia import GpuProcess, parse_apps, parse_gpus
 from ugro_tasks.node.gpu import APP_FIELDS, GPU_FIELDS, nvidia_smi
 from ugro_tasks.node.protocol import MARK
 
@@ -49,7 +52,8 @@ def node_with(changes: dict[str, Any]) -> Node:
 
 
 def checks_of(cluster: Cluster, node: Node, facts: dict[str, Any], clock: float = 0.0) -> dict[str, Check]:
-    return {check.name: check for check in judge(cluster, node, facts, clock)}
+    told = convert(ProbeAnswer, facts)
+    return {check.name: check for check in judge(cluster, node, told, clock)}
 
 
 def test_a_fit_node_passes_every_check(tmp_path: Path) -> None:
@@ -132,7 +136,7 @@ def test_a_recorded_card_out_of_order_is_not_fit(recording: str, tmp_path: Path)
 
 def test_the_values_of_a_recorded_card(tmp_path: Path) -> None:
     [card] = parse_gpus(answered("vram_held", "gpu", GPU_FIELDS, tmp_path)[1])
-    assert card == {
+    assert msgspec.to_builtins(card) == {
         "index": "0", "name": "NVIDIA GeForce RTX 4070 Laptop GPU",
         "uuid": "GPU-3f0c6f1e-8a52-4c7d-9e0b-52d1a7c4b901", "driver_version": "580.95.05",
         "memory.total": "8188", "memory.used": "6154", "utilization.gpu": "97", "temperature.gpu": "71",
@@ -142,7 +146,7 @@ def test_the_values_of_a_recorded_card(tmp_path: Path) -> None:
 
 def test_the_processes_on_a_recorded_card(tmp_path: Path) -> None:
     _, output = answered("vram_held", "compute-apps", APP_FIELDS, tmp_path)
-    assert parse_apps(output) == [{"pid": 4127, "used_mib": 6130, "name": "/usr/bin/blender"}]
+    assert parse_apps(output) == (GpuProcess(pid=4127, used_mib=6130, name="/usr/bin/blender"),)
 
 
 @pytest.mark.parametrize(
@@ -150,19 +154,33 @@ def test_the_processes_on_a_recorded_card(tmp_path: Path) -> None:
     ["", "\n\n", "hello", "pid, used, name", "," * 8 + ",,", "\0\x1b[31m", "No devices were found\n"],
 )
 def test_nonsense_is_no_card_and_no_process(output: str) -> None:
-    assert (parse_gpus(output), parse_apps(output)) == ((), [])
+    assert (parse_gpus(output), parse_apps(output)) == ((), ())
 
 
 @pytest.mark.parametrize(
     ("line", "app"),
     [
-        ("7, 100, a, b, c", {"pid": 7, "used_mib": 100, "name": "a, b, c"}),
-        ("7, [N/A], x", {"pid": 7, "used_mib": 0, "name": "x"}),
-        ("7", {"pid": 7, "used_mib": 0, "name": ""}),
+        ("7, 100, a, b, c", GpuProcess(pid=7, used_mib=100, name="a, b, c")),
+        ("7, [N/A], x", GpuProcess(pid=7, used_mib=0, name="x")),
+        ("7", GpuProcess(pid=7, used_mib=0, name="")),
     ],
 )
-def test_a_process_whose_line_is_odd(line: str, app: dict[str, Any]) -> None:
-    assert parse_apps(line) == [app]
+def test_a_process_whose_line_is_odd(line: str, app: GpuProcess) -> None:
+    assert parse_apps(line) == (app,)
+
+
+@pytest.mark.parametrize(
+    ("total", "used", "errors", "numbers"),
+    [
+        ("8188", "12", "0", (8188.0, 12.0, 0.0)),
+        ("[N/A]", "[N/A]", "[N/A]", (None, None, 0.0)),
+        ("²", "9" * 40, "3", (None, None, 3.0)),
+    ],
+)
+def test_the_numbers_of_a_card(total: str, used: str, errors: str, numbers: tuple[float | None, ...]) -> None:
+    [card] = parse_gpus(f"0, RTX, GPU-1, 580.1, {total}, {used}, 0, 40, ERR!, {errors}\n")
+    assert (card.total_mib, card.used_mib, card.error_count) == numbers
+    assert card.faults == ["ERR! (power.draw)"]
 
 
 # ---- the whole cluster ----
@@ -275,7 +293,8 @@ def test_nodes_that_did_not_look_at_the_same_time_know_nothing_of_each_other(
 ) -> None:
     started = RECORDED["fit"]["started"] + late
     other = {"peers": met(1, heard=False), "started": started, "home.identity": "another"}
-    facts = {"gpu0": facts_with({"peers": met(0, **REFUSED)}), "gpu1": facts_with(other)}
+    told = {"gpu0": facts_with({"peers": met(0, **REFUSED)}), "gpu1": facts_with(other)}
+    facts = {name: convert(ProbeAnswer, one) for name, one in told.items()}
     checks = judge_all(make_cluster(tmp_path, 2), facts, {"gpu0": 0.0, "gpu1": offset})
     assert [check.name for check in checks if not check.ok and check.name != "clock spread"] == names
 

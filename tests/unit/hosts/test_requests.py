@@ -9,7 +9,7 @@ import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import example, given
@@ -17,10 +17,31 @@ from hypothesis import strategies as st
 
 from tests.unit.factories import make_node
 from ugro_tasks.errors import HostUnreachable, NodeFault, NodesBusy
+from ugro_tasks.hosts.answers import StateAnswer, describe_holder, holder_of
 from ugro_tasks.hosts.frames import Frame, follow
 from ugro_tasks.hosts.local import LocalHost
-from ugro_tasks.hosts.requests import PREFACE_LIMIT_BYTES, ask, describe_holder
+from ugro_tasks.hosts.operations import MakeFolder, Prepare, Probe, Request, State
+from ugro_tasks.hosts.requests import PREFACE_LIMIT_BYTES, ask
+from ugro_tasks.node.main import MODULE_OF
 from ugro_tasks.node.protocol import CHUNK_BYTES, COMPRESSED, EXIT, FRAME, HEARTBEAT, LOG, MARK
+
+STATE = State(folder="/x", token="a:b:c")
+PREPARE = Prepare(
+    token="a:b:c", node="gpu0", folder="/x", argv=(), env={}, node_bytes=0, controller="/a", hold_seconds=1.0
+)
+PROBE = Probe(
+    interpreter="python3",
+    project="~/ugro",
+    slot="node",
+    wants_cuda=False,
+    role="master",
+    address="10.0.0.1",
+    master="10.0.0.1",
+    port=29500,
+    port_seconds=0.0,
+    nonce="x",
+    environment={"manager": "existing"},
+)
 
 
 class Said:
@@ -74,7 +95,9 @@ def frames_of(*chunks: bytes) -> list[Frame]:
     [b"", b"Welcome!\n", b"\x1b[31mmotd\x1b[0m\r\n", b'{"error": "busy"}\n', MARK, b"\xff\0" * 1000],
 )
 def test_an_answer_is_found_behind_whatever_a_login_shell_prints(preface: bytes) -> None:
-    assert ask(Said(preface + MARK + b'{"pid": 7}\n'), "start") == {"pid": 7}
+    said = preface + MARK + b'{"known": true, "supervised": false, "started": true, "processes": []}\n'
+    answer = ask(Said(said), STATE)
+    assert answer == StateAnswer(known=True, supervised=False, started=True, processes=[])
 
 
 def facts_of_a_fit_node() -> dict[str, Any]:
@@ -87,8 +110,8 @@ def facts_of_a_fit_node() -> dict[str, Any]:
 
 def test_a_probe_tells_what_the_login_shell_printed() -> None:
     said = MARK + json.dumps(facts_of_a_fit_node()).encode()
-    assert ask(Said(b"Welcome to gpu0!\n\xff\n" + said), "probe")["preface"] == "Welcome to gpu0!\n\ufffd\n"
-    assert ask(Said(said), "probe")["preface"] == ""
+    assert ask(Said(b"Welcome to gpu0!\n\xff\n" + said), PROBE).preface == "Welcome to gpu0!\n\ufffd\n"
+    assert ask(Said(said), PROBE).preface == ""
 
 
 class Antique(Said):
@@ -100,7 +123,7 @@ class Antique(Said):
 
 def test_a_python_that_is_too_old_comes_with_its_remedy() -> None:
     with pytest.raises(NodeFault) as fault:
-        ask(Antique(), "probe")
+        ask(Antique(), PROBE)
     assert fault.value.what == "python3 is Python 3.6, and UGRO needs 3.8 or newer there"
     assert fault.value.fix == "name a newer one as `python` of gpu0 in the cluster file"
 
@@ -122,7 +145,7 @@ GARBAGE = {
 @pytest.mark.parametrize("said", GARBAGE.values(), ids=GARBAGE.keys())
 def test_garbage_is_a_fault_of_the_node(said: bytes) -> None:
     with pytest.raises(NodeFault) as fault:
-        ask(Said(said), "state")
+        ask(Said(said), STATE)
     assert fault.value.host == "gpu0"
     assert len(fault.value.text) < 1500
 
@@ -132,12 +155,12 @@ def test_garbage_is_a_fault_of_the_node(said: bytes) -> None:
 @example(MARK + b'{"error": null}')
 def test_any_bytes_are_an_answer_or_a_fault(said: bytes) -> None:
     with contextlib.suppress(NodeFault, NodesBusy):
-        assert isinstance(ask(Said(said), "state"), dict)
+        assert isinstance(ask(Said(said), STATE), StateAnswer)
 
 
 def test_garbage_is_shown_without_its_control_characters() -> None:
     with pytest.raises(NodeFault) as fault:
-        ask(Said(b"\x1b[2J\x07boo"), "state")
+        ask(Said(b"\x1b[2J\x07boo"), STATE)
     assert "boo" in fault.value.text
     assert "\x1b" not in fault.value.text
 
@@ -145,7 +168,7 @@ def test_garbage_is_shown_without_its_control_characters() -> None:
 def test_a_refusal_is_a_fault_in_the_nodes_own_words() -> None:
     said = MARK + json.dumps({"error": "unwritable", "message": "/x: Read-only file system"}).encode()
     with pytest.raises(NodeFault) as fault:
-        ask(Said(said), "prepare")
+        ask(Said(said), PREPARE)
     assert fault.value.text == "gpu0: prepare: /x: Read-only file system"
 
 
@@ -162,7 +185,7 @@ def test_a_refusal_is_a_fault_in_the_nodes_own_words() -> None:
     ],
 )
 def test_the_holder_of_a_node_in_words(holder: Any, words: str) -> None:
-    assert describe_holder(holder) == words
+    assert describe_holder(holder_of({"holder": holder})) == words
 
 
 # ---- frames ----
@@ -258,7 +281,7 @@ def test_a_node_that_reads_nothing_and_leaves_is_a_fault(python: Path) -> None:
 def test_a_node_whose_python_fails_is_a_fault_with_its_last_words(python: Path) -> None:
     python.write_text("#!/bin/sh\ncat > /dev/null\necho 'no such thing' >&2\nexit 3\n")
     with pytest.raises(NodeFault) as fault:
-        ask(local(python), "state")
+        ask(local(python), STATE)
     assert fault.value.text == "gpu0: no such thing"
 
 
@@ -268,4 +291,40 @@ def test_a_python_in_the_nodes_home_is_found_there(tmp_path: Path, monkeypatch: 
     (home / "bin" / "python").symlink_to(sys.executable)
     monkeypatch.setenv("HOME", str(home))
     host = LocalHost(make_node(transport="local", address="127.0.0.1", python="~/bin/python"))
-    assert ask(host, "make_folder", project="~/ugro") == {"project": f"{home}/ugro"}
+    assert ask(host, MakeFolder(project="~/ugro")).project == f"{home}/ugro"
+
+
+# ---- requests ----
+
+
+@pytest.mark.parametrize("kind", Request.__subclasses__(), ids=lambda kind: kind.__name__)
+def test_a_request_knows_the_class_of_its_answer_and_a_node_its_name(kind: Any) -> None:
+    assert get_args(kind.__orig_bases__[0]) == (kind.answer,)
+    assert kind.__struct_config__.tag in MODULE_OF
+
+
+def test_every_operation_of_a_node_has_a_request() -> None:
+    assert {kind.__struct_config__.tag for kind in Request.__subclasses__()} == set(MODULE_OF)
+
+
+def test_a_request_is_a_line_of_json_and_then_its_bytes() -> None:
+    heard: list[bytes] = []
+
+    class Listening(Said):
+        def run(self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0) -> bytes:
+            heard.append(stdin[int(argv[-1]) :])
+            return MARK + b"{}\n"
+
+    ask(Listening(), PREPARE, blob=b"zip")
+    line, _, blob = heard[0].partition(b"\n")
+    told = json.loads(line)
+    assert (told["op"], told["blob_bytes"], told["folder"], told["argv"]) == ("prepare", 3, "/x", [])
+    assert blob == b"zip"
+
+
+def test_another_jobs_name_is_an_answer_only_where_a_job_may_be_in_the_way() -> None:
+    said = MARK + b'{"error": "busy", "message": "held", "holder": {"job": "exp1", "pid": 7}}\n'
+    with pytest.raises(NodesBusy, match=r"gpu0: held by job exp1 \(pid 7 there\)"):
+        ask(Said(said), PREPARE)
+    with pytest.raises(NodeFault, match="state: held"):
+        ask(Said(said), STATE)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import to_builtins
 from msgspec.structs import replace
 
 from lab.proof import send_signal
@@ -27,6 +28,18 @@ from tests.unit.factories import make_node, salt_of
 from ugro_tasks.errors import NodeFault, NodesBusy, UgroError
 from ugro_tasks.hosts.frames import Frame, follow
 from ugro_tasks.hosts.local import LocalHost
+from ugro_tasks.hosts.operations import (
+    MakeFolder,
+    Meetings,
+    Prepare,
+    Probe,
+    Request,
+    Reset,
+    Start,
+    State,
+    Stop,
+    Visit,
+)
 from ugro_tasks.hosts.requests import BOOTSTRAP, ask, node_zip
 from ugro_tasks.node import probe, protocol
 from ugro_tasks.node.files import expand, read_text, write_json
@@ -50,6 +63,15 @@ def pythons() -> list[str]:
     return found
 
 
+def told(host: LocalHost, request: Request[Any]) -> dict[str, Any]:
+    """Ask a node, and give all that it says: more than a controller reads of it."""
+    packed = node_zip()
+    line = json.dumps(to_builtins(request)).encode() + b"\n"
+    said = host.run([host.node.python, "-ES", "-c", BOOTSTRAP, str(len(packed))], packed + line)
+    answer: dict[str, Any] = json.loads(said.rpartition(protocol.MARK)[2])
+    return answer
+
+
 class Rank:
     """A job's rank on this machine, as a controller speaks to it."""
 
@@ -61,14 +83,20 @@ class Rank:
 
     def prepare(self, *argv: str, env: dict[str, str] | None = None, hold_seconds: float = 30.0) -> None:
         zipped, code = node_zip(), archive({"train.py": "print('hello')\n"})
-        ask(
-            self.host, "prepare", blob=zipped + code, node_bytes=len(zipped), token=self.token, folder=self.at,
-            node=self.host.node.name, argv=argv or ("true",), env=env or {}, controller="/home/ada/experiments",
+        request = Prepare(
+            token=self.token,
+            node=self.host.node.name,
+            folder=self.at,
+            argv=argv or ("true",),
+            env=env or {},
+            node_bytes=len(zipped),
+            controller="/home/ada/experiments",
             hold_seconds=hold_seconds,
-        )  # fmt: skip
+        )
+        ask(self.host, request, blob=zipped + code)
 
-    def start(self) -> dict[str, Any]:
-        return ask(self.host, "start", folder=self.at)
+    def start(self) -> None:
+        ask(self.host, Start(folder=self.at))
 
     def run(self, *argv: str, env: dict[str, str] | None = None) -> None:
         self.prepare(*argv, env=env)
@@ -81,13 +109,11 @@ class Rank:
             wait_until(lambda: "ready" in self.log, "the script to be ready")
 
     def stop(self, grace_seconds: float = 5.0, **more: Any) -> dict[str, Any]:
-        return ask(
-            self.host, "stop", folder=self.at, token=self.token, grace_seconds=grace_seconds,
-            reason="asked", **more,
-        )  # fmt: skip
+        request = Stop(folder=self.at, token=self.token, grace_seconds=grace_seconds, reason="asked", **more)
+        return told(self.host, request)
 
     def state(self) -> dict[str, Any]:
-        return ask(self.host, "state", folder=self.at, token=self.token)
+        return told(self.host, State(folder=self.at, token=self.token))
 
     def follow(self, *, quiet_seconds: float = 0.1, **offsets: int) -> Iterator[Frame]:
         """The frames up to the one that says how it ended."""
@@ -490,7 +516,7 @@ def test_a_folder_that_cannot_be_made_is_a_fault_with_its_path(rank: Rank) -> No
 def test_making_the_project_folder_where_a_file_lies_is_a_fault(rank: Rank) -> None:
     (rank.home / "ugro").write_text("a file in the way")
     with pytest.raises(NodeFault, match=r"make_folder: .*/ugro: File exists"):
-        ask(rank.host, "make_folder", project="~/ugro")
+        ask(rank.host, MakeFolder(project="~/ugro"))
 
 
 # ---- start, and how it ends ----
@@ -498,7 +524,8 @@ def test_making_the_project_folder_where_a_file_lies_is_a_fault(rank: Rank) -> N
 
 def test_starting_again_only_says_so(rank: Rank) -> None:
     rank.prepare("sh", "-c", "echo begun; exec sleep 60")
-    assert rank.start() == rank.start()
+    request = Start(folder=rank.at)
+    assert told(rank.host, request) == told(rank.host, request)
     wait_until(lambda: bool(rank.log), "the first line")
     assert rank.log == "begun\n"
 
@@ -728,9 +755,9 @@ def test_a_reset_ends_everything_in_its_slot_and_nothing_else(rank: Rank, spawn:
     rank.script("trap '' TERM; echo ready; sleep 60")
     neighbour = spawn(SLEEP, f"exp9.c0ffee:gpu0:{slot}-2")
     supervisor = rank.supervisor
-    answer = ask(rank.host, "reset", slot=slot, grace_seconds=0.1)
-    assert supervisor in [process["pid"] for process in answer["ended"]]
-    assert (answer["left"], of_slot(slot), lease_holder(slot)) == ([], [], None)
+    answer = ask(rank.host, Reset(slot=slot, grace_seconds=0.1))
+    assert supervisor in [process.pid for process in answer.ended]
+    assert (answer.left, of_slot(slot), lease_holder(slot)) == ([], [], None)
     assert neighbour.poll() is None
 
 
@@ -853,16 +880,25 @@ def test_a_whole_life_under_each_python_of_this_machine(rank: Rank, python: str)
     version = subprocess.run([python, "-V"], capture_output=True, text=True, check=True).stdout.split()[1]
     with reserved_port() as port:
         salt = salt_of(port, 29500)
-        facts = ask(
-            rank.host, "probe", interpreter=python, project="~/ugro", slot=rank.slot, wants_cuda=False,
-            role="single", address="127.0.0.1", master="127.0.0.1", port=29500, workers=0, port_seconds=20, nonce="n",
-            peers={
-                "name": "gpu0", "salt": salt, "visited_by": ["gpu0"],
-                "visits": {"gpu0": {"address": "127.0.0.1", "salt": salt}},
-            },
-        )  # fmt: skip
-    assert facts["python"] == version
-    assert (facts["peers"]["heard"], facts["peers"]["reached"]["gpu0"]["ok"]) == (["gpu0"], True)
+        visits = {"gpu0": Visit(address="127.0.0.1", salt=salt)}
+        request = Probe(
+            interpreter=python,
+            project="~/ugro",
+            slot=rank.slot,
+            wants_cuda=False,
+            role="single",
+            address="127.0.0.1",
+            master="127.0.0.1",
+            port=29500,
+            port_seconds=20,
+            nonce="n",
+            peers=Meetings(name="gpu0", salt=salt, visits=visits, visited_by=["gpu0"]),
+            environment={"manager": "existing"},
+        )
+        facts = ask(rank.host, request)
+    assert facts.python == version
+    assert facts.peers
+    assert (facts.peers.heard, facts.peers.reached["gpu0"].ok) == (["gpu0"], True)
     rank.run("sh", "-c", "echo hello; exec sleep 60")
     wait_until(lambda: bool(rank.log), "the first line")
     answer = rank.stop()

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from tests.unit.factories import make_cluster, make_node, make_record, make_spec
+from tests.unit.factories import make_cluster, make_node, make_probe, make_record, make_spec
 from ugro_tasks.backends.ssh.plan import make_plan
 from ugro_tasks.cluster.model import Cluster, TrainingDefaults
 from ugro_tasks.errors import UsageError
+from ugro_tasks.hosts.answers import Model, ProbeAnswer
 from ugro_tasks.jobs.plan import LaunchPlan
 from ugro_tasks.launch.spec import draft
 from ugro_tasks.training import batch_sizes as shares
@@ -35,30 +37,28 @@ def owners(root: Path, *cards: float | None, **changes: Any) -> Cluster:
     return make_cluster(root, nodes)
 
 
-def seen(cluster: Cluster, *cards: str, model: Any = None, **more: Any) -> dict[str, dict[str, Any]]:
+def seen(cluster: Cluster, *cards: str, model: Any = None, **more: Any) -> dict[str, ProbeAnswer]:
     """Facts of the nodes whose nvidia-smi shows "memory.total,memory.used"."""
-    facts: dict[str, dict[str, Any]] = {}
+    facts = {}
     for node, card in zip(cluster.nodes, cards or [""] * len(cluster.nodes), strict=True):
         total, _, used = card.partition(",")
         row = f"0, RTX, GPU-1, 580.1, {total}, {used or 0}, 0, 40, 9.0\n" if card else ""
-        facts[node.name] = {
-            "gpus": {"code": 0, "stdout": row, "stderr": ""},
-            "interfaces": {"eth0": {"addresses": [node.address], "mtu": 1500}},
-            "free_port": 29500,
-            "lease": None,
-            "jobs": [],
-            **({"model": model} if model else {}),
+        facts[node.name] = make_probe(
+            gpus={"code": 0, "stdout": row, "stderr": ""},
+            interfaces={"eth0": {"addresses": [node.address], "mtu": 1500}},
+            free_port=29500,
+            model=model,
             **more,
-        }
+        )
     return facts
 
 
-def sizes_of(cluster: Cluster, facts: dict[str, dict[str, Any]], **training: Any) -> list[int]:
+def sizes_of(cluster: Cluster, facts: dict[str, ProbeAnswer], **training: Any) -> list[int]:
     settings = {**AUTO, "training": {**AUTO["training"], **training}}
     return list(batch_sizes(cluster, settings, facts).values())
 
 
-def plan_of(cluster: Cluster, facts: dict[str, dict[str, Any]], **record: Any) -> LaunchPlan:
+def plan_of(cluster: Cluster, facts: dict[str, ProbeAnswer], **record: Any) -> LaunchPlan:
     given = {"script": "train_production.py", "settings": AUTO}
     return make_plan(make_record(cluster, **{**given, **record}), cluster, facts)
 
@@ -244,7 +244,7 @@ def test_without_the_models_numbers_there_is_no_estimate(tmp_path: Path, model: 
 def test_one_node_that_has_the_model_is_enough(tmp_path: Path) -> None:
     cluster = owners(tmp_path, 12, 8)
     facts = seen(cluster, "12227", "8188", model=MISSING)
-    facts["gpu1"]["model"] = {"config": TINY_LLAMA}
+    facts["gpu1"] = msgspec.structs.replace(facts["gpu1"], model=Model(config=TINY_LLAMA))
     assert [node.memory is not None for node in plan_of(cluster, facts).nodes] == [True, True]
 
 

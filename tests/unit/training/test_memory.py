@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from ugro_tasks.codec import UNREADABLE, convert
+from ugro_tasks.hosts.answers import Model
 from ugro_tasks.training.memory import MIB, OVERHEAD_MIB, ModelFacts, estimate, model_facts, on_card
 
 TINY_LLAMA = ModelFacts(
@@ -96,7 +98,7 @@ def test_the_estimate_is_what_torch_keeps_alive(
     ids=["quantised when loaded", "by its dimensions", "quantised file", "without double quantisation"],
 )
 def test_nf4_weights_are_what_bitsandbytes_holds(told: dict[str, Any], bytes_held: int) -> None:
-    found = model_facts({"config": {**FOR_NF4, **told}, "weights_bytes": told.get("weights_bytes")})
+    found = model_facts(Model(config={**FOR_NF4, **told}, weights_bytes=told.get("weights_bytes")))
     assert found
     needed = estimate(found, settings(quantization={"enabled": True}), 1)
     assert needed.weights_mib == pytest.approx(bytes_held / MIB, rel=0.02)
@@ -144,14 +146,17 @@ def test_how_it_fits(card_mib: int, taken_mib: int, fit: str) -> None:
     "told",
     [
         None,
-        {},
-        {"missing": "it is not on this node yet"},
-        {"config": {}},
-        {"config": {"hidden_size": "2048", "layers": 1, "heads": 1, "vocabulary": 1}},
-        {"config": {"hidden_size": 64, "layers": 1, "heads": 0, "vocabulary": 1}},
-        {"config": 7},
-        [],
+        Model(),
+        Model(missing="it is not on this node yet"),
+        Model(config={"hidden_size": "2048", "layers": 1, "heads": 1, "vocabulary": 1}),
+        Model(config={"hidden_size": 64, "layers": 1, "heads": 0, "vocabulary": 1}),
     ],
 )
-def test_too_little_is_known_for_an_estimate(told: Any) -> None:
+def test_too_little_is_known_for_an_estimate(told: Model | None) -> None:
     assert model_facts(told) is None
+
+
+@pytest.mark.parametrize("told", [{"config": 7}, [], {"config": {}, "weights_bytes": -1}])
+def test_what_is_no_answer_about_a_model_is_refused_before(told: object) -> None:
+    with pytest.raises(UNREADABLE):
+        convert(Model, told)

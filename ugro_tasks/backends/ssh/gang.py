@@ -12,6 +12,7 @@ from ...cluster.model import Cluster
 from ...errors import Interrupted, LaunchFailed, NodesBusy, StopUnproven, UgroError
 from ...hosts.fleet import Fleet
 from ...hosts.host import Host
+from ...hosts.operations import Prepare, Start
 from ...hosts.requests import Talks, node_zip
 from ...jobs.experiment import METRICS_NAME, OWN_NAMES, Experiment
 from ...jobs.journal import Journal
@@ -81,23 +82,25 @@ class Gang:
 
     def _prepare(self, code: bytes, plan: NodePlan, host: Host) -> None:
         packed = node_zip()
-        request = {
-            name: getattr(plan, name) for name in ("token", "node", "folder", "argv", "env", "activation")
-        }
-        self.talks.ask(
-            host,
-            "prepare",
-            blob=packed + code,
+        hold_seconds = self.cluster.timeouts.start_seconds + HOLD_SECONDS
+        request = Prepare(
+            token=plan.token,
+            node=plan.node,
+            folder=plan.folder,
+            argv=plan.argv,
+            env=plan.env,
+            activation=plan.activation,
             node_bytes=len(packed),
-            timeout_seconds=self.cluster.timeouts.start_seconds,
             controller=str(self.experiments_folder),
+            hold_seconds=hold_seconds,
             rendezvous_port=self.plan.master_port if plan.rank == 0 else None,
-            hold_seconds=self.cluster.timeouts.start_seconds + HOLD_SECONDS,
-            **request,
         )
+        seconds = self.cluster.timeouts.start_seconds
+        self.talks.ask(host, request, blob=packed + code, timeout_seconds=seconds)
 
     def _start(self, plan: NodePlan, host: Host) -> None:
-        self.talks.ask(host, "start", timeout_seconds=self.cluster.timeouts.start_seconds, folder=plan.folder)
+        request = Start(folder=plan.folder)
+        self.talks.ask(host, request, timeout_seconds=self.cluster.timeouts.start_seconds)
 
     def _on_all(self, step: str, action: Callable[[NodePlan, Host], object]) -> None:
         """Do the step on all nodes at once. Where one cannot, or a stop is asked for, everything is undone."""

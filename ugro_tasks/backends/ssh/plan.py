@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 
 from ...cluster.model import Cluster, Node
 from ...environments.recipe import activation_of
 from ...errors import LaunchFailed
-from ...hosts.answers import interface_of
+from ...hosts.answers import ProbeAnswer
 from ...jobs.names import attempt_folder, folder_of, token_of
 from ...jobs.plan import LaunchPlan, Memory, NodePlan
 from ...jobs.record import JobRecord
@@ -21,7 +20,7 @@ from ...training.batch_sizes import batch_sizes, effective_batch, memories
 def make_plan(
     record: JobRecord,
     cluster: Cluster,
-    facts: Mapping[str, Mapping[str, Any]],
+    facts: Mapping[str, ProbeAnswer],
     *,
     attempt: int = 1,
     resume: Resume | None = None,
@@ -33,7 +32,7 @@ def make_plan(
     UsageError as `batch_sizes` does.
     """
     master = cluster.master
-    port = facts[master.name].get("free_port")
+    port = facts[master.name].free_port
     if port is None:
         raise LaunchFailed(
             f"{master.name}: no free port from {cluster.master_port} on; "
@@ -64,11 +63,11 @@ def _node_plan(
     cluster: Cluster,
     node: Node,
     port: int,
-    facts: Mapping[str, Any],
+    facts: ProbeAnswer,
     attempt: int,
     resume: Resume | None,
 ) -> NodePlan:
-    interface = interface_of(node, facts)
+    interface = facts.interface_of(node.address)
     if interface is None:
         raise LaunchFailed(
             f"{node.name}: none of its interfaces has the address {node.address}; correct the cluster file"
@@ -123,7 +122,7 @@ def _node_plan(
             "UGRO_OUTPUT_DIR": f"{folder}/output",
             **({"UGRO_RESUME": f"{folder}/resume/{resume.checkpoint}"} if resume else {}),
         },
-        activation=activation_of(node, facts),
+        activation=activation_of(node, facts.environment),
     )
 
 

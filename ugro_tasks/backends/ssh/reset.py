@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ...cluster.model import Cluster
 from ...errors import HostError, StopUnproven
+from ...hosts.answers import Process, ResetAnswer
 from ...hosts.fleet import Fleet
 from ...hosts.host import Host
+from ...hosts.operations import Reset
 from ...hosts.requests import ask
 
 RESET_GRACE_SECONDS = 3.0
 
 
-def reset(cluster: Cluster) -> dict[str, list[dict[str, Any]] | HostError]:
+def reset(cluster: Cluster) -> dict[str, list[Process] | HostError]:
     """{node: the processes that were ended there, or why it could not be told}.
 
     Raises StopUnproven with host and pids where something would not end.
     """
 
-    def end(host: Host) -> dict[str, Any]:
-        return ask(host, "reset", slot=host.node.slot, grace_seconds=RESET_GRACE_SECONDS)
+    def end(host: Host) -> ResetAnswer:
+        return ask(host, Reset(slot=host.node.slot, grace_seconds=RESET_GRACE_SECONDS))
 
     with Fleet.of(cluster) as fleet:
         answers = fleet.map(end)
     left = [
-        f"{node}: pid {process['pid']} would not end: {process['command']}"
+        f"{node}: pid {process.pid} would not end: {process.command}"
         for node, answer in answers.items()
         if not isinstance(answer, HostError)
-        for process in answer["left"]
+        for process in answer.left
     ]
     if left:
         raise StopUnproven("\n".join(left))
-    return {node: a if isinstance(a, HostError) else a["ended"] for node, a in answers.items()}
+    return {node: a if isinstance(a, HostError) else a.ended for node, a in answers.items()}

@@ -9,6 +9,7 @@ import msgspec
 
 from ...errors import HostError
 from ...hosts.host import Host, retry_pause
+from ...hosts.operations import Stop
 from ...hosts.requests import ask
 
 # A rank whose peer is gone waits in a collective and cannot react to TERM.
@@ -73,19 +74,17 @@ def stop_rank(
     `tries` times in all, or for as long as it takes, until `given_up` says that nobody waits for it
     any more. `trying_again` is told once why.
     """
+    request = Stop(
+        folder=folder,
+        token=token,
+        grace_seconds=order.grace_seconds,
+        reason=order.reason,
+        discard=order.discard,
+    )
     tried = 0
     while True:
         try:
-            answer = ask(
-                host,
-                "stop",
-                timeout_seconds=order.grace_seconds + PROOF_SECONDS,
-                folder=folder,
-                token=token,
-                grace_seconds=order.grace_seconds,
-                reason=order.reason,
-                discard=order.discard,
-            )
+            answer = ask(host, request, timeout_seconds=order.grace_seconds + PROOF_SECONDS)
         except HostError as error:
             tried += 1
             if tried == tries or given_up():
@@ -94,8 +93,4 @@ def stop_rank(
                 trying_again(f"cannot be told to stop, trying again. {error.text}")
             sleep(retry_pause(tried - 1))
             continue
-        record = answer["exit"] or {}
-        return StopResult(
-            ran=bool(record.get("started_at")),
-            left_pids=tuple(int(process["pid"]) for process in answer["left"]),
-        )
+        return StopResult(ran=answer.ran, left_pids=answer.left_pids)

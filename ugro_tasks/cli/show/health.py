@@ -72,7 +72,7 @@ def _first_card(node: NodeHealth) -> str:
     if not node.gpus:
         return "none"
     card = node.gpus[0]
-    return f"{card['name']} {card['memory.used']}/{card['memory.total']} MiB {card['temperature.gpu']} °C"
+    return f"{card.name} {card.memory_used}/{card.memory_total} MiB {card.temperature} °C"
 
 
 def _measured(found: dict[str, Any]) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ...errors import HostError
 from ...text import printable_lines
 from .console import open_console
 from .format import note, show_json
 
+if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
+    from ...hosts.answers import Process
 
-def show_reset(ended: dict[str, list[dict[str, Any]] | HostError], *, as_json: bool) -> None:
+
+def show_reset(ended: dict[str, list[Process] | HostError], *, as_json: bool) -> None:
     """Print what was ended on each node."""
     if as_json:
         return show_json({node: _as_json(answer) for node, answer in ended.items()})
@@ -20,14 +23,14 @@ def show_reset(ended: dict[str, list[dict[str, Any]] | HostError], *, as_json: b
             note(answer.text)
             continue
         for process in answer:
-            words = f"{node}: ended pid {process['pid']} of {process['job']}: {process['command']}"
+            words = f"{node}: ended pid {process.pid} of {process.job}: {process.command}"
             console.print(printable_lines(words))
         if not answer:
             console.print(f"{node}: nothing of UGRO was running")
     return None
 
 
-def _as_json(answer: list[dict[str, Any]] | HostError) -> object:
+def _as_json(answer: list[Process] | HostError) -> object:
     if isinstance(answer, HostError):
         return {"error": answer.text}
     return {"ended": answer}

@@ -11,7 +11,8 @@ from .format import coloured, columns, note, show_json
 from .values import clock, duration
 
 if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
-    from ...reports.status import JobLine, JobReport
+    from ...hosts.answers import StateAnswer
+    from ...reports.status import JobLine, JobReport, NoAnswer
 
 
 JOB_HEADS = ["job", "state", "nodes", "started", "duration", "cause"]
@@ -60,10 +61,7 @@ def show_job(report: JobReport, *, as_json: bool) -> None:
             f"  rank {rank.rank}  {printable_lines(rank.node):12} {printable_lines(_rank_state(rank))}"
         )
     for node, answer in (report.live or {}).items():
-        words = answer.get("error")
-        if not words:
-            words = f"{len(answer['processes'])} processes, supervised: {answer['supervised']}"
-        console.print(f"  {printable_lines(node)} says: {printable_lines(words)}")
+        console.print(f"  {printable_lines(node)} says: {printable_lines(_live(answer))}")
     for event in report.events:
         console.print(
             f"  {clock(event.time)}  {printable_lines(event.node or ''):12} {printable_lines(event.message)}"
@@ -86,6 +84,14 @@ def show_cause(console: Printer, state: JobState) -> None:
     console.print(style(printable_lines(state.cause.message), "red"))
     for line in state.cause.last_lines:
         console.print(f"    {printable_lines(line)}")
+
+
+def _live(answer: StateAnswer | NoAnswer) -> str:
+    from ...reports.status import NoAnswer  # it is loaded where there is a report of a job
+
+    if isinstance(answer, NoAnswer):
+        return answer.error
+    return f"{len(answer.processes)} processes, supervised: {answer.supervised}"
 
 
 def _rank_state(rank: RankState) -> str:

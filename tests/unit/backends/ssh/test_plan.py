@@ -5,33 +5,34 @@ from typing import Any
 
 import pytest
 
-from tests.unit.factories import make_cluster, make_node, make_record
+from tests.unit.factories import make_cluster, make_node, make_probe, make_record
 from ugro_tasks.backends.ssh.plan import make_plan
-from ugro_tasks.cluster.model import Cluster, Environment, Timeouts
+from ugro_tasks.cluster.model import Cluster, Environment, Node, Timeouts
+from ugro_tasks.codec import UNREADABLE
 from ugro_tasks.errors import LaunchFailed
-from ugro_tasks.hosts.answers import interface_of
+from ugro_tasks.hosts.answers import ProbeAnswer
 from ugro_tasks.jobs.plan import LaunchPlan
 
 JOB = "exp1_20260120_120000"
 FOLDER = f"~/ugro/jobs/{JOB}.c0ffee00"  # with the nonce that the builders give
 
 
-def seen(cluster: Cluster, **master: Any) -> dict[str, dict[str, Any]]:
-    """What the nodes' probes told: each owns its address on an interface of its own name."""
-    facts: dict[str, dict[str, Any]] = {
-        node.name: {
-            "interfaces": {
-                "lo": {"addresses": ["127.0.0.1"], "mtu": 65536},
-                f"eth{node.rank}": {"addresses": ["192.168.0.1", node.address], "mtu": 1500},
-            }
-        }
-        for node in cluster.nodes
+def interfaces_of(node: Node) -> dict[str, Any]:
+    return {
+        "lo": {"addresses": ["127.0.0.1"], "mtu": 65536},
+        f"eth{node.rank}": {"addresses": ["192.168.0.1", node.address], "mtu": 1500},
     }
-    facts[cluster.master.name] |= {"free_port": cluster.master_port} | master
+
+
+def seen(cluster: Cluster, **master: Any) -> dict[str, ProbeAnswer]:
+    """What the nodes' probes told: each owns its address on an interface of its own name."""
+    facts = {node.name: make_probe(interfaces=interfaces_of(node)) for node in cluster.nodes}
+    given = {"interfaces": interfaces_of(cluster.master), "free_port": cluster.master_port, **master}
+    facts[cluster.master.name] = make_probe(**given)
     return facts
 
 
-def plan_of(cluster: Cluster, facts: dict[str, dict[str, Any]] | None = None, **record: Any) -> LaunchPlan:
+def plan_of(cluster: Cluster, facts: dict[str, ProbeAnswer] | None = None, **record: Any) -> LaunchPlan:
     return make_plan(make_record(cluster, job_id=JOB, **record), cluster, facts or seen(cluster))
 
 
@@ -119,14 +120,20 @@ def test_no_free_port_is_a_launch_that_fails(cluster: Cluster, facts: dict[str, 
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_a_node_without_its_address_is_a_launch_that_fails(cluster: Cluster, rank: int) -> None:
     facts = seen(cluster)
-    del facts[f"gpu{rank}"]["interfaces"][f"eth{rank}"]
+    del facts[f"gpu{rank}"].interfaces[f"eth{rank}"]
     with pytest.raises(LaunchFailed, match=rf"gpu{rank}: none of its interfaces .*10\.0\.0\.{rank + 1}"):
         plan_of(cluster, facts)
 
 
-@pytest.mark.parametrize("near", ["10.0.0.11", "110.0.0.1", "10.0.0.1/24"])
+@pytest.mark.parametrize("near", ["10.0.0.11", "110.0.0.1"])
 def test_an_address_is_matched_whole(near: str) -> None:
-    assert interface_of(make_node(), {"interfaces": {"eth0": {"addresses": [near]}}}) is None
+    facts = make_probe(interfaces={"eth0": {"addresses": [near], "mtu": 1500}})
+    assert facts.interface_of(make_node().address) is None
+
+
+def test_an_address_with_a_prefix_is_none() -> None:
+    with pytest.raises(UNREADABLE):
+        make_probe(interfaces={"eth0": {"addresses": ["10.0.0.1/24"], "mtu": 1500}})
 
 
 @pytest.mark.parametrize("name", ["UGRO_JOB_ID", "UGRO_NODE", "UGRO_OUTPUT_DIR", "UGRO_TOKEN"])

@@ -20,6 +20,8 @@ from ugro_tasks.cli.show.status import show_job, show_jobs
 from ugro_tasks.errors import NodeFault
 from ugro_tasks.health.node_checks import Check
 from ugro_tasks.health.report import ClusterHealth, NodeHealth
+from ugro_tasks.hosts.answers import Process, StateAnswer
+from ugro_tasks.hosts.nvidia import Gpu
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.gpu_use import CardUse
 from ugro_tasks.jobs.metrics import Metrics, Point
@@ -27,7 +29,7 @@ from ugro_tasks.jobs.state import Cause, Event, JobState, Phase, RankState
 from ugro_tasks.launch.dry_run import Rehearsal
 from ugro_tasks.outputs.clean import Cleaning, Removal, Stay
 from ugro_tasks.reports.results import Kept, NodeUse, Results
-from ugro_tasks.reports.status import JobLine, JobReport
+from ugro_tasks.reports.status import JobLine, JobReport, NoAnswer
 from ugro_tasks.text import printable, printable_lines
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -89,7 +91,17 @@ def hostile_health() -> ClusterHealth:
         Check(name=name, ok=ok, value=f"{name} {HOSTILE}", fix=f"fix {HOSTILE}", note=ok)
         for name, ok in (("environment", True), ("disk", True), ("gpu", False))
     )
-    card = {"name": HOSTILE, "memory.used": HOSTILE, "memory.total": HOSTILE, "temperature.gpu": HOSTILE}
+    card = Gpu(
+        index=HOSTILE,
+        name=HOSTILE,
+        uuid=HOSTILE,
+        driver_version=HOSTILE,
+        memory_total=HOSTILE,
+        memory_used=HOSTILE,
+        utilization=HOSTILE,
+        temperature=HOSTILE,
+        power_draw=HOSTILE,
+    )
     node = NodeHealth(
         node="gpu0", rank=0, address="10.0.0.1", reachable=True, checks=checks, held_by=HOSTILE, gpus=(card,)
     )
@@ -110,7 +122,7 @@ def an_example_of_health(tmp_path: Path) -> None:
 
 
 def show_resets(tmp_path: Path) -> None:
-    process = {"pid": 7, "job": HOSTILE, "command": HOSTILE}
+    process = Process(pid=7, job=HOSTILE, token=HOSTILE, command=HOSTILE)
     show_reset({"gpu0": [process], "gpu1": NodeFault("gpu1", HOSTILE, HOSTILE)}, as_json=False)
 
 
@@ -126,7 +138,10 @@ def an_example_of_job(tmp_path: Path) -> None:
         record=make_record(make_cluster(tmp_path)),
         state=hostile_state(),
         events=[Event(time=1.0, node="gpu0", message=HOSTILE)],
-        live={"gpu0": {"error": HOSTILE}, "gpu1": {"processes": [], "supervised": HOSTILE}},
+        live={
+            "gpu0": NoAnswer(error=HOSTILE),
+            "gpu1": StateAnswer(known=True, supervised=True, started=True, processes=[]),
+        },
     )
     show_job(report, as_json=False)
 
