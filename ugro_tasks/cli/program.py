@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import re
 import signal
@@ -152,6 +151,8 @@ class _explained:  # noqa: N801
         message = str(error)
         unknown = UNKNOWN.fullmatch(message)
         if unknown:
+            import difflib  # late: only a mistake needs it
+
             known = [name for name in self.near(error) if name.startswith("-") == unknown[1].startswith("-")]
             close = difflib.get_close_matches(unknown[1], known, n=1)
             message += f" Did you mean {close[0]}?" if close else " See: ugro --help"

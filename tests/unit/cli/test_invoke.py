@@ -73,6 +73,11 @@ def test_the_help_of_a_mounted_task_is_shown(words: list[str], mounted: Path) ->
     assert "Usage: inv[oke] [--core-opts] gpu.logs" in done.stdout
 
 
+def test_a_dry_task_of_somebodys_collection_removes_nothing(mounted: Path) -> None:
+    done = _run([INV, "--dry", "gpu.clean"], mounted, UGRO_CLUSTER="local")
+    assert (done.returncode, done.stdout) == (0, "0 B would be freed; nothing was removed\n")
+
+
 # ---- from Python ----
 
 
