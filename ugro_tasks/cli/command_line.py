@@ -234,6 +234,11 @@ def _words_after(flag: str, current: Call | None, following: Sequence[str]) -> i
     return current.task.words_after(flag, following) if current else int(flag in CORE_VALUED)
 
 
+def typed() -> list[str]:
+    """Return the command line of this process, the program's name first."""
+    return list(sys.argv)
+
+
 def remainder() -> list[str]:
     """Return what stands after a bare `--`."""
     words = _line.words()

@@ -21,7 +21,7 @@ from invoke.util import helpline
 from .. import __version__
 from ..errors import UsageError
 from .collection import ns
-from .command_line import reading
+from .command_line import reading, typed
 
 # What is Invoke's own and means nothing here: commands run on nodes, by argv, without a terminal or a shell.
 NOT_OFFERED = {
@@ -42,7 +42,7 @@ class UgroProgram(Program):
 
     def run(self, argv: list[str] | None = None, exit: bool = True) -> None:  # noqa: A002
         """Run the task that these words name; see Program."""
-        words = list(sys.argv if argv is None else argv)
+        words = typed() if argv is None else list(argv)
         with reading("ugro", words[1:]):
             super().run(words, exit=exit)
 

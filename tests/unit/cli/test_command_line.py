@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -192,6 +193,12 @@ def test_a_call_from_python_looks_at_no_command_line(monkeypatch: pytest.MonkeyP
     assert shout(Context()) is None
     assert shout(Context(), "exp1") == "exp1"
     assert shout(Context(), name="--help") == "--help"
+
+
+def test_only_one_module_reads_the_command_line() -> None:
+    modules = [*(ROOT / "ugro_tasks" / "cli").rglob("*.py"), *(ROOT / "dev").glob("*.py"), ROOT / "tasks.py"]
+    readers = [path.name for path in modules if re.search(r"sys\.argv|orig_argv", path.read_text("utf-8"))]
+    assert readers == ["command_line.py"]
 
 
 def test_every_short_flag_is_chosen_and_none_is_the_helps() -> None:
