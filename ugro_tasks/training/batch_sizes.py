@@ -10,18 +10,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..cluster.model import Cluster, Node
 from ..cluster.values import checked_batch_size
 from ..errors import UsageError
-from ..hosts.answers import ProbeAnswer
 from ..jobs.plan import LaunchPlan, Memory
 from ..jobs.record import JobRecord
 from .memory import estimate, model_facts, on_card
 
+if TYPE_CHECKING:  # a launch that is only queued reads no answers
+    from ..hosts.answers import ProbeAnswer
+
+    Facts = Mapping[str, ProbeAnswer]  # by node
+
 Settings = Mapping[str, Mapping[str, Any]]
-Facts = Mapping[str, ProbeAnswer]  # by node
 
 # The script that does what the settings say, so that its memory can be foreseen.
 FORESEEN = "train_production.py"

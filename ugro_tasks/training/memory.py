@@ -20,14 +20,16 @@ come the logits. `benchmarks/memory_estimate.py` holds all this against what tor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from ..codec import UNREADABLE, convert
-from ..hosts.answers import Model
 from ..jobs.plan import Memory
+
+if TYPE_CHECKING:  # a launch that is only queued reads no answers
+    from ..hosts.answers import Model
 
 MIB = 1 << 20
 # CUDA's context, the kernels of torch, the buffers of cuBLAS and NCCL, and what the driver keeps for itself.
