@@ -23,7 +23,7 @@ class Frame(NamedTuple):
 def follow(
     host: Host, silence_seconds: float, talk: Conversation | None = None, **request: Any
 ) -> Iterator[Frame]:
-    """The frames of `node/follow.py`; raises HostError.
+    """Give the frames of a rank's streams, which `node/streams.py` sends; raises HostError.
 
     A node that is silent for `silence_seconds` counts as lost; it sends a heartbeat when it has nothing to say. With
     `talk` the process that a conversation was with goes on as this one.

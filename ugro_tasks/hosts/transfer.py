@@ -34,7 +34,7 @@ class Transfer:
         self._do(lambda way: way.pull(source, target, **options))
 
     def bytes_to_come(self, source: str, target: str, **options: Any) -> int | None:
-        """How much a pull would bring, None where that is not known."""
+        """Say how much a pull would bring, None where that is not known."""
         return self._do(lambda way: way.bytes_to_come(source, target, **options))
 
     def _do(self, work: Callable[[Rsync | Copy], T]) -> T:
@@ -42,5 +42,6 @@ class Transfer:
             try:
                 return work(Rsync(self.host))
             except (RsyncUnusable, HostUnreachable):
-                self._by_rsync = False  # whether the host can be reached at all, the other way tells
+                # Whether the host can be reached at all, the other way tells.
+                self._by_rsync = False
         return work(Copy(self.host))

@@ -29,6 +29,7 @@ from .tree import (
 READ_BYTES = 1 << 18
 ENDS_ALL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 ERRORS_KEPT = 1000
+TAKEN = "another transfer is bringing it"
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # a file system that has none
 
 Want = List[Any]  # [path, offset, SHA-256 of the bytes before it, whether more may follow those bytes]
@@ -36,6 +37,24 @@ Want = List[Any]  # [path, offset, SHA-256 of the bytes before it, whether more 
 
 def nothing() -> None:
     """Do nothing."""
+
+
+def _is_locked(descriptor: int) -> bool:
+    """Lock a file; False where another transfer has."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return True
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]
 
 
 class Here(NamedTuple):
@@ -145,7 +164,7 @@ class Receiver:
         return [path, 0, None, True]
 
     def _look_at(self, path: str) -> Optional[os.stat_result]:
-        """What lies at a path, None where nothing does or the way to it is by a link."""
+        """Look at a path; None where nothing lies, or the way to it is by a link."""
         try:
             with opened_folder(self.folder, os.path.dirname(path)) as parent:
                 return os.stat(os.path.basename(path), dir_fd=parent, follow_symlinks=False)
@@ -190,9 +209,7 @@ class Receiver:
             raise Unfit("%.200r goes on at byte %d instead of %d" % (path, offset, growing.size))
         self.room()
         try:
-            left = memoryview(payload)
-            while left:
-                left = left[os.write(growing.descriptor, left) :]
+            _write_all(growing.descriptor, payload)
         except OSError as error:
             raise OSError(error.errno, error.strerror, os.path.join(self.folder, path)) from error
         growing.digest.update(payload)
@@ -215,9 +232,12 @@ class Receiver:
         here = self._here.get(path)
         if offset and not (here and here.is_partial):
             raise Unfit("%.200r begins at byte %d" % (path, offset))
-        descriptor = open_beneath(self.folder, partial_of(path), os.O_WRONLY | os.O_CREAT, create=True)
+        descriptor = open_beneath(self.folder, partial_of(path), os.O_RDWR | os.O_CREAT, create=True)
         try:
-            self._take_for_ours(descriptor, path)
+            if not _is_locked(descriptor):
+                fresh = self._taken_over(descriptor, path, offset)
+                os.close(descriptor)
+                descriptor = fresh
             if not offset:
                 os.ftruncate(descriptor, 0)
             size = os.lseek(descriptor, 0, os.SEEK_END)
@@ -228,21 +248,41 @@ class Receiver:
         self._growing = Growing(path, descriptor, size, digest)
         return self._growing
 
-    def _take_for_ours(self, descriptor: int, path: str) -> None:
-        """Lock a partial file. Raises OSError where another transfer is at it, or has just given it its name.
+    def _taken_over(self, descriptor: int, path: str, offset: int) -> int:
+        """Put a copy of a partial file in its place, where another transfer holds it; gives the copy's descriptor.
 
-        Two that write to one file would each prove what it sent, and neither what lies there.
+        Two that write to one file would each prove what it sent, and neither what lies there. The other one may be
+        alive, or a program whose link is dead: either way it finds at its end that the file is no longer its own.
         """
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OSError(error.errno, "another transfer is bringing it") from error
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
+        with opened_folder(self.folder, os.path.dirname(partial_of(path))) as parent:
+            aside = ".ugro-%s" % os.urandom(8).hex()
+            copy = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent)
+            try:
+                digest = self._copied(descriptor, copy, offset)
+                here = self._here.get(path)
+                if offset and here and digest != here.digest.digest():
+                    raise OSError(errno.EAGAIN, TAKEN)
+                _is_locked(copy)
+                os.replace(aside, os.path.basename(path), src_dir_fd=parent, dst_dir_fd=parent)
+            except OSError:
+                os.close(copy)
+                os.unlink(aside, dir_fd=parent)
                 raise
-        there = self._look_at(partial_of(path))
-        if there is None or there.st_ino != os.fstat(descriptor).st_ino:
-            raise OSError(errno.EAGAIN, "another transfer has just brought it")
+        return copy
+
+    def _copied(self, source: int, target: int, size: int) -> bytes:
+        """Copy the first bytes of a file, fewer where it has no more; gives their SHA-256."""
+        digest = hashlib.sha256()
+        at = 0
+        while at < size:
+            piece = os.pread(source, min(READ_BYTES, size - at), at)
+            if not piece:
+                break
+            _write_all(target, piece)
+            digest.update(piece)
+            at += len(piece)
+            self.alive()
+        return digest.digest()
 
     def whole(self, told: Json) -> bool:
         """Give a file its name; False where its bytes are not the source's, and it has to come again from its start."""
@@ -285,12 +325,22 @@ class Receiver:
         with opened_folder(self.folder, os.path.dirname(path)) as parent:
             if is_partial:
                 with opened_folder(self.folder, os.path.dirname(partial_of(path))) as partial:
+                    self._check_ours(path, partial)
                     os.replace(name, name, src_dir_fd=partial, dst_dir_fd=parent)
                 with contextlib.suppress(OSError):  # another file's may be there
                     os.rmdir(PARTIAL_FOLDER, dir_fd=parent)
         with opened(self.folder, path, os.O_RDONLY | os.O_NONBLOCK) as file:
             os.fchmod(file, entry[3])
             os.utime(file, ns=(entry[2], entry[2]))
+
+    def _check_ours(self, path: str, folder: int) -> None:
+        """Raise OSError where another transfer has put a file in the place of ours."""
+        growing = self._growing
+        if growing is None or growing.path != path:
+            return
+        there = os.stat(os.path.basename(path), dir_fd=folder, follow_symlinks=False)
+        if there.st_ino != os.fstat(growing.descriptor).st_ino:
+            raise OSError(errno.EAGAIN, TAKEN)
 
     # ---- the end ----
 

@@ -27,7 +27,7 @@ class Unfit(ValueError):
 
 
 def entry_of(path: str, facts: os.stat_result) -> Entry:
-    """The entry of a folder or a regular file."""
+    """Make the entry of a folder or a regular file."""
     mode = stat.S_IMODE(facts.st_mode) & 0o777  # no set-user-id, no sticky bit
     if stat.S_ISDIR(facts.st_mode):
         return ["d", path, facts.st_mtime_ns, mode]
@@ -74,7 +74,7 @@ def _is_nameable(path: str) -> bool:
 
 
 def is_same(here: os.stat_result, entry: Entry) -> bool:
-    """Whether a file has the size and the time of an entry; a file system may know whole seconds only."""
+    """Tell whether a file has the size and the time of an entry; a file system may know whole seconds only."""
     if not stat.S_ISREG(here.st_mode) or here.st_size != entry[4]:
         return False
     if here.st_mtime_ns % 1_000_000_000 == 0:
@@ -83,7 +83,7 @@ def is_same(here: os.stat_result, entry: Entry) -> bool:
 
 
 def is_excluded(path: str, patterns: Sequence[str]) -> bool:
-    """Whether one of the patterns of a shell fits a path, or a folder that it is in.
+    """Tell whether one of the patterns of a shell fits a path, or a folder that it is in.
 
     A pattern that begins with a slash is held against the path, another against each name in it. A `*` stays
     within a name.
@@ -101,7 +101,7 @@ def is_excluded(path: str, patterns: Sequence[str]) -> bool:
 
 
 def leads_inside(path: str, target: str) -> bool:
-    """Whether a link at `path` leads to a place in the same folder, by its words alone."""
+    """Tell whether a link at `path` leads to a place in the same folder, by its words alone."""
     if os.path.isabs(target):
         return False
     depth = path.count("/")
@@ -116,7 +116,7 @@ def leads_inside(path: str, target: str) -> bool:
 
 
 def partial_of(path: str) -> str:
-    """Where what has come of a file waits for the rest."""
+    """Name the place where what has come of a file waits for the rest."""
     folder, name = os.path.split(path)
     return os.path.join(folder, PARTIAL_FOLDER, name)
 

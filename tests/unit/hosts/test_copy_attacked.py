@@ -24,7 +24,7 @@ from ugro_tasks.node import listing, protocol, receiver
 from ugro_tasks.node.copy import Source
 from ugro_tasks.node.protocol import FRAME, MARK
 from ugro_tasks.node.receiver import Receiver, nothing
-from ugro_tasks.node.tree import PARTIAL_FOLDER, Unfit, entry_of, partial_of
+from ugro_tasks.node.tree import PARTIAL_FOLDER, Unfit, partial_of
 
 NODE = make_node(transport="local", address="127.0.0.1")
 HERE = LocalHost(NODE)
@@ -331,26 +331,45 @@ def test_a_disk_that_fails_is_told_of_its_file(there: Path, monkeypatch: pytest.
 # ---- two at once, and links that break ----
 
 
-def test_two_transfers_of_one_file_do_not_write_to_it_together(here: Path) -> None:
-    entry = ["f", "file", 5, 0o644, 7]
+@pytest.mark.parametrize("came", [b"", b"con"], ids=["from its start", "half way"])
+def test_two_transfers_of_one_file_do_not_write_to_it_together(here: Path, came: bytes) -> None:
+    """The first may be one whose link is dead: the second takes over what came, and the first cannot name it."""
+    if came:
+        (here / PARTIAL_FOLDER).mkdir()
+        (here / PARTIAL_FOLDER / "file").write_bytes(came)
     first = Receiver(str(here))
     second = Receiver(str(here))
     for made in (first, second):
-        made.expect([entry])
-        assert len(list(made.wants())) == 1
-    first.content("file", 0, b"con")
-    second.content("file", 0, b"con")
-    second.content("file", 3, b"tent")
-    assert second.whole(file_told("file", b"content"))
-    assert second.errors == ["file: another transfer is bringing it"]
-    first.content("file", 3, b"tent")
-    assert first.whole(file_told("file", b"content"))
-    assert first.errors == []
-    assert (here / "file").read_bytes() == b"content"
-    second.finish()
-    third = Receiver(str(here))
-    third.expect([entry_of("file", (here / "file").stat())])
-    assert list(third.wants()) == []
+        made.expect([["f", "file", 5, 0o644, 7]])
+        assert [want[1] for want in made.wants()] == [len(came)]
+    content = b"content"
+    first.content("file", len(came), content[len(came) : 5])
+    second.content("file", len(came), content[len(came) :])
+    first.content("file", 5, content[5:])
+    assert first.whole(file_told("file", content))
+    assert first.errors == ["file: another transfer is bringing it"]
+    assert not (here / "file").exists()
+    assert second.whole(file_told("file", content))
+    assert second.errors == []
+    assert (here / "file").read_bytes() == content
+    assert [path.name for path in here.iterdir()] == ["file"]
+
+
+def test_a_part_that_changed_while_another_held_it_is_not_taken_over(here: Path) -> None:
+    part = here / PARTIAL_FOLDER / "file"
+    part.parent.mkdir()
+    part.write_bytes(b"con")
+    holder = Receiver(str(here))
+    made = Receiver(str(here))
+    for receiving in (holder, made):
+        receiving.expect([["f", "file", 5, 0o644, 7]])
+        list(receiving.wants())
+    holder.content("file", 3, b"tent")
+    part.write_bytes(b"xxxxxxx")
+    made.content("file", 3, b"tent")
+    assert made.errors == ["file: another transfer is bringing it"]
+    holder.close()
+    assert [path.name for path in part.parent.iterdir()] == ["file"]
 
 
 def test_a_part_that_another_transfer_has_continued_is_not_gone_on_with(here: Path) -> None:
