@@ -17,6 +17,9 @@ from fabric import Connection
 from .known_hosts import Refuse, known_hosts, load_host_keys
 
 KEEPALIVE_SECONDS = 15
+# For what was sent to be acknowledged. Without it a write to a link that was cut waits for the kernel, 15 minutes:
+# a channel's own limit does not count while the socket takes nothing.
+UNACKNOWLEDGED_SECONDS = 120
 SYSTEM_KNOWN_HOSTS = Path("/etc/ssh/ssh_known_hosts")
 # What paramiko lets through while it logs in or opens a channel: its own, and where the other side talks nonsense,
 # whatever its parser stumbled over.
@@ -96,6 +99,9 @@ class _PromptSocket(socket.socket):
         """Connect; raises OSError."""
         made = socket.create_connection((host, port), timeout_seconds)
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+            milliseconds = 1000 * UNACKNOWLEDGED_SECONDS
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         return cls(fileno=made.detach())
 
     def recv(self, size: int, flags: int = 0) -> bytes:

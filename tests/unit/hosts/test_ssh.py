@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ugro_tasks.errors import HostUnreachable
 from ugro_tasks.hosts import ssh
 from ugro_tasks.hosts.known_hosts import Refuse
 from ugro_tasks.hosts.ssh import SshHost
-from ugro_tasks.hosts.transport import hops_to
+from ugro_tasks.hosts.transport import UNACKNOWLEDGED_SECONDS, _PromptSocket, hops_to
 
 CONNECT_SECONDS = 3.0
 NODE = make_node(address="127.0.0.1", user="x")
@@ -137,6 +138,15 @@ def test_a_transport_prefers_a_cipher_that_needs_no_digest() -> None:
     factory = SshHost(NODE, CONNECT_SECONDS).connection.connect_kwargs["transport_factory"]
     made = factory(_NoSocket())
     assert "gcm" in made.get_security_options().ciphers[0]
+
+
+def test_a_write_to_a_link_that_was_cut_has_a_limit() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        _PromptSocket.to("127.0.0.1", server.getsockname()[1], CONNECT_SECONDS) as made,
+    ):
+        limit = made.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    assert limit == 1000 * UNACKNOWLEDGED_SECONDS
 
 
 class _NoSocket:
