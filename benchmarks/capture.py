@@ -12,7 +12,15 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.command import BenchmarkError, add_rounds, make_parser, run, whole
-from benchmarks.common import check, in_turn, lab_with_user, machine, quietly, seconds, table
+from benchmarks.common import (
+    check,
+    in_turn,
+    lab_with_user,
+    machine,
+    quietly,
+    seconds,
+    table,
+)
 from lab import Lab
 from lab.ugro import Job, Ugro
 
@@ -39,7 +47,9 @@ def captured(ugro: Ugro, megabytes: int, peaks: list[float]) -> float:
     begun = 0.0
     took = 0.0
     said = ""
-    command = ugro.start("launch", "--name", "capture", "--quiet", "--args", f"--bytes {size}")
+    command = ugro.start(
+        "launch", "--name", "capture", "--quiet", "--args", f"--bytes {size}"
+    )
 
     def wait() -> None:
         nonlocal said
@@ -69,7 +79,13 @@ def fetched(lab: Lab, folder: Path, megabytes: int) -> float:
     """Measure the seconds of the same by three ssh at once."""
     for rank, host in enumerate(lab.hosts):
         line = f"{rank:07d} " + "x" * 91
-        host.run(["sh", "-c", f"yes '{line}' | head -c {megabytes * 1_000_000} > /root/printed"])
+        host.run(
+            [
+                "sh",
+                "-c",
+                f"yes '{line}' | head -c {megabytes * 1_000_000} > /root/printed",
+            ]
+        )
 
     def fetch() -> None:
         copies = [
@@ -118,7 +134,12 @@ def parser() -> argparse.ArgumentParser:
     """Make the parser of the flags."""
     made = make_parser("capture", __doc__)
     add_rounds(made)
-    made.add_argument("--megabytes", type=whole(2), default=100, help="what each of the three ranks prints")
+    made.add_argument(
+        "--megabytes",
+        type=whole(2),
+        default=100,
+        help="what each of the three ranks prints",
+    )
     return made
 
 
@@ -128,16 +149,24 @@ def main(rounds: int, megabytes: int) -> None:
         figures = in_turn(
             {
                 "inv launch": lambda: 3 * megabytes / captured(ugro, megabytes, peaks),
-                "ssh cat > file": lambda: 3 * megabytes / fetched(lab, ugro.folder, megabytes),
+                "ssh cat > file": lambda: (
+                    3 * megabytes / fetched(lab, ugro.folder, megabytes)
+                ),
             },
             rounds,
         )
         # Fabric joins all that has come at each piece that comes: a hundred megabytes would take it hours.
-        stock = median(by_fabric(lab, ugro.folder, FABRIC_MEGABYTES) for _ in range(rounds))
-    title = f"capture of 3 x {megabytes} MB, {rounds} rounds, {machine()} (more is better)"
+        stock = median(
+            by_fabric(lab, ugro.folder, FABRIC_MEGABYTES) for _ in range(rounds)
+        )
+    title = (
+        f"capture of 3 x {megabytes} MB, {rounds} rounds, {machine()} (more is better)"
+    )
     table(title, figures, "inv launch", "MB/s")
     print(f"stock Fabric run, 3 x {FABRIC_MEGABYTES} MB only: {stock:.2f} MB/s")
-    print(f"peak memory of the agent: {max(peaks):.0f} MiB; sha256 equal in every round")
+    print(
+        f"peak memory of the agent: {max(peaks):.0f} MiB; sha256 equal in every round"
+    )
 
 
 if __name__ == "__main__":

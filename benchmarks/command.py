@@ -18,7 +18,9 @@ class BenchmarkError(Exception):
     """The benchmark cannot go on; the message says why in one line."""
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+class _Help(
+    argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
+):
     """Keeps the lines of the description, and shows each flag's default."""
 
 
@@ -35,7 +37,10 @@ def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
 def add_rounds(parser: argparse.ArgumentParser, default: int = 5) -> None:
     """Add --rounds."""
     parser.add_argument(
-        "--rounds", type=whole(1), default=default, help="how often each side is measured, after a first time"
+        "--rounds",
+        type=whole(1),
+        default=default,
+        help="how often each side is measured, after a first time",
     )
 
 
@@ -78,7 +83,10 @@ def _end(number_of_signal: int, _frame: FrameType | None) -> None:
     """End by an exception; a second signal must not disturb the cleaning up."""
     for each in ENDING_SIGNALS:
         signal.signal(each, signal.SIG_IGN)
-    print(f"ended by {signal.Signals(number_of_signal).name}; cleaning up", file=sys.stderr)
+    print(
+        f"ended by {signal.Signals(number_of_signal).name}; cleaning up",
+        file=sys.stderr,
+    )
     raise SystemExit(128 + number_of_signal)
 
 

@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from benchmarks.command import BenchmarkError
-from benchmarks.peers import PYTHON, PeerError, need_training_environment, say, telling_line
+from benchmarks.peers import (
+    PYTHON,
+    PeerError,
+    need_training_environment,
+    say,
+    telling_line,
+)
 from lab import Lab
 from lab.proof import send_signal
 from lab.tools import pids, read_proc, require_means, wait_until
@@ -25,7 +31,9 @@ PATIENCE_SECONDS = 300
 
 
 @contextmanager
-def lab_with_user(scripts: Path | Mapping[str, str] = SCRIPTS, hosts: int = 3) -> Iterator[tuple[Lab, Ugro]]:
+def lab_with_user(
+    scripts: Path | Mapping[str, str] = SCRIPTS, hosts: int = 3
+) -> Iterator[tuple[Lab, Ugro]]:
     """Bring up hosts, and UGRO with a folder of its own on the controller.
 
     `scripts` is a folder, or {file name: text} for one that is made, see `script_folder`. Nothing is left of any of it,
@@ -58,7 +66,9 @@ def check(words: Iterable[str | Path], code: int, said: str, expected: int = 0) 
     """Raise BenchmarkError where a command ended with another exit code than it should have."""
     if code != expected:
         command = " ".join(map(str, words))
-        raise BenchmarkError(f"`{command}` ended with {code} instead of {expected}: {telling_line(said)}")
+        raise BenchmarkError(
+            f"`{command}` ended with {code} instead of {expected}: {telling_line(said)}"
+        )
 
 
 def quietly(argv: Sequence[str | Path], environ: Mapping[str, str]) -> None:
@@ -74,11 +84,18 @@ def on_each(lab: Lab, argv: Sequence[str | Path], environ: Mapping[str, str]) ->
     silent = [host.name for host in lab.hosts if host.name not in words]
     if silent:
         said = telling_line(done.stderr or done.stdout)
-        raise PeerError(f"it did not run on {', '.join(silent)} (exit code {done.returncode}): {said}")
+        raise PeerError(
+            f"it did not run on {', '.join(silent)} (exit code {done.returncode}): {said}"
+        )
 
 
 def typed_torchruns(
-    lab: Lab, script: str, *, before: str = "", tty: bool = False, into: Sequence[BinaryIO] = ()
+    lab: Lab,
+    script: str,
+    *,
+    before: str = "",
+    tty: bool = False,
+    into: Sequence[BinaryIO] = (),
 ) -> list[subprocess.Popen[bytes]]:
     """Start `ssh HOST torchrun ...` in a terminal for each host, as one types it without UGRO.
 
@@ -115,7 +132,9 @@ def seconds(work: Callable[[], object]) -> float:
     return time.monotonic() - begun
 
 
-def in_turn(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def in_turn(
+    contenders: Mapping[str, Callable[[], float]], rounds: int
+) -> dict[str, list[float]]:
     """Take each contender's figures: A B C A B C ..., after one round that does not count.
 
     One that raises PeerError is left out from there on, and has no figures.
@@ -146,7 +165,9 @@ def table(
     not_installed: Iterable[str] = (),
 ) -> None:
     """Print medians, and the median ratio of ours to each, pair by pair."""
-    print(f"\n{title}\n{'':28} {'min':>8} {'median':>8} {'max':>8}   ratio of {ours!r} to it")
+    print(
+        f"\n{title}\n{'':28} {'min':>8} {'median':>8} {'max':>8}   ratio of {ours!r} to it"
+    )
     for name, values in figures.items():
         if not values:
             print(f"{name:28} failed")
@@ -154,7 +175,9 @@ def table(
         row = f"{name:28} {min(values):8.2f} {statistics.median(values):8.2f} {max(values):8.2f} {unit}"
         if name != ours:
             pairs = zip(figures[ours], values, strict=True)
-            row += f"   {statistics.median(mine / theirs for mine, theirs in pairs):.2f}"
+            row += (
+                f"   {statistics.median(mine / theirs for mine, theirs in pairs):.2f}"
+            )
         print(row)
     for name in not_installed:
         print(f"{name:28} not installed")

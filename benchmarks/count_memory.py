@@ -56,14 +56,18 @@ def count(case):
     config = LlamaConfig(**case["config"], attn_implementation="sdpa", use_cache=False)
     compute = torch.bfloat16
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=compute if adapted else torch.float32)
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=compute if adapted else torch.float32
+        )
         parameters = sum(parameter.numel() for parameter in model.parameters())
         if run["checkpointing"]:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if adapted:
             targets = run["lora_targets"]
             targets = targets[0] if targets == ["all-linear"] else targets
-            lora = LoraConfig(r=16, lora_dropout=0.05, target_modules=targets, task_type="CAUSAL_LM")
+            lora = LoraConfig(
+                r=16, lora_dropout=0.05, target_modules=targets, task_type="CAUSAL_LM"
+            )
             model = get_peft_model(model, lora)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -78,19 +82,27 @@ def count(case):
                         if tensor not in made:
                             made[tensor] = torch.empty(tensor.shape, dtype=tensor.dtype)
                             if holder is module._parameters:
-                                made[tensor] = torch.nn.Parameter(made[tensor], tensor.requires_grad)
+                                made[tensor] = torch.nn.Parameter(
+                                    made[tensor], tensor.requires_grad
+                                )
                             living.add(made[tensor])
                         holder[name] = made[tensor]
         model.train()
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        trained = [
+            parameter for parameter in model.parameters() if parameter.requires_grad
+        ]
         optimizer = torch.optim.AdamW(trained)
-        tokens = torch.zeros((run["batch_size"], run["sequence_length"]), dtype=torch.long)
+        tokens = torch.zeros(
+            (run["batch_size"], run["sequence_length"]), dtype=torch.long
+        )
         with living:
             for step in range(3):
                 with torch.autocast("cpu", compute):
                     loss = model(input_ids=tokens, labels=tokens).loss
                 loss.backward()
-                if step == 0:  # the second one only accumulates, and the third begins with its gradients
+                if (
+                    step == 0
+                ):  # the second one only accumulates, and the third begins with its gradients
                     optimizer.step()
                     optimizer.zero_grad()
     return {

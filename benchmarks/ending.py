@@ -11,7 +11,13 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.command import BenchmarkError, make_parser, run, whole
-from benchmarks.common import check, lab_with_user, machine, script_folder, typed_torchruns
+from benchmarks.common import (
+    check,
+    lab_with_user,
+    machine,
+    script_folder,
+    typed_torchruns,
+)
 from lab import Lab, LabHost
 from lab.tools import wait_until
 from lab.ugro import Ugro
@@ -32,7 +38,11 @@ while True:  # as a training does: each step waits for all
 def running(hosts: list[LabHost]) -> list[tuple[LabHost, int]]:
     """Find the processes of the script, and the torchruns above them."""
     found = [(host, pid, words) for host in hosts for pid, words in host.processes()]
-    return [(host, pid) for host, pid, words in found if any("endless.py" in word for word in words)]
+    return [
+        (host, pid)
+        for host, pid, words in found
+        if any("endless.py" in word for word in words)
+    ]
 
 
 def until_free(hosts: list[LabHost]) -> float:
@@ -49,7 +59,9 @@ def worker(host: LabHost) -> int:
     """Find the rank itself, not the torchrun above it."""
     lines = {pid: " ".join(words) for pid, words in host.processes()}
     return next(
-        pid for pid, line in lines.items() if "endless.py" in line and "torch.distributed" not in line
+        pid
+        for pid, line in lines.items()
+        if "endless.py" in line and "torch.distributed" not in line
     )
 
 
@@ -91,7 +103,12 @@ def stopped(command: "subprocess.Popen[str]") -> float:
 def parser() -> argparse.ArgumentParser:
     """Make the parser of the flags."""
     made = make_parser("ending", __doc__)
-    made.add_argument("--rounds", type=whole(1), default=5, help="how often each of the three is measured")
+    made.add_argument(
+        "--rounds",
+        type=whole(1),
+        default=5,
+        help="how often each of the three is measured",
+    )
     return made
 
 
@@ -121,7 +138,9 @@ def main(rounds: int) -> None:
         "Ctrl-C to the proof, inv launch": by_ctrl_c,
     }
     for name, values in figures.items():
-        print(f"{name:36} {min(values):6.2f} {median(values):6.2f} {max(values):6.2f} s")
+        print(
+            f"{name:36} {min(values):6.2f} {median(values):6.2f} {max(values):6.2f} s"
+        )
 
 
 if __name__ == "__main__":

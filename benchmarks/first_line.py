@@ -14,7 +14,15 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.command import BenchmarkError, add_rounds, make_parser, run
-from benchmarks.common import check, in_turn, lab_with_user, machine, script_folder, table, typed_torchruns
+from benchmarks.common import (
+    check,
+    in_turn,
+    lab_with_user,
+    machine,
+    script_folder,
+    table,
+    typed_torchruns,
+)
 from benchmarks.peers import TORCHRUNX, PeerError, find, telling_line
 from lab import Lab
 from lab.tools import LabError, wait_until
@@ -62,7 +70,11 @@ def by_torchrunx(lab: Lab, ugro: Ugro, python: Path) -> float:
             },
         )  # fmt: skip
         try:
-            wait_until(lambda: begun_file.exists() or process.poll() is not None, "torchrunx to begin", 120)
+            wait_until(
+                lambda: begun_file.exists() or process.poll() is not None,
+                "torchrunx to begin",
+                120,
+            )
             took = time.monotonic() - begun
             process.wait(timeout=120)
         except (LabError, subprocess.TimeoutExpired) as error:
@@ -71,16 +83,26 @@ def by_torchrunx(lab: Lab, ugro: Ugro, python: Path) -> float:
             raise PeerError(str(error)) from None
         log.seek(0)
         if process.returncode != 0 or not begun_file.exists():
-            raise PeerError(f"exit code {process.returncode}: {telling_line(log.read())}")
+            raise PeerError(
+                f"exit code {process.returncode}: {telling_line(log.read())}"
+            )
     return took
 
 
 def give_names(lab: Lab) -> None:
     """Let each host resolve its own name and the controller's, as torchrunx needs it."""
     controller = f"{lab.subnet.replace('.0/24', '.1')} {socket.getfqdn()}"
-    names = "\n".join([*(f"{host.address} {host.name}" for host in lab.hosts), controller])
+    names = "\n".join(
+        [*(f"{host.address} {host.name}" for host in lab.hosts), controller]
+    )
     for host in lab.hosts:
-        host.run(["sh", "-c", f"echo '{names}' > /run/hosts && mount --bind /run/hosts /etc/hosts"])
+        host.run(
+            [
+                "sh",
+                "-c",
+                f"echo '{names}' > /run/hosts && mount --bind /run/hosts /etc/hosts",
+            ]
+        )
 
 
 def launched(ugro: Ugro, *, warm: bool) -> float:
@@ -95,7 +117,9 @@ def launched(ugro: Ugro, *, warm: bool) -> float:
     return took
 
 
-def first_line(process: "subprocess.Popen[bytes] | subprocess.Popen[str]", begun: float) -> float:
+def first_line(
+    process: "subprocess.Popen[bytes] | subprocess.Popen[str]", begun: float
+) -> float:
     """Measure from `begun` to the first line of rank 0."""
     assert process.stdout
     said: list[str] = []
@@ -103,7 +127,9 @@ def first_line(process: "subprocess.Popen[bytes] | subprocess.Popen[str]", begun
         if "first line of rank 0" in str(line):
             return time.monotonic() - begun
         said.append(str(line).strip())
-    raise BenchmarkError(f"the script did not print its line; the last was: {(said or ['none'])[-1]}")
+    raise BenchmarkError(
+        f"the script did not print its line; the last was: {(said or ['none'])[-1]}"
+    )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -123,10 +149,16 @@ def main(rounds: int) -> None:
         }
         if TORCHRUNX.name in programs:
             give_names(lab)
-            measures[TORCHRUNX.name] = partial(by_torchrunx, lab, ugro, programs[TORCHRUNX.name])
+            measures[TORCHRUNX.name] = partial(
+                by_torchrunx, lab, ugro, programs[TORCHRUNX.name]
+            )
         figures = in_turn(measures, rounds)
     title = f"from Enter to the first line, three hosts, {rounds} rounds, {machine()}"
-    others = {name: values for name, values in figures.items() if not name.startswith("launch")}
+    others = {
+        name: values
+        for name, values in figures.items()
+        if not name.startswith("launch")
+    }
     missing = {TORCHRUNX.name} - programs.keys()
     for ours in ("launch, agent warm", "launch, agent cold"):
         table(title, {ours: figures[ours], **others}, ours, not_installed=missing)

@@ -32,7 +32,14 @@ def by_hand(lab: Lab, rsync: Path, job: Job, to: Path) -> None:
     for host in lab.hosts:
         folder = next(host.path("ugro/jobs").glob(f"{job.folder.name}.*")).name
         there = f"{host.address}:ugro/jobs/{folder}/output/artifacts"
-        argv = [str(rsync), "-a", "-e", f"ssh -F {lab.ssh_config}", there, str(to / host.name)]
+        argv = [
+            str(rsync),
+            "-a",
+            "-e",
+            f"ssh -F {lab.ssh_config}",
+            there,
+            str(to / host.name),
+        ]
         copies.append(subprocess.Popen(argv, env=lab.environ, stdin=subprocess.DEVNULL))
     for copy in copies:
         if copy.wait() != 0:
@@ -57,7 +64,10 @@ def parser() -> argparse.ArgumentParser:
     made = make_parser("gathering", __doc__)
     add_rounds(made)
     made.add_argument(
-        "--megabytes", type=whole(30), default=2000, help="the outputs of the three ranks together"
+        "--megabytes",
+        type=whole(30),
+        default=2000,
+        help="the outputs of the three ranks together",
     )
     return made
 
@@ -65,7 +75,15 @@ def parser() -> argparse.ArgumentParser:
 def main(rounds: int, megabytes: int) -> None:
     programs = find(RSYNC)
     with lab_with_user({"write.py": SCRIPT}) as (lab, ugro):
-        words = ["launch", "--name", "big", "--script", "write.py", "--args", f"--megabytes {megabytes}"]
+        words = [
+            "launch",
+            "--name",
+            "big",
+            "--script",
+            "write.py",
+            "--args",
+            f"--megabytes {megabytes}",
+        ]
         done = ugro.run(*words, timeout=300)
         check(["inv", *words], done.returncode, done.stdout + done.stderr)
         job = ugro.job("big")
@@ -76,9 +94,14 @@ def main(rounds: int, megabytes: int) -> None:
         places = {"inv gather": [job.folder / "artifacts", job.folder / "ranks"]}
         if RSYNC.name in programs:
             works[RSYNC.name] = partial(by_hand, lab, programs[RSYNC.name], job, copies)
-            places[RSYNC.name] = [copies / host.name / "artifacts" for host in lab.hosts]
+            places[RSYNC.name] = [
+                copies / host.name / "artifacts" for host in lab.hosts
+            ]
         missing = {RSYNC.name} - programs.keys()
-        whole_copy = {name: partial(seconds_from_nothing, work, places[name]) for name, work in works.items()}
+        whole_copy = {
+            name: partial(seconds_from_nothing, work, places[name])
+            for name, work in works.items()
+        }
         figures = in_turn(whole_copy, rounds)
         title = f"{megabytes} MB from three hosts, {rounds} rounds, {machine()}"
         table(title, figures, "inv gather", not_installed=missing)

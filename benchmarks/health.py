@@ -9,7 +9,15 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.command import add_rounds, decimal, make_parser, run, whole
-from benchmarks.common import check, in_turn, lab_with_user, machine, on_each, seconds, table
+from benchmarks.common import (
+    check,
+    in_turn,
+    lab_with_user,
+    machine,
+    on_each,
+    seconds,
+    table,
+)
 from benchmarks.peers import ANSIBLE, PARALLEL_SSH, PDSH, PYINFRA, PYTHON, find
 from lab import Lab
 
@@ -41,7 +49,16 @@ def by_pdsh(pdsh: Path, lab: Lab, collect: str) -> Command:
 def by_parallel_ssh(parallel_ssh: Path, lab: Lab, collect: str) -> Command:
     """Write parallel-ssh's command."""
     hosts = [word for host in lab.hosts for word in ("-H", host.address)]
-    return [parallel_ssh, "-i", "-p", ALL_AT_ONCE, "-x", f"-F {lab.ssh_config}", *hosts, collect], lab.environ
+    return [
+        parallel_ssh,
+        "-i",
+        "-p",
+        ALL_AT_ONCE,
+        "-x",
+        f"-F {lab.ssh_config}",
+        *hosts,
+        collect,
+    ], lab.environ
 
 
 def by_pyinfra(pyinfra: Path, lab: Lab, collect: str) -> Command:
@@ -53,14 +70,26 @@ def by_pyinfra(pyinfra: Path, lab: Lab, collect: str) -> Command:
     }
     inventory = lab.home / "inventory.py"
     inventory.write_text(f"hosts = {[(host.address, data) for host in lab.hosts]!r}\n")
-    words = ["-y", "--parallel", ALL_AT_ONCE, str(inventory), "exec", "--", "sh", "-c", collect]
+    words = [
+        "-y",
+        "--parallel",
+        ALL_AT_ONCE,
+        str(inventory),
+        "exec",
+        "--",
+        "sh",
+        "-c",
+        collect,
+    ]
     return [pyinfra, *words], lab.environ
 
 
 def by_ansible(ansible: Path, lab: Lab, collect: str) -> Command:
     """Write ansible's inventory and command."""
     inventory = lab.home / "inventory.ini"
-    inventory.write_text("".join(f"{host.address} ansible_user=root\n" for host in lab.hosts))
+    inventory.write_text(
+        "".join(f"{host.address} ansible_user=root\n" for host in lab.hosts)
+    )
     environ = {
         "ANSIBLE_SSH_ARGS": f"-F {lab.ssh_config} -o ControlMaster=no",
         "ANSIBLE_PIPELINING": "1",

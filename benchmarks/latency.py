@@ -37,7 +37,12 @@ def read(lines: Iterable[str], late_seconds: list[float], others: list[str]) -> 
 def parser() -> argparse.ArgumentParser:
     """Make the parser of the flags."""
     made = make_parser("latency", __doc__)
-    made.add_argument("--lines", type=whole(100), default=400, help="that the script prints, twenty a second")
+    made.add_argument(
+        "--lines",
+        type=whole(100),
+        default=400,
+        help="that the script prints, twenty a second",
+    )
     return made
 
 
@@ -46,9 +51,19 @@ def main(lines: int) -> None:
     theirs: list[float] = []
     said: list[str] = []
     with lab_with_user({"speak.py": SCRIPT}) as (lab, ugro):
-        words = ["launch", "--name", "speak", "--script", "speak.py", "--args", f"--lines {lines}"]
+        words = [
+            "launch",
+            "--name",
+            "speak",
+            "--script",
+            "speak.py",
+            "--args",
+            f"--lines {lines}",
+        ]
         launch = ugro.start(*words)
-        reader = threading.Thread(target=read, args=(launch.stdout, ours, said), daemon=True)
+        reader = threading.Thread(
+            target=read, args=(launch.stdout, ours, said), daemon=True
+        )
         reader.start()
         logs = lab.hosts[0].path("ugro/jobs")
         wait_until(lambda: any(logs.glob("speak_*/log")), "the job to begin", 60)
@@ -58,7 +73,9 @@ def main(lines: int) -> None:
             ["ssh", "-F", str(lab.ssh_config), lab.hosts[0].address, *follow],
             env=lab.environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        other = threading.Thread(target=read, args=(tail.stdout, theirs, []), daemon=True)
+        other = threading.Thread(
+            target=read, args=(tail.stdout, theirs, []), daemon=True
+        )
         other.start()
         reader.join()
         launch.wait()
@@ -69,9 +86,13 @@ def main(lines: int) -> None:
     print(f"{'':16} {'lines':>6} {'p50':>8} {'p99':>8} {'max':>8}")
     for name, late in (("inv launch", ours), ("ssh tail -f", theirs)):
         if len(late) < FEWEST:
-            raise BenchmarkError(f"{name} saw {len(late)} lines of {lines}: give more --lines")
+            raise BenchmarkError(
+                f"{name} saw {len(late)} lines of {lines}: give more --lines"
+            )
         cuts = [1000 * cut for cut in quantiles(late, n=100)]
-        print(f"{name:16} {len(late):6} {cuts[49]:8.1f} {cuts[98]:8.1f} {1000 * max(late):8.1f} ms")
+        print(
+            f"{name:16} {len(late):6} {cuts[49]:8.1f} {cuts[98]:8.1f} {1000 * max(late):8.1f} ms"
+        )
 
 
 if __name__ == "__main__":

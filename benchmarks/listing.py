@@ -28,11 +28,14 @@ def fill(root: Path, jobs: int, log_bytes: int) -> Experiment:
     )
     experiments = Experiments(root / "experiments")
     experiments.make_folder()
-    ranks = tuple(RankState(rank=rank, node=f"gpu{rank}", exit_code=0) for rank in range(3))
+    ranks = tuple(
+        RankState(rank=rank, node=f"gpu{rank}", exit_code=0) for rank in range(3)
+    )
     for number in range(jobs):
         at = begun + 60 * number
         experiment = Experiment(
-            experiments.folder / f"exp{number % 100}_{time.strftime('%Y%m%d_%H%M%S', time.gmtime(at))}"
+            experiments.folder
+            / f"exp{number % 100}_{time.strftime('%Y%m%d_%H%M%S', time.gmtime(at))}"
         )
         (experiment.folder / "logs").mkdir(parents=True)
         record = msgspec.structs.replace(
@@ -61,8 +64,12 @@ def parser() -> argparse.ArgumentParser:
     """Make the parser of the flags."""
     made = make_parser("listing", __doc__)
     add_rounds(made)
-    made.add_argument("--jobs", type=whole(1), default=10_000, help="how many experiments there are")
-    made.add_argument("--megabytes", type=whole(1), default=1000, help="the log of the newest")
+    made.add_argument(
+        "--jobs", type=whole(1), default=10_000, help="how many experiments there are"
+    )
+    made.add_argument(
+        "--megabytes", type=whole(1), default=1000, help="the log of the newest"
+    )
     return made
 
 
@@ -73,10 +80,16 @@ def main(rounds: int, jobs: int, megabytes: int) -> None:
         environ = {**os.environ, "UGRO_CLUSTER": str(root / "cluster.yaml")}
 
         def inv(*words: str) -> float:
-            return seconds(lambda: quietly([sys.executable, "-m", "ugro_tasks.cli.program", *words], environ))
+            return seconds(
+                lambda: quietly(
+                    [sys.executable, "-m", "ugro_tasks.cli.program", *words], environ
+                )
+            )
 
         def program(*words: str) -> float:
-            return seconds(lambda: subprocess.run(words, check=True, stdout=subprocess.DEVNULL))
+            return seconds(
+                lambda: subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+            )
 
         figures = in_turn(
             {
@@ -86,7 +99,11 @@ def main(rounds: int, jobs: int, megabytes: int) -> None:
             },
             rounds,
         )
-        table(f"status with {jobs} experiments, {rounds} rounds, {machine()}", figures, "inv status")
+        table(
+            f"status with {jobs} experiments, {rounds} rounds, {machine()}",
+            figures,
+            "inv status",
+        )
         figures = in_turn(
             {
                 "inv logs": lambda: inv("logs", newest.job_id),
@@ -95,7 +112,11 @@ def main(rounds: int, jobs: int, megabytes: int) -> None:
             },
             rounds,
         )
-        table(f"logs of {megabytes / 1000:g} GB, {rounds} rounds, {machine()}", figures, "inv logs")
+        table(
+            f"logs of {megabytes / 1000:g} GB, {rounds} rounds, {machine()}",
+            figures,
+            "inv logs",
+        )
 
 
 if __name__ == "__main__":

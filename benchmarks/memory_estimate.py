@@ -27,14 +27,21 @@ def llama(**dimensions: Any) -> dict[str, Any]:
         "vocab_size",
     )  # fmt: skip
     sizes = dict(zip(names, dimensions.pop("sizes"), strict=True))
-    return {"tie_word_embeddings": False, "max_position_embeddings": 8192, **sizes, **dimensions}
+    return {
+        "tie_word_embeddings": False,
+        "max_position_embeddings": 8192,
+        **sizes,
+        **dimensions,
+    }
 
 
 # hidden size, layers, heads, heads of keys and values, feed-forward size, vocabulary
 MODELS = {
     "0.5B": llama(sizes=(896, 24, 14, 2, 4864, 151936), tie_word_embeddings=True),
     "TinyLlama 1.1B": llama(sizes=(2048, 22, 32, 4, 5632, 32000)),
-    "1B, 128k words": llama(sizes=(2048, 16, 32, 8, 8192, 128256), tie_word_embeddings=True),
+    "1B, 128k words": llama(
+        sizes=(2048, 16, 32, 8, 8192, 128256), tie_word_embeddings=True
+    ),
     "8B": llama(sizes=(4096, 32, 32, 8, 14336, 128256)),
 }
 QV, ALL = ["q_proj", "v_proj"], ["all-linear"]
@@ -57,10 +64,14 @@ def compare(counting: subprocess.Popen[str], model_name: str) -> None:
             "batch_size": batch_size, "sequence_length": length, "lora_targets": targets,
             "checkpointing": checkpointing,
         }  # fmt: skip
-        print(json.dumps({"config": config, "run": case}), file=counting.stdin, flush=True)
+        print(
+            json.dumps({"config": config, "run": case}), file=counting.stdin, flush=True
+        )
         answer = counting.stdout.readline()
         if not answer:
-            raise BenchmarkError(f"{COUNT.name} ended with {counting.wait()}; what it said stands above")
+            raise BenchmarkError(
+                f"{COUNT.name} ended with {counting.wait()}; what it said stands above"
+            )
         counted = json.loads(answer)
         if counted["parameters"] != model.parameters:
             raise BenchmarkError(
@@ -69,7 +80,11 @@ def compare(counting: subprocess.Popen[str], model_name: str) -> None:
         settings: dict[str, dict[str, Any]] = {
             "model": {"max_seq_length": length, "dtype": "bfloat16"},
             "quantization": {"enabled": False},
-            "lora": {"enabled": targets is not None, "rank": 16, "target_modules": targets or []},
+            "lora": {
+                "enabled": targets is not None,
+                "rank": 16,
+                "target_modules": targets or [],
+            },
             "training": {"gradient_checkpointing": checkpointing},
         }
         needed = estimate(model, settings, batch_size)
@@ -93,7 +108,10 @@ def parser() -> argparse.ArgumentParser:
     """Make the parser of the flags."""
     made = make_parser("memory_estimate", __doc__)
     made.add_argument(
-        "--model", choices=[*MODELS, "all"], default="all", help="one of the models, instead of all"
+        "--model",
+        choices=[*MODELS, "all"],
+        default="all",
+        help="one of the models, instead of all",
     )
     return made
 
@@ -103,8 +121,12 @@ def main(model: str) -> None:
     with subprocess.Popen(
         [PYTHON, COUNT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as counting:
-        print("MiB, without what CUDA takes; to the counted figure DDP's copy of the gradients is added")
-        print(f"{'model':15} batch tokens trained     checkpointing   estimate   counted  ratio")
+        print(
+            "MiB, without what CUDA takes; to the counted figure DDP's copy of the gradients is added"
+        )
+        print(
+            f"{'model':15} batch tokens trained     checkpointing   estimate   counted  ratio"
+        )
         try:
             for name in MODELS:
                 if model in (name, "all"):

@@ -71,12 +71,16 @@ def find(*peers: Peer) -> dict[str, Path]:
 def need_training_environment() -> None:
     """Raise BenchmarkError where the Python of the training environment is missing."""
     if not os.access(PYTHON, os.X_OK):
-        raise BenchmarkError(f"no training environment: {PYTHON} cannot be run; `bin/ugro test` makes it")
+        raise BenchmarkError(
+            f"no training environment: {PYTHON} cannot be run; `bin/ugro test` makes it"
+        )
 
 
 def listed(file: Path) -> dict[str, str]:
     """Read a list of packages: {name: the line without its comment}."""
-    lines = [line.partition("#")[0].strip() for line in file.read_text("utf-8").splitlines()]
+    lines = [
+        line.partition("#")[0].strip() for line in file.read_text("utf-8").splitlines()
+    ]
     return {line.partition("==")[0]: line for line in lines if line}
 
 
@@ -98,7 +102,9 @@ def _program(peer: Peer) -> Path:
 def _from_pypi(peer: Peer, requirement: str) -> Path:
     """Find the program in the peer's own environment, which is made where it is missing or of other pins."""
     if peer.trains and not os.access(PYTHON, os.X_OK):
-        raise PeerError(f"it needs the training environment, which `bin/ugro test` makes: {PYTHON}")
+        raise PeerError(
+            f"it needs the training environment, which `bin/ugro test` makes: {PYTHON}"
+        )
     python = PYTHON if peer.trains else Path(sys.executable)
     folder = PEERS / peer.name
     program = folder / "bin" / peer.program
@@ -107,14 +113,34 @@ def _from_pypi(peer: Peer, requirement: str) -> Path:
     with _alone():
         if program.exists() and stamp.exists() and stamp.read_text("utf-8") == wanted:
             return program
-        say(f"{peer.name}: installing {requirement}, pinned in requirements/{PINS.name}, into {folder}")
-        _install(requirement, [python, "-I", "-m", "venv", "--without-pip", "--clear", folder])
+        say(
+            f"{peer.name}: installing {requirement}, pinned in requirements/{PINS.name}, into {folder}"
+        )
+        _install(
+            requirement,
+            [python, "-I", "-m", "venv", "--without-pip", "--clear", folder],
+        )
         if peer.trains:
             _add_packages(folder, of=PYTHON.parents[1])
         # The pip of the Python that runs this: there are Pythons that cannot give an environment a pip of its own.
-        pip: list[str | Path] = [sys.executable, "-I", "-m", "pip", "--python", folder / "bin/python"]
-        quick = ["--quiet", "--disable-pip-version-check", "--no-input", "--retries", "1"]
-        _install(requirement, [*pip, "install", *quick, "--constraint", PINS, requirement])
+        pip: list[str | Path] = [
+            sys.executable,
+            "-I",
+            "-m",
+            "pip",
+            "--python",
+            folder / "bin/python",
+        ]
+        quick = [
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-input",
+            "--retries",
+            "1",
+        ]
+        _install(
+            requirement, [*pip, "install", *quick, "--constraint", PINS, requirement]
+        )
         if not program.exists():
             raise PeerError(f"{requirement} brought no {program}")
         stamp.write_text(wanted, "utf-8")
@@ -140,10 +166,14 @@ def _install(requirement: str, argv: list[str | Path]) -> None:
             timeout=PIP_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        raise PeerError(f"pip had not installed {requirement} after {PIP_SECONDS} s") from None
+        raise PeerError(
+            f"pip had not installed {requirement} after {PIP_SECONDS} s"
+        ) from None
     if done.returncode != 0:
         said = telling_line(done.stderr or done.stdout)
-        raise PeerError(f"pip cannot install {requirement}: {said}; the next run tries again")
+        raise PeerError(
+            f"pip cannot install {requirement}: {said}; the next run tries again"
+        )
 
 
 def telling_line(said: str) -> str:

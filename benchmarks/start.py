@@ -49,7 +49,11 @@ def main(rounds: int) -> None:
         raise BenchmarkError(
             f"{INV} is missing: run the benchmark by the Python of .venv, which bin/ugro makes"
         )
-    commands = {"inv --list": ["--list"], "inv status": ["status"], "inv --version": ["--version"]}
+    commands = {
+        "inv --list": ["--list"],
+        "inv status": ["status"],
+        "inv --version": ["--version"],
+    }
     with tempfile.TemporaryDirectory(prefix="ugro-bench-") as folder:
         cluster = Path(folder) / "cluster.yaml"
         cluster.write_text("cluster: {master: {hostname: m, ip: 10.0.0.1}}\n")
@@ -65,7 +69,10 @@ def main(rounds: int) -> None:
     for ours in ("inv --list", "inv status"):
         pair = {name: cpus[name] for name in (ours, "inv --version")}
         table(f"start, CPU, {rounds} rounds, {machine()}", pair, ours, "ms")
-        pair = {name: [1000 * wall for wall in walls[name][1:]] for name in (ours, "inv --version")}
+        pair = {
+            name: [1000 * wall for wall in walls[name][1:]]
+            for name in (ours, "inv --version")
+        }
         table(f"start, wall, {rounds} rounds, {machine()}", pair, ours, "ms")
 
 

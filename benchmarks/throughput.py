@@ -22,7 +22,9 @@ PATIENCE_SECONDS = 120
 
 def rate(lines: str) -> float:
     """Take the median of what rank 0 logged; the first line has the start in it."""
-    return statistics.median(float(json.loads(line)["tokens_per_second"]) for line in lines.splitlines()[1:])
+    return statistics.median(
+        float(json.loads(line)["tokens_per_second"]) for line in lines.splitlines()[1:]
+    )
 
 
 def by_hand(lab: Lab, flags: list[str]) -> float:
@@ -38,17 +40,30 @@ def by_hand(lab: Lab, flags: list[str]) -> float:
             for rank in range(len(lab.hosts))
         ]
         terminals = typed_torchruns(
-            lab, f"train_single_test.py {shlex.join(own_flags)}", before=before, into=logs
+            lab,
+            f"train_single_test.py {shlex.join(own_flags)}",
+            before=before,
+            into=logs,
         )
         for terminal in terminals:
             if terminal.wait(timeout=PATIENCE_SECONDS) != 0:
-                raise BenchmarkError(f"torchrun by hand ended with exit code {terminal.returncode}")
+                raise BenchmarkError(
+                    f"torchrun by hand ended with exit code {terminal.returncode}"
+                )
     return rate(lab.hosts[0].run(["cat", "/run/lab/by_hand/metrics.jsonl"]).stdout)
 
 
 def launched(ugro: Ugro, flags: list[str]) -> float:
     """Launch the same training."""
-    words = ["launch", "--name", "speed", "--script", "train_single_test.py", "--epochs", "1"]
+    words = [
+        "launch",
+        "--name",
+        "speed",
+        "--script",
+        "train_single_test.py",
+        "--epochs",
+        "1",
+    ]
     words += ["--args", shlex.join(flags), "--env", "OMP_WAIT_POLICY=passive"]
     done = ugro.run(*words, timeout=PATIENCE_SECONDS)
     check(["inv", *words], done.returncode, done.stdout + done.stderr)
@@ -59,18 +74,21 @@ def parser() -> argparse.ArgumentParser:
     """Make the parser of the flags."""
     made = make_parser("throughput", __doc__)
     add_rounds(made)
-    made.add_argument("--steps", type=whole(3 * LOG_EVERY), default=300, help="of each training")
+    made.add_argument(
+        "--steps", type=whole(3 * LOG_EVERY), default=300, help="of each training"
+    )
     return made
 
 
 def main(rounds: int, steps: int) -> None:
     flags = ["--steps-per-epoch", str(steps), "--log-every", str(LOG_EVERY)]
     with lab_with_user(ROOT / "scripts") as (lab, ugro):
-        measures = {"inv launch": lambda: launched(ugro, flags), "by hand": lambda: by_hand(lab, flags)}
+        measures = {
+            "inv launch": lambda: launched(ugro, flags),
+            "by hand": lambda: by_hand(lab, flags),
+        }
         figures = in_turn(measures, rounds)
-    title = (
-        f"characters a second of train_single_test.py, three hosts, {rounds} rounds, {os.cpu_count()} cores"
-    )
+    title = f"characters a second of train_single_test.py, three hosts, {rounds} rounds, {os.cpu_count()} cores"
     table(title, figures, "inv launch", "/s")
 
 

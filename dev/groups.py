@@ -134,14 +134,20 @@ def group_of(file: str, groups: Sequence[Group] = GROUPS) -> Group | None:
     return max(found, key=lambda match: match[0])[1]
 
 
-def files_of(group: Group, files: Iterable[str], groups: Sequence[Group] = GROUPS) -> list[str]:
+def files_of(
+    group: Group, files: Iterable[str], groups: Sequence[Group] = GROUPS
+) -> list[str]:
     """Pick the files that belong to a group, in the order of their names."""
     return sorted(file for file in files if group_of(file, groups) is group)
 
 
-def choose(names: Sequence[str], everything: bool, groups: Sequence[Group] = GROUPS) -> list[Group]:
+def choose(
+    names: Sequence[str], everything: bool, groups: Sequence[Group] = GROUPS
+) -> list[Group]:
     """Choose the groups of `--group a,b --group c` or `--all`, or else the default ones; raises UsageError."""
-    wanted = [_named(name.strip(), groups) for words in names for name in words.split(",")]
+    wanted = [
+        _named(name.strip(), groups) for words in names for name in words.split(",")
+    ]
     if wanted and everything:
         raise UsageError("--all runs every group. Leave out --all or --group")
     if everything:
@@ -167,4 +173,6 @@ def _named(name: str, groups: Sequence[Group]) -> Group:
     names = [group.name for group in groups]
     near = get_close_matches(name, names, n=1)
     hint = f"Did you mean {near[0]}? " if near else ""
-    raise UsageError(f"--group {name}: there is no such group. {hint}There are: {', '.join(names)}")
+    raise UsageError(
+        f"--group {name}: there is no such group. {hint}There are: {', '.join(names)}"
+    )

@@ -51,11 +51,16 @@ VALUES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the pages, or check them; gives the exit code."""
     parser = argparse.ArgumentParser(prog="python -m dev.pages", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a page is stale")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; exit code 1 if a page is stale",
+    )
     check = parser.parse_args(arguments).check
     stale = {path: text for path, text in pages().items() if read(path) != text}
     for path, text in stale.items():
-        print(f"{path.relative_to(ROOT)} {'is not as generated' if check else 'written'}")  # noqa: T201
+        words = "is not as generated" if check else "written"
+        print(f"{path.relative_to(ROOT)} {words}")  # noqa: T201
         if not check:
             path.write_text(text, "utf-8")
     if check and stale:
@@ -68,7 +73,9 @@ def pages() -> dict[Path, str]:
     from tasks import ns
 
     tasks: dict[str, Any] = dict(ns.tasks)
-    made = {COMMANDS / f"{name}.md": command_block(task) for name, task in tasks.items()}
+    made = {
+        COMMANDS / f"{name}.md": command_block(task) for name, task in tasks.items()
+    }
     made[COMMANDS / "index.md"] = list_of_commands(tasks)
     made[EXIT_CODES] = exit_codes_block()
     made[API] = functions_block()
@@ -94,8 +101,15 @@ def list_of_commands(tasks: dict[str, Any]) -> str:
 
     lines = []
     for group in (*GROUPS, DEVELOPERS):
-        members = {name: task for name, task in tasks.items() if (task.group or DEVELOPERS) == group}
-        rows = [f"| [{name}]({name}.md) | {cell(summary(task))} |" for name, task in members.items()]
+        members = {
+            name: task
+            for name, task in tasks.items()
+            if (task.group or DEVELOPERS) == group
+        }
+        rows = [
+            f"| [{name}]({name}.md) | {cell(summary(task))} |"
+            for name, task in members.items()
+        ]
         lines += [f"| {group} | |", "| --- | --- |", *rows, ""]
     return "\n".join(lines)
 
@@ -103,7 +117,10 @@ def list_of_commands(tasks: dict[str, Any]) -> str:
 def command_block(task: Any) -> str:
     """Describe one command: what it does, and its flags as its help has them."""
     arguments = sorted(task.get_arguments(), key=lambda argument: str(argument.name))
-    rows = [f"| {spelled(argument)} | {cell(argument.help or '')} |" for argument in arguments]
+    rows = [
+        f"| {spelled(argument)} | {cell(argument.help or '')} |"
+        for argument in arguments
+    ]
     lines = [summary(task), ""]
     if rows:
         lines += ["| flag | |", "| --- | --- |", *rows, ""]
@@ -123,7 +140,11 @@ def spelled(argument: Any) -> str:
     ways = [f"`{flag(name)}{value}`"]
     if argument.kind is bool and argument.default is True:
         ways.append(f"`--no-{name}`")
-    short = [flag(nickname) for nickname in argument.nicknames if re.fullmatch(r"[a-z]", nickname)]
+    short = [
+        flag(nickname)
+        for nickname in argument.nicknames
+        if re.fullmatch(r"[a-z]", nickname)
+    ]
     return ", ".join([*ways, *(f"`{way}`" for way in short)])
 
 
@@ -135,10 +156,13 @@ def flag(name: str) -> str:
 def exit_codes_block() -> str:
     """Tabulate the errors, each with its exit code and what its class says of itself."""
     rows = [
-        f"| {error.exit_code} | `{error.__name__}` | {cell(meaning(error))} |" for error in kinds(UgroError)
+        f"| {error.exit_code} | `{error.__name__}` | {cell(meaning(error))} |"
+        for error in kinds(UgroError)
     ]
     done = "| 0 | | Done; for a job: every rank exited 0. |"
-    return "\n".join(["| code | error | meaning |", "| --- | --- | --- |", done, *rows, ""])
+    return "\n".join(
+        ["| code | error | meaning |", "| --- | --- | --- |", done, *rows, ""]
+    )
 
 
 def functions_block() -> str:
@@ -146,7 +170,9 @@ def functions_block() -> str:
     from ugro_tasks import api
 
     own = [
-        value for name, value in vars(api).items() if inspect.isfunction(value) and not name.startswith("_")
+        value
+        for name, value in vars(api).items()
+        if inspect.isfunction(value) and not name.startswith("_")
     ]
     # Not what is imported, and no context manager: those are for the commands' own start.
     own = [
@@ -194,15 +220,15 @@ def spelled_options(parameter: inspect.Parameter) -> str:
     named = re.fullmatch(r"Unpack\[(\w+)\]", str(parameter.annotation))
     if not named:
         return f"**{parameter.name}"
-    return ", ".join(["*", *(f"{name}=…" for name in getattr(api, named[1]).__annotations__)])
+    return ", ".join(
+        ["*", *(f"{name}=…" for name in getattr(api, named[1]).__annotations__)]
+    )
 
 
 def meaning(error: type[UgroError]) -> str:
     """Take the first paragraph of an error's docstring, in one line."""
     if error is UgroError:
-        return (
-            "What fits none of the others, e.g. a flag that does not exist, or a job to stop that has ended."
-        )
+        return "What fits none of the others, e.g. a flag that does not exist, or a job to stop that has ended."
     return " ".join((error.__doc__ or "").strip().split("\n\n")[0].split())
 
 

@@ -20,19 +20,31 @@ OUTCOMES = {"passed": ("passed", "xpassed"), "failed": ("failed", "error")}
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare the options."""
     ours = parser.getgroup("groups of tests")
-    ours.addoption("--drawn", metavar="COMMIT:COUNT", help="run so many of the tests, drawn by the commit")
-    ours.addoption("--tally", metavar="FILE", help="write how many passed, failed and were left out, and why")
+    ours.addoption(
+        "--drawn",
+        metavar="COMMIT:COUNT",
+        help="run so many of the tests, drawn by the commit",
+    )
+    ours.addoption(
+        "--tally",
+        metavar="FILE",
+        help="write how many passed, failed and were left out, and why",
+    )
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
     """Leave only the drawn tests; each worker draws the same ones."""
     wanted = config.getoption("--drawn")
     if not wanted:
         return
     commit, _, count = wanted.partition(":")
     drawn = draw([item.nodeid for item in items], commit, int(count))
-    config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in drawn])
+    config.hook.pytest_deselected(
+        items=[item for item in items if item.nodeid not in drawn]
+    )
     items[:] = [item for item in items if item.nodeid in drawn]
 
 

@@ -21,7 +21,9 @@ def show_groups(groups: Sequence[Group] = GROUPS) -> None:
     columns(open_console(), [GROUP_HEADS, *map(_group_row, groups)])
 
 
-def show_results(results: Sequence[Result], not_run: Sequence[str], set_up_seconds: float) -> bool:
+def show_results(
+    results: Sequence[Result], not_run: Sequence[str], set_up_seconds: float
+) -> bool:
     """Print a table of the results and their sum as the last line; gives whether all is well."""
     console = open_console()
     rows = [RESULT_HEADS, ["set-up", "", "", "", "", duration(set_up_seconds), ""]]
@@ -29,9 +31,17 @@ def show_results(results: Sequence[Result], not_run: Sequence[str], set_up_secon
     rows += [[name, "not run", "", "", "", "", ""] for name in not_run]
     console.print("")
     columns(console, rows)
-    for reason, count in sum((Counter(result.left_out) for result in results), Counter[str]()).items():
-        console.print(printable_lines(f"left out: {count} test{'s' * (count > 1)}: {reason}"))
-    bad = [f"{result.name} (pytest's exit code {result.code})" for result in results if not result.good]
+    for reason, count in sum(
+        (Counter(result.left_out) for result in results), Counter[str]()
+    ).items():
+        console.print(
+            printable_lines(f"left out: {count} test{'s' * (count > 1)}: {reason}")
+        )
+    bad = [
+        f"{result.name} (pytest's exit code {result.code})"
+        for result in results
+        if not result.good
+    ]
     passed = sum(result.passed for result in results)
     failed = sum(result.failed for result in results)
     if all(result.code == NO_TESTS for result in results):
@@ -51,11 +61,20 @@ def _group_row(group: Group) -> list[str]:
         *group.programs.values(),
         *([f"requirements/{group.requirements}"] if group.requirements else []),
     ]
-    return [group.name, f"{group.minutes:g}", run_by, ", ".join(needs) or "-", group.about]
+    return [
+        group.name,
+        f"{group.minutes:g}",
+        run_by,
+        ", ".join(needs) or "-",
+        group.about,
+    ]
 
 
 def _result_row(result: Result) -> list[str]:
-    counts = [str(count) for count in (result.passed, result.failed, sum(result.left_out.values()))]
+    counts = [
+        str(count)
+        for count in (result.passed, result.failed, sum(result.left_out.values()))
+    ]
     limit = ""
     if result.minutes:
         limit = f"{result.minutes:g} min"

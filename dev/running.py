@@ -69,11 +69,15 @@ def program(name: str) -> str:
     """Find a program of the Python that runs this; raises ToolMissing."""
     path = Path(sys.executable).with_name(name)
     if not path.exists():
-        raise ToolMissing(f"{path} is missing; `bin/ugro check` and `bin/ugro test` install it")
+        raise ToolMissing(
+            f"{path} is missing; `bin/ugro check` and `bin/ugro test` install it"
+        )
     return str(path)
 
 
-def run_groups(groups: Sequence[Group], arguments: Sequence[str], commit: str | None) -> list[Result]:
+def run_groups(
+    groups: Sequence[Group], arguments: Sequence[str], commit: str | None
+) -> list[Result]:
     """Run groups one after the other, with what else pytest is told.
 
     With a commit, it draws the part of each group that is too long for `--all`. Ctrl-C ends the group that runs and
@@ -109,7 +113,9 @@ def run_named(arguments: Sequence[str]) -> list[Result]:
 
 def names_tests(arguments: Sequence[str]) -> bool:
     """Tell whether one of the arguments for pytest is a file or folder of tests."""
-    return any(word == "tests" or word.startswith(("tests/", "./tests")) for word in arguments)
+    return any(
+        word == "tests" or word.startswith(("tests/", "./tests")) for word in arguments
+    )
 
 
 def again(group: Group, commit: str | None) -> str:
@@ -119,7 +125,10 @@ def again(group: Group, commit: str | None) -> str:
 
 def files_with_tests() -> list[str]:
     """List every file of tests, by its path from the checkout's root."""
-    return [path.relative_to(CHECKOUT).as_posix() for path in CHECKOUT.glob("tests/**/test_*.py")]
+    return [
+        path.relative_to(CHECKOUT).as_posix()
+        for path in CHECKOUT.glob("tests/**/test_*.py")
+    ]
 
 
 def commit_of(name: str) -> str:
@@ -133,7 +142,9 @@ def commit_of(name: str) -> str:
     # The checkout may be another user's, as in a container: nothing of it is run by this.
     trusted = ["-c", f"safe.directory={CHECKOUT}"]
     argv = ["git", *trusted, "rev-parse", "--verify", f"{name}^{{commit}}"]
-    done = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        argv, cwd=CHECKOUT, capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
         raise UsageError(
             f"--part {name}: git finds no such commit in {CHECKOUT} ({done.stderr.strip()}). Give a whole hash"
@@ -145,7 +156,14 @@ def _run_pytest(programs: Programs, title: str, arguments: Sequence[str]) -> Res
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="ugro-tests-") as folder:
         tally = Path(folder) / "tally.json"
-        plugins = ["-p", "tests.left_out", "-p", "dev.pytest_group", "--tally", str(tally)]
+        plugins = [
+            "-p",
+            "tests.left_out",
+            "-p",
+            "dev.pytest_group",
+            "--tally",
+            str(tally),
+        ]
         shared = ["-n", str(WORKERS), "--dist", "loadgroup"]
         code = programs.run(title, [program("pytest"), *plugins, *shared, *arguments])
         counts = json.loads(tally.read_text()) if tally.exists() else {}

@@ -30,7 +30,10 @@ def set_up(groups: Sequence[Group]) -> None:
 def packages_of(groups: Sequence[Group]) -> list[str]:
     """List the Debian packages with the programs of the groups that are not on this machine."""
     missing = [
-        packages for group in groups for name, packages in group.programs.items() if which(name) is None
+        packages
+        for group in groups
+        for name, packages in group.programs.items()
+        if which(name) is None
     ]
     return sorted({package for packages in missing for package in packages.split()})
 
@@ -45,7 +48,10 @@ def _install_packages(packages: Sequence[str]) -> None:
     if not packages or os.geteuid() != 0 or shutil.which("apt-get") is None:
         return
     note(f"installing for the tests: {' '.join(packages)}")
-    for step in (["update"], ["install", "--yes", "--no-install-recommends", *packages]):
+    for step in (
+        ["update"],
+        ["install", "--yes", "--no-install-recommends", *packages],
+    ):
         # An update that reached only some archives is often enough; the lab itself says what it still lacks.
         subprocess.run(
             ["apt-get", "-o", "DPkg::Lock::Timeout=120", *step],
@@ -69,6 +75,13 @@ def _install_requirements(name: str) -> None:
         "--quiet",
         "--disable-pip-version-check",
     ]
-    done = subprocess.run([*pip, "-r", str(file)], stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False)
+    done = subprocess.run(
+        [*pip, "-r", str(file)],
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,
+        check=False,
+    )
     if done.returncode != 0:
-        raise ToolMissing(f"{file} could not be installed into {sys.prefix}, see above; then again")
+        raise ToolMissing(
+            f"{file} could not be installed into {sys.prefix}, see above; then again"
+        )

@@ -10,15 +10,23 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
 # {a document at the root of the repository: its page}
-PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGELOG.md": "CHANGELOG.md"}
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "CONTRIBUTING.md",
+    "CHANGELOG.md": "CHANGELOG.md",
+}
 LINK_INTO_DOCS = re.compile(r"(?<=\]\()docs/")
-LINK_TO_ROOT = re.compile(rf"(?<=\]\()(?:\.\./)*({'|'.join(map(re.escape, PAGES))})(?=[)#])")
+LINK_TO_ROOT = re.compile(
+    rf"(?<=\]\()(?:\.\./)*({'|'.join(map(re.escape, PAGES))})(?=[)#])"
+)
 
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the documents of the root to the files of the site."""
     for name, page in PAGES.items():
-        files.append(File.generated(config, page, content=(ROOT / name).read_text("utf-8")))
+        files.append(
+            File.generated(config, page, content=(ROOT / name).read_text("utf-8"))
+        )
     return files
 
 

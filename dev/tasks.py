@@ -104,7 +104,9 @@ def chaos(
         raise Exit(f"{summary.violations} violations", code=1)
 
 
-def _run_tests(names: list[str], *, everything: bool, part: str | None, arguments: list[str]) -> bool:
+def _run_tests(
+    names: list[str], *, everything: bool, part: str | None, arguments: list[str]
+) -> bool:
     """Set up and run groups of tests, or the tests that the arguments name; gives whether all is well."""
     from dev import running
     from dev.groups import choose

@@ -14,8 +14,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m lab", description=Lab.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="bring up a lab and print how to use it")
-    up.add_argument("--hosts", type=int, default=3, metavar="N", help="how many (default: 3)")
-    up.add_argument("--gpus", action="store_true", help="give each host a stand-in nvidia-smi")
+    up.add_argument(
+        "--hosts", type=int, default=3, metavar="N", help="how many (default: 3)"
+    )
+    up.add_argument(
+        "--gpus", action="store_true", help="give each host a stand-in nvidia-smi"
+    )
     down = commands.add_parser("down", help="end a lab and remove its folder")
     down.add_argument("--all", action="store_true", help="every lab of this machine")
     commands.add_parser("status", help="every lab of this machine")
@@ -66,7 +70,11 @@ def take_down(options: argparse.Namespace) -> None:
 
 def show_status(found: list[LabStatus]) -> None:
     for lab in found:
-        state = f"{len(lab.processes)} processes" if lab.processes else "left over, no process"
+        state = (
+            f"{len(lab.processes)} processes"
+            if lab.processes
+            else "left over, no process"
+        )
         print(f"{lab.folder}  10.87.{lab.number}.0/24  {state}")
     if not found:
         print("no lab is up")

@@ -40,7 +40,11 @@ def hosts(lab: Lab) -> Iterator[list[LabHost]]:
 
     try:
         # A supervisor that has just reported the end of its job may be on its way out.
-        wait_until(lambda: not any(left().values()), "UGRO's processes to end", timeout_seconds=10)
+        wait_until(
+            lambda: not any(left().values()),
+            "UGRO's processes to end",
+            timeout_seconds=10,
+        )
     except LabError:
         found = left()
         for host in lab.hosts:

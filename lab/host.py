@@ -93,7 +93,14 @@ class LabHost:
         timeout: float = 30,
     ) -> subprocess.CompletedProcess[str]:
         """The same over OpenSSH, as the lab's user; needs `Lab.trust()` first."""
-        ssh = ["ssh", "-F", str(self.ssh_config), "-o", "BatchMode=yes", f"root@{self.address}"]
+        ssh = [
+            "ssh",
+            "-F",
+            str(self.ssh_config),
+            "-o",
+            "BatchMode=yes",
+            f"root@{self.address}",
+        ]
         return subprocess.run(
             [*ssh, shlex.join(argv)],
             check=check,
@@ -151,7 +158,9 @@ class LabHost:
 
     def kill_all(self) -> None:
         """Kill everything on the host but process 1 and, by that, sshd too."""
-        done = self.run(["sh", "-c", KILL_ALL, "sh", str(namespace(self.pid, "pid"))], check=False)
+        done = self.run(
+            ["sh", "-c", KILL_ALL, "sh", str(namespace(self.pid, "pid"))], check=False
+        )
         if done.returncode == OUTSIDE:
             raise LabError(
                 f"{self.name}: the shell did not come into the host's processes; nothing was killed"
@@ -183,9 +192,21 @@ class LabHost:
         # It goes to the background, owned by nobody here, and ends by itself with its port.
         wire = subprocess.Popen(
             [
-                *("nsenter", f"--target={self.switch_pid}", "--net", "setsid", "--fork"),
+                *(
+                    "nsenter",
+                    f"--target={self.switch_pid}",
+                    "--net",
+                    "setsid",
+                    "--fork",
+                ),
                 *(sys.executable, "-I", str(HERE / "slow.py")),
-                *(self.name, near, str(delay_ms), str(loss_percent), str(self.switch_pid)),
+                *(
+                    self.name,
+                    near,
+                    str(delay_ms),
+                    str(loss_percent),
+                    str(self.switch_pid),
+                ),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -200,7 +221,9 @@ class LabHost:
         """Undo `slow`."""
         ports = self._switch("-o link show").stdout
         if f"{self.name}.near@" in ports:
-            self._switch(f"link set {self.name} master sw", f"link del {self.name}.near")
+            self._switch(
+                f"link set {self.name} master sw", f"link del {self.name}.near"
+            )
 
     def firewall(self, port: int) -> None:
         """Drop what comes in for a TCP port, without a word, as most firewalls do."""
@@ -211,7 +234,9 @@ class LabHost:
         if port is None:
             self._iptables("-F", "INPUT")
         else:
-            self._iptables("-D", "INPUT", "-p", "tcp", "--dport", str(port), "-j", "DROP")
+            self._iptables(
+                "-D", "INPUT", "-p", "tcp", "--dport", str(port), "-j", "DROP"
+            )
 
     # sshd and the machine
 
@@ -229,7 +254,9 @@ class LabHost:
         """Whether sshd takes connections; true of a host that cannot be reached, too."""
         sockets = read_proc(self.pid, "net/tcp").decode().splitlines()[1:]
         return any(
-            line.split()[1].endswith(f":{SSH_PORT_HEX}") and line.split()[3] == TCP_LISTEN for line in sockets
+            line.split()[1].endswith(f":{SSH_PORT_HEX}")
+            and line.split()[3] == TCP_LISTEN
+            for line in sockets
         )
 
     def start_sshd(self) -> None:
@@ -265,7 +292,9 @@ class LabHost:
         """Give the host another host key, as one that was installed anew has."""
         key = f"/{PRIVATE}/ssh_host_ed25519_key"
         self.run(["rm", key, f"{key}.pub"])
-        self.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", self.name, "-f", key])
+        self.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", self.name, "-f", key]
+        )
         self.stop_sshd()
         self.start_sshd()
 
@@ -278,7 +307,11 @@ class LabHost:
         (folder / "nvidia-smi").unlink(missing_ok=True)
         if recording is None:
             return
-        source = RECORDINGS / f"{recording}.json" if isinstance(recording, str) else recording
+        source = (
+            RECORDINGS / f"{recording}.json"
+            if isinstance(recording, str)
+            else recording
+        )
         shutil.copyfile(source, folder / "gpus.json")
         program = folder / "nvidia-smi"
         text = (HERE / "nvidia_smi.py").read_text("utf-8")
@@ -331,7 +364,14 @@ class LabHost:
 
     def _switch(self, *lines: str) -> subprocess.CompletedProcess[str]:
         prove_switch(self.switch_pid, self._lab_folder)
-        command = ["nsenter", f"--target={self.switch_pid}", "--net", "ip", "-batch", "-"]
+        command = [
+            "nsenter",
+            f"--target={self.switch_pid}",
+            "--net",
+            "ip",
+            "-batch",
+            "-",
+        ]
         if len(lines) == 1:
             return checked([*command[:-2], *lines[0].split()])
         return checked(command, "\n".join(lines))
@@ -345,7 +385,12 @@ class LabHost:
             if own is None or namespace(outer_pid, "pid") != own:
                 continue
             inner = inner_pid(outer_pid)
-            argv = read_proc(outer_pid, "cmdline").decode(errors="replace").rstrip("\0").split("\0")
+            argv = (
+                read_proc(outer_pid, "cmdline")
+                .decode(errors="replace")
+                .rstrip("\0")
+                .split("\0")
+            )
             if inner is not None and argv != [""]:
                 found.append(Process(inner, outer_pid, argv))
         return found

@@ -53,9 +53,16 @@ Subsystem sftp internal-sftp
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def mount(kind: str, target: str, source: str = "lab", flags: int = 0, data: str = "") -> None:
+def mount(
+    kind: str, target: str, source: str = "lab", flags: int = 0, data: str = ""
+) -> None:
     """mount(2); raises OSError."""
-    if libc.mount(source.encode(), target.encode(), kind.encode(), flags, data.encode()) != 0:
+    if (
+        libc.mount(
+            source.encode(), target.encode(), kind.encode(), flags, data.encode()
+        )
+        != 0
+    ):
         code = ctypes.get_errno()
         raise OSError(code, f"mount {kind}: {os.strerror(code)}", target)
 
@@ -76,7 +83,11 @@ def mount_own(kind: str, place: str, data: str) -> int:
 
 def refuse_outside(outside: dict[str, int]) -> None:
     """End where this process is not in namespaces of its own: what it mounts would be mounted for all."""
-    shared = [name for name, inode in outside.items() if Path(f"/proc/self/ns/{name}").stat().st_ino == inode]
+    shared = [
+        name
+        for name, inode in outside.items()
+        if Path(f"/proc/self/ns/{name}").stat().st_ino == inode
+    ]
     if shared or os.getpid() != 1:
         sys.exit(
             f"it has no {', '.join(shared)} namespace of its own (pid {os.getpid()}); nothing was mounted"
@@ -97,7 +108,9 @@ def make_view(config: dict[str, Any]) -> None:
                 bind(f"/proc/self/fd/{descriptor}", path)
 
     mount("proc", "/proc")
-    mount("sysfs", "/sys")  # shows the interfaces of the namespace that it is mounted in
+    mount(
+        "sysfs", "/sys"
+    )  # shows the interfaces of the namespace that it is mounted in
     # The size is a limit only; it is large so that a check of free disk space sees a usual disk.
     places = {"/run": mount_own("tmpfs", "/run", "mode=755,size=64g")}
     for place in ("/tmp", "/dev/shm"):
@@ -118,7 +131,9 @@ def make_view(config: dict[str, Any]) -> None:
     ssh = Path(config["home"], ".ssh")
     ssh.mkdir(mode=0o700, exist_ok=True)
     (ssh / "authorized_keys").write_text(config["authorized_key"])
-    (PRIVATE / "sshd_config").write_text(SSHD_CONFIG.format(private=PRIVATE, path=config["path"]), "utf-8")
+    (PRIVATE / "sshd_config").write_text(
+        SSHD_CONFIG.format(private=PRIVATE, path=config["path"]), "utf-8"
+    )
     subprocess.run(
         [
             *("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", config["name"]),
@@ -145,7 +160,9 @@ def layer_home(home: str, keep: list[str]) -> int:
         if not any(Path(path).is_relative_to(Path(home, name)) for path in keep):
             (upper / name).mkdir(mode=0o700)
             os.setxattr(upper / name, "trusted.overlay.opaque", b"y")
-    device = mount_own("overlay", home, f"lowerdir={home},upperdir={upper},workdir={work}")
+    device = mount_own(
+        "overlay", home, f"lowerdir={home},upperdir={upper},workdir={work}"
+    )
     for name in (".bashrc", ".bash_profile", ".profile", ".zshenv"):
         # A developer's shell set-up (pyenv alone takes 0.25 s a login) is not part of a host.
         Path(home, name).unlink(missing_ok=True)
@@ -194,7 +211,9 @@ def start_sshd(program: str) -> int:
 def main() -> None:
     config = json.loads(sys.argv[1])
     refuse_outside(config["outside"])
-    print(Path("/proc/self").readlink(), flush=True)  # still the parent's /proc: its name for us
+    print(
+        Path("/proc/self").readlink(), flush=True
+    )  # still the parent's /proc: its name for us
     signals = {signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     subprocess.run(["hostname", config["name"]], check=True)

@@ -24,7 +24,15 @@ import yaml
 
 from lab.host import RECORDINGS, LabHost
 from lab.proof import outside
-from lab.registry import claim_folder, read_state, register, remove, subnet, sweep, write_state
+from lab.registry import (
+    claim_folder,
+    read_state,
+    register,
+    remove,
+    subnet,
+    sweep,
+    write_state,
+)
 from lab.tools import (
     REFUSALS,
     LabError,
@@ -77,12 +85,21 @@ class Lab:
         try:
             lab.number = register(folder)
             lab._make_home()
-            lab._start_hosts(hosts, share=[Path(path).resolve() for path in share], owned=owned)
+            lab._start_hosts(
+                hosts, share=[Path(path).resolve() for path in share], owned=owned
+            )
             lab._write_cluster_file(gpus=gpus)
-            write_state(folder, number=lab.number, owned=owned, hosts=[_fields(h) for h in lab.hosts])
+            write_state(
+                folder,
+                number=lab.number,
+                owned=owned,
+                hosts=[_fields(h) for h in lab.hosts],
+            )
         except BaseException as error:
             lab.down()
-            if isinstance(error, LabError) and any(sign in str(error) for sign in REFUSALS):
+            if isinstance(error, LabError) and any(
+                sign in str(error) for sign in REFUSALS
+            ):
                 raise LabUnavailable(
                     f"the kernel refuses what the lab needs (a container needs --privileged): {error}"
                 ) from error
@@ -152,9 +169,15 @@ class Lab:
         kept = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("SSH_", "UGRO_", "XDG_", "PET_", "INVOKE_", "FABRIC_"))
+            if not name.startswith(
+                ("SSH_", "UGRO_", "XDG_", "PET_", "INVOKE_", "FABRIC_")
+            )
         }
-        return kept | self.exports | {"PATH": f"{sys.prefix}/bin:{os.environ.get('PATH', '')}"}
+        return (
+            kept
+            | self.exports
+            | {"PATH": f"{sys.prefix}/bin:{os.environ.get('PATH', '')}"}
+        )
 
     @property
     def exports(self) -> dict[str, str]:
@@ -173,7 +196,20 @@ class Lab:
         ssh.mkdir(parents=True, mode=0o700)
         for folder in ("experiments", "logs"):
             (self.folder / folder).mkdir()
-        checked(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", f"{ssh}/id_ed25519"])
+        checked(
+            [
+                "ssh-keygen",
+                "-q",
+                "-t",
+                "ed25519",
+                "-N",
+                "",
+                "-C",
+                "lab",
+                "-f",
+                f"{ssh}/id_ed25519",
+            ]
+        )
         self.known_hosts.touch(mode=0o600)
         addresses = self.subnet.replace(".0/24", ".*")
         self.ssh_config.write_text(
@@ -187,17 +223,26 @@ class Lab:
 
     def _start_hosts(self, count: int, *, share: list[Path], owned: bool) -> None:
         home = pwd.getpwuid(0).pw_dir
-        environ = {"HOME": home, "USER": "root", "SHELL": "/bin/bash", "PATH": LOGIN_PATH}
+        environ = {
+            "HOME": home,
+            "USER": "root",
+            "SHELL": "/bin/bash",
+            "PATH": LOGIN_PATH,
+        }
         keep = _outermost([ROOT, *share, *_python_folders()])
         dies_with_us = ["setpriv", "--pdeathsig", "KILL", "--"] if owned else []
-        switch = self._spawn([*dies_with_us, "unshare", "--net", "sh", "-c", _SWITCH], "switch")
+        switch = self._spawn(
+            [*dies_with_us, "unshare", "--net", "sh", "-c", _SWITCH], "switch"
+        )
         inits = []
         for index in range(count):
             config = {
                 "name": f"lab{index}",
                 "home": home,
                 "keep": [str(path) for path in keep],
-                "authorized_key": (self.home / ".ssh" / "id_ed25519.pub").read_text("utf-8"),
+                "authorized_key": (self.home / ".ssh" / "id_ed25519.pub").read_text(
+                    "utf-8"
+                ),
                 "path": LOGIN_PATH,
                 "sshd": which("sshd"),
                 "outside": outside(),
@@ -212,7 +257,9 @@ class Lab:
                 LabHost(
                     name=f"lab{index}",
                     address=str(ipaddress.ip_network(self.subnet)[10 + index]),
-                    interface=INTERFACES[index] if index < len(INTERFACES) else f"enp{index}s0",
+                    interface=INTERFACES[index]
+                    if index < len(INTERFACES)
+                    else f"enp{index}s0",
                     pid=int(self._said(init, f"lab{index}")),
                     switch_pid=switch_pid,
                     home=home,
@@ -286,9 +333,16 @@ class Lab:
         for index, host in enumerate(self.hosts):
             name = GPUS[index % len(GPUS)]
             host.nvidia_smi(name if gpus else None)
-            gpu = json.loads((RECORDINGS / f"{name}.json").read_text("utf-8"))["gpus"][0]
-            model = gpu["name"].removeprefix("NVIDIA GeForce ").removesuffix(" Laptop GPU")
-            promise = {"gpu_model": model, "vram_gb": round(int(gpu["memory.total"]) / 1024)}
+            gpu = json.loads((RECORDINGS / f"{name}.json").read_text("utf-8"))["gpus"][
+                0
+            ]
+            model = (
+                gpu["name"].removeprefix("NVIDIA GeForce ").removesuffix(" Laptop GPU")
+            )
+            promise = {
+                "gpu_model": model,
+                "vram_gb": round(int(gpu["memory.total"]) / 1024),
+            }
             hardware.append({"hardware": promise} if gpus else {})
         nodes: list[dict[str, Any]] = [
             {
@@ -302,7 +356,11 @@ class Lab:
             for host, promised in zip(self.hosts, hardware, strict=True)
         ]
         master = nodes[0] | {"port": 22}
-        workers = [node | {"ssh_port": 22, "rank": rank} for rank, node in enumerate(nodes) if rank]
+        workers = [
+            node | {"ssh_port": 22, "rank": rank}
+            for rank, node in enumerate(nodes)
+            if rank
+        ]
         document = {
             "cluster": {
                 "name": "lab",
@@ -319,7 +377,10 @@ class Lab:
                 "scripts": str(ROOT / "scripts"),
                 "logs": str(self.folder / "logs"),
             },
-            "environment": {"manager": "existing", "python": str(TRAINING_ENV / "bin" / "python")},
+            "environment": {
+                "manager": "existing",
+                "python": str(TRAINING_ENV / "bin" / "python"),
+            },
             "training": {
                 "default_script": "train_single_test.py",
                 "default_model": "char-transformer",
@@ -356,7 +417,11 @@ def _python_folders() -> list[Path]:
 def _outermost(paths: Iterable[Path]) -> list[Path]:
     """The folders without those that lie in another of them, and without the system's."""
     unique = {path for path in paths if path not in (Path("/"), Path("/usr"))}
-    return sorted(path for path in unique if not any(path.is_relative_to(o) for o in unique - {path}))
+    return sorted(
+        path
+        for path in unique
+        if not any(path.is_relative_to(o) for o in unique - {path})
+    )
 
 
 def _ip(lines: list[str], inside_of: int | None = None) -> None:

@@ -25,7 +25,12 @@ UNITS = {
     "power.": "W",
     "clocks.": "MHz",
 }
-ALIASES = {"gpu_name": "name", "gpu_uuid": "uuid", "gpu_bus_id": "pci.bus_id", "fan": "fan.speed"}
+ALIASES = {
+    "gpu_name": "name",
+    "gpu_uuid": "uuid",
+    "gpu_bus_id": "pci.bus_id",
+    "fan": "fan.speed",
+}
 APP_ALIASES = {"name": "process_name", "used_memory": "used_gpu_memory"}
 
 
@@ -42,14 +47,20 @@ def main(arguments: list[str]) -> int:
     if options.keys() == {"query-gpu", "format"}:
         return show(recording["gpus"], ALIASES, options)
     if options.keys() == {"query-gpu", "format", "id"}:
-        chosen = [gpu for gpu in recording["gpus"] if options["id"] in (gpu["index"], gpu["uuid"])]
+        chosen = [
+            gpu
+            for gpu in recording["gpus"]
+            if options["id"] in (gpu["index"], gpu["uuid"])
+        ]
         if not chosen:
             print("No devices were found")
             return NOT_FOUND
         return show(chosen, ALIASES, options)
     if options.keys() == {"query-compute-apps", "format"}:
         return show(recording["compute_apps"], APP_ALIASES, options)
-    print("Invalid combination of input arguments. Please run 'nvidia-smi -h' for help.")
+    print(
+        "Invalid combination of input arguments. Please run 'nvidia-smi -h' for help."
+    )
     return INVALID_ARGUMENT
 
 
@@ -66,11 +77,15 @@ def parse(arguments: list[str]) -> dict[str, str]:
     return options
 
 
-def show(rows: list[dict[str, str]], aliases: dict[str, str], options: dict[str, str]) -> int:
+def show(
+    rows: list[dict[str, str]], aliases: dict[str, str], options: dict[str, str]
+) -> int:
     asked = options.get("query-gpu", options.get("query-compute-apps", "")).split(",")
     style = options["format"].split(",")
     if style[0] != "csv":
-        print("Invalid combination of input arguments. Please run 'nvidia-smi -h' for help.")
+        print(
+            "Invalid combination of input arguments. Please run 'nvidia-smi -h' for help."
+        )
         return INVALID_ARGUMENT
     # With no application on the GPU there is no row to know the fields by.
     known = rows[0].keys() if rows else None

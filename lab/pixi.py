@@ -65,27 +65,41 @@ def value(words: list[str], name: str) -> str:
 def manifest_of(words: list[str]) -> Path:
     if "--manifest-path" in words:
         return Path(value(words, "--manifest-path"))
-    return next(path for path in (Path("pixi.toml"), Path("pyproject.toml")) if path.exists()).resolve()
+    return next(
+        path for path in (Path("pixi.toml"), Path("pyproject.toml")) if path.exists()
+    ).resolve()
 
 
 def read(manifest: Path) -> dict[str, Any]:
     document = tomllib.loads(manifest.read_text())
-    found: dict[str, Any] = document if manifest.name == "pixi.toml" else document["tool"]["pixi"]
+    found: dict[str, Any] = (
+        document if manifest.name == "pixi.toml" else document["tool"]["pixi"]
+    )
     return found
 
 
 def lock(manifest: Path) -> None:
-    found = {"version": 7, "manifest": digest(manifest), "torch": torch_of(read(manifest))}
+    found = {
+        "version": 7,
+        "manifest": digest(manifest),
+        "torch": torch_of(read(manifest)),
+    }
     manifest.with_name("pixi.lock").write_text(json.dumps(found) + "\n")
 
 
 def digest(manifest: Path) -> str:
-    return hashlib.sha256(json.dumps(read(manifest), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(read(manifest), sort_keys=True).encode()
+    ).hexdigest()
 
 
 def torch_of(workspace: dict[str, Any]) -> str:
     tables = [workspace, *workspace.get("feature", {}).values()]
-    return next(str(t["dependencies"]["pytorch"]) for t in tables if "pytorch" in t.get("dependencies", {}))
+    return next(
+        str(t["dependencies"]["pytorch"])
+        for t in tables
+        if "pytorch" in t.get("dependencies", {})
+    )
 
 
 def checked_lock(manifest: Path, words: list[str]) -> dict[str, Any]:
@@ -109,7 +123,10 @@ def install(words: list[str]) -> None:
 def platform_for(workspace: dict[str, Any], name: str) -> dict[str, Any]:
     """The first platform of the manifest that this machine can run."""
     driver = os.environ.get("CONDA_OVERRIDE_CUDA") or shutil.which("nvidia-smi")
-    platforms = [p if isinstance(p, dict) else {"platform": p} for p in workspace["workspace"]["platforms"]]
+    platforms = [
+        p if isinstance(p, dict) else {"platform": p}
+        for p in workspace["workspace"]["platforms"]
+    ]
     for platform in platforms:
         if driver or "cuda" not in platform:
             return platform
@@ -120,7 +137,9 @@ def platform_for(workspace: dict[str, Any], name: str) -> dict[str, Any]:
     )
 
 
-def make(folder: Path, torch: str, platform: dict[str, Any], manifest: Path, name: str) -> None:
+def make(
+    folder: Path, torch: str, platform: dict[str, Any], manifest: Path, name: str
+) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, symlinks=True, with_pip=False)
     (packages,) = folder.glob("lib/python*/site-packages")
@@ -132,7 +151,11 @@ def make(folder: Path, torch: str, platform: dict[str, Any], manifest: Path, nam
     )
     for path in ("conda-meta", "etc/conda/activate.d"):
         (folder / path).mkdir(parents=True)
-    meta = {"manifest_path": str(manifest), "environment_name": name, "pixi_version": version()}
+    meta = {
+        "manifest_path": str(manifest),
+        "environment_name": name,
+        "pixi_version": version(),
+    }
     (folder / "conda-meta" / "pixi").write_text(json.dumps(meta))
     (folder / "etc/conda/activate.d/stand-in.sh").write_text(ACTIVATION)
 
@@ -143,9 +166,14 @@ def shell_hook(words: list[str]) -> None:
     if "--no-install" in words and not folder.exists():
         fail(f"environment '{name}' is not installed")
     activate = f"export CONDA_PREFIX={folder} PIXI_ENVIRONMENT_NAME={name} PATH={folder}/bin:$PATH\n"
-    activate += "".join(f". {script}\n" for script in sorted(folder.glob("etc/conda/activate.d/*.sh")))
+    activate += "".join(
+        f". {script}\n" for script in sorted(folder.glob("etc/conda/activate.d/*.sh"))
+    )
     tell = "import json, os; print(json.dumps({'environment_variables': dict(os.environ)}))"
-    subprocess.run(["bash", "-c", f'{activate} exec "$0" -c "$1"', sys.executable, tell], check=True)
+    subprocess.run(
+        ["bash", "-c", f'{activate} exec "$0" -c "$1"', sys.executable, tell],
+        check=True,
+    )
 
 
 def pack(words: list[str]) -> None:

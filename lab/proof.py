@@ -48,16 +48,22 @@ def is_of_lab(pid: int, folder: Path) -> bool:
 def prove_process_1(pid: int, folder: Path) -> None:
     """Raise LabError unless this is process 1 of a host of the lab in `folder`."""
     if not is_of_lab(pid, folder):
-        raise LabError(f"process {pid} does not belong to the lab in {folder}: nothing was done")
+        raise LabError(
+            f"process {pid} does not belong to the lab in {folder}: nothing was done"
+        )
     _prove_apart(pid, NAMESPACES)
     if inner_pid(pid) != 1:
-        raise LabError(f"process {pid} is not process 1 of a lab host: nothing was done")
+        raise LabError(
+            f"process {pid} is not process 1 of a lab host: nothing was done"
+        )
 
 
 def prove_switch(pid: int, folder: Path) -> None:
     """Raise LabError unless this process holds the network namespace of the lab's switch."""
     if not is_of_lab(pid, folder):
-        raise LabError(f"process {pid} does not belong to the lab in {folder}: nothing was done")
+        raise LabError(
+            f"process {pid} does not belong to the lab in {folder}: nothing was done"
+        )
     _prove_apart(pid, ["net"])
 
 
@@ -68,8 +74,14 @@ def prove_place(pid: int, place: str) -> int:
     """
     noted = _notes(pid)["places"].get(place)
     device = Path(f"/proc/{pid}/root{place}").stat().st_dev
-    if noted != device or device == Path(place).stat().st_dev or device in _own_devices():
-        raise LabError(f"{place} of process {pid} is not what the lab mounted there: nothing was done")
+    if (
+        noted != device
+        or device == Path(place).stat().st_dev
+        or device in _own_devices()
+    ):
+        raise LabError(
+            f"{place} of process {pid} is not what the lab mounted there: nothing was done"
+        )
     return device
 
 
@@ -77,12 +89,17 @@ def prove_removable(pid: int, path: str) -> None:
     """Raise LabError where `path` of a host is, holds or lies in what the hosts share with this machine."""
     for kept in map(Path, _notes(pid)["keep"]):
         if kept.is_relative_to(path) or Path(path).is_relative_to(kept):
-            raise LabError(f"{path} is shared with this machine by way of {kept}: nothing was done")
+            raise LabError(
+                f"{path} is shared with this machine by way of {kept}: nothing was done"
+            )
 
 
 def mounts_below(folder: Path) -> list[Path]:
     """List what is mounted in a folder, or is the folder: to remove all of it would be to empty that."""
-    points = [Path(line.split()[4].encode().decode("unicode_escape")) for line in _mount_lines()]
+    points = [
+        Path(line.split()[4].encode().decode("unicode_escape"))
+        for line in _mount_lines()
+    ]
     return [point for point in points if point.is_relative_to(folder.resolve())]
 
 
@@ -110,12 +127,16 @@ def _prove_apart(pid: int, names: tuple[str, ...] | list[str]) -> None:
     ours = outside()
     shared = [name for name in names if namespace(pid, name) in (ours[name], None)]
     if shared:
-        raise LabError(f"process {pid} has no {', '.join(shared)} namespace of its own: nothing was done")
+        raise LabError(
+            f"process {pid} has no {', '.join(shared)} namespace of its own: nothing was done"
+        )
 
 
 def _notes(pid: int) -> dict[str, dict[str, int]]:
     try:
-        notes: dict[str, dict[str, int]] = json.loads(Path(f"/proc/{pid}/root/{NOTES}").read_text("utf-8"))
+        notes: dict[str, dict[str, int]] = json.loads(
+            Path(f"/proc/{pid}/root/{NOTES}").read_text("utf-8")
+        )
     except (OSError, ValueError) as error:
         raise LabError(
             f"process {pid}: {NOTES} of its host cannot be read ({error}): nothing was done"

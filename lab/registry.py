@@ -54,7 +54,9 @@ def labs() -> list[LabStatus]:
 
 def status(folder: Path) -> LabStatus:
     state = read_state(folder)
-    numbers = [int(link.name) for link in _registered() if link.resolve() == folder.resolve()]
+    numbers = [
+        int(link.name) for link in _registered() if link.resolve() == folder.resolve()
+    ]
     creator = state.get("creator", {})
     return LabStatus(
         folder=folder,
@@ -72,7 +74,9 @@ def remove(folder: Path) -> None:
     def ended() -> bool:
         # A host's process 1 first: whoever started it then reaps it and ends by itself.
         left = lab_processes(folder)
-        first = [pid for pid in left if namespace(pid, "pid") not in (own_namespace, None)]
+        first = [
+            pid for pid in left if namespace(pid, "pid") not in (own_namespace, None)
+        ]
         for pid in first or left:
             send_signal(pid, signal.SIGKILL, lambda pid: is_of_lab(pid, folder))
         return not left
@@ -84,12 +88,16 @@ def remove(folder: Path) -> None:
         wait_until(lambda it=interface: not it.exists(), f"{interface.name} to go")  # type: ignore[misc]
     if (folder / STATE).exists():
         if found := mounts_below(folder):
-            raise LabError(f"{found[0]} is a mount in the lab's folder: umount it, then again")
+            raise LabError(
+                f"{found[0]} is a mount in the lab's folder: umount it, then again"
+            )
         with contextlib.suppress(FileNotFoundError):  # somebody else removes it too
             shutil.rmtree(folder)
     for link in links:
         link.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # other labs are registered, or there never was one
+    with contextlib.suppress(
+        OSError
+    ):  # other labs are registered, or there never was one
         REGISTRY.rmdir()
 
 
@@ -113,7 +121,9 @@ def claim_folder(folder: Path | None) -> Path:
     if (folder / STATE).exists():
         found = status(folder)
         if not found.orphaned:
-            raise LabError(f"a lab is up in {folder}: python -m lab down --folder {folder}")
+            raise LabError(
+                f"a lab is up in {folder}: python -m lab down --folder {folder}"
+            )
         remove(folder)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_uid != os.geteuid():
@@ -128,19 +138,25 @@ def register(folder: Path) -> int:
     """A number that no other lab has, by a link from the registry to the folder."""
     taken = [
         ipaddress.ip_network(route["dst"], strict=False)
-        for route in json.loads(checked(["ip", "-4", "-json", "route", "show", "table", "all"]).stdout)
+        for route in json.loads(
+            checked(["ip", "-4", "-json", "route", "show", "table", "all"]).stdout
+        )
         if route["dst"] != "default"
     ]
     for number in range(256):
         network = ipaddress.ip_network(subnet(number))
-        if any(network.overlaps(other) for other in taken if other.prefixlen >= WIDE_PREFIX):
+        if any(
+            network.overlaps(other) for other in taken if other.prefixlen >= WIDE_PREFIX
+        ):
             continue
         REGISTRY.mkdir(mode=0o755, exist_ok=True)
         # Taken, or another lab's end has just removed the registry: the next number will do.
         with contextlib.suppress(FileExistsError, FileNotFoundError):
             (REGISTRY / str(number)).symlink_to(folder)
             return number
-    raise LabUnavailable("this machine has routes to all of 10.87.0.0/16, which the lab would use")
+    raise LabUnavailable(
+        "this machine has routes to all of 10.87.0.0/16, which the lab would use"
+    )
 
 
 def subnet(number: int) -> str:
@@ -149,9 +165,15 @@ def subnet(number: int) -> str:
 
 def write_state(folder: Path, **more: object) -> None:
     pid = os.getpid()
-    creator = {"pid": pid, "started_at": _started_at(pid), "pid_namespace": namespace(pid, "pid")}
+    creator = {
+        "pid": pid,
+        "started_at": _started_at(pid),
+        "pid_namespace": namespace(pid, "pid"),
+    }
     new = folder / f"{STATE}.new"
-    new.write_text(json.dumps({"creator": creator, **more}, indent=2, default=str) + "\n", "utf-8")
+    new.write_text(
+        json.dumps({"creator": creator, **more}, indent=2, default=str) + "\n", "utf-8"
+    )
     new.replace(folder / STATE)
 
 

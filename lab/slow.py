@@ -71,7 +71,12 @@ def send_due(port: Port, now: float) -> None:
             port.socket.send(frame)
         except OSError as error:
             # A wire drops what it cannot carry: the port is down, or its queue is full.
-            if error.errno not in (errno.ENETDOWN, errno.ENOBUFS, errno.EAGAIN, errno.ENXIO):
+            if error.errno not in (
+                errno.ENETDOWN,
+                errno.ENOBUFS,
+                errno.EAGAIN,
+                errno.ENXIO,
+            ):
                 raise
 
 

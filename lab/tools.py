@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 # sbin is not on every root's PATH.
-TOOL_PATH = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"
+TOOL_PATH = (
+    f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"
+)
 
 # Program -> Debian package.
 TOOLS = {
@@ -28,7 +30,13 @@ TOOLS = {
 WISHES = {"tcsh": "tcsh"}
 
 # What a kernel or a container says when root may not, or the kernel cannot.
-REFUSALS = ("not permitted", "denied", "not supported", "No such device", "Unknown device type")
+REFUSALS = (
+    "not permitted",
+    "denied",
+    "not supported",
+    "No such device",
+    "Unknown device type",
+)
 
 
 class LabError(Exception):
@@ -41,17 +49,23 @@ class LabUnavailable(LabError):
 
 def missing_packages() -> list[str]:
     """The Debian packages that the lab and its tests still need here, sorted."""
-    return sorted({package for tool, package in (TOOLS | WISHES).items() if which(tool) is None})
+    return sorted(
+        {package for tool, package in (TOOLS | WISHES).items() if which(tool) is None}
+    )
 
 
 def require_means() -> None:
     """Raise LabUnavailable unless we are root and have every program."""
     if os.geteuid() != 0:
-        raise LabUnavailable("the lab makes hosts out of kernel namespaces: run it as root")
+        raise LabUnavailable(
+            "the lab makes hosts out of kernel namespaces: run it as root"
+        )
     missing = [tool for tool in TOOLS if which(tool) is None]
     if missing:
         packages = " ".join(missing_packages())
-        raise LabUnavailable(f"not installed: {', '.join(missing)} (apt-get install {packages})")
+        raise LabUnavailable(
+            f"not installed: {', '.join(missing)} (apt-get install {packages})"
+        )
 
 
 def which(tool: str) -> str | None:
@@ -71,7 +85,9 @@ def lab_processes(folder: Path) -> list[int]:
 
 
 def pids() -> Iterator[int]:
-    return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return (
+        int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()
+    )
 
 
 def read_proc(pid: int, name: str) -> bytes:
@@ -85,7 +101,12 @@ def read_proc(pid: int, name: str) -> bytes:
 def checked(argv: Sequence[str], script: str = "") -> subprocess.CompletedProcess[str]:
     """A command that must succeed; else LabError has what it said."""
     done = subprocess.run(
-        argv, input=script, capture_output=True, text=True, check=False, env=os.environ | {"PATH": TOOL_PATH}
+        argv,
+        input=script,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PATH": TOOL_PATH},
     )
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip()

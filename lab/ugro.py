@@ -18,7 +18,11 @@ from lab.proof import send_signal
 from lab.tools import LabError, read_proc, wait_until
 
 SCRIPTS = Path(__file__).parent / "scripts"
-TIMEOUTS = {"heartbeat_seconds": 0.5, "stop_grace_seconds": 4, "agent_linger_seconds": 20}
+TIMEOUTS = {
+    "heartbeat_seconds": 0.5,
+    "stop_grace_seconds": 4,
+    "agent_linger_seconds": 20,
+}
 
 
 def is_agent(pid: int, experiments: Path) -> bool:
@@ -30,7 +34,9 @@ def is_agent(pid: int, experiments: Path) -> bool:
 class Ugro:
     """The commands, with a cluster file, an experiments folder and an agent of their own."""
 
-    def __init__(self, lab: Lab, folder: Path, scripts: Path = SCRIPTS, hosts: int | None = None) -> None:
+    def __init__(
+        self, lab: Lab, folder: Path, scripts: Path = SCRIPTS, hosts: int | None = None
+    ) -> None:
         self.lab, self.folder = lab, folder
         self.hosts = lab.hosts[:hosts]
         self.experiments = folder / "experiments"
@@ -60,19 +66,27 @@ class Ugro:
             text=True, process_group=0,
         )  # fmt: skip
 
-    def run(self, *words: str, timeout: float = 150) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *words: str, timeout: float = 150
+    ) -> subprocess.CompletedProcess[str]:
         """The command, to its end."""
         process = self.start(*words)
         try:
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             process.kill()
-            raise AssertionError(f"{words}: still running; said {process.communicate()}") from None
+            raise AssertionError(
+                f"{words}: still running; said {process.communicate()}"
+            ) from None
         return subprocess.CompletedProcess(words, process.returncode, out, err)
 
-    def launch(self, name: str, args: str = "", *more: str) -> subprocess.CompletedProcess[str]:
+    def launch(
+        self, name: str, args: str = "", *more: str
+    ) -> subprocess.CompletedProcess[str]:
         """A launch to its end."""
-        return self.run("launch", "--name", name, *(["--args", args] if args else []), *more)
+        return self.run(
+            "launch", "--name", name, *(["--args", args] if args else []), *more
+        )
 
     def detach(self, name: str, args: str, *more: str) -> Job:
         """A job that runs, and nobody follows."""
@@ -95,7 +109,9 @@ class Ugro:
     def kill_agent(self) -> int:
         """kill -9 the agent that lives, and give its pid; 0 where none does."""
         pid = self.agent_pid()
-        if not pid or not send_signal(pid, signal.SIGKILL, lambda pid: is_agent(pid, self.experiments)):
+        if not pid or not send_signal(
+            pid, signal.SIGKILL, lambda pid: is_agent(pid, self.experiments)
+        ):
             return 0
         return pid
 
@@ -118,7 +134,11 @@ class Job:
     def wait_for(self, *states: str, seconds: float = 120) -> dict[str, Any]:
         """The state, once it is one of these."""
         try:
-            wait_until(lambda: self.state()["state"] in states, f"the job to be {states}", seconds)
+            wait_until(
+                lambda: self.state()["state"] in states,
+                f"the job to be {states}",
+                seconds,
+            )
         except LabError as error:
             raise LabError(f"{error}; it is {self.state()}") from None
         return self.state()
@@ -126,17 +146,24 @@ class Job:
     def wait_for_log(self, words: str, rank: int = 0, seconds: float = 90) -> None:
         """Until the gathered log of a rank holds the words."""
         path = self.folder / "logs" / f"training_rank{rank}.log"
-        wait_until(lambda: path.exists() and words in path.read_text(errors="replace"), words, seconds)
+        wait_until(
+            lambda: path.exists() and words in path.read_text(errors="replace"),
+            words,
+            seconds,
+        )
 
     def digests(self) -> list[tuple[str, str]]:
         """For each rank the sha256 of its log on the node and of the gathered one."""
         pairs = []
         for rank, host in enumerate(self.ugro.hosts):
             (there,) = (
-                path.read_bytes() for path in host.path("ugro/jobs").glob(f"{self.folder.name}.*/log")
+                path.read_bytes()
+                for path in host.path("ugro/jobs").glob(f"{self.folder.name}.*/log")
             )
             here = (self.folder / "logs" / f"training_rank{rank}.log").read_bytes()
-            pairs.append((hashlib.sha256(there).hexdigest(), hashlib.sha256(here).hexdigest()))
+            pairs.append(
+                (hashlib.sha256(there).hexdigest(), hashlib.sha256(here).hexdigest())
+            )
         return pairs
 
     def processes(self, host: LabHost) -> list[tuple[int, list[str]]]:
@@ -145,13 +172,19 @@ class Job:
 
     def pid(self, host: LabHost, word: str) -> int:
         """The one process of the job on the host whose command has the word."""
-        pids = [pid for pid, argv in self.processes(host) if any(word in part for part in argv)]
+        pids = [
+            pid
+            for pid, argv in self.processes(host)
+            if any(word in part for part in argv)
+        ]
         assert pids, (word, self.processes(host))
         return pids[-1]
 
     def left(self) -> list[tuple[int, list[str]]]:
         """Every process of the job on any host."""
-        return [process for host in self.ugro.lab.hosts for process in self.processes(host)]
+        return [
+            process for host in self.ugro.lab.hosts for process in self.processes(host)
+        ]
 
     def seconds_until_gone(self, limit: float = 20) -> float:
         """How long until nothing of the job lives anywhere."""

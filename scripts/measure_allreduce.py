@@ -30,10 +30,14 @@ from torch.distributed.elastic.multiprocessing.errors import record  # noqa: E40
 
 ALLREDUCE_BYTES, PAIR_BYTES = 16 * 2**20, 4 * 2**20
 SMALL_ROUNDS, LARGE_ROUNDS = 50, 5
-BUDGET_SECONDS = 1.0  # for the rounds of a large message; a slow network gets fewer, but one
+BUDGET_SECONDS = (
+    1.0  # for the rounds of a large message; a slow network gets fewer, but one
+)
 
 
-def median_seconds(operation: Callable[[torch.Tensor], object], message: torch.Tensor) -> float:
+def median_seconds(
+    operation: Callable[[torch.Tensor], object], message: torch.Tensor
+) -> float:
     """Median seconds of the operation, over the same number of rounds on all of its ranks."""
 
     def once() -> float:
@@ -43,10 +47,16 @@ def median_seconds(operation: Callable[[torch.Tensor], object], message: torch.T
             torch.cuda.synchronize()
         return time.perf_counter() - begin
 
-    first = torch.tensor([once()], device=message.device)  # opens connections, and is not counted
-    operation(first)  # all-reduced or sent to and fro: the same figure on all ranks of it
+    first = torch.tensor(
+        [once()], device=message.device
+    )  # opens connections, and is not counted
+    operation(
+        first
+    )  # all-reduced or sent to and fro: the same figure on all ranks of it
     large = message.numel() > 1
-    rounds = min(LARGE_ROUNDS, int(BUDGET_SECONDS / float(first))) if large else SMALL_ROUNDS
+    rounds = (
+        min(LARGE_ROUNDS, int(BUDGET_SECONDS / float(first))) if large else SMALL_ROUNDS
+    )
     return statistics.median(once() for _ in range(max(1, rounds)))
 
 
@@ -64,8 +74,12 @@ def tell(kind: str, line: str, **figures: Any) -> None:
     print(line, flush=True)
     path = Path(os.environ.get("UGRO_OUTPUT_DIR", "output")) / "metrics.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab", buffering=0) as metrics:  # one write: no reader meets half a line
-        metrics.write(json.dumps({"kind": kind, **figures, "time": time.time()}).encode() + b"\n")
+    with open(
+        path, "ab", buffering=0
+    ) as metrics:  # one write: no reader meets half a line
+        metrics.write(
+            json.dumps({"kind": kind, **figures, "time": time.time()}).encode() + b"\n"
+        )
 
 
 def measure(device: torch.device) -> None:
@@ -93,9 +107,14 @@ def measure(device: torch.device) -> None:
         if RANK in pair:
             for i, message in enumerate((large[:1], large[: PAIR_BYTES // 4])):
                 figures[i] = median_seconds(partial(there_and_back, pair), message)
-        dist.broadcast(figures, pair[0])  # rank 0 learns them; no pair starts before the last ended
+        dist.broadcast(
+            figures, pair[0]
+        )  # rank 0 learns them; no pair starts before the last ended
         ends = [hosts[rank] for rank in pair]
-        round_trip_ms, speed = float(figures[0]) * 1e3, 2 * PAIR_BYTES / float(figures[1]) / 1e6
+        round_trip_ms, speed = (
+            float(figures[0]) * 1e3,
+            2 * PAIR_BYTES / float(figures[1]) / 1e6,
+        )
         tell(
             "pair",
             f"{' <-> '.join(ends)}: {round_trip_ms:.2f} ms there and back, {speed:,.0f} MB/s",
@@ -109,7 +128,9 @@ def measure(device: torch.device) -> None:
 @record
 def main() -> None:
     use_cuda = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if use_cuda else "cpu")
+    device = torch.device(
+        f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if use_cuda else "cpu"
+    )
     backend, device_id = ("nccl", device) if use_cuda else ("gloo", None)
     # Ranks that have not met within a minute have no network between them that could be measured.
     dist.init_process_group(backend, timeout=timedelta(minutes=1), device_id=device_id)

@@ -32,7 +32,10 @@ from training.faults import STOPPED_BY_FAULT, Fault
 from training.settings import read
 from training.stopping import STOPPED_BY_TERM
 
-RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+RANK, WORLD_SIZE = (
+    int(os.environ.get("RANK", "0")),
+    int(os.environ.get("WORLD_SIZE", "1")),
+)
 OUTPUT = Path(os.environ.get("UGRO_OUTPUT_DIR", "output"))
 
 say = partial(print, flush=True)  # a line of progress is of use when it is written
@@ -53,11 +56,17 @@ except Fault as fault:
     refuse(fault)
 
 if inputs.offline:  # nothing here has a name on the hub, so nothing may ask it
-    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+    os.environ.update(
+        HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1"
+    )
 os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
-if "RANK" not in os.environ:  # plain python takes one GPU; the Trainer would spread over all
+if (
+    "RANK" not in os.environ
+):  # plain python takes one GPU; the Trainer would spread over all
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
-say(f"train_production: rank {RANK} of {WORLD_SIZE}, job {options.job_id}, importing torch and transformers")
+say(
+    f"train_production: rank {RANK} of {WORLD_SIZE}, job {options.job_id}, importing torch and transformers"
+)
 
 import torch  # noqa: E402  (late on purpose, see above)
 import torch.distributed as dist  # noqa: E402
@@ -77,15 +86,23 @@ def train() -> int:
     notes = list(options.notes)
     talks = RANK == 0 and settings.logging.log_level in ("DEBUG", "INFO")
     progress = say if talks else lambda _: None
-    say(f"rank {RANK} of {WORLD_SIZE} on {gang.name}: {gang.device}, micro-batch {inputs.batch_sizes[RANK]}")
+    say(
+        f"rank {RANK} of {WORLD_SIZE} on {gang.name}: {gang.device}, micro-batch {inputs.batch_sizes[RANK]}"
+    )
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity("WARNING" if RANK == 0 else "ERROR")
 
-    config, tokenizer = gang.all_or_none(lambda: models.open_model(settings, inputs, notes))
+    config, tokenizer = gang.all_or_none(
+        lambda: models.open_model(settings, inputs, notes)
+    )
     length = models.sequence_length(settings, config, notes)
-    precision = gang.all_or_none(lambda: models.choose_precision(settings, config, gang.device, notes))
+    precision = gang.all_or_none(
+        lambda: models.choose_precision(settings, config, gang.device, notes)
+    )
     data = gang.all_or_none(
-        lambda: prepare(settings, inputs, tokenizer, config.get_text_config().vocab_size, length)
+        lambda: prepare(
+            settings, inputs, tokenizer, config.get_text_config().vocab_size, length
+        )
     )
     gang.same(data.digest, f"the data set {settings.dataset.name}")
     for note in (*notes, *data.notes):
@@ -95,12 +112,18 @@ def train() -> int:
 
     batch_size = inputs.batch_sizes[RANK]
     memory = gang.all_or_none(
-        lambda: models.refuse_if_too_large(settings, config, precision, length, batch_size, gang)
+        lambda: models.refuse_if_too_large(
+            settings, config, precision, length, batch_size, gang
+        )
     )
     say(f"rank {RANK}: {memory}")
-    model = gang.all_or_none(lambda: models.load_model(settings, inputs, config, precision, gang.device))
+    model = gang.all_or_none(
+        lambda: models.load_model(settings, inputs, config, precision, gang.device)
+    )
     gang.same(models.digest_of(model), f"the model {settings.model.name}")
-    transformers.set_seed(settings.training.seed)  # the same on all ranks: they start with the same adapter
+    transformers.set_seed(
+        settings.training.seed
+    )  # the same on all ranks: they start with the same adapter
     if settings.lora.enabled:
         model = gang.all_or_none(lambda: models.add_adapter(settings, model))
     models.spare_the_network(model)
@@ -114,31 +137,49 @@ def train() -> int:
         say=progress,
         model=model,
         processing_class=tokenizer,
-        args=training_arguments(settings, inputs, precision, gang, OUTPUT, evaluates=bool(data.validation)),
+        args=training_arguments(
+            settings, inputs, precision, gang, OUTPUT, evaluates=bool(data.validation)
+        ),
     )
-    transformers.set_seed(settings.training.seed + RANK)  # from here on each rank drops out for itself
+    transformers.set_seed(
+        settings.training.seed + RANK
+    )  # from here on each rank drops out for itself
     trained, everything = models.count_parameters(model)
     of_all = f"{trained:,} of {everything:,} parameters"
-    progress(f"training {of_all}; weights {precision.bits or precision.weights.itemsize * 8} bits")
+    progress(
+        f"training {of_all}; weights {precision.bits or precision.weights.itemsize * 8} bits"
+    )
     if settings.logging.use_tensorboard and RANK == 0:
         add_tensorboard(trainer)
     if not trainer.model_accepts_loss_kwargs and len(set(inputs.batch_sizes)) > 1:
-        progress("note: this model's loss cannot be weighted by tokens: uneven ranks count alike")
+        progress(
+            "note: this model's loss cannot be weighted by tokens: uneven ranks count alike"
+        )
 
     if not trainer.go(inputs.resume):
         gang.barrier()  # a rank that left first would have its torchrun end the one that saves
         trainer.stop.saved.set()
         say(f"rank {RANK}: stopped by TERM after step {trainer.state.global_step}")
         return STOPPED_BY_TERM
-    peak = torch.cuda.max_memory_allocated() / 2**20 if gang.device.type == "cuda" else None
+    peak = (
+        torch.cuda.max_memory_allocated() / 2**20
+        if gang.device.type == "cuda"
+        else None
+    )
     peaks = gang.gather(peak)
     if RANK == 0:
-        keep(trainer, tokenizer, {"trained parameters": of_all, **facts_of(trainer, length, peaks)})
+        keep(
+            trainer,
+            tokenizer,
+            {"trained parameters": of_all, **facts_of(trainer, length, peaks)},
+        )
     gang.barrier()
     return 0
 
 
-def facts_of(trainer: ProductionTrainer, length: int, peaks: list[float | None]) -> dict[str, object]:
+def facts_of(
+    trainer: ProductionTrainer, length: int, peaks: list[float | None]
+) -> dict[str, object]:
     """What the card says of the run itself."""
     accumulated = settings.training.gradient_accumulation_steps
     facts: dict[str, object] = {
@@ -148,7 +189,9 @@ def facts_of(trainer: ProductionTrainer, length: int, peaks: list[float | None])
         "micro-batch of each rank": inputs.batch_sizes,
     }
     if any(peaks):
-        facts["peak GPU memory of each rank, MiB"] = [round(peak) for peak in peaks if peak]
+        facts["peak GPU memory of each rank, MiB"] = [
+            round(peak) for peak in peaks if peak
+        ]
     return facts
 
 
@@ -163,7 +206,9 @@ def add_tensorboard(trainer: ProductionTrainer) -> None:
 
     wanted = settings.logging.tensorboard_dir
     folder = (
-        Path(wanted.replace("{job_id}", options.job_id)).expanduser() if wanted else OUTPUT / "tensorboard"
+        Path(wanted.replace("{job_id}", options.job_id)).expanduser()
+        if wanted
+        else OUTPUT / "tensorboard"
     )
     trainer.add_callback(TensorBoardCallback(SummaryWriter(log_dir=str(folder))))
 
@@ -173,7 +218,13 @@ def keep(trainer: ProductionTrainer, tokenizer: Any, facts: dict[str, object]) -
     folder = OUTPUT / "artifacts" / ("adapter" if settings.lora.enabled else "model")
     trainer.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    write_card(folder, settings, job_id=options.job_id, history=trainer.state.log_history, facts=facts)
+    write_card(
+        folder,
+        settings,
+        job_id=options.job_id,
+        history=trainer.state.log_history,
+        facts=facts,
+    )
     make_readable(folder)
     say(f"wrote {folder}")
 

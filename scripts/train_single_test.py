@@ -34,11 +34,16 @@ from typing import Any, NoReturn
 from training.checkpoints import manifest_of, whole_ones, write_manifest
 from training.stopping import STOPPED_BY_TERM, Stop
 
-RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+RANK, WORLD_SIZE = (
+    int(os.environ.get("RANK", "0")),
+    int(os.environ.get("WORLD_SIZE", "1")),
+)
 OUTPUT = Path(os.environ.get("UGRO_OUTPUT_DIR", "output"))
 MODELS = ("char-transformer",)
 DATASETS = {"shakespeare": Path(__file__).parent / "data" / "shakespeare.txt"}
-STOP_GRACE_SECONDS = 3.0  # a step takes milliseconds: after these, a rank waits for a dead peer
+STOP_GRACE_SECONDS = (
+    3.0  # a step takes milliseconds: after these, a rank waits for a dead peer
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,43 +59,72 @@ def positive(text: str) -> int:
     return value
 
 
-parser = Parser(description="Train a small character-level transformer.", allow_abbrev=False)
-parser.add_argument("--model-name", default=MODELS[0], help=f"one of: {', '.join(MODELS)}")
-parser.add_argument("--dataset-name", default="shakespeare", help="that, or the path of a text")
+parser = Parser(
+    description="Train a small character-level transformer.", allow_abbrev=False
+)
+parser.add_argument(
+    "--model-name", default=MODELS[0], help=f"one of: {', '.join(MODELS)}"
+)
+parser.add_argument(
+    "--dataset-name", default="shakespeare", help="that, or the path of a text"
+)
 parser.add_argument("--num-epochs", type=positive, default=3)
-parser.add_argument("--learning-rate", type=float, default=3e-3, help="constant after 10 steps")
+parser.add_argument(
+    "--learning-rate", type=float, default=3e-3, help="constant after 10 steps"
+)
 parser.add_argument("--job-id", default=os.environ.get("UGRO_JOB_ID", "local"))
-parser.add_argument("--batch-size", type=positive, default=8, help="sequences per rank and step")
-parser.add_argument("--context", type=positive, default=64, help="characters per sequence")
-parser.add_argument("--steps-per-epoch", type=positive, help="default: one pass over the text")
+parser.add_argument(
+    "--batch-size", type=positive, default=8, help="sequences per rank and step"
+)
+parser.add_argument(
+    "--context", type=positive, default=64, help="characters per sequence"
+)
+parser.add_argument(
+    "--steps-per-epoch", type=positive, help="default: one pass over the text"
+)
 parser.add_argument("--layers", type=positive, default=2)
 parser.add_argument("--heads", type=positive, default=4)
 parser.add_argument("--width", type=positive, default=64)
 parser.add_argument("--seed", type=int, default=1)
 resume_help = "a checkpoint that rank 0 can read; default: UGRO_RESUME"
 parser.add_argument(
-    "--resume", default=os.environ.get("UGRO_RESUME"), metavar="PATH|latest", help=resume_help
+    "--resume",
+    default=os.environ.get("UGRO_RESUME"),
+    metavar="PATH|latest",
+    help=resume_help,
 )
 parser.add_argument("--save-every-epochs", type=positive, default=1)
-parser.add_argument("--log-every", type=positive, default=5, help="steps per line of metrics.jsonl")
+parser.add_argument(
+    "--log-every", type=positive, default=5, help="steps per line of metrics.jsonl"
+)
 args = parser.parse_args()
 
 # What cannot be used is said before torch is imported, which takes seconds.
 if args.model_name not in MODELS:
-    parser.error(f"unknown model {args.model_name!r}; this script trains: {', '.join(MODELS)}")
+    parser.error(
+        f"unknown model {args.model_name!r}; this script trains: {', '.join(MODELS)}"
+    )
 if args.width % args.heads:
     parser.error(f"--width {args.width} cannot be divided among --heads {args.heads}")
 try:
-    text = DATASETS.get(args.dataset_name, Path(args.dataset_name)).read_text(encoding="utf-8")
+    text = DATASETS.get(args.dataset_name, Path(args.dataset_name)).read_text(
+        encoding="utf-8"
+    )
 except (OSError, UnicodeError) as error:
     reason = getattr(error, "strerror", None) or "not UTF-8"
     known = ", ".join(DATASETS)
-    parser.error(f"unknown dataset {args.dataset_name!r}; known: {known}; as a file: {reason}")
+    parser.error(
+        f"unknown dataset {args.dataset_name!r}; known: {known}; as a file: {reason}"
+    )
 if len(text) < 2 * args.context + 1:
-    parser.error(f"the text has {len(text)} characters; --context {args.context} needs twice that")
+    parser.error(
+        f"the text has {len(text)} characters; --context {args.context} needs twice that"
+    )
 
 say = partial(print, flush=True)  # a line of progress is of use when it is written
-say(f"train_single_test: rank {RANK} of {WORLD_SIZE}, job {args.job_id}, importing torch")
+say(
+    f"train_single_test: rank {RANK} of {WORLD_SIZE}, job {args.job_id}, importing torch"
+)
 
 import torch  # noqa: E402  (late on purpose, see above)
 import torch.distributed as dist  # noqa: E402
@@ -101,19 +135,34 @@ from torch.distributed.elastic.multiprocessing.errors import record  # noqa: E40
 class CharTransformer(nn.Module):
     """A decoder-only transformer: (B, T) characters in, (B, T, vocabulary) logits out."""
 
-    def __init__(self, vocabulary: int, context: int, layers: int, width: int, heads: int) -> None:
+    def __init__(
+        self, vocabulary: int, context: int, layers: int, width: int, heads: int
+    ) -> None:
         super().__init__()
-        self.token, self.position = nn.Embedding(vocabulary, width), nn.Embedding(context, width)
-        options: dict[str, Any] = {"activation": "gelu", "batch_first": True, "norm_first": True}
+        self.token, self.position = (
+            nn.Embedding(vocabulary, width),
+            nn.Embedding(context, width),
+        )
+        options: dict[str, Any] = {
+            "activation": "gelu",
+            "batch_first": True,
+            "norm_first": True,
+        }
         # No dropout: it would need a random state per rank in every checkpoint.
-        block = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.0, **options)
+        block = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, dropout=0.0, **options
+        )
         norm = nn.LayerNorm(width)
-        self.blocks = nn.TransformerEncoder(block, layers, norm, enable_nested_tensor=False)
+        self.blocks = nn.TransformerEncoder(
+            block, layers, norm, enable_nested_tensor=False
+        )
         self.head = nn.Linear(width, vocabulary)
 
     def forward(self, x: Tensor) -> Tensor:
         positions = torch.arange(x.shape[1], device=x.device)
-        mask = nn.Transformer.generate_square_subsequent_mask(len(positions), device=x.device)
+        mask = nn.Transformer.generate_square_subsequent_mask(
+            len(positions), device=x.device
+        )
         embedded = self.token(x) + self.position(positions)
         return self.head(self.blocks(embedded, mask=mask, is_causal=True))
 
@@ -121,8 +170,12 @@ class CharTransformer(nn.Module):
 def join_ranks() -> torch.device:
     """This rank's device, when all ranks have met (plain python: one alone) on the same text."""
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    use_cuda = torch.cuda.device_count() >= local_ranks  # CUDA_VISIBLE_DEVICES="" asks for the CPU
-    device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if use_cuda else "cpu")
+    use_cuda = (
+        torch.cuda.device_count() >= local_ranks
+    )  # CUDA_VISIBLE_DEVICES="" asks for the CPU
+    device = torch.device(
+        f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if use_cuda else "cpu"
+    )
     if use_cuda:
         torch.cuda.set_device(device)
     dist.init_process_group(
@@ -130,7 +183,9 @@ def join_ranks() -> torch.device:
         store=None if "MASTER_ADDR" in os.environ else dist.HashStore(),
         rank=RANK,
         world_size=WORLD_SIZE,
-        timeout=timedelta(minutes=5),  # longer than any cut of the network worth sitting out
+        timeout=timedelta(
+            minutes=5
+        ),  # longer than any cut of the network worth sitting out
         device_id=device if use_cuda else None,
     )
     # Namespaces and containers of one machine have host names of their own, but one boot id.
@@ -138,22 +193,35 @@ def join_ranks() -> torch.device:
     machine = boot_id.read_text() if boot_id.exists() else host
     ranks: list[Any] = [None] * WORLD_SIZE
     dist.all_gather_object(ranks, (machine, hashlib.sha256(text.encode()).hexdigest()))
-    if (odd := [rank for rank, (_, digest) in enumerate(ranks) if digest != ranks[0][1]]) != []:
-        parser.error(f"{args.dataset_name} is another text on rank {odd[0]} than on rank 0")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if (
+        odd := [rank for rank, (_, digest) in enumerate(ranks) if digest != ranks[0][1]]
+    ) != []:
+        parser.error(
+            f"{args.dataset_name} is another text on rank {odd[0]} than on rank 0"
+        )
+    cores = (
+        len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count()
+    )
     threads = max(1, (cores or 1) // sum(other == machine for other, _ in ranks))
     torch.set_num_threads(threads)
     say(f"rank {RANK} of {WORLD_SIZE} on {host}: {device}, threads: {threads}")
     return device
 
 
-def load_checkpoint(model_shape: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def load_checkpoint(
+    model_shape: dict[str, Any], device: torch.device
+) -> dict[str, Any]:
     """The checkpoint of --resume, on every rank. Rank 0 reads it, and its fault ends all ranks."""
     box: list[Any] = [None]
     if RANK == 0:
         path = Path(args.resume)
         if args.resume == "latest":
-            path = [OUTPUT / "checkpoints", *whole_ones(OUTPUT / "checkpoints", "epoch_*.pt")][-1]
+            path = [
+                OUTPUT / "checkpoints",
+                *whole_ones(OUTPUT / "checkpoints", "epoch_*.pt"),
+            ][-1]
         try:
             box[0] = torch.load(path, map_location="cpu", weights_only=True)
             if box[0]["model_shape"] != model_shape:
@@ -174,7 +242,9 @@ def load_checkpoint(model_shape: dict[str, Any], device: torch.device) -> dict[s
 
 
 @torch.no_grad()
-def sample(model: nn.Module, vocabulary: str, device: torch.device, length: int = 400) -> str:
+def sample(
+    model: nn.Module, vocabulary: str, device: torch.device, length: int = 400
+) -> str:
     generator = torch.Generator().manual_seed(args.seed)
     codes = [vocabulary.find("\n") % len(vocabulary)]  # it begins as a new line does
     for _ in range(length):
@@ -188,16 +258,26 @@ def train() -> None:
     device = join_ranks()
     vocabulary = "".join(sorted(set(text)))
     data = torch.tensor([vocabulary.index(character) for character in text])
-    windows = len(data) // args.context - 1  # one less, so that each epoch can start elsewhere
+    windows = (
+        len(data) // args.context - 1
+    )  # one less, so that each epoch can start elsewhere
     global_batch = args.batch_size * WORLD_SIZE
     steps_per_epoch = args.steps_per_epoch or max(1, windows // global_batch)
     total_steps = args.num_epochs * steps_per_epoch
-    config = {**vars(args), "steps_per_epoch": steps_per_epoch, "world_size": WORLD_SIZE}
+    config = {
+        **vars(args),
+        "steps_per_epoch": steps_per_epoch,
+        "world_size": WORLD_SIZE,
+    }
 
-    torch.manual_seed(args.seed)  # the same on all ranks: they start from the same model
+    torch.manual_seed(
+        args.seed
+    )  # the same on all ranks: they start from the same model
     shape = {name: config[name] for name in ("context", "layers", "width", "heads")}
     model = CharTransformer(len(vocabulary), **shape).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=args.learning_rate, betas=(0.9, 0.95)
+    )
     model_shape = {"vocabulary": vocabulary, **shape}
     step = 0
     if args.resume:
@@ -206,8 +286,12 @@ def train() -> None:
         optimizer.load_state_dict(checkpoint["optimizer"])
         torch.set_rng_state(checkpoint["rng"])
         step = checkpoint["step"]
-        if checkpoint["config"]["steps_per_epoch"] != steps_per_epoch:  # other ranks or batches
-            step = checkpoint["epoch"] * steps_per_epoch  # its unfinished epoch begins again
+        if (
+            checkpoint["config"]["steps_per_epoch"] != steps_per_epoch
+        ):  # other ranks or batches
+            step = (
+                checkpoint["epoch"] * steps_per_epoch
+            )  # its unfinished epoch begins again
     replica = nn.parallel.DistributedDataParallel(model)
     if RANK == 0:
         (OUTPUT / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -236,44 +320,74 @@ def train() -> None:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         step += 1
         # Not a function of the total: a run of 1 epoch, resumed to 2, is a run of 2 epochs.
-        optimizer.param_groups[0]["lr"] = rate = args.learning_rate * min(1.0, step / 10)
+        optimizer.param_groups[0]["lr"] = rate = args.learning_rate * min(
+            1.0, step / 10
+        )
         optimizer.step()
 
         # One all-reduce of two numbers a step tells all ranks the mean loss and whether any of them
         # was told to stop: so all leave after the same step. It costs what a small message costs.
-        shared = torch.stack((loss.detach(), loss.new_tensor(float(stop.asked.is_set()))))
+        shared = torch.stack(
+            (loss.detach(), loss.new_tensor(float(stop.asked.is_set())))
+        )
         dist.all_reduce(shared)
         mean_loss, stopping = float(shared[0]) / WORLD_SIZE, float(shared[1]) > 0
         if stopping:
             stop.agreed.set()
         characters += global_batch * args.context
 
-        if RANK == 0 and (stopping or step in (1, total_steps) or step % args.log_every == 0):
+        if RANK == 0 and (
+            stopping or step in (1, total_steps) or step % args.log_every == 0
+        ):
             now = time.monotonic()
             line = {"step": step, "total_steps": total_steps, "epoch": epoch + 1}
-            line |= {"total_epochs": args.num_epochs, "loss": mean_loss, "learning_rate": rate}
+            line |= {
+                "total_epochs": args.num_epochs,
+                "loss": mean_loss,
+                "learning_rate": rate,
+            }
             line["tokens_per_second"] = round(characters / (now - last_logged), 1)
-            line |= {"elapsed_seconds": round(now - started, 3), "time": round(time.time(), 3)}
+            line |= {
+                "elapsed_seconds": round(now - started, 3),
+                "time": round(time.time(), 3),
+            }
             # One write in append mode: whoever follows the file never reads half a line.
             with open(OUTPUT / "metrics.jsonl", "ab", buffering=0) as metrics:
                 metrics.write(json.dumps(line).encode() + b"\n")
             where = f"epoch {epoch + 1}/{args.num_epochs} step {step}/{total_steps}"
-            say(f"{where}: loss {mean_loss:.4f}, {line['tokens_per_second']:,.0f} characters/s")
+            say(
+                f"{where}: loss {mean_loss:.4f}, {line['tokens_per_second']:,.0f} characters/s"
+            )
             last_logged, characters = now, 0
 
-        due = step == total_steps or step % (steps_per_epoch * args.save_every_epochs) == 0
+        due = (
+            step == total_steps
+            or step % (steps_per_epoch * args.save_every_epochs) == 0
+        )
         if RANK == 0 and (stopping or due):
             epoch, within = divmod(step, steps_per_epoch)
             suffix = f"_step_{step}" if within else ""
             path = OUTPUT / "checkpoints" / f"epoch_{epoch}{suffix}.pt"
-            content = {"step": step, "epoch": epoch, "config": config, "model_shape": model_shape}
-            content |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            content = {
+                "step": step,
+                "epoch": epoch,
+                "config": config,
+                "model_shape": model_shape,
+            }
+            content |= {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+            }
             content["rng"] = torch.get_rng_state()
-            manifest_of(path).unlink(missing_ok=True)  # of an earlier run's checkpoint of this name
+            manifest_of(path).unlink(
+                missing_ok=True
+            )  # of an earlier run's checkpoint of this name
             torch.save(content, path.with_suffix(".tmp"))
             path.with_suffix(".tmp").replace(path)  # no reader meets half a checkpoint
             part = epoch + within / steps_per_epoch
-            write_manifest(path, step=step, epoch=part, rank=0, ranks=[0], world_size=WORLD_SIZE)
+            write_manifest(
+                path, step=step, epoch=part, rank=0, ranks=[0], world_size=WORLD_SIZE
+            )
             say(f"saved {path}")
         if stopping:
             dist.barrier()  # a rank that left first would have its torchrun end the one that saves

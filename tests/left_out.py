@@ -8,7 +8,11 @@ import pytest
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    if os.environ.get("CI") and exitstatus == pytest.ExitCode.OK and left_out(session.config):
+    if (
+        os.environ.get("CI")
+        and exitstatus == pytest.ExitCode.OK
+        and left_out(session.config)
+    ):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -23,5 +27,7 @@ def left_out(config: pytest.Config) -> Counter[str]:
     """How many tests were skipped, by reason, the most frequent first."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     skipped = reporter.stats.get("skipped", []) if reporter else []
-    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+    reasons = Counter(
+        str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped
+    )
     return Counter(dict(reasons.most_common()))

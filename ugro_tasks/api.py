@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     from .reports.results import Results
     from .reports.status import JobLine, JobReport
 
-STOP_PATIENCE_SECONDS = 30.0  # beyond the job's own grace, before `stop` says that a node has not answered
+STOP_PATIENCE_SECONDS = (
+    30.0  # beyond the job's own grace, before `stop` says that a node has not answered
+)
 
 
 class Gathering(Struct, frozen=True, kw_only=True):
@@ -51,7 +53,9 @@ class Gathering(Struct, frozen=True, kw_only=True):
     job_id: str
     folder: str
     nodes: tuple[str, ...]  # whose outputs were fetched
-    cleaned: tuple[str, ...]  # nodes on which `clean` has left nothing; what was there came home before
+    cleaned: tuple[
+        str, ...
+    ]  # nodes on which `clean` has left nothing; what was there came home before
 
 
 class FirstTime(Struct, frozen=True, kw_only=True):
@@ -66,12 +70,20 @@ class FirstTime(Struct, frozen=True, kw_only=True):
 # ---- the cluster and its jobs ----
 
 
-def open_cluster(cluster: str | Cluster | None = None, nodes: str | Iterable[str] | None = None) -> Cluster:
+def open_cluster(
+    cluster: str | Cluster | None = None, nodes: str | Iterable[str] | None = None
+) -> Cluster:
     """Return the chosen cluster, with only these nodes. Raises ClusterFileError and UsageError."""
     from .cluster.file import load_cluster
 
-    chosen = load_cluster(cluster) if cluster is None or isinstance(cluster, str) else cluster
-    return chosen.select(nodes if nodes is None or isinstance(nodes, str) else ",".join(nodes))
+    chosen = (
+        load_cluster(cluster)
+        if cluster is None or isinstance(cluster, str)
+        else cluster
+    )
+    return chosen.select(
+        nodes if nodes is None or isinstance(nodes, str) else ",".join(nodes)
+    )
 
 
 def open_experiments(cluster: str | Cluster | None = None) -> Experiments:
@@ -119,7 +131,9 @@ def first_time(
 
     chosen = open_cluster(cluster, nodes)
     with Fleet.of(chosen) as fleet:
-        answers = fleet.map(lambda host: new_key_of(host.node, chosen.timeouts.connect_seconds))
+        answers = fleet.map(
+            lambda host: new_key_of(host.node, chosen.timeouts.connect_seconds)
+        )
     found = []
     for node in chosen.nodes:
         answer = answers[node.name]
@@ -128,13 +142,21 @@ def first_time(
         if answer is not None and not isinstance(answer, HostError):
             new_key = f"{answer.name} {answer.fingerprint}"
         found.append(
-            FirstTime(node=node.name, project=str(node.project), new_key=new_key, unreached=unreached)
+            FirstTime(
+                node=node.name,
+                project=str(node.project),
+                new_key=new_key,
+                unreached=unreached,
+            )
         )
     return found
 
 
 def health(
-    nodes: str | Iterable[str] | None = None, cluster: str | Cluster | None = None, *, save: bool = True
+    nodes: str | Iterable[str] | None = None,
+    cluster: str | Cluster | None = None,
+    *,
+    save: bool = True,
 ) -> ClusterHealth:
     """Return the health of the cluster; with `save` it is kept in the experiments folder, too."""
     from .health.probe import probe
@@ -156,7 +178,12 @@ def _keep(cluster: Cluster, found: ClusterHealth) -> None:
 
     open_experiments(cluster).save_cluster_state(found)
     log = open_log("health", cluster)
-    log.info("%s: %s in %.1f s", cluster.name, "fit" if found.fit else "not fit", found.seconds)
+    log.info(
+        "%s: %s in %.1f s",
+        cluster.name,
+        "fit" if found.fit else "not fit",
+        found.seconds,
+    )
     for node, check in found.faults:
         log.warning("%s: %s: %s", node, check.name, check.value)
 
@@ -187,7 +214,9 @@ def sync_envs(
     whole = open_cluster(cluster)
     chosen = open_cluster(whole, nodes)
     with Fleet.of(chosen) as fleet:
-        return sync(fleet, whole, tell, {node.name for node in chosen.nodes}, offline=offline)
+        return sync(
+            fleet, whole, tell, {node.name for node in chosen.nodes}, offline=offline
+        )
 
 
 def fault_of_sync(results: Mapping[str, Synced | UgroError]) -> UgroError | None:
@@ -248,7 +277,9 @@ def dry_run(name: str | None = None, **options: Unpack[LaunchOptions]) -> Rehear
     return rehearse(*spec(name, **options))
 
 
-def spec(name: str | None = None, **options: Unpack[LaunchOptions]) -> tuple[JobSpec, Cluster]:
+def spec(
+    name: str | None = None, **options: Unpack[LaunchOptions]
+) -> tuple[JobSpec, Cluster]:
     """Return what a launch would be, and the cluster it would run on. Raises UsageError and JobNotFound.
 
     A job without a name is called after its script.
@@ -266,9 +297,14 @@ def spec(name: str | None = None, **options: Unpack[LaunchOptions]) -> tuple[Job
         resume=resume,
         script=script,
         args=options.get("args"),
-        env=[f"{key}={value}" for key, value in env.items()] if isinstance(env, Mapping) else list(env),
+        env=[f"{key}={value}" for key, value in env.items()]
+        if isinstance(env, Mapping)
+        else list(env),
         sets=list(options.get("settings", ())),
-        flags={key: options.get(key) for key in ("model", "dataset", "epochs", "learning_rate")},
+        flags={
+            key: options.get(key)
+            for key in ("model", "dataset", "epochs", "learning_rate")
+        },
         force=options.get("force", False),
         sync=options.get("sync", True),
         max_restarts=options.get("max_restarts", 0),
@@ -297,7 +333,12 @@ def wait(job: str | Experiment, cluster: str | Cluster | None = None) -> JobStat
     return experiment.state()
 
 
-def stop(job: str | Experiment, cluster: str | Cluster | None = None, *, give_up: bool = False) -> JobState:
+def stop(
+    job: str | Experiment,
+    cluster: str | Cluster | None = None,
+    *,
+    give_up: bool = False,
+) -> JobState:
     """Stop a job and return its last state when every node has shown that nothing of it is left.
 
     With `give_up` a node that cannot be reached is not waited for. Raises UgroError where the job has ended already,
@@ -311,7 +352,9 @@ def stop(job: str | Experiment, cluster: str | Cluster | None = None, *, give_up
     deadline = time.monotonic() + patience
     for _ in follow(experiment):
         if time.monotonic() > deadline:
-            missing = [rank.node for rank in experiment.state().ranks if not rank.proven_gone]
+            missing = [
+                rank.node for rank in experiment.state().ranks if not rank.proven_gone
+            ]
             raise StopUnproven(
                 f"{experiment.job_id}: no proof yet from {', '.join(missing) or 'any node'} after {patience:.0f} s; "
                 "the agent goes on asking"
@@ -319,19 +362,25 @@ def stop(job: str | Experiment, cluster: str | Cluster | None = None, *, give_up
     return experiment.state()
 
 
-def stoppable(job: str | Experiment, cluster: str | Cluster | None = None) -> Experiment:
+def stoppable(
+    job: str | Experiment, cluster: str | Cluster | None = None
+) -> Experiment:
     """Return the job, unless it has ended: then UgroError is raised."""
     experiment = find(job, cluster)
     phase = experiment.state().phase
     if phase.finished:
-        raise UgroError(f"{experiment.job_id} has ended already ({phase}); there is nothing to stop")
+        raise UgroError(
+            f"{experiment.job_id} has ended already ({phase}); there is nothing to stop"
+        )
     return experiment
 
 
 # ---- look ----
 
 
-def status(cluster: str | Cluster | None = None, *, limit: int | None = 20) -> list[JobLine]:
+def status(
+    cluster: str | Cluster | None = None, *, limit: int | None = 20
+) -> list[JobLine]:
     """Return the newest jobs, the newest first; None for all of them."""
     from .reports.status import all_jobs
 
@@ -372,11 +421,15 @@ def logs(
     return log_tails(find(job, cluster), rank, lines, ends)
 
 
-def log_ends(job: str | Experiment, cluster: str | Cluster | None = None) -> dict[int, int]:
+def log_ends(
+    job: str | Experiment, cluster: str | Cluster | None = None
+) -> dict[int, int]:
     """Return {rank: bytes of its log that are whole lines}."""
     from .jobs.tail import end_of_lines
 
-    return {number: end_of_lines(path) for number, path in find(job, cluster).logs().items()}
+    return {
+        number: end_of_lines(path) for number, path in find(job, cluster).logs().items()
+    }
 
 
 def results(job: str | Experiment, cluster: str | Cluster | None = None) -> Results:
@@ -405,7 +458,12 @@ def gather(
 
         cleaned = tuple(gather_again(experiment, tell, verify=verify))
     nodes = tuple(node for node in experiment.record().nodes if node not in cleaned)
-    return Gathering(job_id=experiment.job_id, folder=str(experiment.folder), nodes=nodes, cleaned=cleaned)
+    return Gathering(
+        job_id=experiment.job_id,
+        folder=str(experiment.folder),
+        nodes=nodes,
+        cleaned=cleaned,
+    )
 
 
 # ---- the cluster ----

@@ -37,7 +37,9 @@ def decode_lines(kind: type[T], raw: bytes | str) -> list[T]:
     return values
 
 
-def convert(kind: type[T], value: object, *, hook: Callable[[type, Any], Any] | None = None) -> T:
+def convert(
+    kind: type[T], value: object, *, hook: Callable[[type, Any], Any] | None = None
+) -> T:
     """Convert what JSON can hold to `kind`; raises one of UNREADABLE where it does not fit.
 
     `hook(type, value)` makes the values of types that msgspec does not know.

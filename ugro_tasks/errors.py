@@ -167,7 +167,10 @@ class SeveralErrors(UgroError):
     """Several errors as one: the exit code is theirs where all have the same, else `otherwise`."""
 
     def __init__(
-        self, errors: Iterable[UgroError], message: str, otherwise: int = UgroError.exit_code
+        self,
+        errors: Iterable[UgroError],
+        message: str,
+        otherwise: int = UgroError.exit_code,
     ) -> None:
         super().__init__(message)
         codes = {error.exit_code for error in errors}

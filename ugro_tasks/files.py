@@ -17,7 +17,11 @@ def append_lines(path: Path, lines: bytes) -> None:
     """Append in one write: no reader and no kill sees half of it. Where OSError is raised, nothing was written."""
     with (
         _appending,
-        open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "wb", buffering=0) as file,
+        open(
+            os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600),
+            "wb",
+            buffering=0,
+        ) as file,
     ):
         size = os.fstat(file.fileno()).st_size
         if file.write(lines) != len(lines):
@@ -29,7 +33,9 @@ def replace_file(path: Path, content: bytes) -> None:
     """The whole content or, where OSError is raised, what was there before."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        with open(
+            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb"
+        ) as file:
             file.write(content)
         temporary.replace(path)
     except OSError:  # the disk is full: no half of it may stay

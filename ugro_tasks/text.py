@@ -6,7 +6,9 @@ import re
 # of surrogate pairs, which no terminal can be given.
 UNSHOWN = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 # A terminal's control sequences, whole or cut short, and all of that.
-ESCAPES = re.compile(rf"\x1b(\[[0-?]*[ -/]*[@-~]?|\][^\x07\x1b]*(\x07|\x1b\\)?|[ -/]*[0-~]?)|[{UNSHOWN}]")
+ESCAPES = re.compile(
+    rf"\x1b(\[[0-?]*[ -/]*[@-~]?|\][^\x07\x1b]*(\x07|\x1b\\)?|[ -/]*[0-~]?)|[{UNSHOWN}]"
+)
 
 
 def printable(line: str) -> str:

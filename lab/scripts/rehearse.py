@@ -10,16 +10,34 @@ import time
 from pathlib import Path
 
 parser = argparse.ArgumentParser()
-for flag in ("--model-name", "--dataset-name", "--num-epochs", "--learning-rate", "--job-id"):
+for flag in (
+    "--model-name",
+    "--dataset-name",
+    "--num-epochs",
+    "--learning-rate",
+    "--job-id",
+):
     parser.add_argument(flag)
-parser.add_argument("--seconds", type=float, default=0.0, help="how long to go on, a line every 50 ms")
-parser.add_argument("--bytes", type=int, default=0, help="print so many bytes as fast as possible")
+parser.add_argument(
+    "--seconds", type=float, default=0.0, help="how long to go on, a line every 50 ms"
+)
+parser.add_argument(
+    "--bytes", type=int, default=0, help="print so many bytes as fast as possible"
+)
 parser.add_argument("--raw", default="", help="print these bytes, in hexadecimal")
 parser.add_argument("--fail-rank", type=int, default=-1)
 parser.add_argument("--fail-code", type=int, default=0, help="0: raise instead")
 parser.add_argument("--ignore-term", action="store_true")
-parser.add_argument("--daemon", action="store_true", help="leave a process of a session of its own behind")
-parser.add_argument("--clash", action="store_true", help="write a file with the name of one of UGRO's own")
+parser.add_argument(
+    "--daemon",
+    action="store_true",
+    help="leave a process of a session of its own behind",
+)
+parser.add_argument(
+    "--clash",
+    action="store_true",
+    help="write a file with the name of one of UGRO's own",
+)
 parser.add_argument("--echo", default="")
 options = parser.parse_args()
 

@@ -54,7 +54,9 @@ def training_arguments(
         fp16=precision.mixed is torch.float16,
         bf16=precision.mixed is torch.bfloat16,
         activation_checkpointing=training.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
+        activation_checkpointing_kwargs={"use_reentrant": False}
+        if training.gradient_checkpointing
+        else None,
         save_strategy=training.save_strategy,
         save_steps=training.save_steps,
         save_on_each_node=True,  # there is no shared disk

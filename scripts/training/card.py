@@ -18,7 +18,10 @@ def write_card(
 ) -> None:
     """README.md in the folder of the model."""
     name, adapter = settings.model.name, settings.lora.enabled
-    header = [f"base_model: {json.dumps(name)}", f"library_name: {'peft' if adapter else 'transformers'}"]
+    header = [
+        f"base_model: {json.dumps(name)}",
+        f"library_name: {'peft' if adapter else 'transformers'}",
+    ]
     header += ["pipeline_tag: text-generation", *(["tags: [lora]"] if adapter else [])]
     use = [
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
@@ -27,17 +30,30 @@ def write_card(
         f"model = AutoModelForCausalLM.from_pretrained({name!r})"
         if adapter
         else 'model = AutoModelForCausalLM.from_pretrained("this/folder")',
-        *(['model = PeftModel.from_pretrained(model, "this/folder")'] if adapter else []),
+        *(
+            ['model = PeftModel.from_pretrained(model, "this/folder")']
+            if adapter
+            else []
+        ),
         'tokenizer = AutoTokenizer.from_pretrained("this/folder")',
     ]
     what = "A LoRA adapter for" if adapter else "All weights of"
     lines = ["---", *header, "---", "", f"# {job_id}", ""]
-    lines += [f"{what} `{name}`, trained on `{settings.dataset.name}` with UGRO's train_production.py.", ""]
+    lines += [
+        f"{what} `{name}`, trained on `{settings.dataset.name}` with UGRO's train_production.py.",
+        "",
+    ]
     lines += ["```python", *use, "```", "", "## Results", "", "| | |", "| --- | --- |"]
-    lines += [f"| {key} | {_shown(value)} |" for key, value in {**facts, **_results(history)}.items()]
+    lines += [
+        f"| {key} | {_shown(value)} |"
+        for key, value in {**facts, **_results(history)}.items()
+    ]
     lines += ["", "## Parameters", "", "| | |", "| --- | --- |"]
     for section, keys in vars(settings).items():
-        lines += [f"| {section}.{key} | {_shown(value)} |" for key, value in vars(keys).items()]
+        lines += [
+            f"| {section}.{key} | {_shown(value)} |"
+            for key, value in vars(keys).items()
+        ]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -46,7 +62,10 @@ def _results(history: list[dict[str, Any]]) -> dict[str, Any]:
     evaluated = [line["eval_loss"] for line in history if "eval_loss" in line]
     found: dict[str, Any] = {}
     if losses:
-        found |= {"first training loss": round(losses[0], 4), "last training loss": round(losses[-1], 4)}
+        found |= {
+            "first training loss": round(losses[0], 4),
+            "last training loss": round(losses[-1], 4),
+        }
     if evaluated:
         found |= {
             "best validation loss": round(min(evaluated), 4),
@@ -56,5 +75,7 @@ def _results(history: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    text = (
+        ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    )
     return text.replace("|", "\\|").replace("\n", " ")

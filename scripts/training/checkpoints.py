@@ -28,10 +28,18 @@ def manifest_of(checkpoint: Path) -> Path:
 
 
 def write_manifest(
-    checkpoint: Path, *, step: int, epoch: float, rank: int, ranks: Sequence[int], world_size: int
+    checkpoint: Path,
+    *,
+    step: int,
+    epoch: float,
+    rank: int,
+    ranks: Sequence[int],
+    world_size: int,
 ) -> None:
     """Say that all files of the checkpoint are there; whoever sees the manifest sees all of it."""
-    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()] or [checkpoint]
+    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()] or [
+        checkpoint
+    ]
     content = {
         "checkpoint": checkpoint.name,
         "step": step,
@@ -39,7 +47,9 @@ def write_manifest(
         "rank": rank,
         "ranks": list(ranks),
         "world_size": world_size,
-        "files": {str(path.relative_to(checkpoint.parent)): _measured(path) for path in files},
+        "files": {
+            str(path.relative_to(checkpoint.parent)): _measured(path) for path in files
+        },
     }
     unfinished = checkpoint.with_name(f".{checkpoint.name}.manifest.tmp")
     unfinished.write_text(json.dumps(content) + "\n", encoding="utf-8")
@@ -58,7 +68,10 @@ def remove(checkpoint: Path) -> None:
 def whole_ones(folder: Path, pattern: str) -> list[Path]:
     """The checkpoints with a manifest, in the order of the numbers in their names."""
     found = [path for path in folder.glob(pattern) if manifest_of(path).exists()]
-    return sorted(found, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])
+    return sorted(
+        found,
+        key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)],
+    )
 
 
 def _measured(path: Path) -> dict[str, int | str]:

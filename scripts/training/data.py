@@ -19,7 +19,9 @@ from .faults import Fault, in_one_line
 from .preflight import Inputs, refuse_row
 
 TEXTS_AT_ONCE = 1000  # handed to the tokenizer, which works on them in parallel
-LINES_IN_A_PIECE = 1000  # of a text file: all of it at once would take the tokenizer far longer
+LINES_IN_A_PIECE = (
+    1000  # of a text file: all of it at once would take the tokenizer far longer
+)
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
 CONFIGS = {"wikitext": "wikitext-2-raw-v1", "Salesforce/wikitext": "wikitext-2-raw-v1"}
 NO_LABEL = -100  # what the loss passes over
@@ -63,7 +65,11 @@ class Shares:
     """
 
     def __init__(
-        self, samples: int, batch_sizes: tuple[int, ...], rank: int, seed: int | None = None
+        self,
+        samples: int,
+        batch_sizes: tuple[int, ...],
+        rank: int,
+        seed: int | None = None,
     ) -> None:
         self.samples, self.seed, self.epoch = samples, seed, 0
         self.step = sum(batch_sizes)
@@ -74,7 +80,11 @@ class Shares:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.samples // self.step if self.seed is not None else -(-self.samples // self.step)
+        return (
+            self.samples // self.step
+            if self.seed is not None
+            else -(-self.samples // self.step)
+        )
 
     def __iter__(self) -> Iterator[list[int]]:
         order = list(range(self.samples))
@@ -90,7 +100,9 @@ class Shares:
 class Loader(DataLoader):
     """Batches by `Shares`. It draws nothing from torch's global generator, whose state a resumed run restores."""
 
-    def __init__(self, sequences: Sequences, shares: Shares, pad_id: int, *, pin_memory: bool) -> None:
+    def __init__(
+        self, sequences: Sequences, shares: Shares, pad_id: int, *, pin_memory: bool
+    ) -> None:
         super().__init__(
             sequences,
             batch_sampler=shares,
@@ -110,16 +122,27 @@ def collator(pad_id: int) -> Callable[[list[torch.Tensor]], dict[str, torch.Tens
     def collate(sequences: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         pad = torch.nn.utils.rnn.pad_sequence
         inputs = pad(sequences, batch_first=True, padding_value=pad_id)
-        batch = {"input_ids": inputs, "labels": pad(sequences, batch_first=True, padding_value=NO_LABEL)}
-        if len({len(sequence) for sequence in sequences}) > 1:  # without a mask attention is faster
-            batch["attention_mask"] = pad([torch.ones_like(s) for s in sequences], batch_first=True)
+        batch = {
+            "input_ids": inputs,
+            "labels": pad(sequences, batch_first=True, padding_value=NO_LABEL),
+        }
+        if (
+            len({len(sequence) for sequence in sequences}) > 1
+        ):  # without a mask attention is faster
+            batch["attention_mask"] = pad(
+                [torch.ones_like(s) for s in sequences], batch_first=True
+            )
         return batch
 
     return collate
 
 
 def prepare(
-    settings: SimpleNamespace, inputs: Inputs, tokenizer: Any, vocabulary: int, max_length: int
+    settings: SimpleNamespace,
+    inputs: Inputs,
+    tokenizer: Any,
+    vocabulary: int,
+    max_length: int,
 ) -> Data:
     """The sequences of a data set. Raises Fault for one that cannot be used."""
     wanted = settings.dataset
@@ -134,11 +157,16 @@ def prepare(
         validation = _sequences(held_out, wanted, inputs, tokenizer, max_length)
     elif evaluates and wanted.validation_fraction > 0 and len(train) > 1:
         count = max(1, round(wanted.validation_fraction * len(train)))
-        train, validation = train.cut(0, len(train) - count), train.cut(len(train) - count, len(train))
+        train, validation = (
+            train.cut(0, len(train) - count),
+            train.cut(len(train) - count, len(train)),
+        )
         notes.append(f"the last {count} sequences are held out for validation")
     if evaluates and not validation:
         validation = None
-        notes.append("there is nothing to evaluate on, so only the training loss will be known")
+        notes.append(
+            "there is nothing to evaluate on, so only the training loss will be known"
+        )
     step = sum(inputs.batch_sizes)
     if len(train) < step:
         raise Fault(
@@ -164,12 +192,18 @@ def _texts(
     if inputs.dataset_kind == "jsonl":
         return _of_jsonl(inputs.dataset, wanted), None
     splits, train = _load_splits(wanted, inputs, notes)
-    name = wanted.validation_split or next((name for name in VALIDATION_SPLITS if name in splits), None)
+    name = wanted.validation_split or next(
+        (name for name in VALIDATION_SPLITS if name in splits), None
+    )
     held_out = splits[name] if evaluates and name and name != wanted.split else None
-    return _of_column(train, wanted), None if held_out is None else _of_column(held_out, wanted)
+    return _of_column(train, wanted), None if held_out is None else _of_column(
+        held_out, wanted
+    )
 
 
-def _load_splits(wanted: SimpleNamespace, inputs: Inputs, notes: list[str]) -> tuple[Any, Any]:
+def _load_splits(
+    wanted: SimpleNamespace, inputs: Inputs, notes: list[str]
+) -> tuple[Any, Any]:
     """({name: split}, the split to train on) of a folder or of the hub."""
     import datasets  # takes a second, and a text file or a .jsonl needs it not
 
@@ -181,13 +215,23 @@ def _load_splits(wanted: SimpleNamespace, inputs: Inputs, notes: list[str]) -> t
             return splits, splits[wanted.split] if splits else found
         variant = wanted.config or CONFIGS.get(wanted.name)
         if variant != wanted.config:
-            notes.append(f"data set {wanted.name}: the variant {variant} is used (dataset.config)")
+            notes.append(
+                f"data set {wanted.name}: the variant {variant} is used (dataset.config)"
+            )
         cache = str(Path(wanted.cache_dir).expanduser())
-        train = datasets.load_dataset(inputs.dataset, variant, split=wanted.split, cache_dir=cache)
+        train = datasets.load_dataset(
+            inputs.dataset, variant, split=wanted.split, cache_dir=cache
+        )
         names = datasets.get_dataset_split_names(inputs.dataset, variant)
-        held_out = [name for name in names if name in (wanted.validation_split, *VALIDATION_SPLITS)]
+        held_out = [
+            name
+            for name in names
+            if name in (wanted.validation_split, *VALIDATION_SPLITS)
+        ]
         load = {
-            name: datasets.load_dataset(inputs.dataset, variant, split=name, cache_dir=cache)
+            name: datasets.load_dataset(
+                inputs.dataset, variant, split=name, cache_dir=cache
+            )
             for name in held_out
         }
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -223,7 +267,11 @@ def _of_jsonl(path: str, wanted: SimpleNamespace) -> Iterator[str]:
 
 def _of_column(rows: Any, wanted: SimpleNamespace) -> Iterator[str]:
     if wanted.text_column not in rows.column_names:
-        refuse_row(dict.fromkeys(rows.column_names), wanted.text_column, f"data set {wanted.name}")
+        refuse_row(
+            dict.fromkeys(rows.column_names),
+            wanted.text_column,
+            f"data set {wanted.name}",
+        )
     for batch in rows.select_columns([wanted.text_column]).iter(TEXTS_AT_ONCE):
         for text in batch[wanted.text_column]:
             if not isinstance(text, str):
@@ -234,20 +282,32 @@ def _of_column(rows: Any, wanted: SimpleNamespace) -> Iterator[str]:
 
 
 def _sequences(
-    texts: Iterable[str], wanted: SimpleNamespace, inputs: Inputs, tokenizer: Any, max_length: int
+    texts: Iterable[str],
+    wanted: SimpleNamespace,
+    inputs: Inputs,
+    tokenizer: Any,
+    max_length: int,
 ) -> Sequences:
     """Packed: texts one after another, cut into full sequences and a rest. Else one text each, cut off."""
     pieces = inputs.dataset_kind == "text" and wanted.packing  # of one single text
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     chunks: list[np.ndarray] = []
     lengths: list[int] = []
-    source = iter(text for text in islice(texts, None if pieces else wanted.max_texts) if text.strip())
+    source = iter(
+        text
+        for text in islice(texts, None if pieces else wanted.max_texts)
+        if text.strip()
+    )
     while batch := list(islice(source, 8 if pieces else TEXTS_AT_ONCE)):
-        for tokens in tokenizer(batch, add_special_tokens=not pieces, verbose=False)["input_ids"]:
+        for tokens in tokenizer(batch, add_special_tokens=not pieces, verbose=False)[
+            "input_ids"
+        ]:
             if not pieces and tokens[-1:] != end:
                 tokens = tokens + end
             tokens = tokens if wanted.packing else tokens[:max_length]
-            if wanted.packing or len(tokens) > 1:  # the loss needs a token before the one it asks for
+            if (
+                wanted.packing or len(tokens) > 1
+            ):  # the loss needs a token before the one it asks for
                 chunks.append(np.asarray(tokens, dtype=np.int32))
                 lengths.append(len(tokens))
     if pieces and chunks:

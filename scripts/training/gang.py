@@ -15,7 +15,9 @@ import torch.distributed as dist
 
 from .faults import Fault
 
-PATIENCE = timedelta(minutes=30)  # one rank may have to fetch a model while the others wait
+PATIENCE = timedelta(
+    minutes=30
+)  # one rank may have to fetch a model while the others wait
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,25 @@ class Gang:
     @classmethod
     def join(cls) -> Gang:
         """This rank, when all have met; with plain python, one alone."""
-        rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        rank, world_size = (
+            int(os.environ.get("RANK", "0")),
+            int(os.environ.get("WORLD_SIZE", "1")),
+        )
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         # CUDA_VISIBLE_DEVICES="" asks for the CPU.
-        use_cuda = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        use_cuda = torch.cuda.device_count() >= int(
+            os.environ.get("LOCAL_WORLD_SIZE", "1")
+        )
         device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
         if use_cuda:
             torch.cuda.set_device(device)
-        gang = cls(rank, world_size, local_rank, device, os.environ.get("UGRO_NODE") or socket.gethostname())
+        gang = cls(
+            rank,
+            world_size,
+            local_rank,
+            device,
+            os.environ.get("UGRO_NODE") or socket.gethostname(),
+        )
         if "RANK" in os.environ:
             store, *_ = next(dist.rendezvous("env://", timeout=PATIENCE))
             _refuse_mixed(store, rank, world_size, device)
@@ -69,7 +82,10 @@ class Gang:
 
     def sum(self, values: list[float | torch.Tensor]) -> list[float]:
         """Each number added up over all ranks, by one message."""
-        numbers = [torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values]
+        numbers = [
+            torch.as_tensor(value, dtype=torch.float64, device=self.device)
+            for value in values
+        ]
         total = torch.stack(numbers)
         if self.together:
             dist.all_reduce(total)
@@ -90,7 +106,11 @@ class Gang:
             result = step()
         except Fault as error:
             fault = str(error)
-        faults = {rank: said for rank, (said, _) in enumerate(self.gather((fault, self.name))) if said}
+        faults = {
+            rank: said
+            for rank, (said, _) in enumerate(self.gather((fault, self.name)))
+            if said
+        }
         if faults:
             first = min(faults)
             alike = len(set(faults.values())) == 1 and len(faults) == self.world_size
@@ -100,9 +120,15 @@ class Gang:
     def same(self, value: str, what: str) -> None:
         """Raise Fault on all ranks unless `value` is the same on all of them."""
         values = self.gather((value, self.name))
-        odd = [f"rank {rank} ({name})" for rank, (other, name) in enumerate(values) if other != values[0][0]]
+        odd = [
+            f"rank {rank} ({name})"
+            for rank, (other, name) in enumerate(values)
+            if other != values[0][0]
+        ]
         if odd:
-            raise Fault(f"{what} of {', '.join(odd)} is another than that of rank 0 ({values[0][1]})")
+            raise Fault(
+                f"{what} of {', '.join(odd)} is another than that of rank 0 ({values[0][1]})"
+            )
 
     def _share_cores(self) -> None:
         """Give each rank its part of the machine's cores, unless somebody has decided already."""
@@ -111,10 +137,16 @@ class Gang:
         # Namespaces and containers of one machine have host names of their own, but one boot id.
         boot_id = Path("/proc/sys/kernel/random/boot_id")
         machine = boot_id.read_text() if boot_id.exists() else socket.gethostname()
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        cores = (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count()
+        )
         threads = max(1, (cores or 1) // self.gather(machine).count(machine))
         torch.set_num_threads(threads)
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # else accelerate decides once more, and warns
+        os.environ["OMP_NUM_THREADS"] = str(
+            threads
+        )  # else accelerate decides once more, and warns
 
 
 def _refuse_mixed(store: Any, rank: int, world_size: int, device: torch.device) -> None:
@@ -122,7 +154,9 @@ def _refuse_mixed(store: Any, rank: int, world_size: int, device: torch.device) 
     store.set(f"device_of_{rank}", device.type)
     kinds = [store.get(f"device_of_{other}").decode() for other in range(world_size)]
     if len(set(kinds)) > 1:
-        without = ", ".join(str(other) for other, kind in enumerate(kinds) if kind == "cpu")
+        without = ", ".join(
+            str(other) for other, kind in enumerate(kinds) if kind == "cpu"
+        )
         raise Fault(
             f"rank {without} found no GPU, but the others did; leave those nodes out, or hide all GPUs with "
             '--env CUDA_VISIBLE_DEVICES=""'

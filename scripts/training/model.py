@@ -14,7 +14,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
 
 from .faults import Fault, in_one_line
 from .gang import Gang
@@ -24,7 +29,13 @@ ALL_LINEAR = "all-linear"  # as peft calls it
 MIB, GIB = 2**20, 2**30
 # What a weight takes, in bytes; 4 bits with a byte of scale for each 64 of them, and a float32 for each 256 scales.
 QUANTIZED_BYTES = {4: 0.5 + 1 / 64 + 4 / (64 * 256), 8: 1.0}
-OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0.1, "sgd": 0}
+OPTIMIZER_BYTES = {
+    "adamw": 8,
+    "adamw_8bit": 2,
+    "paged_adamw_8bit": 2,
+    "adafactor": 0.1,
+    "sgd": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +53,9 @@ class Precision:
         return None if self.compute is torch.float32 else self.compute
 
 
-def open_model(settings: SimpleNamespace, inputs: Inputs, notes: list[str]) -> tuple[Any, Any]:
+def open_model(
+    settings: SimpleNamespace, inputs: Inputs, notes: list[str]
+) -> tuple[Any, Any]:
     """The configuration and the tokenizer, with a pad token. Raises Fault."""
     try:
         config = AutoConfig.from_pretrained(inputs.model)
@@ -57,17 +70,24 @@ def open_model(settings: SimpleNamespace, inputs: Inputs, notes: list[str]) -> t
                 "to take for it; set pad_token in its tokenizer_config.json"
             )
         tokenizer.pad_token = tokenizer.eos_token
-        notes.append(f"the tokenizer has no pad token: {tokenizer.eos_token!r} is taken for it")
+        notes.append(
+            f"the tokenizer has no pad token: {tokenizer.eos_token!r} is taken for it"
+        )
     config.pad_token_id = tokenizer.pad_token_id
     return config, tokenizer
 
 
 def sequence_length(settings: SimpleNamespace, config: Any, notes: list[str]) -> int:
     """Tokens in a sequence: what is asked for, but no more than the model can take."""
-    wanted, most = settings.model.max_seq_length, getattr(config, "max_position_embeddings", None)
+    wanted, most = (
+        settings.model.max_seq_length,
+        getattr(config, "max_position_embeddings", None),
+    )
     if most is None or wanted <= most:
         return int(wanted)
-    notes.append(f"model.max_seq_length is {most}, not {wanted}: the model takes no more")
+    notes.append(
+        f"model.max_seq_length is {most}, not {wanted}: the model takes no more"
+    )
     return int(most)
 
 
@@ -82,16 +102,26 @@ def choose_precision(
     compute = settings.model.dtype
     if device.type == "cpu":
         if compute != "float32":
-            notes.append(f"no GPU: float32 instead of {compute}, and nothing is quantised on loading")
+            notes.append(
+                f"no GPU: float32 instead of {compute}, and nothing is quantised on loading"
+            )
         compute = "float32"
     else:
-        if compute == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        if compute == "bfloat16" and not torch.cuda.is_bf16_supported(
+            including_emulation=False
+        ):
             notes.append("this GPU has no bfloat16: float16 is used")
             compute = "float16"
         wanted = settings.quantization
-        if not own and wanted.enabled and (wanted.bits == 8 or settings.model.load_in_4bit):
+        if (
+            not own
+            and wanted.enabled
+            and (wanted.bits == 8 or settings.model.load_in_4bit)
+        ):
             if not settings.lora.enabled:
-                notes.append("all weights are trained (lora.enabled=false), so none are quantised")
+                notes.append(
+                    "all weights are trained (lora.enabled=false), so none are quantised"
+                )
             elif find_spec("bitsandbytes") is None:
                 raise Fault(
                     "quantization.enabled needs bitsandbytes, which this Python lacks; or set it to false"
@@ -104,11 +134,18 @@ def choose_precision(
             )
     held = getattr(torch, compute)
     # Weights that are trained are kept in float32: steps of a small learning rate would be lost in less.
-    return Precision(held, held if settings.lora.enabled else torch.float32, bits, bool(own))
+    return Precision(
+        held, held if settings.lora.enabled else torch.float32, bits, bool(own)
+    )
 
 
 def refuse_if_too_large(
-    settings: SimpleNamespace, config: Any, precision: Precision, length: int, batch_size: int, gang: Gang
+    settings: SimpleNamespace,
+    config: Any,
+    precision: Precision,
+    length: int,
+    batch_size: int,
+    gang: Gang,
 ) -> str:
     """A line with what the model will take and what is free. Raises Fault if it cannot fit at all."""
     parts = _memory_needed(settings, config, precision, length, batch_size)
@@ -132,7 +169,11 @@ def refuse_if_too_large(
 
 
 def _memory_needed(
-    settings: SimpleNamespace, config: Any, precision: Precision, length: int, batch_size: int
+    settings: SimpleNamespace,
+    config: Any,
+    precision: Precision,
+    length: int,
+    batch_size: int,
 ) -> dict[str, float]:
     """Bytes by what takes them; all but the activations are sure to be needed.
 
@@ -149,7 +190,8 @@ def _memory_needed(
     everything = sum(parameter.numel() for parameter in empty.parameters())
     plain, compute = precision.weights.itemsize, precision.compute.itemsize
     weights = (
-        in_matrices * QUANTIZED_BYTES.get(precision.bits or 0, plain) + (everything - in_matrices) * plain
+        in_matrices * QUANTIZED_BYTES.get(precision.bits or 0, plain)
+        + (everything - in_matrices) * plain
     )
 
     text, tokens = config.get_text_config(), batch_size * length
@@ -157,7 +199,9 @@ def _memory_needed(
     feed_forward = getattr(text, "intermediate_size", None) or 4 * hidden
     if settings.lora.enabled:
         targets = [m for name, m in inner.items() if _is_target(name, settings)]
-        trained = sum(settings.lora.rank * (m.in_features + m.out_features) for m in targets)
+        trained = sum(
+            settings.lora.rank * (m.in_features + m.out_features) for m in targets
+        )
         weights += 4 * trained
         adapted = sum(m.in_features for m in targets) * (4 + compute) / layers
         layer = hidden * (8 + 5 * compute) + feed_forward * 3 * compute + adapted
@@ -169,8 +213,11 @@ def _memory_needed(
         "weights": weights,
         "gradients": 4.0 * trained,
         "optimizer": float(OPTIMIZER_BYTES[settings.optimizer.type] * trained),
-        "logits": 8.0 * tokens * text.vocab_size,  # in float32, and the gradient of that
-        "activations": tokens * (layers * plain * hidden + layer if checkpointing else layers * layer),
+        "logits": 8.0
+        * tokens
+        * text.vocab_size,  # in float32, and the gradient of that
+        "activations": tokens
+        * (layers * plain * hidden + layer if checkpointing else layers * layer),
     }
 
 
@@ -181,21 +228,36 @@ def _size(count: float) -> str:
 def _host_memory() -> tuple[int, int]:
     """(available, total) bytes of this machine; zeros where nobody says."""
     path = Path("/proc/meminfo")
-    fields = dict(line.split(":", 1) for line in path.read_text().splitlines()) if path.exists() else {}
-    available, total = (int(fields.get(name, "0 kB").split()[0]) for name in ("MemAvailable", "MemTotal"))
+    fields = (
+        dict(line.split(":", 1) for line in path.read_text().splitlines())
+        if path.exists()
+        else {}
+    )
+    available, total = (
+        int(fields.get(name, "0 kB").split()[0])
+        for name in ("MemAvailable", "MemTotal")
+    )
     return 1024 * available, 1024 * total
 
 
 def load_model(
-    settings: SimpleNamespace, inputs: Inputs, config: Any, precision: Precision, device: torch.device
+    settings: SimpleNamespace,
+    inputs: Inputs,
+    config: Any,
+    precision: Precision,
+    device: torch.device,
 ) -> Any:
     """The model's own weights, on the device. Raises Fault."""
     options: dict[str, Any] = {"config": config, "dtype": precision.weights}
     compute = (
-        precision.compute if precision.mixed is None else getattr(torch, settings.quantization.compute_dtype)
+        precision.compute
+        if precision.mixed is None
+        else getattr(torch, settings.quantization.compute_dtype)
     )
     if precision.prequantized:
-        config.quantization_config["bnb_4bit_compute_dtype"] = str(compute).removeprefix("torch.")
+        config.quantization_config["bnb_4bit_compute_dtype"] = str(
+            compute
+        ).removeprefix("torch.")
     elif precision.bits == 4:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -210,8 +272,17 @@ def load_model(
     try:
         model = AutoModelForCausalLM.from_pretrained(inputs.model, **options)
     except torch.OutOfMemoryError as error:
-        raise Fault(f"model {settings.model.name} does not fit: {in_one_line(error)}") from error
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        raise Fault(
+            f"model {settings.model.name} does not fit: {in_one_line(error)}"
+        ) from error
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        ImportError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         raise Fault(f"model {settings.model.name}: {in_one_line(error)}") from error
     if precision.bits == 4:
         keep_layout(model)
@@ -229,7 +300,9 @@ def keep_layout(model: Any) -> None:
     backward pass: every gradient behind it is zero until the weights are saved, which unpacks them on the rank that
     saves, with other scales than before.
     """
-    from bitsandbytes.nn import Linear4bit  # late: an environment without it trains what is not quantised
+    from bitsandbytes.nn import (
+        Linear4bit,
+    )  # late: an environment without it trains what is not quantised
 
     for module in model.modules():
         if isinstance(module, Linear4bit):
@@ -242,7 +315,8 @@ def digest_of(model: Any) -> str:
     for name, tensor in model.state_dict().items():
         beginning = tensor.detach().flatten()[:64].cpu().contiguous()
         digest.update(
-            f"{name} {tuple(tensor.shape)}".encode() + beginning.view(torch.uint8).numpy().tobytes()
+            f"{name} {tuple(tensor.shape)}".encode()
+            + beginning.view(torch.uint8).numpy().tobytes()
         )
     return digest.hexdigest()
 
@@ -250,8 +324,12 @@ def digest_of(model: Any) -> str:
 def add_adapter(settings: SimpleNamespace, model: Any) -> Any:
     """The model with a new adapter, which alone is trained. Raises Fault for target modules that it has not."""
     lora = settings.lora
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    absent = [t for t in lora.target_modules if not any(_named(name, t) for name in linears)]
+    linears = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    ]
+    absent = [
+        t for t in lora.target_modules if not any(_named(name, t) for name in linears)
+    ]
     if absent and lora.target_modules != [ALL_LINEAR]:
         known = dict.fromkeys(name.rsplit(".", 1)[-1] for name in linears)
         raise Fault(
@@ -261,11 +339,15 @@ def add_adapter(settings: SimpleNamespace, model: Any) -> Any:
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=ALL_LINEAR if lora.target_modules == [ALL_LINEAR] else list(lora.target_modules),
+        target_modules=ALL_LINEAR
+        if lora.target_modules == [ALL_LINEAR]
+        else list(lora.target_modules),
         bias=lora.bias,
         task_type="CAUSAL_LM",
     )
-    with warnings.catch_warnings():  # peft asks transformers for a property by its old name
+    with (
+        warnings.catch_warnings()
+    ):  # peft asks transformers for a property by its old name
         warnings.simplefilter("ignore", FutureWarning)
         return get_peft_model(model, adapter)
 
@@ -281,9 +363,15 @@ def count_parameters(model: Any) -> tuple[int, int]:
 
 def spare_the_network(model: Any) -> None:
     """Keep DDP from sending what is frozen to all ranks at the start: `digest_of` has compared it already."""
-    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    frozen = [
+        name
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad
+    ]
     buffers = [name for name, _ in model.named_buffers()]
-    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen + buffers)
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+        model, frozen + buffers
+    )
 
 
 def _is_target(name: str, settings: SimpleNamespace) -> bool:

@@ -16,7 +16,11 @@ from .faults import Fault
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-FULL_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+FULL_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+)
 STATE = "trainer_state.json"  # a checkpoint without it has weights only
 
 
@@ -32,13 +36,20 @@ class Inputs:
     offline: bool  # nothing has to come from the hub
 
 
-def look(settings: SimpleNamespace, resume: str | None, environ: Mapping[str, str], output: Path) -> Inputs:
+def look(
+    settings: SimpleNamespace,
+    resume: str | None,
+    environ: Mapping[str, str],
+    output: Path,
+) -> Inputs:
     """The inputs of a run. Raises Fault for what is missing or does not fit."""
     world_size = int(environ.get("WORLD_SIZE", "1"))
     batch_sizes = _batch_sizes(settings, environ.get("UGRO_BATCH_SIZES"), world_size)
     model, model_is_here = _model(settings, environ)
     dataset, kind = _dataset(settings)
-    checkpoint = _checkpoint(settings, resume, output / "checkpoints") if resume else None
+    checkpoint = (
+        _checkpoint(settings, resume, output / "checkpoints") if resume else None
+    )
     needed = ["torch", "transformers", "accelerate"]
     needed += ["peft"] if settings.lora.enabled else []
     needed += ["datasets"] if kind in ("folder", "hub") else []
@@ -46,10 +57,14 @@ def look(settings: SimpleNamespace, resume: str | None, environ: Mapping[str, st
         raise Fault(
             f"this Python lacks {', '.join(lacking)}; the environment must hold what scripts/requirements.txt lists"
         )
-    return Inputs(model, dataset, kind, batch_sizes, checkpoint, model_is_here and kind != "hub")
+    return Inputs(
+        model, dataset, kind, batch_sizes, checkpoint, model_is_here and kind != "hub"
+    )
 
 
-def refuse_config(config: Mapping[str, Any], name: str, settings: SimpleNamespace) -> None:
+def refuse_config(
+    config: Mapping[str, Any], name: str, settings: SimpleNamespace
+) -> None:
     """Raise Fault where a model's configuration does not go with the settings."""
     quantized = config.get("quantization_config") or {}
     if quantized and not settings.lora.enabled:
@@ -57,21 +72,34 @@ def refuse_config(config: Mapping[str, Any], name: str, settings: SimpleNamespac
             f"model {name}: its weights are quantised and cannot be trained as a whole; "
             "train an adapter (lora.enabled=true) or take the model that was not quantised"
         )
-    if quantized.get("quant_method") == "bitsandbytes" and find_spec("bitsandbytes") is None:
-        raise Fault(f"model {name}: it is quantised with bitsandbytes, which this Python lacks")
+    if (
+        quantized.get("quant_method") == "bitsandbytes"
+        and find_spec("bitsandbytes") is None
+    ):
+        raise Fault(
+            f"model {name}: it is quantised with bitsandbytes, which this Python lacks"
+        )
 
 
-def _batch_sizes(settings: SimpleNamespace, told: str | None, world_size: int) -> tuple[int, ...]:
+def _batch_sizes(
+    settings: SimpleNamespace, told: str | None, world_size: int
+) -> tuple[int, ...]:
     if told is None:
         size = settings.training.batch_size_per_gpu
         if not isinstance(size, int):
-            raise Fault(f"training.batch_size_per_gpu {size}: only UGRO can resolve that; give a number")
+            raise Fault(
+                f"training.batch_size_per_gpu {size}: only UGRO can resolve that; give a number"
+            )
         return (size,) * world_size
     numbers = told.split(",")
     if not all(number.strip().isdecimal() and int(number) > 0 for number in numbers):
-        raise Fault(f"UGRO_BATCH_SIZES {told!r}: write a whole number for each rank, e.g. 3,2,2")
+        raise Fault(
+            f"UGRO_BATCH_SIZES {told!r}: write a whole number for each rank, e.g. 3,2,2"
+        )
     if len(numbers) != world_size:
-        raise Fault(f"UGRO_BATCH_SIZES {told!r} has {len(numbers)} numbers for {world_size} ranks")
+        raise Fault(
+            f"UGRO_BATCH_SIZES {told!r} has {len(numbers)} numbers for {world_size} ranks"
+        )
     return tuple(int(number) for number in numbers)
 
 
@@ -80,20 +108,28 @@ def _model(settings: SimpleNamespace, environ: Mapping[str, str]) -> tuple[str, 
     path = Path(name).expanduser()
     where = f"model {name}"
     if path.is_dir():
-        if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
-            base = _json(path / "adapter_config.json", where).get("base_model_name_or_path")
+        if (path / "adapter_config.json").exists() and not (
+            path / "config.json"
+        ).exists():
+            base = _json(path / "adapter_config.json", where).get(
+                "base_model_name_or_path"
+            )
             raise Fault(
                 f"{where}: that is an adapter; give its base model {base}, and the adapter by --resume"
             )
         if not (path / "config.json").exists():
-            raise Fault(f"{where}: the folder {path} has no config.json, so it is no model")
+            raise Fault(
+                f"{where}: the folder {path} has no config.json, so it is no model"
+            )
         config = _json(path / "config.json", where)
         refuse_config(config, name, settings)
         return str(path), True
     if path.exists():
         raise Fault(f"{where}: that is a file; give the model's folder")
     if not HUB_NAME.fullmatch(name):
-        raise Fault(f"{where}: there is no such folder on this node, and it is no name of the hub's")
+        raise Fault(
+            f"{where}: there is no such folder on this node, and it is no name of the hub's"
+        )
     if _is_set(environ.get("HF_HUB_OFFLINE")):
         home = Path(environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
         cache = Path(environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
@@ -122,14 +158,18 @@ def _dataset(settings: SimpleNamespace) -> tuple[str, str]:
     except UnicodeError as error:
         raise Fault(f"{where}: it is not UTF-8 text") from error
     except ValueError as error:
-        raise Fault(f"{where}: its first line is no JSON object; a .jsonl has one a line") from error
+        raise Fault(
+            f"{where}: its first line is no JSON object; a .jsonl has one a line"
+        ) from error
     except OSError as error:
         raise Fault(f"{where}: {error.strerror}") from error
     if path.is_dir():
         _refuse_saved(path, settings.dataset, where)
         return str(path), "folder"
     if not HUB_NAME.fullmatch(name):
-        raise Fault(f"{where}: there is no such file on this node, and it is no name of the hub's")
+        raise Fault(
+            f"{where}: there is no such file on this node, and it is no name of the hub's"
+        )
     return name, "hub"
 
 
@@ -165,7 +205,9 @@ def _refuse_saved(path: Path, wanted: SimpleNamespace, where: str) -> None:
                 )
         within = path / wanted.split
     elif not (path / "state.json").exists():
-        raise Fault(f"{where}: the folder is none that `save_to_disk` of datasets wrote")
+        raise Fault(
+            f"{where}: the folder is none that `save_to_disk` of datasets wrote"
+        )
     else:
         _refuse_split(wanted, where)
     columns = list(_json(within / "dataset_info.json", where).get("features") or {})
@@ -189,7 +231,9 @@ def _checkpoint(settings: SimpleNamespace, resume: str, folder: Path) -> Path:
     if not has_adapter and not any(name in names for name in FULL_WEIGHTS):
         raise Fault(f"{where}: it holds no weights")
     if has_adapter != settings.lora.enabled:
-        held, asked = ("an adapter", "false") if has_adapter else ("a whole model", "true")
+        held, asked = (
+            ("an adapter", "false") if has_adapter else ("a whole model", "true")
+        )
         raise Fault(f"{where}: it holds {held}, but lora.enabled is {asked}")
     if has_adapter:
         config = _json(path / "adapter_config.json", where)

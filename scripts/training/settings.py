@@ -65,7 +65,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "bias": "none",
     },
     "quantization": {"enabled": True, "bits": 4, "compute_dtype": "float16"},
-    "logging": {"log_level": "INFO", "steps": 10, "use_tensorboard": True, "tensorboard_dir": None},
+    "logging": {
+        "log_level": "INFO",
+        "steps": 10,
+        "use_tensorboard": True,
+        "tensorboard_dir": None,
+    },
 }
 # What may be null, and what it is otherwise.
 KINDS: dict[str, type] = {
@@ -89,7 +94,12 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "quantization.compute_dtype": DTYPES,
     "logging.log_level": ("DEBUG", "INFO", "WARNING", "ERROR"),
 }
-MAY_BE_ZERO = {"training.warmup_steps", "training.weight_decay", "training.max_grad_norm", "training.seed"}
+MAY_BE_ZERO = {
+    "training.warmup_steps",
+    "training.weight_decay",
+    "training.max_grad_norm",
+    "training.seed",
+}
 BELOW_ONE = {"dataset.validation_fraction", "lora.dropout"}
 FLAGS = {  # of the contract with UGRO
     "model_name": ("model", "name"),
@@ -97,7 +107,14 @@ FLAGS = {  # of the contract with UGRO
     "num_epochs": ("training", "num_epochs"),
     "learning_rate": ("training", "learning_rate"),
 }
-YES_NO = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+YES_NO = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "false": False,
+    "no": False,
+    "off": False,
+}
 NOTHING = ("", "null", "~")
 
 
@@ -108,21 +125,34 @@ class Parser(argparse.ArgumentParser):
         self.exit(STOPPED_BY_FAULT, f"{self.prog}: {message}\n")
 
 
-def read(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[SimpleNamespace, argparse.Namespace]:
+def read(
+    arguments: Sequence[str], environ: Mapping[str, str]
+) -> tuple[SimpleNamespace, argparse.Namespace]:
     """The settings by section and key, and the flags that are no settings: job_id, resume, notes.
 
     `notes` are lines that the run should show. Raises Fault for what cannot be used.
     """
-    parser = Parser(prog="train_production", description="Fine-tune a causal language model.")
+    parser = Parser(
+        prog="train_production", description="Fine-tune a causal language model."
+    )
     parser.add_argument("--model-name", help="model.name: on the hub, or a folder")
-    parser.add_argument("--dataset-name", help="dataset.name: on the hub, or a file or folder")
+    parser.add_argument(
+        "--dataset-name", help="dataset.name: on the hub, or a file or folder"
+    )
     parser.add_argument("--num-epochs", help="training.num_epochs")
     parser.add_argument("--learning-rate", help="training.learning_rate")
     parser.add_argument("--job-id", default=environ.get("UGRO_JOB_ID", "local"))
-    parser.add_argument("--config", help="a YAML file like config/training_defaults.yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument(
-        "--resume", default=environ.get("UGRO_RESUME"), metavar="PATH|latest", help="a checkpoint"
+        "--config", help="a YAML file like config/training_defaults.yaml"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE"
+    )
+    parser.add_argument(
+        "--resume",
+        default=environ.get("UGRO_RESUME"),
+        metavar="PATH|latest",
+        help="a checkpoint",
     )
     options = parser.parse_args(arguments)
     options.notes = []
@@ -130,15 +160,25 @@ def read(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[SimpleNa
     values = {section: dict(keys) for section, keys in DEFAULTS.items()}
     for source, section, key, value in _given(options, environ):
         if key not in values.get(section, {}):
-            if source == "UGRO_SETTINGS":  # of another script that has its own keys in the same file
-                options.notes.append(f"{section}.{key} is not known here and has no effect")
+            if (
+                source == "UGRO_SETTINGS"
+            ):  # of another script that has its own keys in the same file
+                options.notes.append(
+                    f"{section}.{key} is not known here and has no effect"
+                )
                 continue
-            raise Fault(f"{source}: there is no setting {section}.{key}{_near(f'{section}.{key}')}")
+            raise Fault(
+                f"{source}: there is no setting {section}.{key}{_near(f'{section}.{key}')}"
+            )
         values[section][key] = _fit(value, f"{section}.{key}", source)
-    return SimpleNamespace(**{name: SimpleNamespace(**keys) for name, keys in values.items()}), options
+    return SimpleNamespace(
+        **{name: SimpleNamespace(**keys) for name, keys in values.items()}
+    ), options
 
 
-def _given(options: argparse.Namespace, environ: Mapping[str, str]) -> Iterator[tuple[str, str, str, Any]]:
+def _given(
+    options: argparse.Namespace, environ: Mapping[str, str]
+) -> Iterator[tuple[str, str, str, Any]]:
     """(source, section, key, value) of all that was said, in the order in which it counts."""
     if options.config:
         yield from _of_file(Path(options.config))
@@ -147,16 +187,24 @@ def _given(options: argparse.Namespace, environ: Mapping[str, str]) -> Iterator[
             yield f"--{flag.replace('_', '-')}", section, key, value
     try:
         settings = json.loads(environ.get("UGRO_SETTINGS") or "{}")
-        pairs = [(section, key, value) for section, keys in settings.items() for key, value in keys.items()]
+        pairs = [
+            (section, key, value)
+            for section, keys in settings.items()
+            for key, value in keys.items()
+        ]
     except (ValueError, AttributeError) as error:
-        raise Fault(f"UGRO_SETTINGS is not a JSON object of sections: {error}") from error
+        raise Fault(
+            f"UGRO_SETTINGS is not a JSON object of sections: {error}"
+        ) from error
     for section, key, value in pairs:
         yield "UGRO_SETTINGS", section, key, value
     for pair in options.set:
         name, equals, text = pair.partition("=")
         section, dot, key = name.strip().partition(".")
         if not (equals and dot and section and key):
-            raise Fault(f"--set {pair}: write SECTION.KEY=VALUE, e.g. training.warmup_steps=50")
+            raise Fault(
+                f"--set {pair}: write SECTION.KEY=VALUE, e.g. training.warmup_steps=50"
+            )
         yield f"--set {pair}", section, key, text.strip()
 
 
@@ -167,14 +215,22 @@ def _of_file(path: Path) -> Iterator[tuple[str, str, str, Any]]:
         # Plain text throughout, so that `no` is a word, and 1e-8 a number, where they should be.
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # noqa: S506
     except (OSError, UnicodeError) as error:
-        raise Fault(f"--config {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from error
+        raise Fault(
+            f"--config {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}"
+        ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise Fault(f"--config {path}{line}: not YAML: {getattr(error, 'problem', error)}") from error
-    for section, keys in (content or {}).items() if isinstance(content or {}, dict) else [("", "")]:
+        raise Fault(
+            f"--config {path}{line}: not YAML: {getattr(error, 'problem', error)}"
+        ) from error
+    for section, keys in (
+        (content or {}).items() if isinstance(content or {}, dict) else [("", "")]
+    ):
         if not isinstance(keys, dict):
-            raise Fault(f"--config {path}: {section or 'it'} must hold `key: value` lines")
+            raise Fault(
+                f"--config {path}: {section or 'it'} must hold `key: value` lines"
+            )
         for key, value in keys.items():
             yield f"--config {path}", section, key, value
 
@@ -185,15 +241,25 @@ def _fit(value: Any, name: str, source: str) -> Any:
     default = DEFAULTS[section][key]
     kind = KINDS.get(name, type(default))
     said = f"{name} {value!r}" if source == "UGRO_SETTINGS" else f"{source}: {value!r}"
-    if name in KINDS and (value is None or (isinstance(value, str) and value in NOTHING)):
+    if name in KINDS and (
+        value is None or (isinstance(value, str) and value in NOTHING)
+    ):
         return None
-    if name == "training.batch_size_per_gpu" and (value == "auto" or isinstance(value, dict)):
+    if name == "training.batch_size_per_gpu" and (
+        value == "auto" or isinstance(value, dict)
+    ):
         return value  # who launches decides it then, and says so in UGRO_BATCH_SIZES
     if kind is list:
         if isinstance(value, str):
-            value = [item.strip() for item in value.strip("[] ").split(",") if item.strip()]
+            value = [
+                item.strip() for item in value.strip("[] ").split(",") if item.strip()
+            ]
         item_kind = type(default[0])
-        if not isinstance(value, list) or not value or (item_kind is float and len(value) != len(default)):
+        if (
+            not isinstance(value, list)
+            or not value
+            or (item_kind is float and len(value) != len(default))
+        ):
             raise Fault(f"{said} must be a list like {default}")
         return [_scalar(item, item_kind, said) for item in value]
     fitted = _scalar(value, kind, said)
@@ -203,7 +269,9 @@ def _fit(value: Any, name: str, source: str) -> Any:
         raise Fault(f"{said} must be one of: {', '.join(map(str, CHOICES[name]))}")
     if kind in (int, float):
         if fitted < 0 or (fitted == 0 and name not in MAY_BE_ZERO | BELOW_ONE):
-            raise Fault(f"{said} must be {'at least 0' if name in MAY_BE_ZERO else 'more than 0'}")
+            raise Fault(
+                f"{said} must be {'at least 0' if name in MAY_BE_ZERO else 'more than 0'}"
+            )
         if name in BELOW_ONE and fitted >= 1:
             raise Fault(f"{said} must be less than 1")
     return fitted
@@ -227,7 +295,12 @@ def _scalar(value: Any, kind: type, said: str) -> Any:
             return float(text)
     except (TypeError, ValueError):
         pass
-    names = {str: "one value", bool: "true or false", int: "a whole number", float: "a number"}
+    names = {
+        str: "one value",
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+    }
     raise Fault(f"{said} must be {names[kind]}")
 
 

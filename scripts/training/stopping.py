@@ -25,12 +25,20 @@ class Stop:
     grace time, this rank says so and ends with STOPPED_BY_TERM.
     """
 
-    def __init__(self, say: Callable[[str], None], *, agree_seconds: Callable[[], float]) -> None:
-        self.asked, self.agreed, self.saved = threading.Event(), threading.Event(), threading.Event()
+    def __init__(
+        self, say: Callable[[str], None], *, agree_seconds: Callable[[], float]
+    ) -> None:
+        self.asked, self.agreed, self.saved = (
+            threading.Event(),
+            threading.Event(),
+            threading.Event(),
+        )
         self._say, self._agree_seconds = say, agree_seconds
         self._reader, writer = os.pipe()
         os.set_blocking(writer, False)
-        signal.set_wakeup_fd(writer)  # written to by the C handler, whatever Python is doing
+        signal.set_wakeup_fd(
+            writer
+        )  # written to by the C handler, whatever Python is doing
         signal.signal(signal.SIGTERM, lambda *_: None)
         threading.Thread(target=self._watch, name="watch-for-term", daemon=True).start()
 

@@ -82,10 +82,14 @@ class ProductionTrainer(Trainer):
         say: Callable[[str], None],
         **options: Any,
     ) -> None:
-        super().__init__(train_dataset=data.train, eval_dataset=data.validation, **options)
+        super().__init__(
+            train_dataset=data.train, eval_dataset=data.validation, **options
+        )
         self.gang, self.say, self.settings = gang, say, settings
         self.batch_sizes, self.data, self.output = inputs.batch_sizes, data, output
-        self.stop = Stop(lambda line: print(line, flush=True), agree_seconds=self._seconds_to_agree)
+        self.stop = Stop(
+            lambda line: print(line, flush=True), agree_seconds=self._seconds_to_agree
+        )
         self.stopping = self.saving = False
         self.window = Window()
         self.started = time.monotonic()
@@ -109,8 +113,18 @@ class ProductionTrainer(Trainer):
 
     def get_train_dataloader(self) -> Loader:
         """Not prepared by accelerate, which would deal out batches of one size."""
-        shares = Shares(len(self.data.train), self.batch_sizes, self.gang.rank, self.settings.training.seed)
-        return Loader(self.data.train, shares, self._pad_id, pin_memory=self.gang.device.type == "cuda")
+        shares = Shares(
+            len(self.data.train),
+            self.batch_sizes,
+            self.gang.rank,
+            self.settings.training.seed,
+        )
+        return Loader(
+            self.data.train,
+            shares,
+            self._pad_id,
+            pin_memory=self.gang.device.type == "cuda",
+        )
 
     @property
     def _pad_id(self) -> int:
@@ -136,7 +150,9 @@ class ProductionTrainer(Trainer):
         self.step_loss = self.step_tokens = 0.0
         micro_steps = self.current_gradient_accumulation_steps
         # A rank's loss is its share of the sum over tokens, times the number of ranks.
-        took = self.window.add(loss / self.gang.world_size, tokens, micro_steps * sum(self.batch_sizes))
+        took = self.window.add(
+            loss / self.gang.world_size, tokens, micro_steps * sum(self.batch_sizes)
+        )
         self.step_seconds = took
         if self.state.global_step >= self.state.max_steps:
             self.control.should_log = True
@@ -150,20 +166,32 @@ class ProductionTrainer(Trainer):
 
     def _seconds_to_agree(self) -> float:
         # While a checkpoint is written there is no step for the ranks to agree in.
-        return GRACE_SECONDS if self.saving else LEAST_SECONDS_TO_AGREE + 2 * self.step_seconds
+        return (
+            GRACE_SECONDS
+            if self.saving
+            else LEAST_SECONDS_TO_AGREE + 2 * self.step_seconds
+        )
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The mean loss over all tokens of the validation set; each rank takes its share.
 
         Not the Trainer's, which gives all ranks as much, and weights batches alike however many tokens they hold.
         """
-        shares = Shares(len(self.data.validation or ()), self.batch_sizes, self.gang.rank)
+        shares = Shares(
+            len(self.data.validation or ()), self.batch_sizes, self.gang.rank
+        )
         loader = Loader(
-            self.data.validation, shares, self._pad_id, pin_memory=self.gang.device.type == "cuda"
+            self.data.validation,
+            shares,
+            self._pad_id,
+            pin_memory=self.gang.device.type == "cuda",
         )
         started = time.monotonic()
         self.model.eval()
-        total, tokens = torch.zeros((), dtype=torch.float64, device=self.gang.device), 0.0
+        total, tokens = (
+            torch.zeros((), dtype=torch.float64, device=self.gang.device),
+            0.0,
+        )
         with torch.no_grad():
             for batch in loader:
                 if self.stop.asked.is_set():
@@ -172,14 +200,21 @@ class ProductionTrainer(Trainer):
                 with self.accelerator.autocast():
                     total += count * self.model(**self._prepare_inputs(batch)).loss
                 tokens += count
-        loss, tokens, asked = self.gang.sum([total, tokens, float(self.stop.asked.is_set())])
+        loss, tokens, asked = self.gang.sum(
+            [total, tokens, float(self.stop.asked.is_set())]
+        )
         self.window.pause()
         if asked:
             self._stop_here()
             return {}
-        metrics = {"eval_loss": loss / tokens, "eval_seconds": round(time.monotonic() - started, 3)}
+        metrics = {
+            "eval_loss": loss / tokens,
+            "eval_seconds": round(time.monotonic() - started, 3),
+        }
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
         return metrics
 
     # ---- metrics ----
@@ -191,13 +226,21 @@ class ProductionTrainer(Trainer):
         if "loss" in logs:
             logs |= self.window.take()
             if self.gang.device.type == "cuda":
-                logs["peak_vram_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+                logs["peak_vram_mib"] = round(
+                    torch.cuda.max_memory_allocated() / 2**20, 1
+                )
         super().log(logs, start_time)
         if not self.state.is_world_process_zero:
             return
-        line: dict[str, Any] = {"step": self.state.global_step, "total_steps": self.state.max_steps}
+        line: dict[str, Any] = {
+            "step": self.state.global_step,
+            "total_steps": self.state.max_steps,
+        }
         line |= logs
-        line |= {"epoch": round(self.state.epoch or 0.0, 4), "total_epochs": self.state.num_train_epochs}
+        line |= {
+            "epoch": round(self.state.epoch or 0.0, 4),
+            "total_epochs": self.state.num_train_epochs,
+        }
         line["elapsed_seconds"] = round(time.monotonic() - self.started, 3)
         line["time"] = round(time.time(), 3)
         # One write in append mode: whoever follows the file never reads half a line.
@@ -206,9 +249,13 @@ class ProductionTrainer(Trainer):
         where = f"step {line['step']}/{line['total_steps']}, epoch {line['epoch']:g}/{line['total_epochs']}"
         if "eval_loss" in line:
             perplexity = math.exp(min(line["eval_loss"], 100.0))
-            self.say(f"{where}: eval loss {line['eval_loss']:.4f}, perplexity {perplexity:,.2f}")
+            self.say(
+                f"{where}: eval loss {line['eval_loss']:.4f}, perplexity {perplexity:,.2f}"
+            )
         else:
-            numbers = f"loss {line['loss']:.4f}, learning rate {line['learning_rate']:.3g}"
+            numbers = (
+                f"loss {line['loss']:.4f}, learning rate {line['learning_rate']:.3g}"
+            )
             self.say(f"{where}: {numbers}, {line['tokens_per_second']:,.0f} tokens/s")
 
     # ---- checkpoints ----
@@ -225,9 +272,18 @@ class ProductionTrainer(Trainer):
         self.gang.barrier()
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
-            place = {**self.layout, "step": step, "steps_per_epoch": self._steps_per_epoch()}
-            place |= {"optimizer": self.settings.optimizer.type, "losses": self.window.losses}
-            (folder / PROGRESS).write_text(json.dumps(place, indent=2) + "\n", encoding="utf-8")
+            place = {
+                **self.layout,
+                "step": step,
+                "steps_per_epoch": self._steps_per_epoch(),
+            }
+            place |= {
+                "optimizer": self.settings.optimizer.type,
+                "losses": self.window.losses,
+            }
+            (folder / PROGRESS).write_text(
+                json.dumps(place, indent=2) + "\n", encoding="utf-8"
+            )
             make_readable(folder)
         self.gang.barrier()
         if self.args.should_save:
@@ -256,7 +312,12 @@ class ProductionTrainer(Trainer):
     # ---- resume ----
 
     def _init_training_state(
-        self, max_steps: int, steps_per_epoch: int, num_epochs: int, checkpoint: str | None, trial: Any
+        self,
+        max_steps: int,
+        steps_per_epoch: int,
+        num_epochs: int,
+        checkpoint: str | None,
+        trial: Any,
     ) -> tuple[int, int]:
         """The place to go on from. The Trainer's own assumes that the steps of an epoch are as many as they were."""
         epochs, skipped = super()._init_training_state(
@@ -264,13 +325,21 @@ class ProductionTrainer(Trainer):
         )
         if checkpoint is None:
             return epochs, skipped
-        self.state.compute_steps(self.args, max_steps)  # how often to log and save is this run's to say
+        self.state.compute_steps(
+            self.args, max_steps
+        )  # how often to log and save is this run's to say
         self.state.train_batch_size = self._train_batch_size
         place = self._place(checkpoint)
-        if changed := [key for key, value in self.layout.items() if place.get(key) != value]:
+        if changed := [
+            key for key, value in self.layout.items() if place.get(key) != value
+        ]:
             before, of_before = self.state.global_step, place.get("steps_per_epoch")
-            whole, part = divmod(before, of_before) if of_before else (int(self.state.epoch), 0)
-            step = whole * steps_per_epoch + (part * steps_per_epoch // of_before if part else 0)
+            whole, part = (
+                divmod(before, of_before) if of_before else (int(self.state.epoch), 0)
+            )
+            step = whole * steps_per_epoch + (
+                part * steps_per_epoch // of_before if part else 0
+            )
             self.state.global_step = step
             epochs, skipped = (
                 step // steps_per_epoch,
@@ -296,31 +365,45 @@ class ProductionTrainer(Trainer):
             return
         place = self._place(checkpoint)
         before = self.optimizer.param_groups
-        own = [{key: value for key, value in group.items() if key != "params"} for group in before]
-        if place.get("optimizer", self.settings.optimizer.type) == self.settings.optimizer.type:
+        own = [
+            {key: value for key, value in group.items() if key != "params"}
+            for group in before
+        ]
+        if (
+            place.get("optimizer", self.settings.optimizer.type)
+            == self.settings.optimizer.type
+        ):
             super()._load_optimizer_and_scheduler(checkpoint)
         else:
-            self.say(f"another optimizer than the checkpoint's {place['optimizer']}: it begins anew")
+            self.say(
+                f"another optimizer than the checkpoint's {place['optimizer']}: it begins anew"
+            )
         if place.get("step") != self.state.global_step or "optimizer" not in place:
             self.lr_scheduler.last_epoch = self.state.global_step
         self.lr_scheduler.base_lrs = [values["initial_lr"] for values in own]
         at = self.lr_scheduler.last_epoch
         groups = self.optimizer.param_groups  # loading has made new ones
-        for group, values, factor in zip(groups, own, self.lr_scheduler.lr_lambdas, strict=True):
+        for group, values, factor in zip(
+            groups, own, self.lr_scheduler.lr_lambdas, strict=True
+        ):
             group.update(values, lr=values["initial_lr"] * factor(at))
         self.lr_scheduler._last_lr = [group["lr"] for group in groups]
 
     def _place(self, checkpoint: str) -> dict[str, Any]:
         """What PROGRESS says; empty for a checkpoint of another program."""
         path = Path(checkpoint) / PROGRESS
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        return (
+            dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        )
 
     def go(self, checkpoint: Path | None) -> bool:
         """Train from the beginning or from a checkpoint; whether it came to the end."""
         self.started = time.monotonic()
         self.window.pause()
         if checkpoint and not (checkpoint / STATE).exists():
-            self.say(f"{checkpoint} holds weights only: they are taken, and the training begins at step 0")
+            self.say(
+                f"{checkpoint} holds weights only: they are taken, and the training begins at step 0"
+            )
             self._load_from_checkpoint(str(checkpoint))
             checkpoint = None
         self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

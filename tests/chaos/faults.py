@@ -31,11 +31,17 @@ class Fault:
     node: int | None  # None: the controller
     moment: Moment
     delay: float  # seconds after the moment
-    seconds: float  # how long it lasts, 0.0: it is an instant; or by how much a clock jumps
+    seconds: (
+        float  # how long it lasts, 0.0: it is an instant; or by how much a clock jumps
+    )
 
     def __str__(self) -> str:
         where = "" if self.node is None else f" lab{self.node}"
-        lasts = f" {'for' if KINDS[self.kind].lasts else 'by'} {self.seconds:.1f} s" if self.seconds else ""
+        lasts = (
+            f" {'for' if KINDS[self.kind].lasts else 'by'} {self.seconds:.1f} s"
+            if self.seconds
+            else ""
+        )
         return f"{self.kind}{where} {self.moment}+{self.delay:.1f}{lasts}"
 
 
@@ -75,7 +81,13 @@ class Kind:
     does: Callable[[Stage, Fault], Undo]
     words: str
     promise: str
-    moments: tuple[Moment, ...] = ("running", "running", "running", "launching", "ending")
+    moments: tuple[Moment, ...] = (
+        "running",
+        "running",
+        "running",
+        "launching",
+        "ending",
+    )
     on_node: bool = True
     deadly: bool = False
     hinders: bool = False
@@ -131,7 +143,9 @@ def port_taken(stage: Stage, fault: Fault) -> Undo:
     def undo() -> None:
         nodes.end_squatter(host)
         out, err = squatter.communicate(timeout=10)
-        stage.timeline.note("suite", f"the foreign process: {(out + err).strip().splitlines()[-1:]}")
+        stage.timeline.note(
+            "suite", f"the foreign process: {(out + err).strip().splitlines()[-1:]}"
+        )
 
     return undo
 
@@ -141,9 +155,16 @@ def port_taken(stage: Stage, fault: Fault) -> Undo:
 
 def _killed(word: str) -> Callable[[Stage, Fault], Undo]:
     def do(stage: Stage, fault: Fault) -> Undo:
-        host, deadline = host_of(stage, fault), time.monotonic() + WAIT_FOR_PROCESS_SECONDS
-        while not (pid := nodes.kill_one(host, stage.job_id, word) if stage.job_id else 0):
-            if time.monotonic() > deadline or stage.home.state(stage.name).get("ended_at"):
+        host, deadline = (
+            host_of(stage, fault),
+            time.monotonic() + WAIT_FOR_PROCESS_SECONDS,
+        )
+        while not (
+            pid := nodes.kill_one(host, stage.job_id, word) if stage.job_id else 0
+        ):
+            if time.monotonic() > deadline or stage.home.state(stage.name).get(
+                "ended_at"
+            ):
                 raise Missed(f"no process with {word}")
             time.sleep(0.03)
         stage.timeline.note("suite", f"killed pid {pid} ({word}) on {host.name}")

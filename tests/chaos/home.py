@@ -75,7 +75,8 @@ class Command:
                 self.process.stderr.fileno(): self.complaint,
             }
         self._readers = [
-            threading.Thread(target=self._read, args=item, daemon=True) for item in sources.items()
+            threading.Thread(target=self._read, args=item, daemon=True)
+            for item in sources.items()
         ]
         for reader in self._readers:
             reader.start()
@@ -156,7 +157,9 @@ class Home:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=os.environ | lab_token(lab.folder),
         )  # fmt: skip
         assert self._holder.stdout
-        assert self._holder.stdout.readline() == "ready\n", "the controller's disk could not be mounted"
+        assert self._holder.stdout.readline() == "ready\n", (
+            "the controller's disk could not be mounted"
+        )
         self.experiments = self.seen(self.disk / "experiments")
         self.logs = self.seen(self.disk / "logs")
         self.temporary = self.seen(self.disk / "tmp")
@@ -182,7 +185,11 @@ class Home:
     def command(self, *words: str, terminal: bool = False) -> Command:
         """`ugro ...`, running."""
         argv = [
-            *("nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", f"--wd={self.seen(self.disk)}"),
+            *(
+                "nsenter",
+                f"--mount=/proc/{self._holder.pid}/ns/mnt",
+                f"--wd={self.seen(self.disk)}",
+            ),
             *(sys.executable, "-m", "ugro_tasks.cli.program", *words),
         ]
         own = {
@@ -231,7 +238,9 @@ class Home:
         """{pid: command} of all that this controller runs, the agent included."""
         found = {pid: read_proc(pid, "cmdline") for pid in pids() if self._is_own(pid)}
         return {
-            pid: argv.replace(b"\0", b" ").decode("utf-8", "replace") for pid, argv in found.items() if argv
+            pid: argv.replace(b"\0", b" ").decode("utf-8", "replace")
+            for pid, argv in found.items()
+            if argv
         }
 
     def kill_agent(self) -> bool:
@@ -252,7 +261,10 @@ class Home:
 
     def fill_disk(self) -> None:
         """Not one page more goes onto the disk."""
-        fill(self.seen(self.disk), lambda size: self._mount("-o", f"remount,size={size}", str(self.disk)))
+        fill(
+            self.seen(self.disk),
+            lambda size: self._mount("-o", f"remount,size={size}", str(self.disk)),
+        )
 
     def empty_disk(self) -> None:
         self._mount("-o", f"remount,size={DISK_SIZE}", str(self.disk))
@@ -274,11 +286,16 @@ class Home:
 
     def _is_own(self, pid: int) -> bool:
         """Tell whether a process has this controller's mark."""
-        return f"CHAOS_HOME={self.disk}".encode() in read_proc(pid, "environ").split(b"\0")
+        return f"CHAOS_HOME={self.disk}".encode() in read_proc(pid, "environ").split(
+            b"\0"
+        )
 
     def _is_agent(self, pid: int) -> bool:
         words = read_proc(pid, "cmdline").split(b"\0")
-        return b"ugro_tasks.agent" in words and str(self.disk / "experiments").encode() in words
+        return (
+            b"ugro_tasks.agent" in words
+            and str(self.disk / "experiments").encode() in words
+        )
 
     def _mount(self, *words: str) -> None:
         self._inside("mount", *words)

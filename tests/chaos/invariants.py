@@ -16,7 +16,9 @@ from tests.chaos.home import Home
 from tests.chaos.nodes import Attempt
 from tests.chaos.rounds import Played
 
-SETTLE_SECONDS = 20.0  # for what is on its way out, and for outputs that are still gathered
+SETTLE_SECONDS = (
+    20.0  # for what is on its way out, and for outputs that are still gathered
+)
 # The end of a connection may be the packet that was lost: TCP says it again after ever longer pauses.
 LINK_SETTLE_SECONDS = 90.0
 OF_A_JOB = {
@@ -29,7 +31,12 @@ OF_A_HOME = {
 }  # fmt: skip
 LINE = re.compile(rb"^(rank \d+ (?:begins|step|ends) .*)$", re.M)
 OF_A_NODE = re.compile(r"lease-node\.json|torch\.json|cuda_available\.json")
-OF_THE_FOLDER = {"job_history.jsonl", "cluster_state.json", ".agent.lock", ".agent.stderr"}
+OF_THE_FOLDER = {
+    "job_history.jsonl",
+    "cluster_state.json",
+    ".agent.lock",
+    ".agent.stderr",
+}
 STREAMS = {"logs/training_rank0.log": "log", "metrics.jsonl": "output/metrics.jsonl"}
 
 
@@ -42,9 +49,13 @@ def violations(played: Played) -> Iterator[str]:
         stage.home.run("reset")
     links = {hit.fault.kind for hit in played.hits} & {"link-down", "link-slow"}
     patience = LINK_SETTLE_SECONDS if links else SETTLE_SECONDS
-    yield from _settled(lambda: list(_left_running(lab, [stage.home, stage.other])), patience)
+    yield from _settled(
+        lambda: list(_left_running(lab, [stage.home, stage.other])), patience
+    )
     found = (
-        {host.name: nodes.attempts(lab, host, played.job_id) for host in lab.hosts} if played.job_id else {}
+        {host.name: nodes.attempts(lab, host, played.job_id) for host in lab.hosts}
+        if played.job_id
+        else {}
     )
     yield from truth.lies(played, found)
     yield from truth.lies_of_second(played)
@@ -58,7 +69,10 @@ def violations(played: Played) -> Iterator[str]:
     if stage.second_name and (second := stage.other.job_folder(stage.second_name)):
         yield from _records(stage.other, second.name, second)
     # The next launch removes what one that was killed while it made its job has left: that round looks again.
-    killed = {hit.fault.kind for hit in played.hits} & {"launch-killed", "terminal-closed"}
+    killed = {hit.fault.kind for hit in played.hits} & {
+        "launch-killed",
+        "terminal-closed",
+    }
     excused = ".making-" if killed else None
     for home in (stage.home, stage.other):
         yield from _settled(lambda home=home: list(_left_at_home(home, excused)))  # type: ignore[misc]
@@ -66,7 +80,9 @@ def violations(played: Played) -> Iterator[str]:
         yield from _left_on_disk(lab, host)
 
 
-def _settled(look: Callable[[], list[str]], seconds: float = SETTLE_SECONDS) -> list[str]:
+def _settled(
+    look: Callable[[], list[str]], seconds: float = SETTLE_SECONDS
+) -> list[str]:
     """What is still so after a while."""
     deadline = time.monotonic() + seconds
     while (found := look()) and time.monotonic() < deadline:
@@ -77,10 +93,14 @@ def _settled(look: Callable[[], list[str]], seconds: float = SETTLE_SECONDS) -> 
 # ---- streams ----
 
 
-def _streams(played: Played, folder: Path, found: dict[str, list[Attempt]]) -> Iterator[str]:
+def _streams(
+    played: Played, folder: Path, found: dict[str, list[Attempt]]
+) -> Iterator[str]:
     """Not a byte of a log, of the metrics or of a sample is lost, or there twice."""
     attempts = {attempt["number"]: attempt for attempt in played.state["attempts"]}
-    still_away = {rank["node"] for rank in played.state["ranks"] if not rank["proven_gone"]}
+    still_away = {
+        rank["node"] for rank in played.state["ranks"] if not rank["proven_gone"]
+    }
     ranks: dict[int, list[tuple[str, Attempt]]] = {}
     for node, there in found.items():
         for attempt in there:
@@ -100,10 +120,14 @@ def _streams(played: Played, folder: Path, found: dict[str, list[Attempt]]) -> I
             yield from _parts(name, here, source, base, parts, attempts, still_away)
     yield from _json_lines(folder / "metrics.jsonl")
     yield from _json_lines(folder / "events.jsonl")
-    gpu = (folder / "gpu.jsonl").read_bytes() if (folder / "gpu.jsonl").exists() else b""
+    gpu = (
+        (folder / "gpu.jsonl").read_bytes() if (folder / "gpu.jsonl").exists() else b""
+    )
     for node, there in found.items():
         here = b"".join(
-            line for line in gpu.splitlines(keepends=True) if f'"node": "{node}"'.encode() in line
+            line
+            for line in gpu.splitlines(keepends=True)
+            if f'"node": "{node}"'.encode() in line
         )
         sent = b"".join(attempt.stream("gpu.jsonl") for attempt in there)
         if here != sent:
@@ -120,16 +144,30 @@ def _parts(
     still_away: set[str],
 ) -> Iterator[str]:
     """A file at home is what the attempts wrote, one after the other."""
-    whole = b"".join(attempt.log if source == "log" else attempt.stream(source) for _, attempt in parts)
+    whole = b"".join(
+        attempt.log if source == "log" else attempt.stream(source)
+        for _, attempt in parts
+    )
     if hashlib.sha256(here).digest() == hashlib.sha256(whole).digest():
         return
-    begins = [attempts[attempt.number]["bases"].get(base, 0) for _, attempt in parts] + [len(here)]
+    begins = [
+        attempts[attempt.number]["bases"].get(base, 0) for _, attempt in parts
+    ] + [len(here)]
     for (node, attempt), begin, end in zip(parts, begins, begins[1:], strict=False):
         there = attempt.log if source == "log" else attempt.stream(source)
         given_up = node in attempts[attempt.number]["left_behind"] or node in still_away
-        if here[begin:end] != there and not (given_up and there.startswith(here[begin:end])):
+        if here[begin:end] != there and not (
+            given_up and there.startswith(here[begin:end])
+        ):
             same = next(
-                (i for i, (a, b) in enumerate(zip(here[begin:end], there, strict=False)) if a != b), None
+                (
+                    i
+                    for i, (a, b) in enumerate(
+                        zip(here[begin:end], there, strict=False)
+                    )
+                    if a != b
+                ),
+                None,
             )
             yield (
                 f"{name}: of attempt {attempt.number} on {node} there are {len(there)} bytes, at home {end - begin}; "
@@ -159,7 +197,11 @@ def _records(home: Home, job_id: str, folder: Path) -> Iterator[str]:
         yield f"{count} lines about {job_id} in the history"
     json.loads((folder / "config.json").read_text())
     agent_log = home.logs / "agent.log"
-    for line in agent_log.read_text("utf-8", "replace").splitlines() if agent_log.exists() else ():
+    for line in (
+        agent_log.read_text("utf-8", "replace").splitlines()
+        if agent_log.exists()
+        else ()
+    ):
         if job_id in line and ("a bug in UGRO" in line or "Traceback" in line):
             yield f"agent.log: {line}"
     stderr = home.experiments / ".agent.stderr"
@@ -168,7 +210,9 @@ def _records(home: Home, job_id: str, folder: Path) -> Iterator[str]:
         stderr.write_text("")
 
 
-def _outputs(played: Played, folder: Path, found: dict[str, list[Attempt]]) -> Iterator[str]:
+def _outputs(
+    played: Played, folder: Path, found: dict[str, list[Attempt]]
+) -> Iterator[str]:
     """What the ranks of the last attempt wrote is here, if need be after one `inv gather`, as UGRO says."""
     if played.state["state"] != "succeeded":
         return
@@ -179,7 +223,9 @@ def _outputs(played: Played, folder: Path, found: dict[str, list[Attempt]]) -> I
     yield from missing
 
 
-def _not_home(played: Played, folder: Path, found: dict[str, list[Attempt]]) -> Iterator[str]:
+def _not_home(
+    played: Played, folder: Path, found: dict[str, list[Attempt]]
+) -> Iterator[str]:
     last = played.state["attempts"][-1]
     for rank, node in enumerate(last["nodes"]):
         for attempt in found[node]:
@@ -201,21 +247,33 @@ def _checkpoints(folder: Path) -> Iterator[str]:
         for name, part in manifest["files"].items():
             # What is the same on all ranks came from rank 0 alone.
             places = [stored.parent / name, folder / "checkpoints" / name]
-            found = [hashlib.sha256(path.read_bytes()).hexdigest() for path in places if path.exists()]
+            found = [
+                hashlib.sha256(path.read_bytes()).hexdigest()
+                for path in places
+                if path.exists()
+            ]
             if part["sha256"] not in found:
                 yield f"{stored.relative_to(folder)} says that {name} is whole: it is not"
 
 
 def _shown(played: Played, folder: Path) -> Iterator[str]:
     """Who followed the job to its end has seen each line of the script once, in its order."""
-    if played.launch_code is None or played.plan.way != "follow" or not played.state["attempts"]:
+    if (
+        played.launch_code is None
+        or played.plan.way != "follow"
+        or not played.state["attempts"]
+    ):
         return
     if played.launch_code != played.state["exit_code"]:
         return  # it left before the end, and said so
     for path in (folder / "logs").glob("training_rank*.log"):
         lines = [line.decode() for line in LINE.findall(path.read_bytes())]
         rank = path.stem.removeprefix("training_rank")
-        shown = re.findall(rf"^lab\d *│ (rank {rank} (?:begins|step|ends) .*)$", played.launch_said, re.M)
+        shown = re.findall(
+            rf"^lab\d *│ (rank {rank} (?:begins|step|ends) .*)$",
+            played.launch_said,
+            re.M,
+        )
         if shown != lines:
             yield f"of rank {rank} {len(lines)} lines came home, {len(shown)} were shown"
 
@@ -244,7 +302,9 @@ def _left_at_home(home: Home, excused: str | None) -> Iterator[str]:
     for path in home.experiments.iterdir():
         if excused and path.name.startswith(excused):
             continue
-        if path.name not in OF_THE_FOLDER and not re.fullmatch(r"c\d+b?_\d{8}_\d{6}", path.name):
+        if path.name not in OF_THE_FOLDER and not re.fullmatch(
+            r"c\d+b?_\d{8}_\d{6}", path.name
+        ):
             yield f"controller {home.name}: {path.name} is left in the experiments folder"
         for inside in path.iterdir() if path.is_dir() else ():
             if inside.name not in OF_A_HOME:

@@ -113,7 +113,11 @@ def squat(host: LabHost, port: int, job_pattern: str) -> subprocess.Popen[str]:
     argv = [sys.executable, "-c", SQUAT, host.address, str(port), job_pattern]
     enter = ["nsenter", f"--target={host.pid}", "--mount", "--pid", "--net"]
     return subprocess.Popen(
-        [*enter, *argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*enter, *argv],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -134,7 +138,9 @@ def kill_one(host: LabHost, job_id: str, word: str) -> int:
     """kill -9 of the job's process whose command has the word; its pid there, 0 where there is none."""
     for pid, argv in reversed(host.processes(token=f"UGRO_TOKEN={job_id}".encode())):
         # torchrun's command names the script, too.
-        if any(word in part for part in argv) and (word in TORCHRUN or TORCHRUN not in argv):
+        if any(word in part for part in argv) and (
+            word in TORCHRUN or TORCHRUN not in argv
+        ):
             with contextlib.suppress(ProcessLookupError):
                 host.kill(pid, signal.SIGKILL)
                 return pid
@@ -148,10 +154,17 @@ def attempts(lab: Lab, host: LabHost, job_id: str) -> list[Attempt]:
     """The job's attempts on the host, the first one first."""
     found = []
     for folder in host.path(f"{project_of(lab)}/jobs").glob(f"{job_id}.*"):
-        number = int((re.findall(r"-(\d+)$", folder.name.rpartition(".")[2]) or ["1"])[0])
+        number = int(
+            (re.findall(r"-(\d+)$", folder.name.rpartition(".")[2]) or ["1"])[0]
+        )
         record = _content(folder / "exit.json")
         found.append(
-            Attempt(number, folder, _content(folder / "log"), json.loads(record) if record else None)
+            Attempt(
+                number,
+                folder,
+                _content(folder / "log"),
+                json.loads(record) if record else None,
+            )
         )
     return sorted(found)
 
@@ -164,7 +177,8 @@ def has_begun(lab: Lab, host: LabHost, job_id: str) -> bool:
 def has_ended(lab: Lab, host: LabHost, job_id: str) -> bool:
     """Whether the job's script has said its last word on the host, in any attempt."""
     return any(
-        b" ends well\n" in tail or b"had enough\n" in tail for tail in _ends(lab, host, job_id, first=False)
+        b" ends well\n" in tail or b"had enough\n" in tail
+        for tail in _ends(lab, host, job_id, first=False)
     )
 
 

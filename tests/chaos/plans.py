@@ -26,7 +26,9 @@ class Plan:
     hosts: int
     way: Way
     goal: Goal
-    goal_delay: float  # seconds after all ranks have begun, where somebody stops the job
+    goal_delay: (
+        float  # seconds after all ranks have begun, where somebody stops the job
+    )
     fail_rank: int  # who fails by itself where that is the goal, else -1
     restarts: int
     samples: bool  # stand-in cards, so that there are GPU samples to carry
@@ -42,7 +44,10 @@ class Plan:
     @property
     def words(self) -> tuple[str, ...]:
         """The launch."""
-        script = [f"--seconds {self.seconds:.1f}", f"--loud-rank {self.seed % self.hosts}"]
+        script = [
+            f"--seconds {self.seconds:.1f}",
+            f"--loud-rank {self.seed % self.hosts}",
+        ]
         script += [" ".join(HABITS[habit][0]) for habit in self.habits]
         if self.restarts:
             script.append("--save-every 10")
@@ -50,7 +55,11 @@ class Plan:
             script.append(f"--fail-rank {self.fail_rank}")
         return (
             *("launch", "--name", self.name, "--args", " ".join(script)),
-            *(["--nodes", ",".join(f"lab{n}" for n in range(self.hosts))] if self.hosts < HOSTS else []),
+            *(
+                ["--nodes", ",".join(f"lab{n}" for n in range(self.hosts))]
+                if self.hosts < HOSTS
+                else []
+            ),
             *(["--max-restarts", str(self.restarts)] if self.restarts else []),
             *(["--detach"] if self.way == "detach" else []),
         )
@@ -58,11 +67,17 @@ class Plan:
     @property
     def patience_seconds(self) -> float:
         """By when it must be over, also on a machine that is at many other things."""
-        return 180 + sum(abs(fault.seconds) for fault in self.faults if KINDS[fault.kind].lasts)
+        return 180 + sum(
+            abs(fault.seconds) for fault in self.faults if KINDS[fault.kind].lasts
+        )
 
     def __str__(self) -> str:
         faults = "; ".join(map(str, self.faults)) or "no fault"
-        more = [self.way, f"{self.hosts} nodes", *([f"{self.restarts} restart"] if self.restarts else [])]
+        more = [
+            self.way,
+            f"{self.hosts} nodes",
+            *([f"{self.restarts} restart"] if self.restarts else []),
+        ]
         more += [*self.habits, *([self.goal] if self.goal != "end" else [])]
         return f"{faults} ({', '.join(more)})"
 
@@ -77,7 +92,10 @@ def draw(seed: int, kinds: Sequence[str] = ()) -> Plan:
     rng = random.Random(seed)
     known = list(KINDS)  # on every machine the same, so that a seed is the same round
     count = 1 if rng.random() < 0.55 else 2
-    drawn = [rng.choices(known, [KINDS[kind].weight for kind in known])[0] for _ in range(count)]
+    drawn = [
+        rng.choices(known, [KINDS[kind].weight for kind in known])[0]
+        for _ in range(count)
+    ]
     chosen = [kind for kind in dict.fromkeys(kinds or drawn) if kind in KINDS]
     way = rng.choices(WAYS, [0.35, 0.4, 0.25])[0]
     goal = rng.choices(GOALS, [0.66, 0.14, 0.08, 0.12])[0]
@@ -85,7 +103,9 @@ def draw(seed: int, kinds: Sequence[str] = ()) -> Plan:
         way = "terminal"
     if "launch-killed" in chosen and way == "detach":
         way = "follow"
-    if goal == "ctrl-c" and (way == "detach" or {"terminal-closed", "launch-killed"} & set(chosen)):
+    if goal == "ctrl-c" and (
+        way == "detach" or {"terminal-closed", "launch-killed"} & set(chosen)
+    ):
         goal = "stop"
     hosts = rng.choices([3, 2], [0.65, 0.35])[0]
     habits = [habit for habit in HABITS if rng.random() < 0.12]
@@ -113,7 +133,8 @@ def _drawn(rng: random.Random, name: str, kind: Kind, hosts: int) -> Fault:
     seconds = 0.0
     if kind.lasts:
         seconds = rng.choices(
-            [rng.uniform(0.3, 3), rng.uniform(3, 8), rng.uniform(8, 60)], [0.8, 0.17, 0.03]
+            [rng.uniform(0.3, 3), rng.uniform(3, 8), rng.uniform(8, 60)],
+            [0.8, 0.17, 0.03],
         )[0]
     elif name == "clock-stepped":
         seconds = rng.choice([-3600.0, 7200.0])

@@ -19,7 +19,9 @@ from tests.chaos.plans import Plan
 POLL_SECONDS = 0.05
 LOOK_SECONDS = 0.7  # how often somebody who does not follow looks at the job
 # UGRO's own: what a rank said stands behind the name of its node, or is indented.
-TRACEBACK = re.compile(r"^(?:\x1b\[[\d;?]*[A-Za-z]|\r)*Traceback .*?/ugro_tasks/.*", re.M | re.S)
+TRACEBACK = re.compile(
+    r"^(?:\x1b\[[\d;?]*[A-Za-z]|\r)*Traceback .*?/ugro_tasks/.*", re.M | re.S
+)
 COMMAND_SECONDS = 60  # for a command to end once the job has
 
 
@@ -47,12 +49,16 @@ class Played:
     state: dict[str, Any] = field(default_factory=dict)
     launch_code: int | None = None  # None: it was killed, or never came to its end
     launch_said: str = ""
-    other_codes: dict[str, int] = field(default_factory=dict)  # of the commands beside it
+    other_codes: dict[str, int] = field(
+        default_factory=dict
+    )  # of the commands beside it
     second_code: int | None = None
     second_said: str = ""
     hits: list[Hit] = field(default_factory=list)
     stopped_by: str = ""  # who asked for a stop, "" where nobody did
-    faults: list[str] = field(default_factory=list)  # violations that showed while it was played
+    faults: list[str] = field(
+        default_factory=list
+    )  # violations that showed while it was played
 
 
 class Round:
@@ -74,7 +80,9 @@ class Round:
             for fault in self.plan.faults:
                 if fault.moment == "before":
                     self._begin(fault)
-            stage.command = stage.home.command(*self.plan.words, terminal=self.plan.way == "terminal")
+            stage.command = stage.home.command(
+                *self.plan.words, terminal=self.plan.way == "terminal"
+            )
             self.note("suite", f"$ {' '.join(self.plan.words)}")
             self._launched_at = time.monotonic()
             for fault in self.plan.faults:
@@ -86,11 +94,15 @@ class Round:
             self._over.set()
             for thread in self._threads:
                 thread.join(self.plan.patience_seconds)
-            played.launch_code, played.launch_said = self._end_of(stage.command, "launch")
+            played.launch_code, played.launch_said = self._end_of(
+                stage.command, "launch"
+            )
             if stage.second:
                 # It may be the one that runs, after the first.
                 patience = self.plan.patience_seconds
-                code, played.second_said = self._end_of(stage.second, "the second launch", patience)
+                code, played.second_said = self._end_of(
+                    stage.second, "the second launch", patience
+                )
                 played.second_code = code
         played.job_id = stage.job_id
         played.state = stage.home.state(stage.name)
@@ -153,7 +165,9 @@ class Round:
         met: Callable[[], bool] = {
             "launching": lambda: True,
             "running": lambda: self._all(nodes.has_begun),
-            "ending": lambda: self._asked_to_stop.is_set() or self._any(nodes.has_ended),
+            "ending": lambda: (
+                self._asked_to_stop.is_set() or self._any(nodes.has_ended)
+            ),
         }[moment]
         while not met():
             if self._over.wait(POLL_SECONDS):
@@ -162,11 +176,15 @@ class Round:
 
     def _all(self, reached: Callable[..., bool]) -> bool:
         job = self.stage.job_id
-        return bool(job) and all(reached(self.stage.lab, host, job) for host in self._used)
+        return bool(job) and all(
+            reached(self.stage.lab, host, job) for host in self._used
+        )
 
     def _any(self, reached: Callable[..., bool]) -> bool:
         job = self.stage.job_id
-        return bool(job) and any(reached(self.stage.lab, host, job) for host in self._used)
+        return bool(job) and any(
+            reached(self.stage.lab, host, job) for host in self._used
+        )
 
     # ---- the job ----
 
@@ -183,7 +201,11 @@ class Round:
                 self._over.set()
                 if not any(thread.is_alive() for thread in list(self._threads)):
                     return
-            elif not command.running and not home.agent_pid() and time.monotonic() - looked > LOOK_SECONDS:
+            elif (
+                not command.running
+                and not home.agent_pid()
+                and time.monotonic() - looked > LOOK_SECONDS
+            ):
                 done = home.run("status", self.stage.name)
                 looked = time.monotonic()
                 self.note("suite", f"$ status: exit code {done.process.returncode}")
@@ -204,11 +226,15 @@ class Round:
             time.sleep(POLL_SECONDS)
         if command.running:
             stack = read_proc(command.process.pid, "wchan").decode()
-            self.played.faults.append(f"{what} goes on although the job is over ({stack})")
+            self.played.faults.append(
+                f"{what} goes on although the job is over ({stack})"
+            )
         code = None if command.running else command.process.returncode
         command.close()
         if code is not None:
-            self.note(what, f"exit code {code} after {time.monotonic() - command.begun:.1f} s")
+            self.note(
+                what, f"exit code {code} after {time.monotonic() - command.begun:.1f} s"
+            )
         self._no_traceback(command, what)
         # A write to a terminal that has just gone may fail before the signal comes that tells of it.
         killed = code is None or code < 0 or command.window_closed
@@ -233,8 +259,12 @@ class Round:
     @contextlib.contextmanager
     def _surroundings(self) -> Iterator[None]:
         """What has to be there from before the launch to after the end."""
-        stepped = [fault.node for fault in self.plan.faults if fault.kind == "clock-stepped"]
-        clocks = [host for index, host in enumerate(self.stage.hosts) if index in stepped]
+        stepped = [
+            fault.node for fault in self.plan.faults if fault.kind == "clock-stepped"
+        ]
+        clocks = [
+            host for index, host in enumerate(self.stage.hosts) if index in stepped
+        ]
         for host in clocks:
             nodes.begin_own_clock(host)
         for host in self._used if self.plan.samples else ():

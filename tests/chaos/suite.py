@@ -67,7 +67,13 @@ class Suite:
         """One round, judged; afterwards the lab is as before, whatever came of it."""
         begun = time.monotonic()
         timeline = Timeline()
-        stage = Stage(lab=self.lab, home=self.home, other=self.other, timeline=timeline, name=plan.name)
+        stage = Stage(
+            lab=self.lab,
+            home=self.home,
+            other=self.other,
+            timeline=timeline,
+            name=plan.name,
+        )
         played = Round(plan, stage).play()
         found = list(invariants.violations(played))
         if found or self.verbose:
@@ -78,7 +84,9 @@ class Suite:
             faults=[hit.fault.kind for hit in played.hits],
             habits=list(plan.habits),
             state=played.state.get("state", "no job"),
-            cause=((played.state.get("cause") or {}).get("message") or "").partition("\n")[0],
+            cause=((played.state.get("cause") or {}).get("message") or "").partition(
+                "\n"
+            )[0],
             seconds=time.monotonic() - begun,
             violations=found,
             timeline=timeline.lines() if found or self.verbose else [],
@@ -90,11 +98,21 @@ class Suite:
         """That a launch without any fault succeeds; what was wrong with it."""
         plan = draw(0, ["agent-killed"])
         quiet = Plan(
-            **{**vars(plan), "faults": (), "habits": (), "goal": "end", "fail_rank": -1, "seconds": 0.2}
+            **{
+                **vars(plan),
+                "faults": (),
+                "habits": (),
+                "goal": "end",
+                "fail_rank": -1,
+                "seconds": 0.2,
+            }
         )
         outcome = self.play(quiet)
         if outcome.state != "succeeded":
-            return [f"the next launch: {outcome.state}: {outcome.cause}", *outcome.violations]
+            return [
+                f"the next launch: {outcome.state}: {outcome.cause}",
+                *outcome.violations,
+            ]
         return outcome.violations
 
     def close(self) -> None:
@@ -106,16 +124,27 @@ class Suite:
         timeline = stage.timeline
         for home, name in ((self.home, stage.name), (self.other, stage.second_name)):
             if name and (folder := home.job_folder(name)):
-                timeline.add_events(folder / "events.jsonl", "job" if home is self.home else "job 2")
+                timeline.add_events(
+                    folder / "events.jsonl", "job" if home is self.home else "job 2"
+                )
             timeline.add_log(home.logs / "agent.log", f"agent {home.name}")
         for host in self.lab.hosts:
-            for attempt in nodes.attempts(self.lab, host, played.job_id) if played.job_id else ():
+            for attempt in (
+                nodes.attempts(self.lab, host, played.job_id) if played.job_id else ()
+            ):
                 at = (attempt.exit or {}).get("ended_at") or time.time()
                 timeline.notes.append(
-                    Note(at, host.name, f"attempt {attempt.number}: exit.json {attempt.exit}")
+                    Note(
+                        at,
+                        host.name,
+                        f"attempt {attempt.number}: exit.json {attempt.exit}",
+                    )
                 )
                 if said := attempt.stream("supervisor.log"):
-                    timeline.note(host.name, f"supervisor.log: {said.decode(errors='replace')[-3000:]}")
+                    timeline.note(
+                        host.name,
+                        f"supervisor.log: {said.decode(errors='replace')[-3000:]}",
+                    )
         timeline.note("state", str(played.state))
         timeline.note("launch", f"said: {played.launch_said[-1500:]}")
 
@@ -138,7 +167,10 @@ class Suite:
             for path in home.experiments.glob("c[0-9]*_*_*"):
                 shutil.rmtree(path)
             if by_force:
-                for path in (*home.experiments.glob(".making-*"), *home.temporary.iterdir()):
+                for path in (
+                    *home.experiments.glob(".making-*"),
+                    *home.temporary.iterdir(),
+                ):
                     shutil.rmtree(path, ignore_errors=True)
 
 
@@ -216,9 +248,15 @@ def kinds_in(faults: str | None) -> list[str]:
 
 def sum_up(summary: Summary) -> str:
     """All rounds in a few lines."""
-    failed = f", in the rounds {', '.join(map(str, summary.failed_seeds))}" if summary.failed_seeds else ""
+    failed = (
+        f", in the rounds {', '.join(map(str, summary.failed_seeds))}"
+        if summary.failed_seeds
+        else ""
+    )
     left_out = (
-        f"\nleft out, for want of a C compiler: {', '.join(summary.left_out)}" if summary.left_out else ""
+        f"\nleft out, for want of a C compiler: {', '.join(summary.left_out)}"
+        if summary.left_out
+        else ""
     )
     counts = [*summary.faults.items(), *summary.habits.items()]
     return (
@@ -232,7 +270,9 @@ def sum_up(summary: Summary) -> str:
 def line(outcome: Outcome, number: int, rounds: int) -> str:
     """One line about a round."""
     end = outcome.state + (f": {outcome.cause}" if outcome.cause else "")
-    verdict = "ok" if not outcome.violations else f"{len(outcome.violations)} VIOLATIONS"
+    verdict = (
+        "ok" if not outcome.violations else f"{len(outcome.violations)} VIOLATIONS"
+    )
     return f"{number:4}/{rounds}  seed {outcome.seed}  {outcome.plan}  {end[:110]}  {outcome.seconds:.1f} s  {verdict}"
 
 

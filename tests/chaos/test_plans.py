@@ -26,7 +26,9 @@ def test_two_hundred_rounds_have_every_fault_and_every_habit() -> None:
 
 @pytest.mark.parametrize("name", [*KINDS, *HABITS])
 def test_a_fault_stands_in_the_document_with_its_promise(name: str) -> None:
-    promised = [KINDS[name].words, KINDS[name].promise] if name in KINDS else [HABITS[name][1]]
+    promised = (
+        [KINDS[name].words, KINDS[name].promise] if name in KINDS else [HABITS[name][1]]
+    )
     assert f"| `{name}` | {' | '.join(promised)} |" in DOCUMENT
 
 

@@ -21,10 +21,15 @@ from tests.chaos.suite import Suite
     ],
     ids=lambda value: "+".join(value) if isinstance(value, list) else str(value),
 )
-def test_after_these_faults_all_is_as_promised(chaos: Suite, seed: int, faults: list[str]) -> None:
+def test_after_these_faults_all_is_as_promised(
+    chaos: Suite, seed: int, faults: list[str]
+) -> None:
     outcome = chaos.play(draw(seed, faults))
     assert outcome.violations == [], "\n".join(
-        [*outcome.timeline, f"again: inv chaos --seed {seed} --rounds 1 --faults {','.join(faults)}"]
+        [
+            *outcome.timeline,
+            f"again: inv chaos --seed {seed} --rounds 1 --faults {','.join(faults)}",
+        ]
     )
 
 

@@ -51,7 +51,10 @@ class Timeline:
         at = 0.0
         for line in _lines(path):
             if stamp := STAMP.match(line):
-                at = datetime.strptime(stamp[1], "%Y-%m-%d %H:%M:%S").timestamp() + int(stamp[2]) / 1000
+                at = (
+                    datetime.strptime(stamp[1], "%Y-%m-%d %H:%M:%S").timestamp()
+                    + int(stamp[2]) / 1000
+                )
             if at >= self.begun:
                 self.notes.append(Note(at, who, STAMP.sub("", line)))
 

@@ -23,7 +23,10 @@ def lies(played: Played, found: Mapping[str, list[Attempt]]) -> Iterator[str]:
     state, blame = played.state, list(_blame(played))
     phase, code = state["state"], state["exit_code"]
     last = state["attempts"][-1]["number"] if state["attempts"] else 1
-    ends = {node: {attempt.number: attempt for attempt in attempts} for node, attempts in found.items()}
+    ends = {
+        node: {attempt.number: attempt for attempt in attempts}
+        for node, attempts in found.items()
+    }
     if phase == "succeeded":
         ranks = {rank["node"]: rank["rank"] for rank in state["ranks"]}
         for node, rank in ranks.items():
@@ -42,9 +45,15 @@ def lies(played: Played, found: Mapping[str, list[Attempt]]) -> Iterator[str]:
     yield from _wrong_attempts(played, blame)
     kinds = {hit.fault.kind for hit in played.hits}
     told_that_no_stop = (
-        played.launch_code == 12 and played.plan.goal == "ctrl-c" and kinds & OF_THE_CONTROLLER
+        played.launch_code == 12
+        and played.plan.goal == "ctrl-c"
+        and kinds & OF_THE_CONTROLLER
     )
-    watched = played.launch_code is not None and played.plan.way != "detach" and not told_that_no_stop
+    watched = (
+        played.launch_code is not None
+        and played.plan.way != "detach"
+        and not told_that_no_stop
+    )
     if watched and played.launch_code != code:
         yield f"the launch ended with {played.launch_code}, the record says {code}"
 
@@ -86,7 +95,10 @@ def _wrong_cause(played: Played, blame: list[Hit]) -> Iterator[str]:
     culprits = {hit.where for hit in blame}
     if plan.goal == "fail":
         culprits.add(f"lab{plan.fail_rank}")
-    if "second-controller" in {hit.fault.kind for hit in blame} and state["exit_code"] == 6:
+    if (
+        "second-controller" in {hit.fault.kind for hit in blame}
+        and state["exit_code"] == 6
+    ):
         return
     if OF_THE_CONTROLLER & {hit.fault.kind for hit in blame}:
         return
@@ -108,9 +120,12 @@ def _wrong_attempts(played: Played, blame: list[Hit]) -> Iterator[str]:
     reasons = len(blame) + (plan.goal == "fail")
     # Who has asked for a stop gets no restart, nor has one who is away for longer than a restart waits.
     stayed_away = any(
-        KINDS[hit.fault.kind].lasts and hit.fault.seconds > TIMEOUTS["return_seconds"] for hit in blame
+        KINDS[hit.fault.kind].lasts and hit.fault.seconds > TIMEOUTS["return_seconds"]
+        for hit in blame
     )
-    restartable = plan.restarts and reasons <= 1 and not played.stopped_by and not stayed_away
+    restartable = (
+        plan.restarts and reasons <= 1 and not played.stopped_by and not stayed_away
+    )
     if restartable and all(hit.ran for hit in blame) and state["state"] == "failed":
         yield f"failed although it could have been restarted: {state['cause']}"
 

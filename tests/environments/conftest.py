@@ -31,7 +31,9 @@ def wheel(folder: Path, name: str, version: str, files: dict[str, str]) -> Path:
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
-    files[f"{info}/RECORD"] = "".join(f"{file},,\n" for file in (*files, f"{info}/RECORD"))
+    files[f"{info}/RECORD"] = "".join(
+        f"{file},,\n" for file in (*files, f"{info}/RECORD")
+    )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
@@ -43,7 +45,11 @@ def wheel(folder: Path, name: str, version: str, files: dict[str, str]) -> Path:
 def torch_wheel(folder: Path, version: str, ballast: int = 0) -> Path:
     """A stand-in torch: all that UGRO looks at, and as many bytes more."""
     facts = f"__version__ = '{version}+stand.in'\ncuda = '12.8'\n"
-    files = {"torch/__init__.py": "", "torch/version.py": facts, "torch/ballast": "x" * ballast}
+    files = {
+        "torch/__init__.py": "",
+        "torch/version.py": facts,
+        "torch/ballast": "x" * ballast,
+    }
     return wheel(folder, "torch", version, files)
 
 
@@ -60,7 +66,9 @@ class Project:
         self.always: tuple[str, ...] = ()  # said with each sync
         self.wheels = root / "wheels"
         (root / "scripts").mkdir(parents=True)
-        document["paths"] = {name: str(root / name) for name in ("scripts", "experiments", "logs")}
+        document["paths"] = {
+            name: str(root / name) for name in ("scripts", "experiments", "logs")
+        }
         self.cluster_file = root / "cluster.yaml"
         for version in ("1.0", "2.0"):
             torch_wheel(self.wheels, version)
@@ -74,7 +82,9 @@ class Project:
         self.document["environment"] = {"manager": manager, **more}
         self.cluster_file.write_text(yaml.safe_dump(self.document, sort_keys=False))
 
-    def pin_for_uv(self, version: str, *, lock: bool = True, source: str | None = None) -> None:
+    def pin_for_uv(
+        self, version: str, *, lock: bool = True, source: str | None = None
+    ) -> None:
         """What uv makes environments from."""
         links = source or str(self.wheels)
         (self.root / "pyproject.toml").write_text(
@@ -88,7 +98,9 @@ class Project:
     def pin_for_pip(self, version: str, constraints: str | None = None) -> None:
         """What pip makes environments from."""
         options = f"--no-index\n--find-links {self.wheels}\n"
-        (self.root / "scripts" / "requirements.txt").write_text(f"{options}torch=={version}\n")
+        (self.root / "scripts" / "requirements.txt").write_text(
+            f"{options}torch=={version}\n"
+        )
         if constraints is not None:
             (self.root / "scripts" / "constraints.txt").write_text(constraints)
 
@@ -113,12 +125,19 @@ class Project:
 
 
 @pytest.fixture
-def project(home: Lab, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Project]:
+def project(
+    home: Lab, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Project]:
     """A project for the lab's hosts, where each of them has uv and, for itself, an empty project folder."""
-    made = Project(tmp_path / "project", yaml.safe_load(home.cluster_file.read_text("utf-8")))
+    made = Project(
+        tmp_path / "project", yaml.safe_load(home.cluster_file.read_text("utf-8"))
+    )
     for node in made.nodes():
         # A Python that can make environments whatever Debian packages this machine has.
-        node |= {"paths": {"project": f"~/ugro/{request.node.name}"}, "python": sys.executable}
+        node |= {
+            "paths": {"project": f"~/ugro/{request.node.name}"},
+            "python": sys.executable,
+        }
     for host in home.hosts:
         give_uv(host)
     yield made

@@ -32,7 +32,9 @@ from ugro_tasks.node.processes import of_slot
 
 SLOT = f"test-{os.getpid():x}"
 HERE = f"here-{os.getpid():x}"
-pytestmark = pytest.mark.skipif(not UV.exists(), reason="uv is not installed beside this Python")
+pytestmark = pytest.mark.skipif(
+    not UV.exists(), reason="uv is not installed beside this Python"
+)
 
 
 @pytest.fixture
@@ -48,7 +50,10 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
         "name": f"{name}-{os.getpid():x}", "ip": "127.0.0.1", "transport": "local", "python": sys.executable,
         "paths": {"project": str(tmp_path / name)},
     } for name in ("here", "there"))  # fmt: skip
-    made = Project(tmp_path / "project", {"cluster": {"name": "mine", "master": master}, "workers": [other]})
+    made = Project(
+        tmp_path / "project",
+        {"cluster": {"name": "mine", "master": master}, "workers": [other]},
+    )
     made.always = ("--nodes", HERE)
     made.manage("uv", name="main")
     made.pin_for_uv("1.0")
@@ -77,10 +82,14 @@ def made_by_hand(venv: Path) -> None:
     (venv / "mine.txt").write_text("precious")
 
 
-def test_nodes_that_share_an_environment_make_it_once(tmp_path: Path, mine: Project) -> None:
+def test_nodes_that_share_an_environment_make_it_once(
+    tmp_path: Path, mine: Project
+) -> None:
     mine.pin_for_pip("1.0")
     cluster = local_cluster(tmp_path)
-    nodes = tuple(replace(node, slot=f"{node.slot}-{os.getpid():x}") for node in cluster.nodes)
+    nodes = tuple(
+        replace(node, slot=f"{node.slot}-{os.getpid():x}") for node in cluster.nodes
+    )
     cluster = replace(cluster, scripts=mine.root / "scripts", nodes=nodes)
     told: list[tuple[str, str]] = []
 
@@ -90,11 +99,26 @@ def test_nodes_that_share_an_environment_make_it_once(tmp_path: Path, mine: Proj
     with Fleet.of(cluster) as fleet:
         first = sync(fleet, cluster, tell)
         again = sync(fleet, cluster, tell)
-    made = [result for result in first.values() if isinstance(result, Synced) and result.bytes]
+    made = [
+        result
+        for result in first.values()
+        if isinstance(result, Synced) and result.bytes
+    ]
     assert (len(made), len(first)) == (1, 3)
-    assert len({str(result.after) for result in first.values() if isinstance(result, Synced)}) == 1
+    assert (
+        len(
+            {
+                str(result.after)
+                for result in first.values()
+                if isinstance(result, Synced)
+            }
+        )
+        == 1
+    )
     assert len([node for node, phase in told if phase == "looking at it"]) == 1
-    assert [result.why for result in again.values() if isinstance(result, Synced)] == [None] * 3
+    assert [result.why for result in again.values() if isinstance(result, Synced)] == [
+        None
+    ] * 3
     assert len(list((tmp_path / ".ugro" / "env.sync").glob("env-*"))) == 1
 
 
@@ -142,12 +166,18 @@ def test_a_switch_that_was_interrupted_is_undone(mine: Project, venv: Path) -> N
     assert not (work / "replaced").exists()
 
 
-def test_a_build_that_cannot_be_finished_leaves_what_was_in_use(mine: Project, venv: Path) -> None:
+def test_a_build_that_cannot_be_finished_leaves_what_was_in_use(
+    mine: Project, venv: Path
+) -> None:
     mine.synced()
     (venv.parents[1] / "home" / ".local" / "bin" / "uv").unlink()
     mine.pin_for_uv("2.0")
     done = mine.sync()
-    assert (done.returncode, torch_of(venv), len(builds(venv))) == (10, "1.0+stand.in", 1)
+    assert (done.returncode, torch_of(venv), len(builds(venv))) == (
+        10,
+        "1.0+stand.in",
+        1,
+    )
 
 
 def test_a_python_that_is_not_there(mine: Project) -> None:
@@ -196,7 +226,12 @@ def slow_uv(tmp_path: Path) -> Callable[[], int]:
 
 
 def build_request(mine: Project, venv: Path, **more: Any) -> bytes:
-    place = {"manager": "uv", "name": "main", "folder": str(venv), "work": str(venv.with_name(".venv.sync"))}
+    place = {
+        "manager": "uv",
+        "name": "main",
+        "folder": str(venv),
+        "work": str(venv.with_name(".venv.sync")),
+    }
     request = {
         "op": "build_environment", "environment": place, "interpreter": str(venv / "bin" / "python"), "slot": SLOT,
         "slots": [SLOT], "python": None, "digest": "d" * 64, "bad": None, "offline": False, "files": {},
@@ -212,12 +247,16 @@ def test_nothing_is_left_of_a_build_whose_end_nobody_sees(
     sleeper = slow_uv(tmp_path)
     (tmp_path / "node.zip").write_bytes(node_zip())
     process = subprocess.Popen(
-        [sys.executable, "-ES", str(tmp_path / "node.zip")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-ES", str(tmp_path / "node.zip")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     assert process.stdin
     assert process.stdout
     process.stdin.write(
-        build_request(mine, venv, silence_seconds=1.0 if how == "controller silent" else 20.0)
+        build_request(
+            mine, venv, silence_seconds=1.0 if how == "controller silent" else 20.0
+        )
     )
     process.stdin.flush()
     wait_until(lambda: bool(sleeper()), "the build to be under way")
@@ -235,7 +274,9 @@ def test_nothing_is_left_of_a_build_whose_end_nobody_sees(
     assert of_slot(SLOT) == []
 
 
-def test_ctrl_c_ends_what_was_under_way(mine: Project, venv: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_what_was_under_way(
+    mine: Project, venv: Path, tmp_path: Path
+) -> None:
     mine.synced()
     mine.pin_for_uv("2.0")
     make_locks(read_cluster_file(mine.cluster_file), [HERE], lambda *_: None)
@@ -253,7 +294,9 @@ def test_ctrl_c_ends_what_was_under_way(mine: Project, venv: Path, tmp_path: Pat
     assert torch_of(venv) == "1.0+stand.in"
 
 
-def test_a_stop_ends_what_a_launch_has_under_way(mine: Project, venv: Path, tmp_path: Path) -> None:
+def test_a_stop_ends_what_a_launch_has_under_way(
+    mine: Project, venv: Path, tmp_path: Path
+) -> None:
     mine.document["timeouts"] = {"agent_linger_seconds": 1}
     mine.manage("uv", name="main")
     (mine.root / "scripts" / "train.py").write_text("")
@@ -296,7 +339,10 @@ def test_a_rank_gets_what_the_activation_sets(
         str(home / ".pixi/bin/pixi"), "shell-hook", "--json", "--frozen", "--no-install", "--environment", "main",
         "--manifest-path", str(project / "pyproject.toml"),
     ]  # fmt: skip
-    token, folder = f"exp1_20260120_120000.c0ffee00:here:test-{os.getpid():x}", tmp_path / "job"
+    token, folder = (
+        f"exp1_20260120_120000.c0ffee00:here:test-{os.getpid():x}",
+        tmp_path / "job",
+    )
     zipped = node_zip()
     request = Prepare(
         token=token,
@@ -312,7 +358,11 @@ def test_a_rank_gets_what_the_activation_sets(
     ask(host, request, blob=zipped + archive({"train.py": ""}))
     ask(host, Start(folder=str(folder)))
     wait_until((folder / "exit.json").exists, "the exit record")
-    seen = dict(line.split("=", 1) for line in (folder / "log").read_text().splitlines() if "=" in line)
+    seen = dict(
+        line.split("=", 1)
+        for line in (folder / "log").read_text().splitlines()
+        if "=" in line
+    )
     prefix = project / ".pixi/envs/main"
     assert seen["STAND_IN_ACTIVATED"] == f"by a script of {prefix}"
     assert seen["PATH"].startswith(f"{prefix}/bin:")

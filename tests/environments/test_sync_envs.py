@@ -20,7 +20,9 @@ from ugro_tasks.environments.sync import make_locks
 from ugro_tasks.hosts import ssh
 
 NAMES = ["lab0", "lab1", "lab2"]
-pytestmark = pytest.mark.skipif(not UV.exists(), reason="uv is not installed beside this Python")
+pytestmark = pytest.mark.skipif(
+    not UV.exists(), reason="uv is not installed beside this Python"
+)
 
 
 @pytest.fixture
@@ -51,7 +53,9 @@ def builds(host: LabHost, project: Project) -> list[str]:
 def torch_of(host: LabHost, project: Project) -> str:
     """The torch that the host's environment imports."""
     python = f"{host.home}/{str(project.nodes()[0]['paths']['project'])[2:]}/.venv/bin/python"
-    return host.run([python, "-c", "import torch.version; print(torch.version.__version__)"]).stdout.strip()
+    return host.run(
+        [python, "-c", "import torch.version; print(torch.version.__version__)"]
+    ).stdout.strip()
 
 
 def test_uv_brings_the_same_environment_to_all_nodes(
@@ -75,11 +79,18 @@ def test_uv_brings_the_same_environment_to_all_nodes(
     project.pin_for_uv("2.0")
     project.synced("--nodes", "lab1")
     code, answer = health(cluster=project.cluster_file)
-    assert (code, [node for node, check in faults(answer) if check == "environment"]) == (5, ["lab0", "lab2"])
+    assert (
+        code,
+        [node for node, check in faults(answer) if check == "environment"],
+    ) == (5, ["lab0", "lab2"])
     assert "behind: made from another uv.lock" in value(answer, "lab0", "environment")
     assert "inv sync-envs --nodes lab0" in faults(answer)["lab0", "environment"]
     done = project.sync()
-    assert (done.returncode, done.stdout.count("1.0+stand.in"), done.stdout.count("2.0+stand.in")) == (
+    assert (
+        done.returncode,
+        done.stdout.count("1.0+stand.in"),
+        done.stdout.count("2.0+stand.in"),
+    ) == (
         0,
         2,
         3,
@@ -88,10 +99,18 @@ def test_uv_brings_the_same_environment_to_all_nodes(
     assert [len(builds(host, project)) for host in hosts] == [1, 1, 1]
 
 
-def test_venv_takes_only_what_is_pinned(project: Project, hosts: list[LabHost], requests: list[str]) -> None:
+def test_venv_takes_only_what_is_pinned(
+    project: Project, hosts: list[LabHost], requests: list[str]
+) -> None:
     project.manage("venv")
-    good, other = (project.wheels / f"torch-{version}-py3-none-any.whl" for version in ("1.0", "2.0"))
-    project.pin_for_pip("1.0", f"torch==1.0 \\\n    --hash={sha256(other)} \\\n    --hash={sha256(good)}\n")
+    good, other = (
+        project.wheels / f"torch-{version}-py3-none-any.whl"
+        for version in ("1.0", "2.0")
+    )
+    project.pin_for_pip(
+        "1.0",
+        f"torch==1.0 \\\n    --hash={sha256(other)} \\\n    --hash={sha256(good)}\n",
+    )
     first = project.synced()
     assert len({json.dumps(node["after"]) for node in first.values()}) == 1
     assert [torch_of(host, project) for host in hosts] == ["1.0+stand.in"] * 3
@@ -103,7 +122,8 @@ def test_venv_takes_only_what_is_pinned(project: Project, hosts: list[LabHost], 
     done = project.sync("--nodes", "lab0")
     assert done.returncode == 10
     assert (
-        "lab0: pip would install another file than constraints.txt pins: torch 1.0 with sha256" in done.stderr
+        "lab0: pip would install another file than constraints.txt pins: torch 1.0 with sha256"
+        in done.stderr
     )
     assert torch_of(hosts[0], project) == "1.0+stand.in"
     assert len(builds(hosts[0], project)) == 1
@@ -123,7 +143,9 @@ def test_a_stale_lock_is_said_once(project: Project, hosts: list[LabHost]) -> No
 
 
 @contextmanager
-def serving(folder: Path, address: str) -> Iterator[tuple[str, set[str], threading.Event]]:
+def serving(
+    folder: Path, address: str
+) -> Iterator[tuple[str, set[str], threading.Event]]:
     """(url, who has asked for a wheel, what must be set before it is sent) of a folder."""
     asked: set[str] = set()
     gate = threading.Event()
@@ -184,19 +206,31 @@ def test_a_host_that_is_cut_off_in_the_middle(
             "behind, or not known: lab1; what was in use there stays in use. Up to date: lab0, lab2"
             in done.stderr
         )
-        wait_until(lambda: not hosts[1].processes(token=b"UGRO_"), "the build to end", 5)
-        wait_until(lambda: len(builds(hosts[1], project)) == 1, "its folder to be removed", 5)
-        assert [torch_of(host, project) for host in hosts] == ["4.0+stand.in", "1.0+stand.in", "4.0+stand.in"]
+        wait_until(
+            lambda: not hosts[1].processes(token=b"UGRO_"), "the build to end", 5
+        )
+        wait_until(
+            lambda: len(builds(hosts[1], project)) == 1, "its folder to be removed", 5
+        )
+        assert [torch_of(host, project) for host in hosts] == [
+            "4.0+stand.in",
+            "1.0+stand.in",
+            "4.0+stand.in",
+        ]
         hosts[1].mend()
         again = project.synced()
     assert {name for name, node in again.items() if node["why"]} == {"lab1"}
     assert torch_of(hosts[1], project) == "4.0+stand.in"
 
 
-def test_a_node_with_a_job_is_left_alone(project: Project, hosts: list[LabHost]) -> None:
+def test_a_node_with_a_job_is_left_alone(
+    project: Project, hosts: list[LabHost]
+) -> None:
     project.manage("uv", name="main")
     project.pin_for_uv("1.0")
-    with background(hosts[1], "env UGRO_TOKEN=exp7_20260101_000000.5f2c:lab1:node sleep 60"):
+    with background(
+        hosts[1], "env UGRO_TOKEN=exp7_20260101_000000.5f2c:lab1:node sleep 60"
+    ):
         done = project.sync("--nodes", "lab0,lab1")
     assert done.returncode == 6
     assert "lab1: held by job exp7_20260101_000000" in done.stderr
@@ -251,7 +285,9 @@ def test_a_node_without_uv(project: Project, hosts: list[LabHost]) -> None:
 
 
 @pytest.mark.parametrize("manager", ["uv", "venv"])
-def test_a_node_without_internet(project: Project, hosts: list[LabHost], manager: str) -> None:
+def test_a_node_without_internet(
+    project: Project, hosts: list[LabHost], manager: str
+) -> None:
     own = project.root / "only-here"
     project.wheels.rename(own)
     project.wheels = own
@@ -281,7 +317,9 @@ def by_pixi(project: Project, home: Lab, hosts: list[LabHost]) -> Project:
 
 
 def pixi_torch(host: LabHost, project: Project) -> str:
-    (path,) = folder_of(host, project).glob(".pixi/envs/main/lib/python*/site-packages/torch/version.py")
+    (path,) = folder_of(host, project).glob(
+        ".pixi/envs/main/lib/python*/site-packages/torch/version.py"
+    )
     return path.read_text().split("'")[1]
 
 
@@ -305,7 +343,9 @@ def test_pixi_brings_the_same_environment_to_all_nodes(
     assert "pixi lock" in done.stderr
     # pixi makes its environments in place: what was interrupted is repaired by the next run.
     (by_pixi.root / "pixi.lock").unlink()
-    assert {node["after"]["torch"] for node in by_pixi.synced().values()} == {"2.0+stand.in"}
+    assert {node["after"]["torch"] for node in by_pixi.synced().values()} == {
+        "2.0+stand.in"
+    }
 
 
 def test_a_node_without_pixi(by_pixi: Project, hosts: list[LabHost]) -> None:
@@ -329,14 +369,18 @@ def test_another_pixi_than_elsewhere(by_pixi: Project, hosts: list[LabHost]) -> 
 
 def test_no_cuda_driver(by_pixi: Project, hosts: list[LabHost]) -> None:
     hosts[0].nvidia_smi("rtx4070")
-    by_pixi.pin_for_pixi("1.0", '[{name = "linux-64-cuda", platform = "linux-64", cuda = "12.0"}]')
+    by_pixi.pin_for_pixi(
+        "1.0", '[{name = "linux-64-cuda", platform = "linux-64", cuda = "12.0"}]'
+    )
     done = by_pixi.sync("--nodes", "lab0,lab1")
     assert done.returncode == 10
     assert "lab1: pixi finds no CUDA driver there" in done.stderr
     assert "CONDA_OVERRIDE_CUDA" in done.stderr
     # With a platform for machines without one both get something, and it is said that it is not the same.
     (by_pixi.root / "pixi.lock").unlink()
-    both = '[{name = "linux-64-cuda", platform = "linux-64", cuda = "12.0"}, "linux-64"]'
+    both = (
+        '[{name = "linux-64-cuda", platform = "linux-64", cuda = "12.0"}, "linux-64"]'
+    )
     by_pixi.pin_for_pixi("1.0", both)
     done = by_pixi.sync("--nodes", "lab0,lab1")
     assert done.returncode == 10
@@ -347,10 +391,15 @@ def test_no_lock_and_no_pixi_to_make_it(by_pixi: Project, home: Lab) -> None:
     (home.home / ".pixi" / "bin" / "pixi").unlink()
     done = by_pixi.sync()
     assert done.returncode == 11
-    assert "pixi.lock is missing, and pixi, which makes it, is not on this machine" in done.stderr
+    assert (
+        "pixi.lock is missing, and pixi, which makes it, is not on this machine"
+        in done.stderr
+    )
 
 
-def test_a_pixi_node_without_internet(by_pixi: Project, home: Lab, hosts: list[LabHost]) -> None:
+def test_a_pixi_node_without_internet(
+    by_pixi: Project, home: Lab, hosts: list[LabHost]
+) -> None:
     done = by_pixi.sync("--nodes", "lab0", "--offline")
     assert done.returncode == 11
     assert "pixi-pack is not on this machine" in done.stderr
@@ -362,4 +411,6 @@ def test_a_pixi_node_without_internet(by_pixi: Project, home: Lab, hosts: list[L
     by_pixi.synced("--nodes", "lab0", "--offline")
     assert pixi_torch(hosts[0], by_pixi) == "1.0+stand.in"
     _, answer = health("--nodes", "lab0", cluster=by_pixi.cluster_file)
-    assert answer["nodes"][0]["facts"]["environment"]["activate"].endswith("/activate.sh")
+    assert answer["nodes"][0]["facts"]["environment"]["activate"].endswith(
+        "/activate.sh"
+    )

@@ -15,7 +15,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NOT_COPIED = shutil.ignore_patterns(
-    ".git", ".venv", ".ugro", ".pixi", ".*_cache", "__pycache__", "*.egg-info", "tmp*", "*_20*"
+    ".git",
+    ".venv",
+    ".ugro",
+    ".pixi",
+    ".*_cache",
+    "__pycache__",
+    "*.egg-info",
+    "tmp*",
+    "*_20*",
 )
 # As far as anything here calls what Debian's package coreutils has.
 COREUTILS = """
@@ -56,7 +64,9 @@ def checkout(tmp_path: Path) -> Iterator[Path]:
 
 def first_commands() -> list[str]:
     """The first two lines of commands in the README."""
-    found = re.findall(r"^    (bin/ugro .+)$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    found = re.findall(
+        r"^    (bin/ugro .+)$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE
+    )
     return found[:2]
 
 

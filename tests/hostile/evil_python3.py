@@ -25,7 +25,9 @@ elif mode == "a byte now and then":
         out.flush()
         time.sleep(0.05)
 elif mode == "tricks":
-    err.write(b"\x1b]0;owned\x07\x9b31m \xe2\x80\xae [red] \xff " + b"x" * 100_000 + b"\n")
+    err.write(
+        b"\x1b]0;owned\x07\x9b31m \xe2\x80\xae [red] \xff " + b"x" * 100_000 + b"\n"
+    )
     sys.exit(3)
 elif mode == "nesting":
     out.write(MARK + b"[" * 1_000_000 + b"\n")
@@ -34,7 +36,13 @@ elif mode == "another answer":
     request = json.loads(sys.stdin.buffer.readline())
     out.write(
         MARK
-        + json.dumps({"error": "busy", "holder": {"job": "\x1b[2J" * 10_000}, "op": request["op"]}).encode()
+        + json.dumps(
+            {
+                "error": "busy",
+                "holder": {"job": "\x1b[2J" * 10_000},
+                "op": request["op"],
+            }
+        ).encode()
         + b"\n"
     )
 elif mode == "nothing":

@@ -26,7 +26,9 @@ from ugro_tasks.hosts.operations import (
 from ugro_tasks.node.protocol import MARK
 
 Answering = Callable[[str, dict[str, Any]], bytes]
-RECORDED = json.loads((Path(__file__).parents[1] / "unit" / "recordings" / "health.json").read_text())
+RECORDED = json.loads(
+    (Path(__file__).parents[1] / "unit" / "recordings" / "health.json").read_text()
+)
 PROCESS = {
     "pid": 7,
     "job": "exp1_20260120_120000",
@@ -57,7 +59,12 @@ MODEL = {
     },
     "weights_bytes": 1_000_000,
 }
-PROBE = RECORDED["fit"] | {"environment": BUILT, "model": MODEL, "started": 1.0, "ended": 2.0}
+PROBE = RECORDED["fit"] | {
+    "environment": BUILT,
+    "model": MODEL,
+    "started": 1.0,
+    "ended": 2.0,
+}
 PEERS = {
     "seconds": 4.0,
     "port": 34105,
@@ -67,7 +74,11 @@ PEERS = {
 }
 WHOLE: dict[str, dict[str, Any]] = {
     "probe": PROBE
-    | {"peers": PEERS, "jobs": [PROCESS], "reach": {"ok": False, "error": "refused", "milliseconds": 1.0}},
+    | {
+        "peers": PEERS,
+        "jobs": [PROCESS],
+        "reach": {"ok": False, "error": "refused", "milliseconds": 1.0},
+    },
     "prepare": {"folder": "/x"},
     "start": {"torchrun": {"pid": 7, "start_time": "1", "boot_id": "x"}},
     "stop": {"left": [PROCESS], "exit": {"code": 0}, "seconds": 0.1},
@@ -95,7 +106,12 @@ WHOLE: dict[str, dict[str, Any]] = {
         "others": ["other"],
     },
 }
-WHOLE["build_environment"] = WHOLE["environment"] | {"made": True, "seconds": 1.0, "bytes": 1, "kept": None}
+WHOLE["build_environment"] = WHOLE["environment"] | {
+    "made": True,
+    "seconds": 1.0,
+    "bytes": 1,
+    "kept": None,
+}
 ENVIRONMENT = {"manager": "venv", "name": "default", "folder": "/x", "work": "/x.sync"}
 REQUESTS: dict[str, Request[Any]] = {
     "probe": Probe(
@@ -127,7 +143,9 @@ REQUESTS: dict[str, Request[Any]] = {
     "reset": Reset(slot="node", grace_seconds=1.0),
     "make_folder": MakeFolder(project="/x"),
     "manifests": Manifests(folder="/x"),
-    "environment": Environment(environment=ENVIRONMENT, interpreter="python3", python=None, offline=True),
+    "environment": Environment(
+        environment=ENVIRONMENT, interpreter="python3", python=None, offline=True
+    ),
     "clean": Clean(folders=[], remove=False),
 }
 BUILD = Build(
@@ -152,7 +170,14 @@ FAILED = {
     "free_bytes": 1,
     "log": "/x/log",
 }
-PROGRESS = {"progress": {"phase": "installing", "seconds": 1.0, "bytes": 5, "line": "Collecting torch"}}
+PROGRESS = {
+    "progress": {
+        "phase": "installing",
+        "seconds": 1.0,
+        "bytes": 5,
+        "line": "Collecting torch",
+    }
+}
 BUSY = {"error": "busy", "message": "held", "holder": PROCESS}
 REFUSED = {"error": "unwritable", "message": "/x: Read-only file system"}
 
@@ -170,7 +195,9 @@ class HostileHost:
     def __init__(self, node: Node, answering: Answering) -> None:
         self.node, self.answering = node, answering
 
-    def run(self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0) -> bytes:
+    def run(
+        self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0
+    ) -> bytes:
         return self._answer(argv, stdin)
 
     def stream(self, argv: Sequence[str], stdin: bytes | None = b"") -> _Stream:
@@ -189,7 +216,9 @@ class HostileHost:
 
 
 class _Stream:
-    def __init__(self, host: HostileHost, argv: Sequence[str], stdin: bytes | None) -> None:
+    def __init__(
+        self, host: HostileHost, argv: Sequence[str], stdin: bytes | None
+    ) -> None:
         self.host, self.argv, self.given, self.said = host, argv, stdin or b"", b""
         self.asked = False
 

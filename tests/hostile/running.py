@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[2]
 
 # What no terminal may get: control characters but tab and newline, what changes the direction of text, what cannot be
 # encoded at all.
-RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+RAW = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 class Done(NamedTuple):
@@ -29,7 +31,9 @@ class Done(NamedTuple):
 def ugro(*words: str, folder: Path) -> Done:
     """The command, in `folder`. Anything that would be a traceback there is raised here."""
     out = io.TextIOWrapper(io.BytesIO(), "utf-8", "strict", write_through=True)
-    err = io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace", write_through=True)
+    err = io.TextIOWrapper(
+        io.BytesIO(), "utf-8", "backslashreplace", write_through=True
+    )
     code = 0
     with chdir(folder), redirect_stdout(out), redirect_stderr(err):
         try:
@@ -54,6 +58,10 @@ def tree(folder: Path) -> dict[str, bytes | str | None]:
     for path in sorted(folder.rglob("*")):
         name = os.fsdecode(path.relative_to(folder))
         found[name] = (
-            str(path.readlink()) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+            str(path.readlink())
+            if path.is_symlink()
+            else path.read_bytes()
+            if path.is_file()
+            else None
         )
     return found

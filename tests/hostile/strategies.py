@@ -22,7 +22,9 @@ INJECTIONS = [
     "--rsh=touch {mark}", "-e touch {mark}", "%(touch {mark})", "*", "~root", "a b", "../../x", "/etc/passwd",
 ]  # fmt: skip
 
-tricky = st.lists(st.sampled_from(TRICKS) | st.text(max_size=5), max_size=6).map("".join)
+tricky = st.lists(st.sampled_from(TRICKS) | st.text(max_size=5), max_size=6).map(
+    "".join
+)
 text = tricky | st.text(max_size=30) | st.sampled_from(INJECTIONS)
 
 
@@ -38,15 +40,34 @@ arguments = (
 
 HUGE = 10**400
 numbers = st.sampled_from(
-    [0, -1, 1, 2**31, 2**63, 2**64, -(2**63), HUGE, 1e308, -1e308, 5e-324, 0.5, float("nan"), float("inf")]
+    [
+        0,
+        -1,
+        1,
+        2**31,
+        2**63,
+        2**64,
+        -(2**63),
+        HUGE,
+        1e308,
+        -1e308,
+        5e-324,
+        0.5,
+        float("nan"),
+        float("inf"),
+    ]
 ) | st.integers(-10, 10**6)
 scalars = st.none() | st.booleans() | numbers | text
 _nested: dict[str, Any] = {"a": {"b": [[{}]]}}
 json_values = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3)
+    ),
     max_leaves=6,
-) | st.sampled_from([[], {}, "", "x" * 10_000, _nested, json.loads("[" * 200 + "]" * 200)]).map(copy.deepcopy)
+) | st.sampled_from(
+    [[], {}, "", "x" * 10_000, _nested, json.loads("[" * 200 + "]" * 200)]
+).map(copy.deepcopy)
 
 
 @st.composite
@@ -74,8 +95,18 @@ def changed(draw: st.DrawFn, value: Any, times: int = 2) -> Any:
 
 
 def _places(value: Any, place: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [found for key, inner in items for found in [(*place, key), *_places(inner, (*place, key))]]
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    return [
+        found
+        for key, inner in items
+        for found in [(*place, key), *_places(inner, (*place, key))]
+    ]
 
 
 Damage = Callable[[bytes], bytes]
@@ -84,11 +115,26 @@ Damage = Callable[[bytes], bytes]
 @st.composite
 def damages(draw: st.DrawFn) -> Damage:
     """What happens to a file: cut short, bits flipped, a piece lost, doubled, moved, or overwritten."""
-    kind = draw(st.sampled_from(["cut", "flip", "lose", "double", "zero", "junk", "swap", "number", "all"]))
+    kind = draw(
+        st.sampled_from(
+            ["cut", "flip", "lose", "double", "zero", "junk", "swap", "number", "all"]
+        )
+    )
     at, length = draw(st.floats(0, 1)), draw(st.integers(1, 40))
     bit, junk = draw(st.integers(0, 7)), draw(st.binary(max_size=20))
     number = draw(
-        st.sampled_from([b"9" * 400, b"9" * 5000, b"1e999", b"NaN", b"-1", b"[" * 5000, b"null", b'""'])
+        st.sampled_from(
+            [
+                b"9" * 400,
+                b"9" * 5000,
+                b"1e999",
+                b"NaN",
+                b"-1",
+                b"[" * 5000,
+                b"null",
+                b'""',
+            ]
+        )
     )
 
     def damage(content: bytes) -> bytes:
@@ -99,7 +145,12 @@ def damages(draw: st.DrawFn) -> Damage:
             case "cut":
                 return before
             case "flip":
-                return before + bytes(byte ^ (1 << bit) for byte in piece[:1]) + piece[1:] + after
+                return (
+                    before
+                    + bytes(byte ^ (1 << bit) for byte in piece[:1])
+                    + piece[1:]
+                    + after
+                )
             case "lose":
                 return before + after
             case "double":
@@ -111,8 +162,17 @@ def damages(draw: st.DrawFn) -> Damage:
             case "swap":
                 return after + piece + before
             case "number":
-                digits = next((i for i in range(begin, len(content)) if content[i : i + 1].isdigit()), begin)
-                return content[:digits] + number + content[digits:].lstrip(b"0123456789.")
+                digits = next(
+                    (
+                        i
+                        for i in range(begin, len(content))
+                        if content[i : i + 1].isdigit()
+                    ),
+                    begin,
+                )
+                return (
+                    content[:digits] + number + content[digits:].lstrip(b"0123456789.")
+                )
         return junk
 
     return damage

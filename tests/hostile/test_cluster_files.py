@@ -16,13 +16,21 @@ from hypothesis import strategies as st
 
 from tests.hostile.profiles import examples
 from tests.hostile.running import RAW, ugro
-from tests.hostile.strategies import INJECTIONS, Damage, changed, damages, json_values, text
+from tests.hostile.strategies import (
+    INJECTIONS,
+    Damage,
+    changed,
+    damages,
+    json_values,
+    text,
+)
 from ugro_tasks.cluster.file import load_cluster
 from ugro_tasks.cluster.model import Cluster
 from ugro_tasks.errors import ClusterFileError
 
 SAMPLES = [
-    path.read_bytes() for path in sorted((Path(__file__).parents[1] / "unit" / "clusters").glob("*.yaml"))
+    path.read_bytes()
+    for path in sorted((Path(__file__).parents[1] / "unit" / "clusters").glob("*.yaml"))
 ]
 SAMPLES += [(Path(__file__).parents[2] / "cluster.yaml").read_bytes()]
 ENVIRON = {"USER": "ada", "HOME": "/home/ada"}
@@ -38,7 +46,11 @@ def loaded(content: bytes, folder: Path) -> Cluster | None:
     try:
         cluster = load_cluster(str(path), environ=ENVIRON)
     except ClusterFileError as refused:
-        assert HAS_A_LINE.search(refused.text) or "is empty" in refused.text or "over 1 MiB" in refused.text
+        assert (
+            HAS_A_LINE.search(refused.text)
+            or "is empty" in refused.text
+            or "over 1 MiB" in refused.text
+        )
         assert not RAW.search(refused.text)
         assert len(refused.text) < 20_000
         return None
@@ -71,7 +83,9 @@ def is_usable(cluster: Cluster) -> None:
 
 
 @examples(25)
-@given(sample=st.sampled_from(SAMPLES), hurt=st.lists(damages(), min_size=1, max_size=3))
+@given(
+    sample=st.sampled_from(SAMPLES), hurt=st.lists(damages(), min_size=1, max_size=3)
+)
 def test_a_file_damaged_anywhere_is_a_cluster_or_a_refusal(
     tmp_path: Path, sample: bytes, hurt: list[Damage]
 ) -> None:
@@ -83,9 +97,13 @@ def test_a_file_damaged_anywhere_is_a_cluster_or_a_refusal(
 
 @examples(50)
 @given(data=st.data())
-def test_a_file_with_other_values_is_a_cluster_or_a_refusal(tmp_path: Path, data: st.DataObject) -> None:
+def test_a_file_with_other_values_is_a_cluster_or_a_refusal(
+    tmp_path: Path, data: st.DataObject
+) -> None:
     sample = yaml.safe_load(data.draw(st.sampled_from(SAMPLES)))
-    content = yaml.safe_dump(data.draw(changed(sample)), allow_unicode=True).encode("utf-8", "replace")
+    content = yaml.safe_dump(data.draw(changed(sample)), allow_unicode=True).encode(
+        "utf-8", "replace"
+    )
     if cluster := loaded(content, tmp_path):
         is_usable(cluster)
 
@@ -113,7 +131,9 @@ def test_any_bytes_are_a_cluster_or_a_refusal(tmp_path: Path, content: bytes) ->
     assert loaded(content, tmp_path) is None
 
 
-LAUGHS = "a0: &a0 x\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 20))
+LAUGHS = "a0: &a0 x\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 20)
+)
 GOOD = b"cluster: {master: {hostname: m, ip: 10.0.0.1}}\n"
 
 
@@ -128,17 +148,34 @@ GOOD = b"cluster: {master: {hostname: m, ip: 10.0.0.1}}\n"
         pytest.param(b"? " * 500_000, id="deep keys"),
         pytest.param(b"a: '" + b"x" * 1_000_000 + b"'", id="a huge value"),
         pytest.param(b"x" * 1_000_000 + b": 1", id="a huge key"),
-        pytest.param(b"cluster: {master: {ip: '" + b"9" * 1_000_000 + b"'}}", id="a huge address"),
-        pytest.param(GOOD + b"training: {default_epochs: " + b"9" * 1_000_000 + b"}", id="a huge number"),
-        pytest.param(GOOD + b"timeouts: {connect_seconds: " + b"9" * 1_000_000 + b"}", id="a huge time"),
+        pytest.param(
+            b"cluster: {master: {ip: '" + b"9" * 1_000_000 + b"'}}", id="a huge address"
+        ),
+        pytest.param(
+            GOOD + b"training: {default_epochs: " + b"9" * 1_000_000 + b"}",
+            id="a huge number",
+        ),
+        pytest.param(
+            GOOD + b"timeouts: {connect_seconds: " + b"9" * 1_000_000 + b"}",
+            id="a huge time",
+        ),
         pytest.param(GOOD + b"a: 1\n" * 100_000, id="a key doubled many times"),
-        pytest.param(GOOD + b"".join(b"k%d: 1\n" % n for n in range(9_000)), id="many unknown keys"),
-        pytest.param(GOOD + b"workers: [" + b"{name: a, ip: 10.0.0.2}," * 3_000 + b"]", id="many twins"),
+        pytest.param(
+            GOOD + b"".join(b"k%d: 1\n" % n for n in range(9_000)),
+            id="many unknown keys",
+        ),
+        pytest.param(
+            GOOD + b"workers: [" + b"{name: a, ip: 10.0.0.2}," * 3_000 + b"]",
+            id="many twins",
+        ),
         pytest.param(b"&a " * 100_000, id="many anchors"),
         pytest.param(b"a: " + b"!x" * 100_000, id="a huge tag"),
         pytest.param(b"a: " + b"${HOME}" * 100_000, id="many variables"),
         pytest.param(b"a: " + b"${" * 300_000, id="variables without an end"),
-        pytest.param(b"%TAG ! tag:x,2000:" + b"y" * 100_000 + b"\n--- !a b", id="a huge directive"),
+        pytest.param(
+            b"%TAG ! tag:x,2000:" + b"y" * 100_000 + b"\n--- !a b",
+            id="a huge directive",
+        ),
         pytest.param(b"a: |\n" + b" \n" * 300_000, id="an endless block"),
         pytest.param(b"# " * 500_000, id="a huge comment"),
         pytest.param(b"\r" * 1_000_000 + b"a", id="a million lines"),
@@ -151,10 +188,24 @@ def test_a_file_made_to_cost_is_refused_soon(tmp_path: Path, content: bytes) -> 
 
 
 @pytest.mark.parametrize(
-    "value", [*INJECTIONS, "fe80::1%eth0", "::1%$(id)", "a@b", "a:22", "[::1]", "10.0.0.1 -oX", "ⅷ"]
+    "value",
+    [
+        *INJECTIONS,
+        "fe80::1%eth0",
+        "::1%$(id)",
+        "a@b",
+        "a:22",
+        "[::1]",
+        "10.0.0.1 -oX",
+        "ⅷ",
+    ],
 )
-@pytest.mark.parametrize("key", ["ip", "hostname", "user", "jump", "ssh_port", "name", "rank", "transport"])
-def test_what_a_node_is_reached_by_cannot_be_a_command(tmp_path: Path, key: str, value: str) -> None:
+@pytest.mark.parametrize(
+    "key", ["ip", "hostname", "user", "jump", "ssh_port", "name", "rank", "transport"]
+)
+def test_what_a_node_is_reached_by_cannot_be_a_command(
+    tmp_path: Path, key: str, value: str
+) -> None:
     document: dict[str, Any] = yaml.safe_load(GOOD) | {
         "workers": [{"name": "w", "ip": "10.0.0.2", key: value}]
     }
@@ -166,10 +217,22 @@ def test_what_a_node_is_reached_by_cannot_be_a_command(tmp_path: Path, key: str,
 
 
 @examples(25)
-@given(section=st.sampled_from(["timeouts", "logging", "training", "paths", "environment"]), data=st.data())
-def test_what_loads_can_be_used(tmp_path: Path, section: str, data: st.DataObject) -> None:
+@given(
+    section=st.sampled_from(
+        ["timeouts", "logging", "training", "paths", "environment"]
+    ),
+    data=st.data(),
+)
+def test_what_loads_can_be_used(
+    tmp_path: Path, section: str, data: st.DataObject
+) -> None:
     keys = {
-        "timeouts": ["connect_seconds", "start_seconds", "rendezvous_seconds", "agent_linger_seconds"],
+        "timeouts": [
+            "connect_seconds",
+            "start_seconds",
+            "rendezvous_seconds",
+            "agent_linger_seconds",
+        ],
         "logging": ["level", "format", "keep_days", "file"],
         "training": [
             "default_script",
@@ -183,11 +246,25 @@ def test_what_loads_can_be_used(tmp_path: Path, section: str, data: st.DataObjec
     }[section]
     document = yaml.safe_load(GOOD)
     formats = st.sampled_from(
-        ["%(message)s", "%(nonsense)s", "%(message)999999999s", "%(asctime)d", "%(levelno)x %s"]
+        [
+            "%(message)s",
+            "%(nonsense)s",
+            "%(message)999999999s",
+            "%(asctime)d",
+            "%(levelno)x %s",
+        ]
     )
-    values = json_values | text | formats | st.sampled_from(["1e300", "1e-300", str(10**100)])
+    values = (
+        json_values
+        | text
+        | formats
+        | st.sampled_from(["1e300", "1e-300", str(10**100)])
+    )
     document[section] = {data.draw(st.sampled_from(keys)): data.draw(values)}
-    cluster = loaded(yaml.safe_dump(document, allow_unicode=True).encode("utf-8", "replace"), tmp_path)
+    cluster = loaded(
+        yaml.safe_dump(document, allow_unicode=True).encode("utf-8", "replace"),
+        tmp_path,
+    )
     if cluster:
         is_usable(cluster)
         waits = msgspec.structs.asdict(cluster.timeouts).values()
@@ -211,14 +288,22 @@ def test_what_loads_can_be_used(tmp_path: Path, section: str, data: st.DataObjec
         f"cluster: {{master: {{hostname: {'m' * 64}, ip: 10.0.0.1}}}}",
     ],
 )
-def test_what_only_the_whole_file_shows_to_be_wrong_is_refused_by_its_line(tmp_path: Path, text: str) -> None:
+def test_what_only_the_whole_file_shows_to_be_wrong_is_refused_by_its_line(
+    tmp_path: Path, text: str
+) -> None:
     assert loaded(text.encode(), tmp_path) is None
 
 
 @examples(25)
 @given(damage=damages())
-def test_a_cluster_that_is_remembered_and_damaged_is_read_anew(tmp_path: Path, damage: Damage) -> None:
-    environ = {**ENVIRON, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+def test_a_cluster_that_is_remembered_and_damaged_is_read_anew(
+    tmp_path: Path, damage: Damage
+) -> None:
+    environ = {
+        **ENVIRON,
+        "HOME": str(tmp_path),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
     (tmp_path / "cluster.yaml").write_bytes(SAMPLES[0])
     cluster = load_cluster(str(tmp_path / "cluster.yaml"), environ=environ)
     (entry,) = (tmp_path / "cache").rglob("*.json")
@@ -227,7 +312,9 @@ def test_a_cluster_that_is_remembered_and_damaged_is_read_anew(tmp_path: Path, d
 
 
 def test_a_bad_file_ends_the_program_with_its_code(tmp_path: Path) -> None:
-    (tmp_path / "cluster.yaml").write_bytes(b'cluster: {master: {hostname: "\\e[31m", ip: 1}}\n')
+    (tmp_path / "cluster.yaml").write_bytes(
+        b'cluster: {master: {hostname: "\\e[31m", ip: 1}}\n'
+    )
     done = ugro("status", folder=tmp_path)
     assert done.code == 3
     assert "line 1" in done.err

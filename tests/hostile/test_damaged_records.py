@@ -42,7 +42,13 @@ SAMPLE = {
     "time": 1.0,
 }
 METRICS = [
-    {"step": n, "total_steps": 3, "epoch": n / 3, "loss": 3.0 / n, "tokens_per_second": 100.0}
+    {
+        "step": n,
+        "total_steps": 3,
+        "epoch": n / 3,
+        "loss": 3.0 / n,
+        "tokens_per_second": 100.0,
+    }
     for n in (1, 2, 3)
 ]
 METRICS += [{"step": 3, "eval_loss": 1.5}]
@@ -58,7 +64,11 @@ JOB_FILES = {
     CHECKPOINT: "json",
     "ranks/1/" + CHECKPOINT: "json",
 }
-SHARED_FILES = {"../job_history.jsonl": "lines", "../cluster_state.json": "json", "../.agent.lock": "text"}
+SHARED_FILES = {
+    "../job_history.jsonl": "lines",
+    "../cluster_state.json": "json",
+    "../.agent.lock": "text",
+}
 # What a job with a record that says something else may end a command with: damaged, not found, it did not succeed.
 ENDS = {0, 1, 2, 4, RecordError.exit_code}
 
@@ -71,18 +81,28 @@ class World:
         self.other = self._job("other", "20260120_120000").home
         self.job = self._job("exp1", "20260121_120000")
         self.home = self.job.home
-        self.pristine = {name: (self.home.folder / name).read_bytes() for name in JOB_FILES}
+        self.pristine = {
+            name: (self.home.folder / name).read_bytes() for name in JOB_FILES
+        }
         experiments = self.home.folder.parent
-        Experiments(experiments).add_to_history(self.home, self.home.record(), self.home.state())
+        Experiments(experiments).add_to_history(
+            self.home, self.home.record(), self.home.state()
+        )
         (experiments / "cluster_state.json").write_text("{}")
         (experiments / ".agent.lock").touch()
-        self.pristine |= {name: (self.home.folder / name).read_bytes() for name in SHARED_FILES}
-        (root / "cluster.yaml").write_text(CLUSTER % {"root": root, "python": sys.executable})
+        self.pristine |= {
+            name: (self.home.folder / name).read_bytes() for name in SHARED_FILES
+        }
+        (root / "cluster.yaml").write_text(
+            CLUSTER % {"root": root, "python": sys.executable}
+        )
 
     def _job(self, name: str, stamp: str) -> EndedJob:
         made = EndedJob(self.root, name, stamp=stamp)
         home = made.home
-        home.save_record(msgspec.structs.replace(home.record(), settings=resolve(made.cluster)))
+        home.save_record(
+            msgspec.structs.replace(home.record(), settings=resolve(made.cluster))
+        )
         made.end(
             Phase.FAILED,
             exit_code=JobFailed.exit_code,
@@ -91,7 +111,9 @@ class World:
         home.add_event(Event(time=1.0, message="checking 3 nodes"))
         home.add_event(Event(time=2.0, message="rank 0 runs", node="gpu0"))
         home.metrics.write_text("".join(json.dumps(line) + "\n" for line in METRICS))
-        home.gpu.write_text("".join(json.dumps(SAMPLE | {"node": f"gpu{n}"}) + "\n" for n in range(3)))
+        home.gpu.write_text(
+            "".join(json.dumps(SAMPLE | {"node": f"gpu{n}"}) + "\n" for n in range(3))
+        )
         home.log(0).write_bytes(b"one\ntwo \x1b[31mred\n\xff\n" * 3)
         for rank in (0, 1):
             store(home, "checkpoint-2", 2, rank, (0, 1), **{f"rank{rank}": b"weights"})
@@ -133,7 +155,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         patch.delenv("UGRO_CLUSTER", raising=False)
         # A state that says "running" would otherwise begin an agent, and with it a job.
         for module in ("agent_process", "watch"):
-            patch.setattr(f"ugro_tasks.jobs.{module}.ensure_agent", lambda _experiments: None)
+            patch.setattr(
+                f"ugro_tasks.jobs.{module}.ensure_agent", lambda _experiments: None
+            )
         yield World(tmp_path_factory.mktemp("damaged"))
 
 
@@ -158,7 +182,11 @@ READS = [
 def look(world: World, name: str, content: bytes) -> None:
     (world.home.folder / name).write_bytes(content)
     try:
-        follows = [["attach", "--name=exp1"], ["attach", "--name=exp1", "--json"], ["stop", "--name=exp1"]]
+        follows = [
+            ["attach", "--name=exp1"],
+            ["attach", "--name=exp1", "--json"],
+            ["stop", "--name=exp1"],
+        ]
         world.looked_at(*READS, *(follows if is_over(world.home) else []))
     finally:
         world.mend()
@@ -199,21 +227,41 @@ NUMBERS: list[Any] = [1e308, -1e308, 10**18, -(10**18), 10**4000, 0, -1, 1e-320,
 
 @examples(6)
 @given(
-    name=st.sampled_from(["config.json", "state.json", "events.jsonl", "metrics.jsonl", CHECKPOINT]),
+    name=st.sampled_from(
+        ["config.json", "state.json", "events.jsonl", "metrics.jsonl", CHECKPOINT]
+    ),
     data=st.data(),
 )
-def test_every_number_can_be_any_number(world: World, name: str, data: st.DataObject) -> None:
+def test_every_number_can_be_any_number(
+    world: World, name: str, data: st.DataObject
+) -> None:
     content = world.pristine[name]
-    values = [json.loads(line) for line in (content.splitlines() if b"\n{" in content else [content])]
-    key = data.draw(st.sampled_from(sorted({key for value in values for key in numeric_keys(value)})))
+    values = [
+        json.loads(line)
+        for line in (content.splitlines() if b"\n{" in content else [content])
+    ]
+    key = data.draw(
+        st.sampled_from(
+            sorted({key for value in values for key in numeric_keys(value)})
+        )
+    )
     number = data.draw(st.sampled_from(NUMBERS))
-    look(world, name, b"".join(json.dumps(replaced(value, key, number)).encode() + b"\n" for value in values))
+    look(
+        world,
+        name,
+        b"".join(
+            json.dumps(replaced(value, key, number)).encode() + b"\n"
+            for value in values
+        ),
+    )
 
 
 def numeric_keys(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
         for key, inner in value.items():
-            if (isinstance(inner, int | float) and not isinstance(inner, bool)) or inner is None:
+            if (
+                isinstance(inner, int | float) and not isinstance(inner, bool)
+            ) or inner is None:
                 yield key
             yield from numeric_keys(inner)
     elif isinstance(value, list):
@@ -230,12 +278,18 @@ def replaced(value: Any, key: str, number: Any) -> Any:
             else replaced(inner, key, number)
             for k, inner in value.items()
         }
-    return [replaced(inner, key, number) for inner in value] if isinstance(value, list) else value
+    return (
+        [replaced(inner, key, number) for inner in value]
+        if isinstance(value, list)
+        else value
+    )
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
 @pytest.mark.parametrize("kind", ["missing", "folder", "loop"])
-def test_a_file_that_is_none_is_read_as_damaged(world: World, name: str, kind: str) -> None:
+def test_a_file_that_is_none_is_read_as_damaged(
+    world: World, name: str, kind: str
+) -> None:
     path = world.home.folder / name
     path.unlink()
     if kind == "folder":
@@ -244,7 +298,9 @@ def test_a_file_that_is_none_is_read_as_damaged(world: World, name: str, kind: s
         path.symlink_to("nowhere" if kind == "dangling" else path.name)
     try:
         world.looked_at(
-            ["status", "--name=exp1"], ["logs", "--name=exp1"], ["results", "--name=exp1", "--json"]
+            ["status", "--name=exp1"],
+            ["logs", "--name=exp1"],
+            ["results", "--name=exp1", "--json"],
         )
     finally:
         if path.is_symlink():
@@ -284,7 +340,10 @@ def test_a_job_that_goes_on_from_a_damaged_one_is_refused_or_drafted(
             flags=dict.fromkeys(("model", "dataset", "epochs", "learning_rate")),
         )
         drafted = draft(spec, cluster)
-        assert make_plan(drafted, cluster, {node.name: PROBE for node in cluster.nodes}) or True
+        assert (
+            make_plan(drafted, cluster, {node.name: PROBE for node in cluster.nodes})
+            or True
+        )
     except UgroError as error:
         assert error.exit_code in {2, 8, 12}
     finally:
@@ -293,9 +352,14 @@ def test_a_job_that_goes_on_from_a_damaged_one_is_refused_or_drafted(
 
 @examples(3)
 @given(
-    name=st.sampled_from(["config.json", "state.json", CHECKPOINT, "ranks/1/" + CHECKPOINT]), data=st.data()
+    name=st.sampled_from(
+        ["config.json", "state.json", CHECKPOINT, "ranks/1/" + CHECKPOINT]
+    ),
+    data=st.data(),
 )
-def test_what_speaks_with_nodes_survives_damage(world: World, name: str, data: st.DataObject) -> None:
+def test_what_speaks_with_nodes_survives_damage(
+    world: World, name: str, data: st.DataObject
+) -> None:
     content = world.pristine[name]
     content = (
         data.draw(damages())(content)
@@ -315,7 +379,9 @@ def test_what_speaks_with_nodes_survives_damage(world: World, name: str, data: s
 
 
 @examples(2)
-@given(damage=damages(), name=st.sampled_from(["config.json", "state.json", CHECKPOINT]))
+@given(
+    damage=damages(), name=st.sampled_from(["config.json", "state.json", CHECKPOINT])
+)
 def test_cleaning_and_gathering_beside_a_damaged_job_lose_nothing_of_it(
     world: World, damage: Damage, name: str
 ) -> None:
@@ -330,7 +396,11 @@ def test_cleaning_and_gathering_beside_a_damaged_job_lose_nothing_of_it(
             done = world.ugro(*words)
             assert done.code in ENDS | {25}, done
         after = tree(world.root)
-        lost = [key for key, value in before.items() if after.get(key) != value and "/ranks/" not in key]
+        lost = [
+            key
+            for key, value in before.items()
+            if after.get(key) != value and "/ranks/" not in key
+        ]
         assert [key for key in lost if not key.endswith("state.json")] == []
     finally:
         world.mend()
@@ -347,7 +417,9 @@ def test_a_launch_beside_a_job_whose_record_is_damaged_is_refused_or_taken(
     cluster = load_cluster(str(world.root / "cluster.yaml"))
     state = msgspec.structs.replace(world.home.state(), phase=Phase.RUNNING)
     world.home.save_state(state)
-    (world.home.folder / "config.json").write_bytes(data.draw(forged(world.pristine["config.json"], "json")))
+    (world.home.folder / "config.json").write_bytes(
+        data.draw(forged(world.pristine["config.json"], "json"))
+    )
     (world.home.folder.parent / "job_history.jsonl").write_bytes(b"")
     try:
         submit._refuse_if_taken(Experiments(world.home.folder.parent), cluster)
@@ -357,7 +429,9 @@ def test_a_launch_beside_a_job_whose_record_is_damaged_is_refused_or_taken(
         world.mend()
 
 
-def test_an_agent_ends_a_job_that_it_cannot_read_and_sees_to_the_others(world: World) -> None:
+def test_an_agent_ends_a_job_that_it_cannot_read_and_sees_to_the_others(
+    world: World,
+) -> None:
     from ugro_tasks.agent.main import Agent
 
     experiments = Experiments(world.home.folder.parent)
@@ -384,7 +458,9 @@ def test_names_of_files_that_are_no_text_are_shown(world: World) -> None:
         os.mkdir(path)
     try:
         world.looked_at(
-            ["results", "--name=exp1"], ["results", "--name=exp1", "--json"], ["clean", "--home", "--dry-run"]
+            ["results", "--name=exp1"],
+            ["results", "--name=exp1", "--json"],
+            ["clean", "--home", "--dry-run"],
         )
     finally:
         for path in made:

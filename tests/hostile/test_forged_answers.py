@@ -37,7 +37,13 @@ from ugro_tasks.errors import HostError, NodesBusy
 from ugro_tasks.hosts.answers import BuildProgress, ProbeAnswer
 from ugro_tasks.hosts.fleet import connect
 from ugro_tasks.hosts.host import ANSWER_LIMIT_BYTES
-from ugro_tasks.hosts.requests import BOOTSTRAP, Conversation, ask, ask_with_progress, node_zip
+from ugro_tasks.hosts.requests import (
+    BOOTSTRAP,
+    Conversation,
+    ask,
+    ask_with_progress,
+    node_zip,
+)
 from ugro_tasks.node.protocol import MARK
 
 CLUSTER = """
@@ -70,7 +76,9 @@ def answers_to(draw: st.DrawFn, operation: str) -> bytes:
 
 @examples(80)
 @given(operation=st.sampled_from(sorted(WHOLE)), data=st.data())
-def test_an_answer_has_its_shape_or_is_a_fault(operation: str, data: st.DataObject) -> None:
+def test_an_answer_has_its_shape_or_is_a_fault(
+    operation: str, data: st.DataObject
+) -> None:
     said = data.draw(answers_to(operation))
     request = REQUESTS[operation]
     ways: list[Callable[[HostileHost], Any]] = [
@@ -85,13 +93,17 @@ def test_an_answer_has_its_shape_or_is_a_fault(operation: str, data: st.DataObje
             assert not isinstance(error, NodesBusy) or request.may_be_busy
         else:
             assert isinstance(answer, request.answer)
-            assert convert(request.answer, msgspec.to_builtins(answer)) == answer  # it is within all bounds
+            assert (
+                convert(request.answer, msgspec.to_builtins(answer)) == answer
+            )  # it is within all bounds
 
 
 @examples(30)
 @given(data=st.data())
 def test_a_build_that_tells_anything_ends(data: st.DataObject) -> None:
-    said = b"".join(data.draw(st.lists(answers_to("build_environment"), min_size=1, max_size=4)))
+    said = b"".join(
+        data.draw(st.lists(answers_to("build_environment"), min_size=1, max_size=4))
+    )
     said += answered(data.draw(st.sampled_from([FAILED, PROGRESS]).flatmap(changed)))
     told: list[BuildProgress] = []
     try:
@@ -126,7 +138,9 @@ def test_every_fact_of_a_real_probe_is_checked(tmp_path: Path) -> None:
     argv = [sys.executable, "-ES", "-c", BOOTSTRAP, str(len(packed))]
     told = json.loads(connect(node, 5.0).run(argv, packed + line).rpartition(MARK)[2])
     fields = {field.name for field in msgspec.structs.fields(ProbeAnswer)}
-    assert set(told) - fields == set(), "name new facts in answers.py, with what they may be"
+    assert set(told) - fields == set(), (
+        "name new facts in answers.py, with what they may be"
+    )
     assert isinstance(ask(connect(node, 5.0), request), ProbeAnswer)
 
 
@@ -147,7 +161,9 @@ class _Dripping(HostileHost):
 def test_an_answer_that_drips_does_not_hold_the_controller_up() -> None:
     begun = time.monotonic()
     with pytest.raises(HostError):
-        Conversation(_Dripping(make_node(), lambda *_: b"")).ask(REQUESTS["state"], timeout_seconds=0.2)
+        Conversation(_Dripping(make_node(), lambda *_: b"")).ask(
+            REQUESTS["state"], timeout_seconds=0.2
+        )
     assert time.monotonic() - begun < 5
 
 
@@ -182,9 +198,23 @@ class Place:
         """The command; it changes nothing but what is told of the last probe, and UGRO's own logs."""
 
         def others() -> dict[str, Any]:
-            own = ("cluster_state.json", "logs/", "state.json", "events.jsonl", ".cache")
-            files = {name: content for name, content in tree(self.root).items() if content is not None}
-            return {name: content for name, content in files.items() if not any(word in name for word in own)}
+            own = (
+                "cluster_state.json",
+                "logs/",
+                "state.json",
+                "events.jsonl",
+                ".cache",
+            )
+            files = {
+                name: content
+                for name, content in tree(self.root).items()
+                if content is not None
+            }
+            return {
+                name: content
+                for name, content in files.items()
+                if not any(word in name for word in own)
+            }
 
         before = others()
         done = ugro(*words, folder=self.root)
@@ -229,7 +259,9 @@ COMMANDS = {
 
 @examples(25)
 @given(command=st.sampled_from(sorted(COMMANDS)), data=st.data())
-def test_a_command_survives_nodes_that_say_anything(place: Place, command: str, data: st.DataObject) -> None:
+def test_a_command_survives_nodes_that_say_anything(
+    place: Place, command: str, data: st.DataObject
+) -> None:
     words, operation = COMMANDS[command]
     forged = {
         op: data.draw(answers_to(op))
@@ -241,33 +273,61 @@ def test_a_command_survives_nodes_that_say_anything(place: Place, command: str, 
 
 # Facts that are of the right kind, and yet odd.
 ODD: dict[str, Any] = {
-    "numbers that are none": {"gpus": {"code": 0, "stderr": "", "stdout": "²,RTX 4070,u,1,²,²,²,²,²\n"}},
+    "numbers that are none": {
+        "gpus": {"code": 0, "stderr": "", "stdout": "²,RTX 4070,u,1,²,²,²,²,²\n"}
+    },
     "numbers of many digits": {
-        "gpus": {"code": 0, "stderr": "", "stdout": f"0,RTX 4070,u,1,{'9' * 400},{'9' * 5000},1,1,1\n"}
+        "gpus": {
+            "code": 0,
+            "stderr": "",
+            "stdout": f"0,RTX 4070,u,1,{'9' * 400},{'9' * 5000},1,1,1\n",
+        }
     },
     "a card called a command": {
-        "gpus": {"code": 0, "stderr": "", "stdout": "0; rm -rf ~,RTX 4070,u,1,8188,1,1,1,1\n"}
+        "gpus": {
+            "code": 0,
+            "stderr": "",
+            "stdout": "0; rm -rf ~,RTX 4070,u,1,8188,1,1,1,1\n",
+        }
     },
-    "ecc": {"gpus": {"code": 0, "stderr": "", "stdout": "0,RTX 4070,u,1,8188,1,1,1,1,²\n"}},
+    "ecc": {
+        "gpus": {"code": 0, "stderr": "", "stdout": "0,RTX 4070,u,1,8188,1,1,1,1,²\n"}
+    },
     "processes that are none": {
-        "apps": {"code": 0, "stderr": "", "stdout": "²,²,x\n" + "9" * 5000 + ",1,y\n7,99999,z\n"}
+        "apps": {
+            "code": 0,
+            "stderr": "",
+            "stdout": "²,²,x\n" + "9" * 5000 + ",1,y\n7,99999,z\n",
+        }
     },
     "a model without heads": {
-        "model": {"config": {"hidden_size": 1, "layers": 1, "heads": 0, "vocabulary": 1}}
+        "model": {
+            "config": {"hidden_size": 1, "layers": 1, "heads": 0, "vocabulary": 1}
+        }
     },
     "a model without end": {
-        "model": {"config": dict.fromkeys(("hidden_size", "layers", "heads", "vocabulary"), 10**300)}
+        "model": {
+            "config": dict.fromkeys(
+                ("hidden_size", "layers", "heads", "vocabulary"), 10**300
+            )
+        }
     },
     "a model of no layers": {
-        "model": {"config": {"hidden_size": -1, "layers": -1, "heads": 1, "vocabulary": 0}}
+        "model": {
+            "config": {"hidden_size": -1, "layers": -1, "heads": 1, "vocabulary": 0}
+        }
     },
-    "a version of many digits": {"environment": PROBE["environment"] | {"version": "9" * 90}},
+    "a version of many digits": {
+        "environment": PROBE["environment"] | {"version": "9" * 90}
+    },
     "no cuda": {"torch": PROBE["torch"] | {"cuda_available": False, "cuda": None}},
     "hidden cards": {
         "torch": PROBE["torch"] | {"cuda_available": False},
         "visible_cards": "$(touch /tmp/owned)\x1b[2J",
     },
-    "an interface called a command": {"interfaces": {"eth0; reboot": {"addresses": ["10.0.0.1"], "mtu": 1}}},
+    "an interface called a command": {
+        "interfaces": {"eth0; reboot": {"addresses": ["10.0.0.1"], "mtu": 1}}
+    },
     "an address that is a command": {
         "interfaces": {"eth0": {"addresses": ["10.0.0.1", "$(reboot)"], "mtu": 1}}
     },
@@ -275,14 +335,22 @@ ODD: dict[str, Any] = {
     "a port that is none": {"free_port": 10**9},
     "no port": {"free_port": None, "port": "taken"},
     "a clock from another age": {"started": -1e9, "ended": 1e10},
-    "a job without a name": {"lease": {"job": "\x1b[2Jowned\n[red]", "pid": 7, "controller": "x" * 4000}},
-    "a talkative shell": {"torch": {"code": 1, "stdout": "", "stderr": "\x1b]0;owned\x07" + "x" * 19_000}},
+    "a job without a name": {
+        "lease": {"job": "\x1b[2Jowned\n[red]", "pid": 7, "controller": "x" * 4000}
+    },
+    "a talkative shell": {
+        "torch": {"code": 1, "stdout": "", "stderr": "\x1b]0;owned\x07" + "x" * 19_000}
+    },
 }
 
 
 @pytest.mark.parametrize("facts", ODD.values(), ids=ODD)
-def test_odd_facts_fail_a_check_and_nothing_else(place: Place, facts: dict[str, Any]) -> None:
-    place.saying = lambda op, _request: answered(WHOLE[op] | (facts if op == "probe" else {}))
+def test_odd_facts_fail_a_check_and_nothing_else(
+    place: Place, facts: dict[str, Any]
+) -> None:
+    place.saying = lambda op, _request: answered(
+        WHOLE[op] | (facts if op == "probe" else {})
+    )
     for command in ("health", "health --json", "dry-run"):
         done = place.ugro(*COMMANDS[command][0])
         assert "--gpu-reset -i 0;" not in done.out + done.err
@@ -327,11 +395,21 @@ def test_words_of_a_node_are_never_shown_raw(place: Place, words: str) -> None:
         "reset": {"ended": [process], "left": []},
         "state": {"error": "x", "message": short},
         "clean": {"folders": {}, "others": [short]},
-        "environment": WHOLE["environment"] | {"torch": {"code": 1, "stdout": "", "stderr": short}},
-        "build_environment": FAILED | {"tail": f"error: {short}", "log": short, "message": short},
+        "environment": WHOLE["environment"]
+        | {"torch": {"code": 1, "stdout": "", "stderr": short}},
+        "build_environment": FAILED
+        | {"tail": f"error: {short}", "log": short, "message": short},
     }
     place.saying = lambda op, _request: answered(saying.get(op, WHOLE[op]))
-    for command in ("health", "health --json", "dry-run", "reset", "status --live", "clean", "sync-envs"):
+    for command in (
+        "health",
+        "health --json",
+        "dry-run",
+        "reset",
+        "status --live",
+        "clean",
+        "sync-envs",
+    ):
         place.ugro(*COMMANDS[command][0])  # which asserts it
 
 

@@ -58,10 +58,14 @@ def experiment(tmp_path: Path) -> Experiment:
     return job.home
 
 
-def follow(experiment: Experiment, plan: NodePlan, *connections: bytes) -> tuple[RankExit, list[str]]:
+def follow(
+    experiment: Experiment, plan: NodePlan, *connections: bytes
+) -> tuple[RankExit, list[str]]:
     """How following a node ends that says these on one connection after the other, and what was said about it."""
     left = list(connections)
-    host = HostileHost(make_node(plan.rank), lambda *_: MARK + (left.pop(0) if left else GOOD_END))
+    host = HostileHost(
+        make_node(plan.rank), lambda *_: MARK + (left.pop(0) if left else GOOD_END)
+    )
     told: list[str] = []
     end = follow_rank(
         host,
@@ -87,7 +91,10 @@ frames = st.builds(
 
 
 @examples(60)
-@given(rank=st.integers(0, 1), said=st.lists(st.lists(frames, max_size=5).map(b"".join), max_size=3))
+@given(
+    rank=st.integers(0, 1),
+    said=st.lists(st.lists(frames, max_size=5).map(b"".join), max_size=3),
+)
 def test_any_frames_fill_the_files_of_their_rank_or_nothing(
     tmp_path: Path, rank: int, said: list[bytes]
 ) -> None:
@@ -97,16 +104,24 @@ def test_any_frames_fill_the_files_of_their_rank_or_nothing(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ugro_tasks.hosts.host.RETRY_SECONDS", (0.0,))
         end, told = follow(Experiment(folder), make_node_plan(rank), *said)
-    written = {name: content for name, content in tree(root).items() if isinstance(content, bytes)}
+    written = {
+        name: content
+        for name, content in tree(root).items()
+        if isinstance(content, bytes)
+    }
     allowed = {"metrics.jsonl"} if rank == 0 else set()
     assert {name.partition("/")[2] for name in written} <= {
         f"logs/training_rank{rank}.log",
         "gpu.jsonl",
         *allowed,
     }
-    assert sum(map(len, written.values())) <= 10 * sum(map(len, said))  # compressed ones grow
+    assert sum(map(len, written.values())) <= 10 * sum(
+        map(len, said)
+    )  # compressed ones grow
     assert len("".join(told)) < 20_000
-    assert not RAW.search("\n".join(str(NodeFault("x", line).text) for line in told).replace("\n", ""))
+    assert not RAW.search(
+        "\n".join(str(NodeFault("x", line).text) for line in told).replace("\n", "")
+    )
     state = JobState(phase=Phase.FAILED, cause=find_cause([end], Experiment(folder)))
     assert len(msgspec.json.encode(state)) < 100_000
 
@@ -123,9 +138,17 @@ RECORD |= {"started_at": 1.0, "outputs": ["checkpoints"]}
 @examples(100)
 @given(record=changed(RECORD, times=2) | json_values, log=text | st.binary(max_size=50))
 @example(record=RECORD | {"error": "x" * 400_000, "code": None}, log="")
-@example(record=RECORD | {"error": json.dumps({"message": {"message": "x" * 400_000}})}, log="")
 @example(
-    record=RECORD | {"error": json.dumps({"message": {"extraInfo": {"py_callstack": "x\n" * 100_000}}})},
+    record=RECORD | {"error": json.dumps({"message": {"message": "x" * 400_000}})},
+    log="",
+)
+@example(
+    record=RECORD
+    | {
+        "error": json.dumps(
+            {"message": {"extraInfo": {"py_callstack": "x\n" * 100_000}}}
+        )
+    },
     log="",
 )
 @example(record=RECORD | {"error": "[" * 100_000}, log="")
@@ -137,16 +160,24 @@ RECORD |= {"started_at": 1.0, "outputs": ["checkpoints"]}
 )
 @example(record=RECORD, log="=" * 60_000 + "\n")
 @example(record=RECORD, log="[W" + " [c10d] " * 8_000)
-def test_any_exit_record_is_a_cause_or_a_fault(tmp_path: Path, record: Any, log: str | bytes) -> None:
+def test_any_exit_record_is_a_cause_or_a_fault(
+    tmp_path: Path, record: Any, log: str | bytes
+) -> None:
     folder = Path(tempfile.mkdtemp(dir=tmp_path)) / "exp1_20260120_120000"
     (folder / "logs").mkdir(parents=True)
     experiment = Experiment(folder)
-    experiment.log(0).write_bytes(log if isinstance(log, bytes) else log.encode("utf-8", "replace"))
+    experiment.log(0).write_bytes(
+        log if isinstance(log, bytes) else log.encode("utf-8", "replace")
+    )
     plan = make_node_plan()
     begun = time.monotonic()
     for kind in (EXIT, LOST):
         try:
-            end = _end(HostileHost(make_node(), lambda *_: b""), plan, Frame(kind, 0, dumped(record)))
+            end = _end(
+                HostileHost(make_node(), lambda *_: b""),
+                plan,
+                Frame(kind, 0, dumped(record)),
+            )
         except NodeFault as fault:
             assert len(fault.text) < 5_000
             continue
@@ -160,7 +191,11 @@ def test_a_job_ends_although_it_wrote_a_file_whose_name_is_no_text(
 ) -> None:
     folder = tmp_path / "there"
     folder.mkdir()
-    record = RECORD | {"code": 0, "error": None, "outputs": [os.fsdecode(b"\xff\xfe"), "checkpoints"]}
+    record = RECORD | {
+        "code": 0,
+        "error": None,
+        "outputs": [os.fsdecode(b"\xff\xfe"), "checkpoints"],
+    }
     (folder / "exit.json").write_text(json.dumps(record))
     node = make_node(transport="local", python=sys.executable)
     end = follow_rank(
@@ -204,7 +239,9 @@ def test_samples_without_an_end_of_line_are_not_kept(experiment: Experiment) -> 
         b'{"node":"gpu0"}\n',
     ],
 )
-def test_samples_of_another_node_are_refused(experiment: Experiment, line: bytes) -> None:
+def test_samples_of_another_node_are_refused(
+    experiment: Experiment, line: bytes
+) -> None:
     before = experiment.gpu_bytes("gpu1")
     with pytest.raises(NodeFault):
         RankFiles(experiment, make_node_plan()).store("gpu0", Frame(GPU, 0, line))
@@ -224,14 +261,21 @@ def test_a_node_cannot_take_the_last_room_of_the_disk(
     for kind in (LOG, METRICS):
         with pytest.raises(OSError, match="No space left"):
             RankFiles(experiment, make_node_plan()).store(
-                "gpu0", Frame(kind, RankFiles(experiment, make_node_plan()).offsets[kind], b"x")
+                "gpu0",
+                Frame(
+                    kind, RankFiles(experiment, make_node_plan()).offsets[kind], b"x"
+                ),
             )
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "large").write_bytes(b"x" * 1000)
     with pytest.raises(OSError) as full:
-        Rsync(LocalHost(make_node())).pull(f"{tmp_path}/there/", f"{experiment.folder}/")
+        Rsync(LocalHost(make_node())).pull(
+            f"{tmp_path}/there/", f"{experiment.folder}/"
+        )
     assert full.value.errno == errno.ENOSPC
-    experiment.save_state(JobState(phase=Phase.FAILED))  # what UGRO itself has to say has room
+    experiment.save_state(
+        JobState(phase=Phase.FAILED)
+    )  # what UGRO itself has to say has room
 
 
 def test_an_rsync_that_complains_without_end_is_ended(
@@ -267,15 +311,27 @@ def test_a_flood_of_manifests_is_neither_kept_nor_written_about_without_end(
     experiment: Experiment, caplog: pytest.LogCaptureFixture
 ) -> None:
     log = logging.getLogger("flood")
-    mirror = Mirror(experiment, {"gpu1": HostileHost(make_node(1), lambda *_: b"")}, log)
+    mirror = Mirror(
+        experiment, {"gpu1": HostileHost(make_node(1), lambda *_: b"")}, log
+    )
     plan = make_node_plan(1)
     with caplog.at_level(logging.WARNING, "flood"):
         for number in range(5 * MANIFESTS_MOST):
             mirror.take(
                 plan,
-                dumped({"checkpoint": f"c{number}", "step": number, "rank": 1, "ranks": [1], "files": {}}),
+                dumped(
+                    {
+                        "checkpoint": f"c{number}",
+                        "step": number,
+                        "rank": 1,
+                        "ranks": [1],
+                        "files": {},
+                    }
+                ),
             )
             mirror.take(plan, b"junk")
         mirror.close()
     assert len(caplog.records) <= FAULTS_TOLD
-    assert sum(len(waiting) for _, waiting in mirror._waiting.values()) <= MANIFESTS_MOST
+    assert (
+        sum(len(waiting) for _, waiting in mirror._waiting.values()) <= MANIFESTS_MOST
+    )

@@ -53,13 +53,17 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evil")
     for name in ("python3", "rsync"):
         program = folder / name
-        program.write_text(f"#!{sys.executable} -I\n" + (HERE / f"evil_{name}.py").read_text())
+        program.write_text(
+            f"#!{sys.executable} -I\n" + (HERE / f"evil_{name}.py").read_text()
+        )
         program.chmod(0o755)
     return folder
 
 
 @pytest.fixture
-def turned(hosts: list[LabHost], login: Callable[..., Host], evil: Path) -> Iterator[Host]:
+def turned(
+    hosts: list[LabHost], login: Callable[..., Host], evil: Path
+) -> Iterator[Host]:
     """The lab's first host, as somebody finds it who logs in where these programs come first on PATH."""
     with sshd_on(hosts[0], PORT, f"{evil}:{LOGIN_PATH}"):
         yield login(ssh_port=PORT)
@@ -78,7 +82,9 @@ MODES = [
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_login_that_answers_anything_is_a_fault_soon(turned: Host, evil: Path, mode: str) -> None:
+def test_a_login_that_answers_anything_is_a_fault_soon(
+    turned: Host, evil: Path, mode: str
+) -> None:
     (evil / "mode").write_text(mode)
     begun = time.monotonic()
     with pytest.raises(HostError) as fault:
@@ -94,7 +100,13 @@ def test_a_health_check_of_such_a_node_is_an_answer_for_all(
     (evil / "mode").write_text("tricks")
     text = home.cluster_file.read_text().replace("    port: 22", f"    port: {PORT}", 1)
     (tmp_path / "cluster.yaml").write_text(text)
-    done = ugro("health", "--cluster", str(tmp_path / "cluster.yaml"), "--verbose", folder=tmp_path)
+    done = ugro(
+        "health",
+        "--cluster",
+        str(tmp_path / "cluster.yaml"),
+        "--verbose",
+        folder=tmp_path,
+    )
     assert done.code == 5
     assert "owned" not in done.out
     assert "lab1" in done.out
@@ -163,7 +175,9 @@ def test_an_rsync_that_sends_other_things_changes_nothing_outside_the_jobs_outpu
             assert isinstance(error, UgroError)
             assert len(error.text) < 2_000
         no_way_out(job.folder)
-        assert {path.name: path.read_bytes() for path in job.folder.glob("*.json*")} == own
+        assert {
+            path.name: path.read_bytes() for path in job.folder.glob("*.json*")
+        } == own
         assert not job.stop_asked
         assert not job.log(0).exists()
         assert {path: path.read_bytes() for path in others} == others
@@ -227,7 +241,12 @@ KEXINIT = (
 def packet(payload: bytes) -> bytes:
     padding = 8 - (len(payload) + 5) % 8
     padding += 8 if padding < 4 else 0
-    return (len(payload) + padding + 1).to_bytes(4, "big") + bytes([padding]) + payload + bytes(padding)
+    return (
+        (len(payload) + padding + 1).to_bytes(4, "big")
+        + bytes([padding])
+        + payload
+        + bytes(padding)
+    )
 
 
 @examples(25)
@@ -244,12 +263,17 @@ def packet(payload: bytes) -> bytes:
         ]
     ),
     packets=st.lists(
-        st.binary(max_size=60).map(packet) | st.just(packet(KEXINIT)) | st.binary(max_size=40), max_size=3
+        st.binary(max_size=60).map(packet)
+        | st.just(packet(KEXINIT))
+        | st.binary(max_size=40),
+        max_size=3,
     ),
 )
 @example(banner=BANNER, packets=[packet(KEXINIT), packet(b"\x1f" + bytes(100))])
 @example(banner=BANNER, packets=[b"\xff" * 100])
-@example(banner=BANNER, packets=[packet(b"\x01" + bytes(4) + b"\x00\x00\x00\x05\x1b[2Jx")])
+@example(
+    banner=BANNER, packets=[packet(b"\x01" + bytes(4) + b"\x00\x00\x00\x05\x1b[2Jx")]
+)
 @example(banner=BANNER, packets=[packet(KEXINIT[:-3])])
 @example(banner=BANNER, packets=[packet(b"\x14")])
 def test_whatever_listens_on_a_port_is_a_host_error(
@@ -259,7 +283,9 @@ def test_whatever_listens_on_a_port_is_a_host_error(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path))
         patch.delenv("SSH_AUTH_SOCK", raising=False)
-        host = SshHost(make_node(address="127.0.0.1", ssh_port=listener.port, user="x"), 0.5)
+        host = SshHost(
+            make_node(address="127.0.0.1", ssh_port=listener.port, user="x"), 0.5
+        )
         with pytest.raises(HostError) as fault:
             host.open()
         host.close()

@@ -86,7 +86,8 @@ def plant(root: Path, things: list[tuple[list[bytes], str, bytes]]) -> None:
         path = os.path.join(os.fsencode(root), *parts)
         with contextlib.suppress(OSError):
             if not any(
-                os.path.islink(os.path.join(os.fsencode(root), *parts[:n])) for n in range(1, len(parts))
+                os.path.islink(os.path.join(os.fsencode(root), *parts[:n]))
+                for n in range(1, len(parts))
             ):
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 if kind == "link":
@@ -142,15 +143,22 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> EndedJob:
     first=[([b"a"], "link", b"../../other_20260120_120000")],
     second=[([b"a", b"config.json"], "file", b"owned")],
 )
-@example(first=[([b"checkpoints"], "link", b"..")], second=[([b"checkpoints", b"x"], "file", b"owned")])
+@example(
+    first=[([b"checkpoints"], "link", b"..")],
+    second=[([b"checkpoints", b"x"], "file", b"owned")],
+)
 def test_what_a_node_gives_to_gather_stays_in_the_folder_of_its_job(
     trees: EndedJob, first: Any, second: Any
 ) -> None:
     home = trees.home
     record = home.record()
     assert record.plan
-    fleet = Fleet.from_connections([HostileHost(node, lambda *_: b"") for node in trees.cluster.nodes])
-    kept = shutil.copytree(home.folder, home.folder.parent.parent / "kept", dirs_exist_ok=True)
+    fleet = Fleet.from_connections(
+        [HostileHost(node, lambda *_: b"") for node in trees.cluster.nodes]
+    )
+    kept = shutil.copytree(
+        home.folder, home.folder.parent.parent / "kept", dirs_exist_ok=True
+    )
     before = outside(trees.home.folder.parent.parent)
     own = {
         name: (home.folder / name).read_bytes()
@@ -173,15 +181,28 @@ def test_what_a_node_gives_to_gather_stays_in_the_folder_of_its_job(
 
 
 def manifest_of(name: str, files: dict[str, bytes], rank: int) -> dict[str, Any]:
-    parts = {path: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for path, c in files.items()}
-    return {"checkpoint": name, "step": 2, "rank": rank, "ranks": [0, 1], "files": parts, "epoch": 1.0}
+    parts = {
+        path: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()}
+        for path, c in files.items()
+    }
+    return {
+        "checkpoint": name,
+        "step": 2,
+        "rank": rank,
+        "ranks": [0, 1],
+        "files": parts,
+        "epoch": 1.0,
+    }
 
 
 @examples(8)
 @given(
     things=entries,
     forged=changed(
-        manifest_of("checkpoint-2", {"checkpoint-2/a": b"/", "checkpoint-2/deep/b": b"x"}, 0), times=3
+        manifest_of(
+            "checkpoint-2", {"checkpoint-2/a": b"/", "checkpoint-2/deep/b": b"x"}, 0
+        ),
+        times=3,
     ),
     paths=st.lists(
         st.sampled_from(
@@ -209,7 +230,12 @@ def test_what_a_manifest_names_stays_in_the_folder_of_its_job(
     before = outside(home.folder.parent.parent)
     host = HostileHost(trees.cluster.nodes[0], lambda *_: b"")
     with contextlib.suppress(HostError, OSError):
-        bring(home, host, record.plan.nodes[0], [_checked(record.plan.nodes[0], dumped(forged))])
+        bring(
+            home,
+            host,
+            record.plan.nodes[0],
+            [_checked(record.plan.nodes[0], dumped(forged))],
+        )
     assert outside(home.folder.parent.parent) == before
     no_way_out(home.folder)
     shutil.rmtree(home.folder / "checkpoints", ignore_errors=True)
@@ -230,5 +256,10 @@ def test_links_that_lead_out_by_way_of_others_are_removed(tmp_path: Path) -> Non
     for name, target in links.items():
         (folder / name).symlink_to(target)
     remove_stray_links(str(folder))
-    assert {path.name for path in folder.rglob("*") if path.is_symlink()} == {"here", "loop", "good", "gone"}
+    assert {path.name for path in folder.rglob("*") if path.is_symlink()} == {
+        "here",
+        "loop",
+        "good",
+        "gone",
+    }
     assert not (folder / "sub" / "chain").is_symlink()

@@ -70,7 +70,12 @@ def test_a_folder_called_a_command_is_only_a_folder(
     (tmp_path / "out" / "file").write_text("x")
     with closing(connect(node, 1.0)) as host:
         ask(host, MakeFolder(project=f"{node.project}/to"))
-        Rsync(host).push(f"{tmp_path}/out/", f"{node.project}/to/", link_from=[f"../{NAME}"], files=["file"])
+        Rsync(host).push(
+            f"{tmp_path}/out/",
+            f"{node.project}/to/",
+            link_from=[f"../{NAME}"],
+            files=["file"],
+        )
         Rsync(host).pull(f"{node.project}/to/", f"{tmp_path}/back/", gently=True)
     assert (tmp_path / "back" / "file").read_text() == "x"
     assert hosts[0].path(f"{NAME}/to/file").exists()
@@ -79,13 +84,23 @@ def test_a_folder_called_a_command_is_only_a_folder(
 
 
 @pytest.mark.parametrize("key", ["user", "jump"])
-def test_what_a_node_is_reached_by_is_never_a_command(cluster: Cluster, mark: Path, key: str) -> None:
+def test_what_a_node_is_reached_by_is_never_a_command(
+    cluster: Cluster, mark: Path, key: str
+) -> None:
     """Even where nobody has checked it: in a record that somebody else wrote, say."""
     for word in ("-oProxyCommand=touch {mark}", "$(touch {mark})"):
-        node = msgspec.structs.replace(cluster.nodes[0], **{key: word.format(mark=mark)})
-        with contextlib.suppress(HostError, ValueError), closing(connect(node, 0.5)) as host:
+        node = msgspec.structs.replace(
+            cluster.nodes[0], **{key: word.format(mark=mark)}
+        )
+        with (
+            contextlib.suppress(HostError, ValueError),
+            closing(connect(node, 0.5)) as host,
+        ):
             Rsync(host).pull("/nowhere/", f"{mark.parent}/")
-        with contextlib.suppress(HostError, ValueError), closing(connect(node, 0.5)) as host:
+        with (
+            contextlib.suppress(HostError, ValueError),
+            closing(connect(node, 0.5)) as host,
+        ):
             host.run(["true"])
         assert not mark.exists(), word
 
@@ -139,5 +154,11 @@ def test_a_launch_hands_every_word_to_the_script_and_to_no_shell(
     finally:
         ugro.close()
     assert not mark.exists()
-    for folder in (Path.cwd(), tmp_path, lab.home, hosts[0].path(""), hosts[0].path(NAME)):
+    for folder in (
+        Path.cwd(),
+        tmp_path,
+        lab.home,
+        hosts[0].path(""),
+        hosts[0].path(NAME),
+    ):
         assert "owned" not in os.listdir(folder)

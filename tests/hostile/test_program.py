@@ -36,8 +36,14 @@ def run(place: Path, *words: str | bytes) -> subprocess.CompletedProcess[bytes]:
         pytest.param(["launch", "--name", b"\xff\x1b[31m"], 2, id="name"),
         pytest.param(["launch", "--name", "n", "--env", b"A=\xff"], 2, id="env"),
         pytest.param(["launch", "--name", "n", "--args", b"'\xff\x1b"], 2, id="args"),
-        pytest.param(["launch", "--name", "n", "--set", "training.seed=!!bool x"], 2, id="set"),
-        pytest.param(["launch", "--name", "n", "--set", "training.seed=" + "[" * 100_000], 2, id="deep set"),
+        pytest.param(
+            ["launch", "--name", "n", "--set", "training.seed=!!bool x"], 2, id="set"
+        ),
+        pytest.param(
+            ["launch", "--name", "n", "--set", "training.seed=" + "[" * 100_000],
+            2,
+            id="deep set",
+        ),
         pytest.param(["launch", "--name", "n", "--epochs", "9" * 5000], 2, id="epochs"),
         pytest.param(["launch", "--resume", b"\xff\x9b31m"], 4, id="resume"),
         pytest.param(["status", b"\xff\xe2\x80\xae"], 4, id="status"),
@@ -47,12 +53,17 @@ def run(place: Path, *words: str | bytes) -> subprocess.CompletedProcess[bytes]:
         pytest.param([b"\xff\x1b[31m"], 2, id="task"),
     ],
 )
-def test_the_program_itself_refuses_with_its_code(place: Path, words: list[str | bytes], code: int) -> None:
+def test_the_program_itself_refuses_with_its_code(
+    place: Path, words: list[str | bytes], code: int
+) -> None:
     before = tree(place)
     done = run(place, *words)
     assert done.returncode == code, done.stderr
     assert b"Traceback" not in done.stderr
-    assert not re.search(rb"[\x00-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80\xae", done.stdout + done.stderr)
+    assert not re.search(
+        rb"[\x00-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80\xae",
+        done.stdout + done.stderr,
+    )
     assert tree(place) == before
 
 

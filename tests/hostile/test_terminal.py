@@ -90,14 +90,20 @@ def test_a_cell_is_one_line_and_cannot_pretend_to_be_another(cells: list[str]) -
 @examples(50)
 @given(words=tricky | text)
 def test_an_error_is_raised_with_plain_words(words: str) -> None:
-    for error in (NodeFault(words, words, words), HostError(words, words), JobEnded(words, 7)):
+    for error in (
+        NodeFault(words, words, words),
+        HostError(words, words),
+        JobEnded(words, 7),
+    ):
         assert not RAW.search(error.text)
         error.text.encode()
 
 
 @examples(50)
 @given(value=st.dictionaries(st.text(max_size=5), tricky | text, max_size=3))
-def test_json_for_machines_is_harmless_on_a_terminal_and_says_the_same(value: dict[str, str]) -> None:
+def test_json_for_machines_is_harmless_on_a_terminal_and_says_the_same(
+    value: dict[str, str],
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         stream = io.StringIO()
         patch.setattr("sys.stdout", stream)
@@ -114,8 +120,12 @@ def _has_surrogates(value: Any) -> bool:
 @examples(15)
 @given(words=st.lists(tricky | text, min_size=1, max_size=3))
 def test_a_command_is_shown_without_tricks_and_as_it_runs(words: list[str]) -> None:
-    words = [word.replace("\0", "").encode("utf-8", "replace").decode() for word in words]
-    plan = make_plan_of((make_node_plan(0, argv=("echo", *words), env={"A": words[0]}, folder="/x"),))
+    words = [
+        word.replace("\0", "").encode("utf-8", "replace").decode() for word in words
+    ]
+    plan = make_plan_of(
+        (make_node_plan(0, argv=("echo", *words), env={"A": words[0]}, folder="/x"),)
+    )
     with pytest.MonkeyPatch.context() as patch:
         stream = io.StringIO()
         patch.setattr("sys.stdout", stream)
@@ -125,14 +135,20 @@ def test_a_command_is_shown_without_tricks_and_as_it_runs(words: list[str]) -> N
     code = 'printf "%s\\0" "$A" "$@"'
     script = command.replace(" echo ", f" bash -c {shlex.quote(code)} bash ", 1)
     ran = subprocess.run(
-        ["bash", "-c", script], capture_output=True, check=True, env={"LC_ALL": "C.UTF-8"}
+        ["bash", "-c", script],
+        capture_output=True,
+        check=True,
+        env={"LC_ALL": "C.UTF-8"},
     ).stdout
     assert ran.decode().split("\0")[:-1] == [words[0], *words]
 
 
 @pytest.mark.parametrize("show", SHOWS)
 def test_no_view_shows_anything_raw(
-    show: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    show: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("tests.unit.cli.show.test_format.HOSTILE", WHOLE)
     show(tmp_path)
@@ -177,7 +193,9 @@ def show_a_spinner() -> None:
 
 
 @pytest.mark.parametrize("show", [show_percentages, show_builds, show_a_spinner])
-def test_what_is_redrawn_shows_nothing_raw(monkeypatch: pytest.MonkeyPatch, show: Callable[[], None]) -> None:
+def test_what_is_redrawn_shows_nothing_raw(
+    monkeypatch: pytest.MonkeyPatch, show: Callable[[], None]
+) -> None:
     stream = Terminal()
     monkeypatch.setattr("sys.stderr", stream)
     monkeypatch.setenv("TERM", "xterm")

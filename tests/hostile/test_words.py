@@ -40,7 +40,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("words")
     EndedJob(root, "exp1")
     make_scripts(root / "scripts")
-    (root / "cluster.yaml").write_text(CLUSTER % {"root": root, "python": sys.executable})
+    (root / "cluster.yaml").write_text(
+        CLUSTER % {"root": root, "python": sys.executable}
+    )
 
     def check_only(spec: JobSpec, cluster: Cluster) -> Any:
         record = draft(spec, cluster)
@@ -71,7 +73,9 @@ def launch(place: Path, flag: str, value: str, *more: str) -> int:
 
 def is_not_for_us(value: str, code: int) -> bool:
     """Invoke takes what begins with a dash for a flag, and an empty value for none or for the next word."""
-    return (value[:1] in {"", "-"} and code == NOT_UNDERSTOOD) or (value == "" and code in {0, 2, SUBMITTED})
+    return (value[:1] in {"", "-"} and code == NOT_UNDERSTOOD) or (
+        value == "" and code in {0, 2, SUBMITTED}
+    )
 
 
 def is_whole(least: int, most: float = float("inf")) -> Callable[[str], bool]:
@@ -106,7 +110,8 @@ FLAGS: dict[str, Callable[[str], bool]] = {
     "--max-restarts": is_whole(0),
     "--min-nodes": is_whole(1, 3),
     "--nodes": lambda value: (
-        set(words := [word.strip() for word in value.split(",")]) <= {"gpu0", "gpu1", "gpu2"}
+        set(words := [word.strip() for word in value.split(",")])
+        <= {"gpu0", "gpu1", "gpu2"}
         and len(words) == len(set(words))
     ),
     "--script": lambda value: value == "train.py",
@@ -155,15 +160,22 @@ NAMES = [
 
 
 @examples(40)
-@given(flag=st.sampled_from(sorted(FLAGS)), value=arguments | st.sampled_from(NUMBERS + NAMES))
+@given(
+    flag=st.sampled_from(sorted(FLAGS)),
+    value=arguments | st.sampled_from(NUMBERS + NAMES),
+)
 @example(flag="--max-restarts", value="9" * 4000)
 @example(flag="--script", value="train.py/../train.py")
 @example(flag="--script", value="train.py\n")
 @example(flag="--name", value="n\n")
 @example(flag="--name", value="é")
-def test_a_flag_of_launch_is_taken_or_refused(place: Path, flag: str, value: str) -> None:
+def test_a_flag_of_launch_is_taken_or_refused(
+    place: Path, flag: str, value: str
+) -> None:
     code = launch(place, flag, value)
-    assert code == (SUBMITTED if FLAGS[flag](value) else 2) or is_not_for_us(value, code)
+    assert code == (SUBMITTED if FLAGS[flag](value) else 2) or is_not_for_us(
+        value, code
+    )
 
 
 @examples(20)
@@ -178,14 +190,19 @@ def test_any_args_are_taken_or_refused(place: Path, value: str) -> None:
 @examples(20)
 @given(
     values=st.lists(
-        arguments | st.sampled_from(["A=1", "A=", "=1", "UGRO_TOKEN=x", "RANK=1", "é=1", "A=\udcff"]),
+        arguments
+        | st.sampled_from(
+            ["A=1", "A=", "=1", "UGRO_TOKEN=x", "RANK=1", "é=1", "A=\udcff"]
+        ),
         min_size=1,
         max_size=3,
     )
 )
 @example(values=["LD_PRELOAD=/tmp/x.so", "A\n=1"])
 def test_any_env_is_taken_or_refused(place: Path, values: list[str]) -> None:
-    code = said(place, "launch", "--name=n", *(f"--env={value}" for value in values)).code
+    code = said(
+        place, "launch", "--name=n", *(f"--env={value}" for value in values)
+    ).code
     pairs = dict(value.partition("=")[::2] for value in values)
     good = all("=" in value for value in values) and all(
         re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name)
@@ -193,7 +210,9 @@ def test_any_env_is_taken_or_refused(place: Path, values: list[str]) -> None:
         and _travels(f"x{value}")
         for name, value in pairs.items()
     )
-    assert code == (SUBMITTED if good else 2) or any(is_not_for_us(value, code) for value in values)
+    assert code == (SUBMITTED if good else 2) or any(
+        is_not_for_us(value, code) for value in values
+    )
 
 
 SETTINGS = [
@@ -268,13 +287,21 @@ VALUES = [
     value=arguments | st.sampled_from(VALUES),
     equals=st.sampled_from("==== "),
 )
-def test_any_setting_is_taken_or_refused(place: Path, key: str, value: str, equals: str) -> None:
-    assert launch(place, "--set", f"{key}{equals}{value}") in {SUBMITTED, 2, NOT_UNDERSTOOD}
+def test_any_setting_is_taken_or_refused(
+    place: Path, key: str, value: str, equals: str
+) -> None:
+    assert launch(place, "--set", f"{key}{equals}{value}") in {
+        SUBMITTED,
+        2,
+        NOT_UNDERSTOOD,
+    }
 
 
 @pytest.mark.parametrize("key", ["dataset.config", "training.batch_size_per_gpu"])
 @pytest.mark.parametrize("value", VALUES, ids=range(len(VALUES)))
-def test_yaml_in_a_setting_is_taken_or_refused(place: Path, key: str, value: str) -> None:
+def test_yaml_in_a_setting_is_taken_or_refused(
+    place: Path, key: str, value: str
+) -> None:
     assert launch(place, "--set", f"{key}={value}") in {SUBMITTED, 2}
 
 
@@ -298,13 +325,19 @@ OF_A_JOB = {
 @example(words="logs", name="../exp1")
 @example(words="results", name="*")
 def test_a_job_that_is_none_is_not_found(place: Path, words: str, name: str) -> None:
-    done = said(place, *(word.format(name) if "{}" in word else word for word in OF_A_JOB[words]))
+    done = said(
+        place,
+        *(word.format(name) if "{}" in word else word for word in OF_A_JOB[words]),
+    )
     # Without a name, status and clean are about all jobs, and a launch goes on from none.
     assert done.code in ({4} if name else {0, 1, 2, 4})
 
 
 @examples(20)
-@given(flag=st.sampled_from(["--rank", "--lines"]), value=arguments | st.sampled_from(NUMBERS))
+@given(
+    flag=st.sampled_from(["--rank", "--lines"]),
+    value=arguments | st.sampled_from(NUMBERS),
+)
 def test_logs_take_a_number_or_refuse(place: Path, flag: str, value: str) -> None:
     code = said(place, "logs", "--name=exp1", f"{flag}={value}").code
     good = is_whole(0, 2 if flag == "--rank" else float("inf"))(value)
@@ -316,14 +349,23 @@ def test_logs_take_a_number_or_refuse(place: Path, flag: str, value: str) -> Non
     flag=st.sampled_from(["--older-than", "--keep-last"]),
     value=arguments | st.sampled_from([*NUMBERS, "1d", "٣d", "9" * 400 + "w"]),
 )
-def test_clean_takes_an_age_and_a_number_or_refuses(place: Path, flag: str, value: str) -> None:
+def test_clean_takes_an_age_and_a_number_or_refuses(
+    place: Path, flag: str, value: str
+) -> None:
     code = said(place, "clean", "--dry-run", f"{flag}={value}", "--name=exp1").code
-    good = re.fullmatch("[0-9]+[hdw]", value) if flag == "--older-than" else is_whole(0)(value)
+    good = (
+        re.fullmatch("[0-9]+[hdw]", value)
+        if flag == "--older-than"
+        else is_whole(0)(value)
+    )
     assert code == (0 if good else 2) or is_not_for_us(value, code)
 
 
 @examples(20)
-@given(task=st.sampled_from(["status", "health", "launch", "reset", "init", "sync-envs"]), value=arguments)
+@given(
+    task=st.sampled_from(["status", "health", "launch", "reset", "init", "sync-envs"]),
+    value=arguments,
+)
 @example(task="status", value="x" * 5000)
 @example(task="status", value="/")
 @example(task="status", value="/dev/null")
@@ -331,7 +373,9 @@ def test_clean_takes_an_age_and_a_number_or_refuses(place: Path, flag: str, valu
 @example(task="status", value="clusters")
 def test_a_cluster_that_is_none_is_refused(place: Path, task: str, value: str) -> None:
     more = ["--name=n"] if task == "launch" else []
-    assert said(place, task, f"--cluster={value}", *more).code in ({3} if value else {0, 1, 3, SUBMITTED})
+    assert said(place, task, f"--cluster={value}", *more).code in (
+        {3} if value else {0, 1, 3, SUBMITTED}
+    )
 
 
 @examples(12)
@@ -341,12 +385,16 @@ def test_a_cluster_that_is_none_is_refused(place: Path, task: str, value: str) -
 @example(value="/nonexistent/loss.png")
 @example(value="/dev/full/loss.svg")
 def test_a_plot_goes_into_a_picture_or_nowhere(place: Path, value: str) -> None:
-    assert said(place, "results", "--name=exp1", f"--plot={value}").code in ({2, 12} if value else {0, 1, 2})
+    assert said(place, "results", "--name=exp1", f"--plot={value}").code in (
+        {2, 12} if value else {0, 1, 2}
+    )
 
 
 @examples(20)
 @given(words=st.lists(arguments, max_size=4))
-def test_any_words_at_all_are_understood_or_refused(place: Path, words: list[str]) -> None:
+def test_any_words_at_all_are_understood_or_refused(
+    place: Path, words: list[str]
+) -> None:
     allowed = [word for word in words if word not in {"test", "check", "init"}]
     code = said(place, *allowed).code
     assert code in ({0, 1, 2, 3, 4} if allowed else {0, 1})

@@ -15,7 +15,9 @@ from ugro_tasks.hosts.host import Host
 
 
 @pytest.fixture
-def home(lab: Lab, hosts: list[LabHost], monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+def home(
+    lab: Lab, hosts: list[LabHost], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Lab]:
     """This process is the lab's user; known_hosts and the rest of ~/.ssh are restored afterwards."""
     with lab_user(lab, monkeypatch):
         yield lab
@@ -41,7 +43,9 @@ def login(cluster: Cluster) -> Iterator[Callable[..., Host]]:
 
         def make(index: int = 0, **changes: object) -> Host:
             node = replace(cluster.nodes[index], **changes)
-            return stack.enter_context(closing(connect(node, cluster.timeouts.connect_seconds)))
+            return stack.enter_context(
+                closing(connect(node, cluster.timeouts.connect_seconds))
+            )
 
         yield make
 

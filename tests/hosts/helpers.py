@@ -50,7 +50,9 @@ def lab_user(lab: Lab, patch: pytest.MonkeyPatch) -> Iterator[None]:
     patch.setattr("ugro_tasks.health.probe.PORT_SECONDS", 15.0)
     patch.setattr("ugro_tasks.backends.ssh.reset.RESET_GRACE_SECONDS", 0.5)
     folder = lab.home / ".ssh"
-    before = {path: (path.read_bytes(), path.stat().st_mode) for path in folder.iterdir()}
+    before = {
+        path: (path.read_bytes(), path.stat().st_mode) for path in folder.iterdir()
+    }
     try:
         yield
     finally:
@@ -65,7 +67,11 @@ def lab_user(lab: Lab, patch: pytest.MonkeyPatch) -> Iterator[None]:
 def ugro(*words: str, cluster: Path | None = None) -> Done:
     """A task run in this process, which needs the fixture `home`; `inv` without the time that a start takes."""
     out, err, code = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
         if cluster:
             patch.setenv("UGRO_CLUSTER", str(cluster))
         try:
@@ -100,18 +106,32 @@ def health(*words: str, cluster: Path | None = None) -> tuple[int, dict[str, Any
 
 def faults(answer: Mapping[str, Any]) -> dict[tuple[str, str], str]:
     """{(node or "cluster", check): its value and fix} of all that failed."""
-    checks = [(node["node"], check) for node in answer["nodes"] for check in node["checks"]]
+    checks = [
+        (node["node"], check) for node in answer["nodes"] for check in node["checks"]
+    ]
     checks += [("cluster", check) for check in answer["across"]]
-    return {(node, c["name"]): f"{c['value']}\n{c['fix']}" for node, c in checks if not c["ok"]}
+    return {
+        (node, c["name"]): f"{c['value']}\n{c['fix']}"
+        for node, c in checks
+        if not c["ok"]
+    }
 
 
 def value(answer: Mapping[str, Any], node: str, check: str) -> str:
     """What a check of a node says."""
-    (found,) = [c for n in answer["nodes"] if n["node"] == node for c in n["checks"] if c["name"] == check]
+    (found,) = [
+        c
+        for n in answer["nodes"]
+        if n["node"] == node
+        for c in n["checks"]
+        if c["name"] == check
+    ]
     return str(found["value"])
 
 
-def cluster_file(lab: Lab, folder: Path, change: Callable[[Document, list[Document]], None]) -> Path:
+def cluster_file(
+    lab: Lab, folder: Path, change: Callable[[Document, list[Document]], None]
+) -> Path:
     """The lab's cluster file after `change(document, its nodes)`, in `folder`."""
     document = yaml.safe_load(lab.cluster_file.read_text("utf-8"))
     change(document, [document["cluster"]["master"], *document["workers"]])
@@ -120,10 +140,15 @@ def cluster_file(lab: Lab, folder: Path, change: Callable[[Document, list[Docume
     return path
 
 
-def made_python(folder: Path, torch: str = "", version: str = "2.13.0", cuda: str | None = "12.8") -> Path:
+def made_python(
+    folder: Path, torch: str = "", version: str = "2.13.0", cuda: str | None = "12.8"
+) -> Path:
     """An environment's python; with `torch`, the words of a stand-in torch that it can import."""
     real = Path(sys.executable).resolve()
-    packages = folder / f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+    packages = (
+        folder
+        / f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+    )
     for place in (packages, folder / "bin"):
         place.mkdir(parents=True)
     # All that makes an environment; the module venv takes half a second for it.
@@ -133,7 +158,9 @@ def made_python(folder: Path, torch: str = "", version: str = "2.13.0", cuda: st
     if torch:
         (packages / "torch").mkdir()
         (packages / "torch" / "__init__.py").write_text(torch)
-        (packages / "torch" / "version.py").write_text(f"__version__ = {version!r}\ncuda = {cuda!r}\n")
+        (packages / "torch" / "version.py").write_text(
+            f"__version__ = {version!r}\ncuda = {cuda!r}\n"
+        )
     return folder / "bin" / "python"
 
 
@@ -183,7 +210,9 @@ def error_of(function: Callable[[], object], seconds: float = 20) -> HostError:
 @contextmanager
 def background(host: LabHost, shell: str) -> Iterator[int]:
     """The pid (on the host) of a shell command that goes on in a session of its own; ended afterwards."""
-    started = host.run(["sh", "-c", f"setsid {shell} >/dev/null 2>&1 </dev/null & echo $!"])
+    started = host.run(
+        ["sh", "-c", f"setsid {shell} >/dev/null 2>&1 </dev/null & echo $!"]
+    )
     pid = int(started.stdout)
     try:
         yield pid
@@ -192,14 +221,27 @@ def background(host: LabHost, shell: str) -> Iterator[int]:
             host.kill(pid)
         except ProcessLookupError:
             return
-        wait_until(lambda: pid not in [p for p, _ in host.processes()], f"pid {pid} to end")
+        wait_until(
+            lambda: pid not in [p for p, _ in host.processes()], f"pid {pid} to end"
+        )
 
 
 @contextmanager
 def listening(host: LabHost, port: int) -> Iterator[None]:
     """Something on the host takes connections on a port and never says a word."""
-    argv = ["nsenter", f"--target={host.pid}", "--mount", "--pid", "--net", sys.executable, "-c", LISTEN]
-    with subprocess.Popen([*argv, host.address, str(port)], stdout=subprocess.PIPE) as process:
+    argv = [
+        "nsenter",
+        f"--target={host.pid}",
+        "--mount",
+        "--pid",
+        "--net",
+        sys.executable,
+        "-c",
+        LISTEN,
+    ]
+    with subprocess.Popen(
+        [*argv, host.address, str(port)], stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
         try:
@@ -212,10 +254,25 @@ def listening(host: LabHost, port: int) -> Iterator[None]:
 @contextmanager
 def sshd_on(host: LabHost, port: int, path: str = LOGIN_PATH) -> Iterator[None]:
     """A second sshd, on another port and with another PATH for those who log in."""
-    edit = ["sed", "-e", f"s|^Port .*|Port {port}|", "-e", f"s|^SetEnv .*|SetEnv PATH={path}|"]
+    edit = [
+        "sed",
+        "-e",
+        f"s|^Port .*|Port {port}|",
+        "-e",
+        f"s|^SetEnv .*|SetEnv PATH={path}|",
+    ]
     text = host.run([*edit, "/run/lab/sshd_config"]).stdout
     host.run(["tee", "/run/lab/second"], input=text)
-    sshd = ["nsenter", f"--target={host.pid}", "--mount", "--uts", "--ipc", "--pid", "--net", "--wd"]
+    sshd = [
+        "nsenter",
+        f"--target={host.pid}",
+        "--mount",
+        "--uts",
+        "--ipc",
+        "--pid",
+        "--net",
+        "--wd",
+    ]
     with subprocess.Popen(
         [*sshd, "/usr/sbin/sshd", "-D", "-e", "-f", "/run/lab/second"],
         stdin=subprocess.DEVNULL,
@@ -270,7 +327,10 @@ def login_runs(host: LabHost, lines: str) -> Iterator[None]:
 @contextmanager
 def rsync_says(host: LabHost, words: str) -> Iterator[None]:
     """Another program of that name comes first on the node."""
-    host.run(["sh", "-c", "cat > /run/lab/bin/rsync; chmod 755 /run/lab/bin/rsync"], input=words)
+    host.run(
+        ["sh", "-c", "cat > /run/lab/bin/rsync; chmod 755 /run/lab/bin/rsync"],
+        input=words,
+    )
     try:
         yield
     finally:

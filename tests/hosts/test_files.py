@@ -20,7 +20,18 @@ from ugro_tasks.hosts.transfer import Transfer
 Login = Callable[..., Host]
 Way = type[Rsync] | type[Copy]
 
-NAMES = ["a b", "it's", 'say "hi"', "$(touch injected)", "-delete", "blåbær", "two\nlines", "*", "a\\b", "#x"]
+NAMES = [
+    "a b",
+    "it's",
+    'say "hi"',
+    "$(touch injected)",
+    "-delete",
+    "blåbær",
+    "two\nlines",
+    "*",
+    "a\\b",
+    "#x",
+]
 
 
 @pytest.fixture(params=[Rsync, Copy])
@@ -55,7 +66,9 @@ def test_pull_brings_every_name(
     for name in NAMES:
         hosts[0].run(["tee", f"{folder}/{name}"], input=name)
     way(login()).pull(f"{folder}/", str(tmp_path / "my results"))
-    assert sorted(path.name for path in (tmp_path / "my results").iterdir()) == sorted(NAMES)
+    assert sorted(path.name for path in (tmp_path / "my results").iterdir()) == sorted(
+        NAMES
+    )
 
 
 def test_push_with_delete_removes_what_is_not_here(
@@ -64,7 +77,10 @@ def test_push_with_delete_removes_what_is_not_here(
     (tmp_path / "new").touch()
     hosts[0].run(["touch", f"{folder}/old", f"{folder}/kept"])
     way(login()).push(f"{tmp_path}/", folder, exclude=["kept"], delete=True)
-    assert sorted(path.name for path in hosts[0].path(Path(folder).name).iterdir()) == ["kept", "new"]
+    assert sorted(path.name for path in hosts[0].path(Path(folder).name).iterdir()) == [
+        "kept",
+        "new",
+    ]
 
 
 def test_pull_leaves_out_what_is_excluded(
@@ -78,7 +94,15 @@ def test_pull_leaves_out_what_is_excluded(
 def test_pull_does_not_bring_links_that_lead_outside(
     way: Way, login: Login, hosts: list[LabHost], folder: str, tmp_path: Path
 ) -> None:
-    hosts[0].run(["sh", "-c", 'cd "$1"; touch file; ln -s file in; ln -s ../../etc out', "sh", folder])
+    hosts[0].run(
+        [
+            "sh",
+            "-c",
+            'cd "$1"; touch file; ln -s file in; ln -s ../../etc out',
+            "sh",
+            folder,
+        ]
+    )
     hosts[0].run(["ln", "-s", "/etc/passwd", f"{folder}/absolute"])
     hosts[0].run(["mkfifo", f"{folder}/pipe"])
     way(login()).pull(f"{folder}/", str(tmp_path / "here"))
@@ -99,9 +123,17 @@ def test_pull_keeps_modes_and_times(
     way: Way, login: Login, hosts: list[LabHost], folder: str, tmp_path: Path
 ) -> None:
     hosts[0].run(
-        ["sh", "-c", 'cd "$1"; mkdir -m 750 deep; echo x > deep/file; chmod 640 deep/file', "sh", folder]
+        [
+            "sh",
+            "-c",
+            'cd "$1"; mkdir -m 750 deep; echo x > deep/file; chmod 640 deep/file',
+            "sh",
+            folder,
+        ]
     )
-    hosts[0].run(["touch", "-d", "2020-01-02 03:04:05", f"{folder}/deep/file", f"{folder}/deep"])
+    hosts[0].run(
+        ["touch", "-d", "2020-01-02 03:04:05", f"{folder}/deep/file", f"{folder}/deep"]
+    )
     way(login()).pull(f"{folder}/", str(tmp_path / "here"))
     there = hosts[0].path(Path(folder).name)
     for name in ("deep", "deep/file"):
@@ -112,7 +144,15 @@ def test_pull_keeps_modes_and_times(
 def test_what_one_way_brought_the_other_does_not_bring_again(
     login: Login, hosts: list[LabHost], folder: str, tmp_path: Path
 ) -> None:
-    hosts[0].run(["sh", "-c", 'cd "$1"; mkdir deep; head -c 3000000 /dev/urandom > deep/file', "sh", folder])
+    hosts[0].run(
+        [
+            "sh",
+            "-c",
+            'cd "$1"; mkdir deep; head -c 3000000 /dev/urandom > deep/file',
+            "sh",
+            folder,
+        ]
+    )
     host, here = login(), str(tmp_path / "here")
     assert Copy(host).bytes_to_come(f"{folder}/", here) == 3_000_000
     assert Rsync(host).bytes_to_come(f"{folder}/", here) == 3_000_000
@@ -162,13 +202,21 @@ SSH_CONFIGS = {
     "a remote command": ["RemoteCommand tmux new -A -s main", "RequestTTY yes"],
     "a terminal": ["RequestTTY force"],
     "a local command": ["PermitLocalCommand yes", "LocalCommand echo connected to %h"],
-    "a port that is taken": ["LocalForward {taken} localhost:6006", "ExitOnForwardFailure yes"],
+    "a port that is taken": [
+        "LocalForward {taken} localhost:6006",
+        "ExitOnForwardFailure yes",
+    ],
 }
 
 
 @pytest.mark.parametrize("kind", SSH_CONFIGS)
 def test_what_a_users_ssh_does_beside_keeps_no_file_away(
-    login: Login, home: Lab, hosts: list[LabHost], folder: str, tmp_path: Path, kind: str
+    login: Login,
+    home: Lab,
+    hosts: list[LabHost],
+    folder: str,
+    tmp_path: Path,
+    kind: str,
 ) -> None:
     hosts[0].run(["tee", f"{folder}/file"], input="content")
     (tmp_path / "here").mkdir()
@@ -227,18 +275,24 @@ def test_a_transfer_that_broke_off_goes_on_where_it_did(
         if percent > 30:
             host.close()
 
-    error = error_of(lambda: Copy(host).pull(f"{folder}/", str(tmp_path / "here"), progress=cut))
+    error = error_of(
+        lambda: Copy(host).pull(f"{folder}/", str(tmp_path / "here"), progress=cut)
+    )
     assert isinstance(error, HostUnreachable | NodeFault)
     came = (tmp_path / "here" / ".ugro-partial" / "big").stat().st_size
     assert 0 < came < size
     assert not (tmp_path / "here" / "big").exists()
     assert Copy(host).bytes_to_come(f"{folder}/", str(tmp_path / "here")) == size - came
     Copy(host).pull(f"{folder}/", str(tmp_path / "here"))
-    assert (tmp_path / "here" / "big").read_bytes() == hosts[0].path(f"{Path(folder).name}/big").read_bytes()
+    assert (tmp_path / "here" / "big").read_bytes() == hosts[0].path(
+        f"{Path(folder).name}/big"
+    ).read_bytes()
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["big"]
 
 
-def test_a_folder_that_is_not_there_is_the_nodes_fault(way: Way, login: Login, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_is_the_nodes_fault(
+    way: Way, login: Login, tmp_path: Path
+) -> None:
     error = error_of(lambda: way(login()).pull("/no/such/folder/", str(tmp_path)))
     assert isinstance(error, NodeFault)
     assert "/no/such/folder" in error.text

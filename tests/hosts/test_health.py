@@ -55,23 +55,32 @@ def test_the_answer_in_json(home: Lab, hosts: list[LabHost]) -> None:
         assert 0 < node["round_trip_seconds"] < 30
         assert abs(node["clock_offset_seconds"]) <= 0.1 + node["round_trip_seconds"]
         names = [check["name"] for check in node["checks"]]
-        assert {"environment", "address", "own name", "disk", "rsync", "clock"} <= set(names)
+        assert {"environment", "address", "own name", "disk", "rsync", "clock"} <= set(
+            names
+        )
         assert all(check["ok"] for check in node["checks"])
-    assert {"same Python", "same torch", "clock spread"} <= {check["name"] for check in answer["across"]}
+    assert {"same Python", "same torch", "clock spread"} <= {
+        check["name"] for check in answer["across"]
+    }
 
 
 def test_the_nodes_own_facts_are_told(home: Lab, hosts: list[LabHost]) -> None:
     _, answer = health()
     for host, node in zip(hosts, answer["nodes"], strict=True):
         assert TORCH_VERSION in value(answer, host.name, "environment")
-        assert f"{host.address} on {host.interface}" in value(answer, host.name, "address")
+        assert f"{host.address} on {host.interface}" in value(
+            answer, host.name, "address"
+        )
         assert node["facts"]["boot_id"] == host.boot_id
 
 
 def test_a_choice_of_nodes(home: Lab) -> None:
     code, answer = health("--nodes", "lab2,lab1")
     assert code == 0
-    assert [(node["node"], node["rank"]) for node in answer["nodes"]] == [("lab1", 0), ("lab2", 1)]
+    assert [(node["node"], node["rank"]) for node in answer["nodes"]] == [
+        ("lab1", 0),
+        ("lab2", 1),
+    ]
 
 
 def test_an_unknown_node_is_an_error_of_usage(home: Lab) -> None:
@@ -109,12 +118,18 @@ def test_a_node_that_is_down_does_not_hide_the_others(
     assert done.returncode == 5
     assert "✗ lab1: reachable:" in done.stdout
     assert "no answer" in done.stdout
-    assert [line[:7] for line in done.stdout.splitlines()[1:4]] == ["✓  lab0", "✗  lab1", "✓  lab2"]
+    assert [line[:7] for line in done.stdout.splitlines()[1:4]] == [
+        "✓  lab0",
+        "✗  lab1",
+        "✓  lab2",
+    ]
 
 
 @pytest.mark.usefixtures("one_node_is_away")
 @pytest.mark.parametrize(
-    ("index", "others"), [(0, ["lab1", "lab2"]), (1, ["lab0", "lab2"])], ids=["master", "worker"]
+    ("index", "others"),
+    [(0, ["lab1", "lab2"]), (1, ["lab0", "lab2"])],
+    ids=["master", "worker"],
 )
 def test_only_the_node_that_refuses_is_at_fault(
     home: Lab, hosts: list[LabHost], index: int, others: list[str]
@@ -127,7 +142,9 @@ def test_only_the_node_that_refuses_is_at_fault(
 
 
 @pytest.mark.usefixtures("one_node_is_away")
-def test_without_python_on_the_node_the_cluster_file_can_name_one(home: Lab, tmp_path: Path) -> None:
+def test_without_python_on_the_node_the_cluster_file_can_name_one(
+    home: Lab, tmp_path: Path
+) -> None:
     def change(_: Document, nodes: list[Document]) -> None:
         nodes[1]["python"] = "/opt/none/bin/python3"
 
@@ -165,7 +182,9 @@ def test_an_environment_without_torch(home: Lab, tmp_path: Path) -> None:
 
 def test_an_environment_that_is_broken(home: Lab, tmp_path: Path) -> None:
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\necho libpython3.11.so.1.0: cannot open shared object file >&2\nexit 127\n")
+    python.write_text(
+        "#!/bin/sh\necho libpython3.11.so.1.0: cannot open shared object file >&2\nexit 127\n"
+    )
     python.chmod(0o755)
     code, answer = health(cluster=with_python(home, tmp_path, str(python)))
     assert code == 5
@@ -173,7 +192,9 @@ def test_an_environment_that_is_broken(home: Lab, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("talk", ["welcome", "{}", "[1]"])
-def test_an_environment_that_answers_nonsense(home: Lab, tmp_path: Path, talk: str) -> None:
+def test_an_environment_that_answers_nonsense(
+    home: Lab, tmp_path: Path, talk: str
+) -> None:
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\necho '{talk}'\n")
     python.chmod(0o755)
@@ -183,14 +204,22 @@ def test_an_environment_that_answers_nonsense(home: Lab, tmp_path: Path, talk: s
 
 
 @pytest.mark.parametrize(
-    "promise", [{"torch_version": "2.12"}, {"python_version": "3.1"}, {"cuda_version": "12.8"}]
+    "promise",
+    [{"torch_version": "2.12"}, {"python_version": "3.1"}, {"cuda_version": "12.8"}],
 )
-def test_another_version_than_promised(home: Lab, tmp_path: Path, promise: dict[str, str]) -> None:
+def test_another_version_than_promised(
+    home: Lab, tmp_path: Path, promise: dict[str, str]
+) -> None:
     python = training_python(home)
-    code, answer = health("--nodes", "lab1", cluster=with_python(home, tmp_path, python, **promise))
+    code, answer = health(
+        "--nodes", "lab1", cluster=with_python(home, tmp_path, python, **promise)
+    )
     assert code == 5
     (wanted,) = promise.values()
-    assert f"the cluster file says {wanted_name(promise)} {wanted}" in faults(answer)["lab1", "environment"]
+    assert (
+        f"the cluster file says {wanted_name(promise)} {wanted}"
+        in faults(answer)["lab1", "environment"]
+    )
 
 
 def training_python(lab: Lab) -> str:
@@ -199,13 +228,19 @@ def training_python(lab: Lab) -> str:
 
 
 def wanted_name(promise: dict[str, str]) -> str:
-    return {"torch_version": "torch", "python_version": "Python", "cuda_version": "CUDA"}[next(iter(promise))]
+    return {
+        "torch_version": "torch",
+        "python_version": "Python",
+        "cuda_version": "CUDA",
+    }[next(iter(promise))]
 
 
 # ---- the network ----
 
 
-def test_a_port_that_is_taken_is_no_fault_while_another_is_free(home: Lab, hosts: list[LabHost]) -> None:
+def test_a_port_that_is_taken_is_no_fault_while_another_is_free(
+    home: Lab, hosts: list[LabHost]
+) -> None:
     with listening(hosts[0], 29500):
         done = ugro("health")
         _, answer = health()
@@ -215,7 +250,9 @@ def test_a_port_that_is_taken_is_no_fault_while_another_is_free(home: Lab, hosts
 
 
 @pytest.mark.usefixtures("one_node_is_away")
-def test_an_address_that_no_interface_has(home: Lab, hosts: list[LabHost], tmp_path: Path) -> None:
+def test_an_address_that_no_interface_has(
+    home: Lab, hosts: list[LabHost], tmp_path: Path
+) -> None:
     wrong = home.subnet.replace(".0/24", ".77")
     own = home.ssh_config.read_text().splitlines()
     ssh_config(home, f"Host {wrong}", f"  HostName {hosts[1].address}", *own)
@@ -234,10 +271,15 @@ def test_an_address_that_no_interface_has(home: Lab, hosts: list[LabHost], tmp_p
 # ---- who is there ----
 
 
-def test_a_node_whose_lease_is_held_is_shown_as_held_and_is_fit(home: Lab, hosts: list[LabHost]) -> None:
+def test_a_node_whose_lease_is_held_is_shown_as_held_and_is_fit(
+    home: Lab, hosts: list[LabHost]
+) -> None:
     lease = f"{hosts[2].home}/.ugro/lease-node.json"
     hosts[2].run(["mkdir", "-p", f"{hosts[2].home}/.ugro"])
-    hosts[2].run(["tee", lease], input='{"job": "exp8_20260101_000000", "controller": "someone@desk"}')
+    hosts[2].run(
+        ["tee", lease],
+        input='{"job": "exp8_20260101_000000", "controller": "someone@desk"}',
+    )
     with background(hosts[2], f"flock {lease} sleep 60"):
         done = ugro("health")
         _, answer = health()
@@ -252,7 +294,9 @@ def test_a_node_whose_lease_is_held_is_shown_as_held_and_is_fit(home: Lab, hosts
 
 
 @pytest.fixture
-def promised(home: Lab, hosts: list[LabHost], tmp_path: Path, cuda_python: Path) -> Path:
+def promised(
+    home: Lab, hosts: list[LabHost], tmp_path: Path, cuda_python: Path
+) -> Path:
     """A cluster file that promises lab0 an RTX 4070 with 8 GB, which it has."""
     hosts[0].nvidia_smi("rtx4070")
 
@@ -268,8 +312,16 @@ def test_a_gpu_as_promised(home: Lab, promised: Path) -> None:
     assert (code, faults(answer)) == (0, {})
     (card,) = answer["nodes"][0]["gpus"]
     assert card["name"] == "NVIDIA GeForce RTX 4070 Laptop GPU"
-    assert {card[f] for f in ("memory.total", "memory.used", "driver_version")} == {"8188", "12", "580.95.05"}
-    assert (card["utilization.gpu"], card["temperature.gpu"], card["power.draw"]) == ("0", "43", "6.84")
+    assert {card[f] for f in ("memory.total", "memory.used", "driver_version")} == {
+        "8188",
+        "12",
+        "580.95.05",
+    }
+    assert (card["utilization.gpu"], card["temperature.gpu"], card["power.draw"]) == (
+        "0",
+        "43",
+        "6.84",
+    )
 
 
 def test_a_gpu_in_the_table(home: Lab, promised: Path) -> None:
@@ -277,15 +329,22 @@ def test_a_gpu_in_the_table(home: Lab, promised: Path) -> None:
     assert "NVIDIA GeForce RTX 4070 Laptop GPU 12/8188 MiB 43 °C" in done.stdout
 
 
-def test_a_gpu_without_nvidia_smi(home: Lab, hosts: list[LabHost], promised: Path) -> None:
+def test_a_gpu_without_nvidia_smi(
+    home: Lab, hosts: list[LabHost], promised: Path
+) -> None:
     hosts[0].nvidia_smi(None)
     code, answer = health("--nodes", "lab0", cluster=promised)
     assert code == 5
-    assert "RTX 4070 is promised, nvidia-smi says: nvidia-smi: " in faults(answer)["lab0", "gpu"]
+    assert (
+        "RTX 4070 is promised, nvidia-smi says: nvidia-smi: "
+        in faults(answer)["lab0", "gpu"]
+    )
 
 
 @pytest.mark.parametrize("recording", ["rtx5070ti", "rtx3070ti"])
-def test_another_model_than_promised(home: Lab, hosts: list[LabHost], promised: Path, recording: str) -> None:
+def test_another_model_than_promised(
+    home: Lab, hosts: list[LabHost], promised: Path, recording: str
+) -> None:
     hosts[0].nvidia_smi(recording)
     code, answer = health("--nodes", "lab0", cluster=promised)
     assert code == 5
@@ -294,27 +353,35 @@ def test_another_model_than_promised(home: Lab, hosts: list[LabHost], promised: 
     assert "the cluster file promises RTX 4070" in found
 
 
-def test_less_memory_than_promised(home: Lab, hosts: list[LabHost], promised: Path) -> None:
+def test_less_memory_than_promised(
+    home: Lab, hosts: list[LabHost], promised: Path
+) -> None:
     promised.write_text(promised.read_text().replace("vram_gb: 8", "vram_gb: 12"))
     code, answer = health("--nodes", "lab0", cluster=promised)
     assert code == 5
     assert "12" in faults(answer)["lab0", "gpu"]
 
 
-def test_a_gpu_that_nobody_promised_is_shown_and_not_checked(home: Lab, hosts: list[LabHost]) -> None:
+def test_a_gpu_that_nobody_promised_is_shown_and_not_checked(
+    home: Lab, hosts: list[LabHost]
+) -> None:
     hosts[0].nvidia_smi("rtx4070")
     code, answer = health("--nodes", "lab0")
     assert code == 0
     assert len(answer["nodes"][0]["gpus"]) == 1
 
 
-def test_a_cpu_build_of_torch_does_not_serve_a_gpu(home: Lab, hosts: list[LabHost], tmp_path: Path) -> None:
+def test_a_cpu_build_of_torch_does_not_serve_a_gpu(
+    home: Lab, hosts: list[LabHost], tmp_path: Path
+) -> None:
     hosts[0].nvidia_smi("rtx4070")
 
     def change(_: Document, nodes: list[Document]) -> None:
         nodes[0]["hardware"] = {"gpu_model": "RTX 4070"}
 
-    code, answer = health("--nodes", "lab0", cluster=cluster_file(home, tmp_path, change))
+    code, answer = health(
+        "--nodes", "lab0", cluster=cluster_file(home, tmp_path, change)
+    )
     assert code == 5
     assert list(faults(answer)) == [("lab0", "cuda")]
     found = faults(answer)["lab0", "cuda"]

@@ -13,7 +13,14 @@ import pytest
 
 from lab import Lab, LabHost
 from lab.tools import checked, wait_until
-from tests.hosts.helpers import error_of, fingerprint, listening, ssh_config, sshd_on, within
+from tests.hosts.helpers import (
+    error_of,
+    fingerprint,
+    listening,
+    ssh_config,
+    sshd_on,
+    within,
+)
 from ugro_tasks.backends.ssh.reset import reset
 from ugro_tasks.cluster.local import local_cluster
 from ugro_tasks.cluster.model import Cluster
@@ -154,7 +161,10 @@ def test_a_command_that_takes_too_long_is_given_up_in_time(host: Host) -> None:
 def test_a_drip_of_output_does_not_lengthen_the_limit(host: Host) -> None:
     begun = time.monotonic()
     with pytest.raises(HostError):
-        host.run(["sh", "-c", "for _ in $(seq 300); do echo drip; sleep 0.1; done"], timeout_seconds=0.7)
+        host.run(
+            ["sh", "-c", "for _ in $(seq 300); do echo drip; sleep 0.1; done"],
+            timeout_seconds=0.7,
+        )
     assert time.monotonic() - begun < 15
 
 
@@ -185,7 +195,9 @@ def test_a_command_is_run_once(host: Host, hosts: list[LabHost]) -> None:
 
 
 def test_a_stream_comes_as_it_is_written(host: Host) -> None:
-    with closing(host.stream(["sh", "-c", "echo first; cat >/dev/null; sleep 0.3; echo second"])) as stream:
+    with closing(
+        host.stream(["sh", "-c", "echo first; cat >/dev/null; sleep 0.3; echo second"])
+    ) as stream:
         assert stream.read(5) == b"first\n"
         assert stream.read(5) == b"second\n"
         assert stream.read(5) == b""
@@ -201,7 +213,12 @@ def test_a_closed_stream_ends_its_command(host: Host, hosts: list[LabHost]) -> N
     stream = host.stream(endless)
     assert stream.read(5)
     stream.close()
-    wait_until(lambda: not any("a_closed_stream" in words for _, words in hosts[0].processes()), "yes to end")
+    wait_until(
+        lambda: (
+            not any("a_closed_stream" in words for _, words in hosts[0].processes())
+        ),
+        "yes to end",
+    )
 
 
 # ---- nothing is left on a node ----
@@ -212,7 +229,14 @@ def test_a_request_leaves_nothing_on_the_node(
     cluster: Cluster, hosts: list[LabHost], operation: Callable[..., object]
 ) -> None:
     node = hosts[0]
-    places = ["/tmp", "/dev/shm", "/run", "/var/tmp", f"{node.home}/.ssh", f"{node.home}/ugro"]
+    places = [
+        "/tmp",
+        "/dev/shm",
+        "/run",
+        "/var/tmp",
+        f"{node.home}/.ssh",
+        f"{node.home}/ugro",
+    ]
     files = ["find", *places, "-xdev", "-type", "f"]
     memory = ["sh", "-c", "ls -l /proc/[0-9]*/fd 2>/dev/null | grep -c memfd:ugro"]
     make_folders(cluster)
@@ -238,7 +262,11 @@ def test_map_asks_all_and_answers_in_the_order_of_the_ranks(cluster: Cluster) ->
         return name_of(host)
 
     with Fleet.of(cluster) as fleet:
-        assert list(fleet.map(late_master).items()) == [("lab0", "lab0"), ("lab1", "lab1"), ("lab2", "lab2")]
+        assert list(fleet.map(late_master).items()) == [
+            ("lab0", "lab0"),
+            ("lab1", "lab1"),
+            ("lab2", "lab2"),
+        ]
 
 
 def test_map_asks_all_at_once(cluster: Cluster) -> None:
@@ -247,7 +275,9 @@ def test_map_asks_all_at_once(cluster: Cluster) -> None:
         assert sorted(fleet.map(lambda _: met.wait()).values(), key=str) == [0, 1, 2]
 
 
-def test_one_lost_host_is_data_beside_the_others(cluster: Cluster, hosts: list[LabHost]) -> None:
+def test_one_lost_host_is_data_beside_the_others(
+    cluster: Cluster, hosts: list[LabHost]
+) -> None:
     hosts[1].stop_sshd()
     with Fleet.of(cluster) as fleet:
         found = fleet.map(name_of)
@@ -258,7 +288,9 @@ def test_one_lost_host_is_data_beside_the_others(cluster: Cluster, hosts: list[L
 def test_all_hosts_lost_is_data_too(cluster: Cluster, home: Lab) -> None:
     home.known_hosts.write_text("")
     with Fleet.of(cluster) as fleet:
-        assert {type(error) for error in fleet.map(name_of).values()} == {HostKeyUnknown}
+        assert {type(error) for error in fleet.map(name_of).values()} == {
+            HostKeyUnknown
+        }
 
 
 def test_a_bug_is_raised(cluster: Cluster) -> None:
@@ -288,7 +320,9 @@ def hello(host: Host) -> bytes:
     return host.run(["echo", "hello"])
 
 
-def refusal(login: Login, index: int = 0, seconds: float = 20, **changes: object) -> HostError:
+def refusal(
+    login: Login, index: int = 0, seconds: float = 20, **changes: object
+) -> HostError:
     """The error that a login meets; it must name the node and what to do."""
     error = error_of(lambda: hello(login(index, **changes)), seconds)
     assert error.text.startswith(f"{error.host}: ")
@@ -312,7 +346,9 @@ def test_without_any_known_hosts_file_a_key_is_unknown(home: Lab, login: Login) 
     assert isinstance(refusal(login), HostKeyUnknown)
 
 
-def test_nothing_is_run_on_a_host_with_an_unknown_key(home: Lab, hosts: list[LabHost], login: Login) -> None:
+def test_nothing_is_run_on_a_host_with_an_unknown_key(
+    home: Lab, hosts: list[LabHost], login: Login
+) -> None:
     home.known_hosts.write_text("")
     error_of(lambda: login().run(["touch", "/tmp/ran"]))
     hosts[0].run(["test", "!", "-e", "/tmp/ran"])
@@ -335,7 +371,9 @@ def test_a_changed_host_key_is_shown_beside_the_known_one(
     assert f"ssh-keygen -R {hosts[0].address}" in error.fix
 
 
-def test_a_machine_installed_anew_is_noticed(hosts: list[LabHost], login: Login) -> None:
+def test_a_machine_installed_anew_is_noticed(
+    hosts: list[LabHost], login: Login
+) -> None:
     assert hello(login()) == b"hello\n"
     hosts[0].new_host_key()
     assert isinstance(refusal(login), HostKeyChanged)
@@ -359,14 +397,26 @@ def test_a_hashed_known_hosts_is_read(home: Lab, login: Login) -> None:
         b"nas.example.org sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29t",
         b"# bl\xe5b\xe6r",
     ],
-    ids=["empty", "comment", "rubbish", "no key", "authority", "unknown type", "latin1"],
+    ids=[
+        "empty",
+        "comment",
+        "rubbish",
+        "no key",
+        "authority",
+        "unknown type",
+        "latin1",
+    ],
 )
-def test_a_strange_line_in_known_hosts_does_no_harm(home: Lab, login: Login, line: bytes) -> None:
+def test_a_strange_line_in_known_hosts_does_no_harm(
+    home: Lab, login: Login, line: bytes
+) -> None:
     home.known_hosts.write_bytes(line + b"\n" + home.known_hosts.read_bytes())
     assert hello(login()) == b"hello\n"
 
 
-def test_a_revoked_key_is_not_trusted(home: Lab, hosts: list[LabHost], login: Login) -> None:
+def test_a_revoked_key_is_not_trusted(
+    home: Lab, hosts: list[LabHost], login: Login
+) -> None:
     home.known_hosts.write_text(f"@revoked {hosts[0].address} {hosts[0].public_key}\n")
     assert isinstance(refusal(login), HostKeyChanged | HostKeyUnknown)
 
@@ -427,20 +477,34 @@ def test_a_new_key_does_not_touch_the_last_line_of_known_hosts(
 # ---- what else can be in the way ----
 
 
-def test_a_login_that_is_refused_says_how_to_be_let_in(login: Login, hosts: list[LabHost]) -> None:
+def test_a_login_that_is_refused_says_how_to_be_let_in(
+    login: Login, hosts: list[LabHost]
+) -> None:
     error = refusal(login, user="nobody")
     assert isinstance(error, LoginRefused)
     assert f"ssh-copy-id nobody@{hosts[0].address}" in error.fix
 
 
-def test_without_a_key_of_ones_own_the_login_is_refused(home: Lab, login: Login) -> None:
+def test_without_a_key_of_ones_own_the_login_is_refused(
+    home: Lab, login: Login
+) -> None:
     (home.home / ".ssh" / "id_ed25519").unlink()
     ssh_config(home)
     assert isinstance(refusal(login), LoginRefused)
 
 
 def test_a_key_with_a_passphrase_is_said_to_have_one(home: Lab, login: Login) -> None:
-    checked(["ssh-keygen", "-q", "-p", "-N", "a secret", "-f", str(home.home / ".ssh" / "id_ed25519")])
+    checked(
+        [
+            "ssh-keygen",
+            "-q",
+            "-p",
+            "-N",
+            "a secret",
+            "-f",
+            str(home.home / ".ssh" / "id_ed25519"),
+        ]
+    )
     error = refusal(login)
     assert isinstance(error, LoginRefused)
     assert "passphrase" in error.what
@@ -448,7 +512,9 @@ def test_a_key_with_a_passphrase_is_said_to_have_one(home: Lab, login: Login) ->
 
 
 @pytest.mark.parametrize("port", [22, 2200])
-def test_a_refused_connection_is_said_to_be_one(login: Login, hosts: list[LabHost], port: int) -> None:
+def test_a_refused_connection_is_said_to_be_one(
+    login: Login, hosts: list[LabHost], port: int
+) -> None:
     hosts[0].stop_sshd()
     error = refusal(login, ssh_port=port)
     assert isinstance(error, HostUnreachable)
@@ -456,7 +522,9 @@ def test_a_refused_connection_is_said_to_be_one(login: Login, hosts: list[LabHos
     assert f"port {port}" in error.what
 
 
-def test_a_host_behind_a_cut_link_is_given_up_in_time(login: Login, hosts: list[LabHost]) -> None:
+def test_a_host_behind_a_cut_link_is_given_up_in_time(
+    login: Login, hosts: list[LabHost]
+) -> None:
     hosts[0].cut()
     begun = time.monotonic()
     error = refusal(login)
@@ -465,7 +533,9 @@ def test_a_host_behind_a_cut_link_is_given_up_in_time(login: Login, hosts: list[
     assert time.monotonic() - begun < 2
 
 
-def test_an_address_that_nobody_has_is_given_up_in_time(login: Login, home: Lab) -> None:
+def test_an_address_that_nobody_has_is_given_up_in_time(
+    login: Login, home: Lab
+) -> None:
     begun = time.monotonic()
     error = refusal(login, address=home.subnet.replace(".0/24", ".99"))
     assert isinstance(error, HostUnreachable)
@@ -479,14 +549,25 @@ def test_a_port_that_takes_connections_and_says_nothing_is_given_up_in_time(
         error = refusal(login, ssh_port=2200, seconds=8)
     assert isinstance(error, HostUnreachable)
     assert "port 2200" in error.what
-    assert "No existing session" not in error.what  # what paramiko says; it tells nobody anything
+    assert (
+        "No existing session" not in error.what
+    )  # what paramiko says; it tells nobody anything
     assert error.fix
 
 
 def test_a_port_that_speaks_another_protocol_is_said_to(
     login: Login, hosts: list[LabHost], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    serve = ["nsenter", f"--target={hosts[0].pid}", "--mount", "--pid", "--net", "python3", "-u", "-c"]
+    serve = [
+        "nsenter",
+        f"--target={hosts[0].pid}",
+        "--mount",
+        "--pid",
+        "--net",
+        "python3",
+        "-u",
+        "-c",
+    ]
     code = (
         "import socket\n"
         "listener = socket.create_server(('', 2200))\n"
@@ -506,7 +587,9 @@ def test_a_port_that_speaks_another_protocol_is_said_to(
 # ---- a connection that is lost and found ----
 
 
-def test_after_a_restart_of_sshd_the_next_command_works(login: Login, hosts: list[LabHost]) -> None:
+def test_after_a_restart_of_sshd_the_next_command_works(
+    login: Login, hosts: list[LabHost]
+) -> None:
     host = login()
     hello(host)
     hosts[0].stop_sshd(sessions=True)
@@ -514,7 +597,9 @@ def test_after_a_restart_of_sshd_the_next_command_works(login: Login, hosts: lis
     assert hello(host) == b"hello\n"
 
 
-def test_after_a_reboot_the_next_command_works(login: Login, hosts: list[LabHost]) -> None:
+def test_after_a_reboot_the_next_command_works(
+    login: Login, hosts: list[LabHost]
+) -> None:
     host = login()
     hello(host)
     hosts[0].reboot()
@@ -528,9 +613,13 @@ def test_after_a_cut_the_next_command_works(login: Login, hosts: list[LabHost]) 
     begun = time.monotonic()
     with pytest.raises(HostUnreachable):
         host.run(["true"], timeout_seconds=1)
-    assert time.monotonic() - begun < 20  # its own limit and one more login; TCP tries for a minute and more
+    assert (
+        time.monotonic() - begun < 20
+    )  # its own limit and one more login; TCP tries for a minute and more
     hosts[0].mend()
-    hosts[0].ssh(["true"])  # it takes a moment until the network knows where the host is
+    hosts[0].ssh(
+        ["true"]
+    )  # it takes a moment until the network knows where the host is
     assert hello(host) == b"hello\n"
 
 
@@ -544,7 +633,9 @@ def test_a_short_cut_is_not_noticed(login: Login, hosts: list[LabHost]) -> None:
     mender.join()
 
 
-def test_sshd_gone_in_the_middle_of_a_command_is_said(login: Login, hosts: list[LabHost]) -> None:
+def test_sshd_gone_in_the_middle_of_a_command_is_said(
+    login: Login, hosts: list[LabHost]
+) -> None:
     host = login()
     hello(host)
     killer = threading.Timer(0.3, lambda: hosts[0].stop_sshd(sessions=True))
@@ -558,8 +649,17 @@ def test_sshd_gone_in_the_middle_of_a_command_is_said(login: Login, hosts: list[
 # ---- jump hosts ----
 
 
-@pytest.fixture(params=["cluster file", "ssh configuration", "ssh configuration by name", "included"])
-def through(request: pytest.FixtureRequest, home: Lab, hosts: list[LabHost], login: Login) -> Login:
+@pytest.fixture(
+    params=[
+        "cluster file",
+        "ssh configuration",
+        "ssh configuration by name",
+        "included",
+    ]
+)
+def through(
+    request: pytest.FixtureRequest, home: Lab, hosts: list[LabHost], login: Login
+) -> Login:
     """A login to lab1 by way of lab0, told in different ways."""
     own = home.ssh_config.read_text("utf-8").splitlines()
     jump = f"root@{hosts[0].address}"
@@ -579,12 +679,16 @@ def through(request: pytest.FixtureRequest, home: Lab, hosts: list[LabHost], log
     return lambda **changes: login(1, **changes)
 
 
-def test_a_host_is_reached_through_its_jump_host(through: Login, hosts: list[LabHost]) -> None:
+def test_a_host_is_reached_through_its_jump_host(
+    through: Login, hosts: list[LabHost]
+) -> None:
     told = through().run(["sh", "-c", "echo $SSH_CONNECTION"]).decode().split()
     assert (told[0], told[2]) == (hosts[0].address, hosts[1].address)
 
 
-def test_an_unknown_key_of_the_jump_host_is_refused(through: Login, home: Lab, hosts: list[LabHost]) -> None:
+def test_an_unknown_key_of_the_jump_host_is_refused(
+    through: Login, home: Lab, hosts: list[LabHost]
+) -> None:
     home.known_hosts.write_text(f"{hosts[1].address} {hosts[1].public_key}\n")
     error = error_of(lambda: hello(through()))
     assert isinstance(error, HostKeyUnknown)
@@ -611,7 +715,9 @@ def test_files_go_through_the_jump_host_too(
     hosts[1].path("pushed").unlink()
 
 
-def test_a_closed_host_leaves_no_connection_to_its_jump_host(login: Login, hosts: list[LabHost]) -> None:
+def test_a_closed_host_leaves_no_connection_to_its_jump_host(
+    login: Login, hosts: list[LabHost]
+) -> None:
     host = login(1, jump=f"root@{hosts[0].address}")
     assert isinstance(host, SshHost)
     assert name_of(host) == "lab1"
@@ -621,7 +727,9 @@ def test_a_closed_host_leaves_no_connection_to_its_jump_host(login: Login, hosts
     assert name_of(host) == "lab1"
 
 
-def test_the_jump_host_is_named_when_it_refuses(login: Login, hosts: list[LabHost]) -> None:
+def test_the_jump_host_is_named_when_it_refuses(
+    login: Login, hosts: list[LabHost]
+) -> None:
     error = refusal(login, 1, jump=f"root@{hosts[0].address}:2200")
     assert "refused" in error.what
     assert f"{hosts[0].address} port 2200" in error.what
@@ -634,7 +742,9 @@ def test_the_jump_host_is_named_when_its_name_is_unknown(login: Login) -> None:
     assert "resolved" in error.what
 
 
-def test_the_jump_host_is_named_when_it_refuses_the_login(login: Login, hosts: list[LabHost]) -> None:
+def test_the_jump_host_is_named_when_it_refuses_the_login(
+    login: Login, hosts: list[LabHost]
+) -> None:
     error = refusal(login, 1, jump=f"nobody@{hosts[0].address}")
     assert isinstance(error, LoginRefused)
     assert f"nobody@{hosts[0].address}" in error.text
@@ -674,10 +784,17 @@ def test_user_port_and_key_of_the_address_count(
     home: Lab, hosts: list[LabHost], login: Login, special: str, included: bool
 ) -> None:
     home.known_hosts.write_text(f"[{hosts[0].address}]:2222 {hosts[0].public_key}\n")
-    entry = [f"Host {hosts[0].address}", "  User root", "  Port 2222", f"  IdentityFile {special}"]
+    entry = [
+        f"Host {hosts[0].address}",
+        "  User root",
+        "  Port 2222",
+        f"  IdentityFile {special}",
+    ]
     configure(home, entry, included=included)
     with sshd_on(hosts[0], 2222):
-        told = login(user=None, ssh_port=None).run(["sh", "-c", "echo $USER $SSH_CONNECTION"])
+        told = login(user=None, ssh_port=None).run(
+            ["sh", "-c", "echo $USER $SSH_CONNECTION"]
+        )
     assert told.decode().split()[0::4] == ["root", "2222"]
 
 
@@ -685,7 +802,12 @@ def test_user_port_and_key_of_the_address_count(
 def test_the_entry_of_the_nodes_name_counts(
     home: Lab, hosts: list[LabHost], login: Login, special: str, included: bool
 ) -> None:
-    entry = ["Host lab0", f"  HostName {hosts[0].address}", "  User root", f"  IdentityFile {special}"]
+    entry = [
+        "Host lab0",
+        f"  HostName {hosts[0].address}",
+        "  User root",
+        f"  IdentityFile {special}",
+    ]
     configure(home, entry, included=included)
     assert hello(login(user=None)) == b"hello\n"
 
@@ -693,7 +815,12 @@ def test_the_entry_of_the_nodes_name_counts(
 def test_rsync_honours_the_entry_of_the_nodes_name_too(
     home: Lab, hosts: list[LabHost], login: Login, special: str, tmp_path: Path
 ) -> None:
-    entry = ["Host lab0", f"  HostName {hosts[0].address}", "  User root", f"  IdentityFile {special}"]
+    entry = [
+        "Host lab0",
+        f"  HostName {hosts[0].address}",
+        "  User root",
+        f"  IdentityFile {special}",
+    ]
     configure(home, entry, included=False)
     (tmp_path / "file").write_text("content")
     Rsync(login(user=None)).push(str(tmp_path / "file"), f"{hosts[0].home}/pushed")
@@ -703,7 +830,11 @@ def test_rsync_honours_the_entry_of_the_nodes_name_too(
 def test_the_cluster_file_counts_before_the_ssh_configuration(
     home: Lab, hosts: list[LabHost], login: Login
 ) -> None:
-    configure(home, [f"Host {hosts[0].address}", "  User nobody", "  Port 2200"], included=False)
+    configure(
+        home,
+        [f"Host {hosts[0].address}", "  User nobody", "  Port 2200"],
+        included=False,
+    )
     assert hello(login(user="root", ssh_port=22)) == b"hello\n"
 
 
@@ -717,9 +848,15 @@ def test_an_include_needs_no_identity_file(home: Lab, login: Login, path: str) -
     assert hello(login(user=None)) == b"hello\n"
 
 
-def test_an_identity_file_that_is_not_there_is_passed_over(home: Lab, login: Login) -> None:
+def test_an_identity_file_that_is_not_there_is_passed_over(
+    home: Lab, login: Login
+) -> None:
     # As ssh does: the default keys are tried all the same.
-    configure(home, ["Host *", "  User root", "  IdentityFile ~/.ssh/id_of_another_machine"], included=False)
+    configure(
+        home,
+        ["Host *", "  User root", "  IdentityFile ~/.ssh/id_of_another_machine"],
+        included=False,
+    )
     assert hello(login()) == b"hello\n"
 
 

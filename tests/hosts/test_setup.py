@@ -41,9 +41,12 @@ def test_init_asks_nobody_where_nobody_is(strange: Lab, hosts: list[LabHost]) ->
 
 
 @pytest.mark.parametrize(
-    ("answers", "code", "recorded"), [("y\ny\ny\n", 0, 3), ("y\nn\n", 22, 1), ("\n", 22, 0)]
+    ("answers", "code", "recorded"),
+    [("y\ny\ny\n", 0, 3), ("y\nn\n", 22, 1), ("\n", 22, 0)],
 )
-def test_init_records_what_is_agreed_to(strange: Lab, answers: str, code: int, recorded: int) -> None:
+def test_init_records_what_is_agreed_to(
+    strange: Lab, answers: str, code: int, recorded: int
+) -> None:
     master, terminal = pty.openpty()
     with open(master, "w") as keyboard:
         keyboard.write(answers)
@@ -58,14 +61,22 @@ def test_init_records_what_is_agreed_to(strange: Lab, answers: str, code: int, r
             check=False,
         )
         os.close(terminal)
-    lines = strange.known_hosts.read_text().splitlines() if strange.known_hosts.exists() else []
+    lines = (
+        strange.known_hosts.read_text().splitlines()
+        if strange.known_hosts.exists()
+        else []
+    )
     assert (done.returncode, len(lines)) == (code, recorded)
 
 
-def test_init_records_the_keys_for_this_user_only(strange: Lab, hosts: list[LabHost]) -> None:
+def test_init_records_the_keys_for_this_user_only(
+    strange: Lab, hosts: list[LabHost]
+) -> None:
     assert ugro("init", "--accept-new-host-keys").returncode == 0
     recorded = strange.known_hosts.read_text().splitlines()
-    assert sorted(recorded) == sorted(f"{host.address} {host.public_key}" for host in hosts)
+    assert sorted(recorded) == sorted(
+        f"{host.address} {host.public_key}" for host in hosts
+    )
     assert strange.known_hosts.stat().st_mode & 0o777 == 0o600
 
 
@@ -92,18 +103,29 @@ def test_init_records_no_changed_key(strange: Lab, hosts: list[LabHost]) -> None
     assert done.returncode in (5, 23)
     assert "its host key has changed" in done.stdout + done.stderr
     assert f"ssh-keygen -R {hosts[0].address}" in done.stdout + done.stderr
-    addresses = [line.split()[0] for line in strange.known_hosts.read_text().splitlines()]
+    addresses = [
+        line.split()[0] for line in strange.known_hosts.read_text().splitlines()
+    ]
     assert addresses.count(hosts[0].address) == 1
     assert strange.known_hosts.read_text().startswith(wrong)
 
 
-def test_init_trusts_the_jump_host_on_the_way(strange: Lab, hosts: list[LabHost]) -> None:
+def test_init_trusts_the_jump_host_on_the_way(
+    strange: Lab, hosts: list[LabHost]
+) -> None:
     own = strange.ssh_config.read_text().splitlines()
-    ssh_config(strange, f"Host {hosts[2].address}", f"  ProxyJump root@{hosts[1].address}", *own)
+    ssh_config(
+        strange,
+        f"Host {hosts[2].address}",
+        f"  ProxyJump root@{hosts[1].address}",
+        *own,
+    )
     done = ugro("init", "--nodes", "lab2", "--accept-new-host-keys")
     assert done.returncode == 0
     recorded = strange.known_hosts.read_text().splitlines()
-    assert recorded == [f"{host.address} {host.public_key}" for host in (hosts[1], hosts[2])]
+    assert recorded == [
+        f"{host.address} {host.public_key}" for host in (hosts[1], hosts[2])
+    ]
 
 
 @pytest.mark.usefixtures("one_node_is_away")
@@ -142,7 +164,9 @@ def test_init_says_when_a_login_is_refused(strange: Lab, hosts: list[LabHost]) -
 # ---- inv reset ----
 
 
-def test_reset_ends_what_carries_a_token_and_says_so(home: Lab, hosts: list[LabHost]) -> None:
+def test_reset_ends_what_carries_a_token_and_says_so(
+    home: Lab, hosts: list[LabHost]
+) -> None:
     with background(hosts[0], f"env {TOKEN} sleep 77") as pid:
         done = ugro("reset")
         assert done.returncode == 0
@@ -165,7 +189,9 @@ def test_reset_ends_one_that_will_not_be_asked(home: Lab, hosts: list[LabHost]) 
         assert hosts[0].processes(token=b"UGRO_TOKEN") == []
 
 
-def test_reset_ends_what_was_started_by_another_controller(home: Lab, hosts: list[LabHost]) -> None:
+def test_reset_ends_what_was_started_by_another_controller(
+    home: Lab, hosts: list[LabHost]
+) -> None:
     other = "UGRO_TOKEN=of_somebody_else.77:gpu7:node"
     with background(hosts[2], f"env {other} sleep 80") as pid:
         ugro("reset")
@@ -188,7 +214,9 @@ def test_reset_in_json(home: Lab, hosts: list[LabHost]) -> None:
 def test_reset_with_nothing_to_end_says_so(home: Lab) -> None:
     done = ugro("reset")
     assert done.returncode == 0
-    assert done.stdout.splitlines() == [f"lab{i}: nothing of UGRO was running" for i in range(3)]
+    assert done.stdout.splitlines() == [
+        f"lab{i}: nothing of UGRO was running" for i in range(3)
+    ]
 
 
 def test_reset_with_a_node_down_ends_the_rest(home: Lab, hosts: list[LabHost]) -> None:

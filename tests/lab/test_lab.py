@@ -44,7 +44,9 @@ def round_trip_seconds(host: LabHost) -> float:
 
 def test_each_host_has_its_own_name_and_address_over_ssh(hosts: list[LabHost]) -> None:
     for host in hosts:
-        said = host.ssh(["sh", "-c", "uname -n; ip -4 -o addr show scope global"]).stdout.split()
+        said = host.ssh(
+            ["sh", "-c", "uname -n; ip -4 -o addr show scope global"]
+        ).stdout.split()
         assert said[0] == host.name
         assert host.interface in said
         assert f"{host.address}/24" in said
@@ -54,14 +56,19 @@ def test_hosts_reach_each_other(hosts: list[LabHost]) -> None:
     connect = "import socket, sys; print(socket.create_connection((sys.argv[1], 22), 5).recv(4))"
     for host in hosts:
         for other in hosts:
-            assert host.run([sys.executable, "-c", connect, other.address]).stdout == "b'SSH-'\n"
+            assert (
+                host.run([sys.executable, "-c", connect, other.address]).stdout
+                == "b'SSH-'\n"
+            )
 
 
 def test_host_names_do_not_resolve(hosts: list[LabHost]) -> None:
     assert hosts[0].run(["getent", "hosts", "lab1"], check=False).returncode == 2
 
 
-def test_an_unknown_host_key_is_refused_by_openssh(lab: Lab, hosts: list[LabHost]) -> None:
+def test_an_unknown_host_key_is_refused_by_openssh(
+    lab: Lab, hosts: list[LabHost]
+) -> None:
     lab.known_hosts.write_text("")
     done = hosts[0].ssh(["true"], check=False)
     assert done.returncode == 255
@@ -74,12 +81,19 @@ def test_a_host_sees_its_own_processes_only(hosts: list[LabHost]) -> None:
     pid = int(sleeper.stdout)
     assert (pid, ["sleep", "60"]) in first.processes()
     assert second.processes() == []
-    assert "sleep" not in second.run(["sh", "-c", "cat /proc/[0-9]*/cmdline"]).stdout.split("cat")[0]
+    assert (
+        "sleep"
+        not in second.run(["sh", "-c", "cat /proc/[0-9]*/cmdline"]).stdout.split("cat")[
+            0
+        ]
+    )
     first.kill(pid)
     wait_until(lambda: first.processes() == [], "the sleeper to end")
 
 
-def test_processes_are_found_by_a_token_in_their_environment(hosts: list[LabHost]) -> None:
+def test_processes_are_found_by_a_token_in_their_environment(
+    hosts: list[LabHost],
+) -> None:
     host = hosts[0]
     start = "UGRO_JOB_ID=some_job sleep 60 >/dev/null 2>&1 </dev/null & sleep 61 >/dev/null 2>&1 & echo $!"
     host.run(["sh", "-c", start])
@@ -103,7 +117,12 @@ def test_what_a_host_writes_is_its_own(hosts: list[LabHost], place: str) -> None
     first.run(["sh", "-c", f"echo lab0 > {folder}/lab_test_file"])
     try:
         assert not Path(folder, "lab_test_file").exists()
-        assert second.run(["test", "-e", f"{folder}/lab_test_file"], check=False).returncode == 1
+        assert (
+            second.run(
+                ["test", "-e", f"{folder}/lab_test_file"], check=False
+            ).returncode
+            == 1
+        )
     finally:
         first.run(["rm", f"{folder}/lab_test_file"])
 
@@ -116,15 +135,21 @@ def test_the_controller_reads_a_hosts_home(hosts: list[LabHost]) -> None:
     assert here == there
 
 
-def test_repository_and_shared_folders_are_there(hosts: list[LabHost], tmp_path: Path) -> None:
+def test_repository_and_shared_folders_are_there(
+    hosts: list[LabHost], tmp_path: Path
+) -> None:
     (tmp_path / "made_after_up").touch()
     hosts[0].run(["test", "-e", str(tmp_path / "made_after_up")])
     hosts[0].run(["test", "-e", str(ROOT / "lab" / "init.py")])
     hosts[0].run([sys.executable, "-c", "import yaml"])
 
 
-def test_a_host_has_nothing_of_the_controllers_in_ssh_and_ugro(hosts: list[LabHost]) -> None:
-    assert [path.name for path in hosts[0].path(".ssh").iterdir()] == ["authorized_keys"]
+def test_a_host_has_nothing_of_the_controllers_in_ssh_and_ugro(
+    hosts: list[LabHost],
+) -> None:
+    assert [path.name for path in hosts[0].path(".ssh").iterdir()] == [
+        "authorized_keys"
+    ]
     # What UGRO keeps on a node may have come there by other tests.
     own = {"torch.json", "cuda_available.json", "lease-node.json"}
     assert {path.name for path in hosts[2].path(".ugro").iterdir()} <= own
@@ -140,7 +165,9 @@ def test_a_cut_link_answers_nothing_until_it_is_mended(hosts: list[LabHost]) -> 
 
 def test_a_connection_outlives_a_cut(lab: Lab, hosts: list[LabHost]) -> None:
     ssh = ["ssh", "-F", str(lab.ssh_config), hosts[0].address, "cat"]
-    with subprocess.Popen(ssh, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as echo:
+    with subprocess.Popen(
+        ssh, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as echo:
         assert echo.stdin is not None
         assert echo.stdout is not None
         print("before", file=echo.stdin, flush=True)
@@ -171,7 +198,9 @@ def test_bulk_data_survives_a_lossy_link(hosts: list[LabHost]) -> None:
     assert len(done.stdout) == 2_000_000
 
 
-def test_a_firewalled_port_is_silent_and_the_others_are_not(hosts: list[LabHost]) -> None:
+def test_a_firewalled_port_is_silent_and_the_others_are_not(
+    hosts: list[LabHost],
+) -> None:
     hosts[0].firewall(29500)
     assert answers(hosts[0])
     hosts[0].firewall(22)
@@ -180,9 +209,13 @@ def test_a_firewalled_port_is_silent_and_the_others_are_not(hosts: list[LabHost]
     assert answers(hosts[0])
 
 
-def test_without_sshd_a_host_refuses_and_its_sessions_go_on(lab: Lab, hosts: list[LabHost]) -> None:
+def test_without_sshd_a_host_refuses_and_its_sessions_go_on(
+    lab: Lab, hosts: list[LabHost]
+) -> None:
     ssh = ["ssh", "-F", str(lab.ssh_config), hosts[0].address, "cat"]
-    with subprocess.Popen(ssh, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as echo:
+    with subprocess.Popen(
+        ssh, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as echo:
         assert echo.stdin is not None
         assert echo.stdout is not None
         print("one", file=echo.stdin, flush=True)
@@ -210,7 +243,10 @@ def test_a_reboot_ends_all_and_has_a_new_boot_id(hosts: list[LabHost]) -> None:
 
 def test_a_new_host_key_is_noticed(lab: Lab, hosts: list[LabHost]) -> None:
     hosts[0].new_host_key()
-    assert "REMOTE HOST IDENTIFICATION HAS CHANGED" in hosts[0].ssh(["true"], check=False).stderr
+    assert (
+        "REMOTE HOST IDENTIFICATION HAS CHANGED"
+        in hosts[0].ssh(["true"], check=False).stderr
+    )
     lab.trust()
     hosts[0].ssh(["true"])
 
@@ -234,14 +270,21 @@ def stranger() -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.parametrize("place", VOLATILE)
-def test_a_host_whose_tmp_is_this_machines_is_not_emptied(spare: LabHost, place: str) -> None:
+def test_a_host_whose_tmp_is_this_machines_is_not_emptied(
+    spare: LabHost, place: str
+) -> None:
     with tempfile.NamedTemporaryFile(dir=place) as ours:
         spare.run(["umount", "--lazy", place])
         assert spare.run(["test", "-e", ours.name], check=False).returncode == 0
         spare.run(["sh", "-c", "sleep 60 >/dev/null 2>&1 &"])
-        for empty in (spare.reboot, partial(spare.empty, place), partial(spare.empty, place, "-type", "f")):
+        for empty in (
+            spare.reboot,
+            partial(spare.empty, place),
+            partial(spare.empty, place, "-type", "f"),
+        ):
             with pytest.raises(
-                LabError, match=f"{place} of .* not what the lab mounted there: nothing was done"
+                LabError,
+                match=f"{place} of .* not what the lab mounted there: nothing was done",
             ):
                 empty()
         assert Path(ours.name).exists()
@@ -256,7 +299,9 @@ def test_another_mount_of_a_host_is_not_emptied_either(spare: LabHost) -> None:
     spare.run(["test", "-e", "/tmp/kept"])
 
 
-def test_without_a_home_of_its_own_a_hosts_files_are_not_to_be_had(spare: LabHost) -> None:
+def test_without_a_home_of_its_own_a_hosts_files_are_not_to_be_had(
+    spare: LabHost,
+) -> None:
     spare.run(["umount", "--lazy", spare.home])
     with pytest.raises(LabError, match="not what the lab mounted"):
         spare.path("lab_test_file")
@@ -264,9 +309,18 @@ def test_without_a_home_of_its_own_a_hosts_files_are_not_to_be_had(spare: LabHos
         spare.remove("lab_test_file")
 
 
-def test_what_the_hosts_share_with_this_machine_is_not_removed(hosts: list[LabHost], tmp_path: Path) -> None:
+def test_what_the_hosts_share_with_this_machine_is_not_removed(
+    hosts: list[LabHost], tmp_path: Path
+) -> None:
     (tmp_path / "ours").touch()
-    for path in (tmp_path, tmp_path / "ours", tmp_path.parents[2], ROOT, ROOT / "tests", Path("/")):
+    for path in (
+        tmp_path,
+        tmp_path / "ours",
+        tmp_path.parents[2],
+        ROOT,
+        ROOT / "tests",
+        Path("/"),
+    ):
         with pytest.raises(LabError, match="shared with this machine"):
             hosts[0].remove(path)
     assert (tmp_path / "ours").exists()
@@ -312,7 +366,9 @@ def test_a_pid_that_came_to_be_another_process_is_left_alone(
 
 @pytest.mark.parametrize("act", [LabHost.cut, LabHost.mend, LabHost.fast, LabHost.slow])
 def test_this_machines_own_network_is_no_switch(
-    hosts: list[LabHost], stranger: subprocess.Popen[bytes], act: Callable[[LabHost], object]
+    hosts: list[LabHost],
+    stranger: subprocess.Popen[bytes],
+    act: Callable[[LabHost], object],
 ) -> None:
     with pytest.raises(LabError, match="does not belong to the lab"):
         act(replace(hosts[0], switch_pid=stranger.pid))
@@ -320,7 +376,9 @@ def test_this_machines_own_network_is_no_switch(
 
 def test_a_dead_host_is_no_host(spare: LabHost) -> None:
     os.kill(spare.pid, signal.SIGKILL)
-    wait_until(lambda: not is_of_lab(spare.pid, spare.ssh_config.parents[2]), "the host to die")
+    wait_until(
+        lambda: not is_of_lab(spare.pid, spare.ssh_config.parents[2]), "the host to die"
+    )
     for act in (spare.processes, spare.kill_all, spare.reboot, spare.start_sshd):
         with pytest.raises(LabError, match="nothing was done"):
             act()
@@ -347,18 +405,34 @@ def test_all_are_killed_only_within_the_namespace_that_is_meant() -> None:
 
 
 @pytest.mark.parametrize("missing", [["--pid", "--fork"], ["--net"]])
-def test_process_1_of_a_host_mounts_nothing_outside_of_its_own_namespaces(missing: list[str]) -> None:
+def test_process_1_of_a_host_mounts_nothing_outside_of_its_own_namespaces(
+    missing: list[str],
+) -> None:
     """Whatever becomes of it is seen by a namespace of mounts that is this test's alone."""
-    others = [flag for flag in ("--pid", "--fork", "--net", "--uts", "--ipc") if flag not in missing]
+    others = [
+        flag
+        for flag in ("--pid", "--fork", "--net", "--uts", "--ipc")
+        if flag not in missing
+    ]
     config = json.dumps({"outside": outside()})
-    argv = ["unshare", "--mount", *others, sys.executable, "-I", str(ROOT / "lab/init.py"), config]
+    argv = [
+        "unshare",
+        "--mount",
+        *others,
+        sys.executable,
+        "-I",
+        str(ROOT / "lab/init.py"),
+        config,
+    ]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert "namespace of its own" in done.stderr
     assert "nothing was mounted" in done.stderr
 
 
-def test_a_lab_folder_with_a_mount_in_it_is_not_removed(lab: Lab, tmp_path: Path) -> None:
+def test_a_lab_folder_with_a_mount_in_it_is_not_removed(
+    lab: Lab, tmp_path: Path
+) -> None:
     made = Lab.up(tmp_path / "second", hosts=1)
     place = made.folder / "my disk"
     place.mkdir()
@@ -373,7 +447,9 @@ def test_a_lab_folder_with_a_mount_in_it_is_not_removed(lab: Lab, tmp_path: Path
     assert not made.folder.exists()
 
 
-def test_a_signal_goes_only_to_the_process_that_is_meant(stranger: subprocess.Popen[bytes]) -> None:
+def test_a_signal_goes_only_to_the_process_that_is_meant(
+    stranger: subprocess.Popen[bytes],
+) -> None:
     assert not send_signal(stranger.pid, signal.SIGKILL, lambda _: False)
     assert stranger.poll() is None
     assert send_signal(stranger.pid, signal.SIGKILL, lambda pid: pid == stranger.pid)
@@ -392,7 +468,11 @@ def smi(host: LabHost, *arguments: str) -> tuple[int, str]:
 def test_the_stand_in_is_on_the_path_of_a_login(hosts: list[LabHost]) -> None:
     assert hosts[0].ssh(["nvidia-smi", "-L"], check=False).returncode == 127
     hosts[0].nvidia_smi("rtx4070")
-    assert hosts[0].ssh(["nvidia-smi", "-L"]).stdout.startswith("GPU 0: NVIDIA GeForce RTX 4070")
+    assert (
+        hosts[0]
+        .ssh(["nvidia-smi", "-L"])
+        .stdout.startswith("GPU 0: NVIDIA GeForce RTX 4070")
+    )
 
 
 def test_the_stand_in_replays_its_recording(hosts: list[LabHost]) -> None:
@@ -409,7 +489,10 @@ def test_the_stand_in_replays_its_recording(hosts: list[LabHost]) -> None:
     )
     hosts[0].nvidia_smi("vram_held")
     apps = "--query-compute-apps=pid,process_name,used_memory"
-    assert smi(hosts[0], apps, "--format=csv,noheader,nounits") == (0, "4127, /usr/bin/blender, 6130\n")
+    assert smi(hosts[0], apps, "--format=csv,noheader,nounits") == (
+        0,
+        "4127, /usr/bin/blender, 6130\n",
+    )
 
 
 def test_the_stand_in_fails_as_the_real_one(hosts: list[LabHost]) -> None:
@@ -421,7 +504,9 @@ def test_the_stand_in_fails_as_the_real_one(hosts: list[LabHost]) -> None:
     hosts[0].nvidia_smi("fallen_off_bus")
     code, said = smi(hosts[0], "--query-gpu=name", "--format=csv")
     assert code == 6
-    assert said.startswith("Unable to determine the device handle for GPU0000:01:00.0: Unknown Error")
+    assert said.startswith(
+        "Unable to determine the device handle for GPU0000:01:00.0: Unknown Error"
+    )
 
 
 def test_the_cluster_file_names_the_hosts(lab: Lab) -> None:
@@ -430,7 +515,9 @@ def test_the_cluster_file_names_the_hosts(lab: Lab) -> None:
     assert [node["ip"] for node in nodes] == [host.address for host in lab.hosts]
 
 
-def test_two_labs_stand_side_by_side_and_go_without_a_trace(lab: Lab, tmp_path: Path) -> None:
+def test_two_labs_stand_side_by_side_and_go_without_a_trace(
+    lab: Lab, tmp_path: Path
+) -> None:
     folder = tmp_path / "second"
     with Lab.up(folder, hosts=1, gpus=True) as second:
         second.trust()
@@ -455,10 +542,14 @@ def test_a_folder_that_is_no_labs_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("delay_seconds", [0.1, 0.2, 0.3])
-def test_down_after_kill_9_of_up_leaves_nothing(lab: Lab, tmp_path: Path, delay_seconds: float) -> None:
+def test_down_after_kill_9_of_up_leaves_nothing(
+    lab: Lab, tmp_path: Path, delay_seconds: float
+) -> None:
     folder = tmp_path / "killed"
     command = [sys.executable, "-m", "lab"]
-    creator = subprocess.Popen([*command, "up", "--folder", str(folder)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    creator = subprocess.Popen(
+        [*command, "up", "--folder", str(folder)], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
     wait_until((folder / STATE).exists, "the lab to be begun")
     time.sleep(delay_seconds - 0.1)  # somewhere in the middle of it
     creator.kill()

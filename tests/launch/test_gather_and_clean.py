@@ -33,7 +33,9 @@ def job_of_one_node(ugro: Ugro) -> Job:
     plan = make_node_plan(0, node="lab0", folder=f"~/ugro/jobs/{made.job_id}.c0ffee00")
     made.save_record(msgspec.structs.replace(made.record(), plan=make_plan_of((plan,))))
     ranks = (RankState(rank=0, node="lab0", proven_gone=True),)
-    made.save_state(JobState(phase=Phase.SUCCEEDED, started_at=1.0, ended_at=2.0, ranks=ranks))
+    made.save_state(
+        JobState(phase=Phase.SUCCEEDED, started_at=1.0, ended_at=2.0, ranks=ranks)
+    )
     return Job(ugro, made.folder)
 
 
@@ -56,10 +58,16 @@ def test_clean_frees_the_hosts_of_what_is_gathered_and_leaves_what_runs(
     assert done.returncode == 0, done.stderr
     assert "freed" in done.stdout
     assert [folders(host, over) for host in ugro.hosts] == [[], []]
-    assert all(runs.processes(host) and len(folders(host, runs)) == 1 for host in ugro.hosts)
-    assert (over.folder / "checkpoints" / "last.pt").read_bytes() == b"weights of rank 0"
+    assert all(
+        runs.processes(host) and len(folders(host, runs)) == 1 for host in ugro.hosts
+    )
+    assert (
+        over.folder / "checkpoints" / "last.pt"
+    ).read_bytes() == b"weights of rank 0"
 
-    hosts[1].path(f"ugro/jobs/{folders(hosts[1], runs)[0].name}/output/so-far").write_text("of rank 1")
+    hosts[1].path(
+        f"ugro/jobs/{folders(hosts[1], runs)[0].name}/output/so-far"
+    ).write_text("of rank 1")
     assert ugro.run("gather", "runs").returncode == 0
     assert (runs.folder / "ranks" / "1" / "so-far").read_text() == "of rank 1"
     assert runs.state()["gathered_at"] is None
@@ -76,7 +84,11 @@ def test_a_gather_that_is_broken_off_leaves_nothing_half_and_goes_on(
     there.write_bytes(content)
     hosts[0].slow(delay_ms=20)  # else it is done before it can be broken off
     gathering = ugro.start("gather", "exp1")
-    wait_until(lambda: any(f.stat().st_size > MIB for f in job.folder.glob(".model.bin.*")), "some of it", 30)
+    wait_until(
+        lambda: any(f.stat().st_size > MIB for f in job.folder.glob(".model.bin.*")),
+        "some of it",
+        30,
+    )
 
     def is_transfer(pid: int) -> bool:
         argv = read_proc(pid, "cmdline")

@@ -16,12 +16,17 @@ from lab.ugro import Ugro
 ROOT = Path(__file__).parents[2]
 
 
-def test_three_hosts_train_and_everything_comes_home(lab: Lab, hosts: list[LabHost], tmp_path: Path) -> None:
+def test_three_hosts_train_and_everything_comes_home(
+    lab: Lab, hosts: list[LabHost], tmp_path: Path
+) -> None:
     ugro = Ugro(lab, tmp_path, ROOT / "scripts")
     done = ugro.launch("exp1", "--steps-per-epoch 4", "--epochs", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     job = ugro.job("exp1")
-    metrics = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
+    metrics = [
+        json.loads(line)
+        for line in (job.folder / "metrics.jsonl").read_text().splitlines()
+    ]
     assert metrics[-1]["step"] == metrics[-1]["total_steps"] == 8
     assert metrics[-1]["loss"] < metrics[0]["loss"]
     assert sorted(path.name for path in (job.folder / "checkpoints").iterdir()) == [
@@ -43,23 +48,34 @@ def test_three_hosts_train_and_everything_comes_home(lab: Lab, hosts: list[LabHo
 
 
 def test_the_plan_that_is_shown_is_the_plan_that_runs(ugro: Ugro) -> None:
-    shown = json.loads(ugro.launch("exp1", "--seconds 0.1", "--dry-run", "--json").stdout)["plan"]
+    shown = json.loads(
+        ugro.launch("exp1", "--seconds 0.1", "--dry-run", "--json").stdout
+    )["plan"]
     assert not list(ugro.experiments.glob("exp1_*"))
     assert ugro.launch("exp1", "--seconds 0.1").returncode == 0
     ran = json.loads((ugro.job("exp1").folder / "config.json").read_text())["plan"]
-    ids = [re.findall(r"exp1_[^:\"/ ]*", plan["nodes"][0]["token"])[0] for plan in (ran, shown)]
-    as_shown = json.dumps(ran).replace(ids[0], ids[1]).replace(ran["job_id"], shown["job_id"])
+    ids = [
+        re.findall(r"exp1_[^:\"/ ]*", plan["nodes"][0]["token"])[0]
+        for plan in (ran, shown)
+    ]
+    as_shown = (
+        json.dumps(ran).replace(ids[0], ids[1]).replace(ran["job_id"], shown["job_id"])
+    )
     assert json.loads(as_shown) == shown
 
 
 def test_arguments_and_variables_arrive_byte_for_byte(ugro: Ugro) -> None:
     hostile = '$(touch /tmp/owned) `id` "it\'s" ; ü'
-    done = ugro.launch("exp1", f"--echo {shlex.quote(hostile)}", "--env", f"ECHO={hostile}")
+    done = ugro.launch(
+        "exp1", f"--echo {shlex.quote(hostile)}", "--env", f"ECHO={hostile}"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"echo {hostile!r} {hostile!r}" in done.stdout
 
 
-def test_bytes_that_are_no_text_are_kept_and_never_reach_the_terminal_raw(ugro: Ugro) -> None:
+def test_bytes_that_are_no_text_are_kept_and_never_reach_the_terminal_raw(
+    ugro: Ugro,
+) -> None:
     raw = b"\x1b]0;owned\x07\x1b[31mred\x1b[0m \xff\xfe\x00 \xe2\x82\n"
     done = ugro.launch("exp1", f"--raw {raw.hex()}")
     assert done.returncode == 0
@@ -76,19 +92,28 @@ def test_five_megabytes_from_each_rank_arrive_whole(ugro: Ugro) -> None:
     assert "xxx" not in done.stdout
     digests = ugro.job("exp1").digests()
     assert all(there == here for there, here in digests)
-    assert (ugro.job("exp1").folder / "logs" / "training_rank1.log").stat().st_size >= 5_000_000
+    assert (
+        ugro.job("exp1").folder / "logs" / "training_rank1.log"
+    ).stat().st_size >= 5_000_000
 
 
-def test_the_cards_are_sampled_while_a_job_runs(ugro: Ugro, hosts: list[LabHost]) -> None:
+def test_the_cards_are_sampled_while_a_job_runs(
+    ugro: Ugro, hosts: list[LabHost]
+) -> None:
     hosts[1].nvidia_smi("rtx4070")  # a stand-in that replays recorded output
     assert ugro.launch("exp1", "--seconds 1").returncode == 0
-    samples = [json.loads(line) for line in (ugro.job("exp1").folder / "gpu.jsonl").read_text().splitlines()]
+    samples = [
+        json.loads(line)
+        for line in (ugro.job("exp1").folder / "gpu.jsonl").read_text().splitlines()
+    ]
     assert {sample["node"] for sample in samples} == {"lab1"}
     assert "RTX 4070" in samples[0]["name"]
     assert float(samples[0]["memory.used"]) >= 0
 
 
-def test_detach_returns_when_all_ranks_run_and_attach_follows_to_the_end(ugro: Ugro) -> None:
+def test_detach_returns_when_all_ranks_run_and_attach_follows_to_the_end(
+    ugro: Ugro,
+) -> None:
     job = ugro.detach("exp1", "--seconds 4")
     assert job.state()["state"] == "running"
     assert all(job.processes(host) for host in ugro.hosts)
@@ -110,8 +135,12 @@ def test_ctrl_c_in_attach_only_leaves(ugro: Ugro) -> None:
     assert ugro.run("stop", "exp1").returncode == 0
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGHUP], ids=["killed", "terminal closed"])
-def test_the_end_of_the_command_changes_nothing_for_the_job(ugro: Ugro, how: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, signal.SIGHUP], ids=["killed", "terminal closed"]
+)
+def test_the_end_of_the_command_changes_nothing_for_the_job(
+    ugro: Ugro, how: signal.Signals
+) -> None:
     command = ugro.start("launch", "--name", "exp1", "--args", "--seconds 3")
     assert command.stdout
     for line in command.stdout:
@@ -146,7 +175,9 @@ def test_ctrl_c_stops_everywhere_and_the_next_launch_works_at_once(ugro: Ugro) -
     assert ugro.launch("exp2", "--seconds 0.1").returncode == 0
 
 
-def test_a_script_that_ignores_term_is_killed_after_its_grace_with_all_that_it_forked(ugro: Ugro) -> None:
+def test_a_script_that_ignores_term_is_killed_after_its_grace_with_all_that_it_forked(
+    ugro: Ugro,
+) -> None:
     job = ugro.detach("exp1", "--seconds 600 --ignore-term --daemon")
     job.wait_for_log("step 1")
     done = ugro.run("stop", "exp1")
@@ -182,8 +213,13 @@ def test_of_two_launches_in_the_same_moment_one_runs_and_one_is_refused(
 ) -> None:
     (tmp_path / "other").mkdir()
     other = Ugro(lab, tmp_path / "other", hosts=2)
-    both = [who.start("launch", "--name", "race", "--args", "--seconds 15") for who in (ugro, other)]
-    codes = [(process.communicate(timeout=150), process.returncode)[1] for process in both]
+    both = [
+        who.start("launch", "--name", "race", "--args", "--seconds 15")
+        for who in (ugro, other)
+    ]
+    codes = [
+        (process.communicate(timeout=150), process.returncode)[1] for process in both
+    ]
     # Each may have taken a node before the other: then both are undone, and nothing runs.
     assert sorted(codes) in ([0, 6], [6, 6])
     other.close()
@@ -206,7 +242,9 @@ def test_of_two_launches_in_the_same_moment_one_runs_and_one_is_refused(
         "a\nb",
     ],
 )
-def test_a_name_that_tries_to_be_a_path_or_a_command_is_refused(ugro: Ugro, name: str) -> None:
+def test_a_name_that_tries_to_be_a_path_or_a_command_is_refused(
+    ugro: Ugro, name: str
+) -> None:
     done = ugro.run("launch", f"--name={name}")
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
@@ -234,10 +272,27 @@ def test_the_local_cluster_runs_and_stops(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / ".ugro").mkdir()
     (tmp_path / ".ugro" / "env").symlink_to(ROOT / ".ugro" / "env")
     ugro = [str(ROOT / ".venv/bin/python"), "-m", "ugro_tasks.cli.program"]
-    launch = shlex.join([*ugro, "launch", "--name", "exp1", "--args", "--steps-per-epoch 500", "--detach"])
+    launch = shlex.join(
+        [
+            *ugro,
+            "launch",
+            "--name",
+            "exp1",
+            "--args",
+            "--steps-per-epoch 500",
+            "--detach",
+        ]
+    )
     # Where it sees no other process: a job that whoever runs the tests has here would keep the nodes from it. And all
     # that it leaves behind ends with the first process there.
-    apart = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child=KILL"]
+    apart = [
+        "unshare",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        "--kill-child=KILL",
+    ]
     done = subprocess.run(
         [*apart, "sh", "-c", f"{launch} && {shlex.join([*ugro, 'stop', 'exp1'])}; exit $?"],
         env=home, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=150,

@@ -11,7 +11,9 @@ from lab.tools import wait_until
 from lab.ugro import Ugro
 
 
-def test_a_link_cut_for_twenty_seconds_loses_no_byte(ugro: Ugro, hosts: list[LabHost]) -> None:
+def test_a_link_cut_for_twenty_seconds_loses_no_byte(
+    ugro: Ugro, hosts: list[LabHost]
+) -> None:
     job = ugro.detach("exp1", "--seconds 30")
     job.wait_for_log("step 1", rank=1)
     hosts[1].cut()
@@ -78,16 +80,22 @@ def test_a_node_that_reboots_is_the_cause(ugro: Ugro, hosts: list[LabHost]) -> N
     assert job.left() == []
 
 
-def test_a_dead_sshd_at_launch_starts_nothing_anywhere(ugro: Ugro, hosts: list[LabHost]) -> None:
+def test_a_dead_sshd_at_launch_starts_nothing_anywhere(
+    ugro: Ugro, hosts: list[LabHost]
+) -> None:
     hosts[1].stop_sshd(sessions=True)
     done = ugro.launch("unheard", "--seconds 1")
     assert done.returncode == 5
     assert "lab1" in done.stderr
     assert "refused" in done.stderr
-    assert not [path for host in hosts for path in host.path("ugro/jobs").glob("unheard_*")]
+    assert not [
+        path for host in hosts for path in host.path("ugro/jobs").glob("unheard_*")
+    ]
 
 
-def test_a_host_with_another_key_is_not_spoken_to(ugro: Ugro, hosts: list[LabHost]) -> None:
+def test_a_host_with_another_key_is_not_spoken_to(
+    ugro: Ugro, hosts: list[LabHost]
+) -> None:
     hosts[0].new_host_key()
     done = ugro.launch("exp1", "--seconds 1")
     assert done.returncode == 5
@@ -95,7 +103,9 @@ def test_a_host_with_another_key_is_not_spoken_to(ugro: Ugro, hosts: list[LabHos
     assert "ssh-keygen -R 10." in done.stderr
 
 
-def test_a_node_that_cannot_prepare_undoes_the_others(ugro: Ugro, hosts: list[LabHost]) -> None:
+def test_a_node_that_cannot_prepare_undoes_the_others(
+    ugro: Ugro, hosts: list[LabHost]
+) -> None:
     hosts[1].run(
         [
             "sh",
@@ -106,14 +116,20 @@ def test_a_node_that_cannot_prepare_undoes_the_others(ugro: Ugro, hosts: list[La
     try:
         done = ugro.launch("undone", "--seconds 1")
     finally:
-        hosts[1].run(["sh", "-c", "rm /root/ugro/jobs && mv /root/ugro/away /root/ugro/jobs"])
+        hosts[1].run(
+            ["sh", "-c", "rm /root/ugro/jobs && mv /root/ugro/away /root/ugro/jobs"]
+        )
     assert done.returncode == 8, done.stderr
     assert "lab1" in done.stderr
-    assert not [path for host in hosts for path in host.path("ugro/jobs").glob("undone_*")]
+    assert not [
+        path for host in hosts for path in host.path("ugro/jobs").glob("undone_*")
+    ]
     assert ugro.launch("exp2", "--seconds 0.1").returncode == 0
 
 
-def test_a_stop_reaches_a_node_that_was_cut_off(ugro: Ugro, hosts: list[LabHost]) -> None:
+def test_a_stop_reaches_a_node_that_was_cut_off(
+    ugro: Ugro, hosts: list[LabHost]
+) -> None:
     job = ugro.detach("exp1", "--seconds 600")
     job.wait_for_log("step 1", rank=1)
     hosts[1].cut()
@@ -126,7 +142,9 @@ def test_a_stop_reaches_a_node_that_was_cut_off(ugro: Ugro, hosts: list[LabHost]
     assert job.left() == []
 
 
-def test_a_job_whose_node_will_not_come_back_can_be_given_up(ugro: Ugro, hosts: list[LabHost]) -> None:
+def test_a_job_whose_node_will_not_come_back_can_be_given_up(
+    ugro: Ugro, hosts: list[LabHost]
+) -> None:
     ugro.set_timeouts(connect_seconds=1)
     job = ugro.detach("exp1", "--seconds 600")
     job.wait_for_log("step 1", rank=1)
@@ -146,16 +164,26 @@ def test_a_job_that_ended_while_no_agent_lived_is_not_run_again(ugro: Ugro) -> N
     ugro.close()
     # As an agent leaves it that is killed between the start and its word about it.
     state = job.state()
-    (job.folder / "state.json").write_text(json.dumps({**state, "state": "preparing", "started_at": None}))
+    (job.folder / "state.json").write_text(
+        json.dumps({**state, "state": "preparing", "started_at": None})
+    )
     wait_until(lambda: not job.left(), "the ranks to end", 20)
     assert ugro.run("attach", "exp1").returncode == 0
-    assert (job.folder / "logs" / "training_rank0.log").read_text().count("rank 0 step 0\n") == 1
+    assert (job.folder / "logs" / "training_rank0.log").read_text().count(
+        "rank 0 step 0\n"
+    ) == 1
     assert all(there == here for there, here in job.digests())
 
 
-def test_a_job_whose_folder_was_removed_is_stopped(ugro: Ugro, hosts: list[LabHost]) -> None:
+def test_a_job_whose_folder_was_removed_is_stopped(
+    ugro: Ugro, hosts: list[LabHost]
+) -> None:
     job = ugro.detach("exp1", "--seconds 60")
     while job.folder.exists():
         shutil.rmtree(job.folder, ignore_errors=True)
-    wait_until(lambda: not any(job.processes(host) for host in hosts), "the ranks to be stopped", 30)
+    wait_until(
+        lambda: not any(job.processes(host) for host in hosts),
+        "the ranks to be stopped",
+        30,
+    )
     assert ugro.launch("exp2", "--seconds 0.2").returncode == 0  # the agent goes on

@@ -15,11 +15,18 @@ COUNTING = ("--script", "counting.py")
 
 def steps(job: Job) -> list[int]:
     """The steps of metrics.jsonl, as they stand there."""
-    return [json.loads(line)["step"] for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["step"]
+        for line in (job.folder / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
-def test_after_a_failed_rank_all_go_on_from_the_last_whole_checkpoint(ugro: Ugro) -> None:
-    done = ugro.launch("exp1", "--steps 20 --die-unless-resumed 13", *COUNTING, "--max-restarts", "1")
+def test_after_a_failed_rank_all_go_on_from_the_last_whole_checkpoint(
+    ugro: Ugro,
+) -> None:
+    done = ugro.launch(
+        "exp1", "--steps 20 --die-unless-resumed 13", *COUNTING, "--max-restarts", "1"
+    )
     job = ugro.job("exp1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "restart 1 of 1" in done.stdout
@@ -32,13 +39,13 @@ def test_after_a_failed_rank_all_go_on_from_the_last_whole_checkpoint(ugro: Ugro
     assert [attempt["number"] for attempt in attempts] == [1, 2]
     assert attempts[0]["cause"]["rank"] == 1
     assert attempts[1]["resume"]["checkpoint"] == "checkpoint-10"
-    assert sorted(path.name for path in (job.folder / "checkpoints").glob("*.json")) == [
-        f"checkpoint-{step}.manifest.json" for step in (10, 15, 20, 5)
-    ]
+    assert sorted(
+        path.name for path in (job.folder / "checkpoints").glob("*.json")
+    ) == [f"checkpoint-{step}.manifest.json" for step in (10, 15, 20, 5)]
     # What all ranks have alike came once; their own parts came from each.
-    assert sorted(p.name for p in (job.folder / "ranks/1/checkpoints/checkpoint-20").iterdir()) == [
-        "rng_1.json"
-    ]
+    assert sorted(
+        p.name for p in (job.folder / "ranks/1/checkpoints/checkpoint-20").iterdir()
+    ) == ["rng_1.json"]
     assert job.left() == []
 
 
@@ -71,13 +78,20 @@ def test_without_rsync_on_the_hosts_checkpoints_and_outputs_come_and_go_the_same
 
 
 def test_a_run_that_fails_again_and_again_ends_with_its_last_cause(ugro: Ugro) -> None:
-    done = ugro.launch("exp1", "--steps 20 --die-at 7", *COUNTING, "--max-restarts", "1")
+    done = ugro.launch(
+        "exp1", "--steps 20 --die-at 7", *COUNTING, "--max-restarts", "1"
+    )
     assert done.returncode == 7
     assert "rank 1 on lab1: exit code 3" in done.stderr
-    assert [attempt["number"] for attempt in ugro.job("exp1").state()["attempts"]] == [1, 2]
+    assert [attempt["number"] for attempt in ugro.job("exp1").state()["attempts"]] == [
+        1,
+        2,
+    ]
 
 
-def test_resume_goes_on_in_a_new_job_on_fewer_nodes_and_passes_over_what_is_half(ugro: Ugro) -> None:
+def test_resume_goes_on_in_a_new_job_on_fewer_nodes_and_passes_over_what_is_half(
+    ugro: Ugro,
+) -> None:
     assert ugro.launch("exp1", "--steps 15 --half", *COUNTING).returncode == 0
     first = ugro.job("exp1")
     (first.folder / "checkpoints/checkpoint-10/model.bin").write_bytes(
@@ -86,7 +100,10 @@ def test_resume_goes_on_in_a_new_job_on_fewer_nodes_and_passes_over_what_is_half
     done = ugro.launch("exp2", "--steps 15", "--resume", "exp1", "--nodes", "lab0")
     assert done.returncode == 0, done.stdout + done.stderr
     second = ugro.job("exp2")
-    assert json.loads((second.folder / "config.json").read_text())["script"] == "counting.py"
+    assert (
+        json.loads((second.folder / "config.json").read_text())["script"]
+        == "counting.py"
+    )
     log = (second.folder / "logs" / "training_rank0.log").read_text()
     assert "rank 0 goes on from step 5, own part: True" in log
     assert steps(second) == list(range(1, 16))
@@ -95,7 +112,9 @@ def test_resume_goes_on_in_a_new_job_on_fewer_nodes_and_passes_over_what_is_half
 def test_what_cannot_be_resumed_is_told_why(ugro: Ugro) -> None:
     done = ugro.run("launch", "--resume", "exp9")
     assert done.returncode == 4
-    assert ugro.launch("exp1", "--steps 2", *COUNTING, "--nodes", "lab0").returncode == 0
+    assert (
+        ugro.launch("exp1", "--steps 2", *COUNTING, "--nodes", "lab0").returncode == 0
+    )
     done = ugro.run("launch", "--resume", "exp1")
     assert done.returncode == 2
     assert "no checkpoint to go on from" in done.stderr
@@ -103,7 +122,9 @@ def test_what_cannot_be_resumed_is_told_why(ugro: Ugro) -> None:
 
 
 @pytest.mark.parametrize("away", [0, 1])
-def test_a_node_that_stays_away_is_left_behind(ugro: Ugro, hosts: list[LabHost], away: int) -> None:
+def test_a_node_that_stays_away_is_left_behind(
+    ugro: Ugro, hosts: list[LabHost], away: int
+) -> None:
     ugro.set_timeouts(away_seconds=2, return_seconds=3, connect_seconds=1)
     job = ugro.detach(
         "exp1",
@@ -123,7 +144,9 @@ def test_a_node_that_stays_away_is_left_behind(ugro: Ugro, hosts: list[LabHost],
     state = job.wait_for("succeeded", seconds=90)
     assert job.processes(hosts[away])  # it cannot know
     hosts[away].mend()
-    wait_until(lambda: not job.processes(hosts[away]), "what was left behind to be stopped", 40)
+    wait_until(
+        lambda: not job.processes(hosts[away]), "what was left behind to be stopped", 40
+    )
     assert state["attempts"][1]["nodes"] == [f"lab{1 - away}"]
     assert state["attempts"][0]["left_behind"] == [f"lab{away}"]
     assert state["attempts"][1]["resume"]["step"] >= 20

@@ -59,11 +59,19 @@ def test_a_dry_run_shows_the_shares_and_what_each_card_will_hold(unequal: Ugro) 
 
 
 def test_a_launch_that_cannot_fit_is_refused_with_the_numbers(unequal: Ugro) -> None:
-    put_model(unequal.lab.hosts[0], num_hidden_layers=80, hidden_size=8192, intermediate_size=28672)
+    put_model(
+        unequal.lab.hosts[0],
+        num_hidden_layers=80,
+        hidden_size=8192,
+        intermediate_size=28672,
+    )
     one = [*PRODUCTION, "training.batch_size_per_gpu=1"]
     shown = unequal.launch("exp1", "", *one, "--dry-run")
     assert shown.stdout.count("too large") == 3
-    assert "a launch would be refused: lab1: memory: a batch of 1 needs about" in shown.stderr
+    assert (
+        "a launch would be refused: lab1: memory: a batch of 1 needs about"
+        in shown.stderr
+    )
     refused = unequal.launch("exp1", "", *one)
     assert refused.returncode == 5
     assert "lab2: memory: a batch of 1 needs about" in refused.stderr

@@ -26,14 +26,22 @@ LIMIT_SECONDS = 60.0
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.preflight", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.preflight", description=__doc__
+    )
     parser.add_argument("keys", nargs="*", metavar="KEY", help="only these")
     parser.add_argument("--bare", action="store_true", help="torchrun by hand, too")
     options = parser.parse_args()
     if unknown := set(options.keys) - {m.key for m in MISFORTUNES}:
         parser.error(f"no such misfortune: {', '.join(sorted(unknown))}")
-    trials = {"UGRO": _with_ugro, **({"torchrun by hand": _bare} if options.bare else {})}
-    print(f"| | misfortune | {' | '.join(trials)} |\n| --- | ---{' | ---' * len(trials)} |", flush=True)
+    trials = {
+        "UGRO": _with_ugro,
+        **({"torchrun by hand": _bare} if options.bare else {}),
+    }
+    print(
+        f"| | misfortune | {' | '.join(trials)} |\n| --- | ---{' | ---' * len(trials)} |",
+        flush=True,
+    )
     good = True
     with (
         tempfile.TemporaryDirectory(prefix="ugro-preflight-") as name,
@@ -43,14 +51,22 @@ def main() -> int:
             for misfortune in misfortunes:
                 if options.keys and misfortune.key not in options.keys:
                     continue
-                outcomes = [_tried(lab, Path(name), misfortune, trial) for trial in trials.values()]
+                outcomes = [
+                    _tried(lab, Path(name), misfortune, trial)
+                    for trial in trials.values()
+                ]
                 good &= not outcomes[0].startswith("FAILS")
                 cells = " | ".join(outcome.replace("|", "¦") for outcome in outcomes)
                 print(f"| {part} | {misfortune.words} | {cells} |", flush=True)
     return 0 if good else 1
 
 
-def _tried(lab: Lab, folder: Path, misfortune: Misfortune, trial: Callable[[Stage, Misfortune], str]) -> str:
+def _tried(
+    lab: Lab,
+    folder: Path,
+    misfortune: Misfortune,
+    trial: Callable[[Stage, Misfortune], str],
+) -> str:
     if misfortune.needs and not shutil.which(misfortune.needs):
         return f"not tried: no {misfortune.needs} here"
     for host in lab.hosts:
@@ -72,7 +88,11 @@ def _with_ugro(stage: Stage, misfortune: Misfortune) -> str:
     if not misfortune.named:
         done = stage.ugro.run("launch", "--name", "despite", timeout=150)
         seconds = time.monotonic() - begun
-        return f"works, in {seconds:.0f} s" if done.returncode == 0 else f"FAILS: {done.stderr.strip()}"
+        return (
+            f"works, in {seconds:.0f} s"
+            if done.returncode == 0
+            else f"FAILS: {done.stderr.strip()}"
+        )
     code, answer = health(cluster=cluster)
     node, check, cause, remedy = misfortune.named
     said = faults(answer).get((node, check), "")
@@ -83,7 +103,11 @@ def _with_ugro(stage: Stage, misfortune: Misfortune) -> str:
 
 
 def _bare(stage: Stage, misfortune: Misfortune) -> str:
-    return f"not tried: {misfortune.not_bare}" if misfortune.not_bare else by_hand(stage, LIMIT_SECONDS)
+    return (
+        f"not tried: {misfortune.not_bare}"
+        if misfortune.not_bare
+        else by_hand(stage, LIMIT_SECONDS)
+    )
 
 
 if __name__ == "__main__":

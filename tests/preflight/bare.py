@@ -57,12 +57,16 @@ def by_hand(stage: Stage, limit_seconds: float) -> str:
     """What becomes of three hand-typed torchruns, in words; after the limit the user's patience is at an end."""
     begun = time.monotonic()
     terminals = [_type(stage, rank) for rank in range(len(stage.hosts))]
-    threads = [threading.Thread(target=terminal.read, args=(begun,)) for terminal in terminals]
+    threads = [
+        threading.Thread(target=terminal.read, args=(begun,)) for terminal in terminals
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(max(0.1, begun + limit_seconds - time.monotonic()))
-    hanging = [terminal.name for terminal in terminals if terminal.process.poll() is None]
+    hanging = [
+        terminal.name for terminal in terminals if terminal.process.poll() is None
+    ]
     for terminal in terminals:
         terminal.process.kill()
     for host in stage.hosts:  # else they would go on: the end of ssh is none of theirs
@@ -80,7 +84,15 @@ def _type(stage: Stage, rank: int) -> Terminal:
     flags = f"--nnodes {len(stage.hosts)} --node-rank {rank} --nproc-per-node 1"
     meeting = f"--master-addr {master.address} --master-port {MASTER_PORT}"
     command = f"{stage.torchruns[host.name]} {flags} {meeting} {shlex.quote(str(SCRIPTS / SCRIPT))}"
-    ssh = ["ssh", "-F", str(stage.lab.ssh_config), "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
+    ssh = [
+        "ssh",
+        "-F",
+        str(stage.lab.ssh_config),
+        "-o",
+        "BatchMode=yes",
+        "-o",
+        "ConnectTimeout=10",
+    ]
     process = subprocess.Popen(
         [*ssh, f"root@{host.address}", command],
         stdin=subprocess.DEVNULL,
@@ -92,22 +104,40 @@ def _type(stage: Stage, rank: int) -> Terminal:
     return Terminal(host.name, process)
 
 
-def _in_words(terminals: list[Terminal], hanging: list[str], limit_seconds: float) -> str:
-    good = [t.name for t in terminals if t.name not in hanging and t.process.returncode == 0]
-    failed = [t for t in terminals if t.name not in hanging and t.process.returncode != 0]
+def _in_words(
+    terminals: list[Terminal], hanging: list[str], limit_seconds: float
+) -> str:
+    good = [
+        t.name for t in terminals if t.name not in hanging and t.process.returncode == 0
+    ]
+    failed = [
+        t for t in terminals if t.name not in hanging and t.process.returncode != 0
+    ]
     if len(good) == len(terminals):
-        whole = all(any(SUM in line for line in terminal.said) for terminal in terminals)
+        whole = all(
+            any(SUM in line for line in terminal.said) for terminal in terminals
+        )
         return f"works, in {max(t.seconds for t in terminals):.0f} s" + (
             "" if whole else ", with a wrong sum"
         )
     words = []
     if failed:
         first = min(failed, key=lambda terminal: terminal.seconds)
-        words.append(f"{first.name} fails after {first.seconds:.0f} s: `{first.telling}`")
+        words.append(
+            f"{first.name} fails after {first.seconds:.0f} s: `{first.telling}`"
+        )
         if others := [t.name for t in failed if t is not first]:
-            words.append(f"{' and '.join(others)} after {max(t.seconds for t in failed):.0f} s")
+            words.append(
+                f"{' and '.join(others)} after {max(t.seconds for t in failed):.0f} s"
+            )
     if hanging:
-        silent = "" if failed else ", without a word" if not any(t.said for t in terminals) else ""
+        silent = (
+            ""
+            if failed
+            else ", without a word"
+            if not any(t.said for t in terminals)
+            else ""
+        )
         words.append(
             f"{' and '.join(hanging)} hang{'s' * (len(hanging) == 1)} (> {limit_seconds:.0f} s){silent}"
         )

@@ -24,7 +24,9 @@ def promised(
     def make(stage: Stage) -> Iterator[None]:
         stage.hosts[0].nvidia_smi(recording)
         stage.nodes[0]["hardware"] = {"gpu_model": model, "vram_gb": vram_gb}
-        stage.document["environment"]["python"] = str(made_python(stage.folder / "env", SEES_CARDS))
+        stage.document["environment"]["python"] = str(
+            made_python(stage.folder / "env", SEES_CARDS)
+        )
         with login_runs(stage.hosts[0], login):
             yield
 
@@ -36,7 +38,9 @@ CARDS = [
         key="gpu-used",
         words="somebody else's program uses the GPU",
         make=promised("vram_held"),
-        named=Named("lab0", "vram", "/usr/bin/blender (pid 4127) holds 6130 MiB", "kill 4127"),
+        named=Named(
+            "lab0", "vram", "/usr/bin/blender (pid 4127) holds 6130 MiB", "kill 4127"
+        ),
         not_bare=NO_CARD,
     ),
     Misfortune(
@@ -51,7 +55,10 @@ CARDS = [
         words="the driver of the GPU is not loaded",
         make=promised("driver_not_loaded"),
         named=Named(
-            "lab0", "gpu", "couldn't communicate with the NVIDIA driver", "a missing driver with its package"
+            "lab0",
+            "gpu",
+            "couldn't communicate with the NVIDIA driver",
+            "a missing driver with its package",
         ),
         not_bare=NO_CARD,
     ),
@@ -59,7 +66,9 @@ CARDS = [
         key="gpu-ecc",
         words="the GPU counts memory errors that ECC could not correct",
         make=promised("ecc_errors", "RTX 4000 Ada", 20),
-        named=Named("lab0", "gpu errors", "3 memory errors", "sudo dmesg | grep -i xid"),
+        named=Named(
+            "lab0", "gpu errors", "3 memory errors", "sudo dmesg | grep -i xid"
+        ),
         not_bare=NO_CARD,
     ),
     Misfortune(
@@ -73,7 +82,9 @@ CARDS = [
         key="gpu-hidden",
         words="CUDA_VISIBLE_DEVICES of old in the login environment",
         make=promised("rtx4070", login="export CUDA_VISIBLE_DEVICES=3"),
-        named=Named("lab0", "cuda", "torch built for CUDA 12.8", "CUDA_VISIBLE_DEVICES=3"),
+        named=Named(
+            "lab0", "cuda", "torch built for CUDA 12.8", "CUDA_VISIBLE_DEVICES=3"
+        ),
         not_bare=NO_CARD,
     ),
 ]

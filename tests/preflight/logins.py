@@ -53,7 +53,9 @@ LOGINS = [
         key="unknown-key",
         words="the host keys are not known yet",
         make=unknown_host_key,
-        named=Named("lab1", "reachable", "its host key is not in known_hosts", "inv init"),
+        named=Named(
+            "lab1", "reachable", "its host key is not in known_hosts", "inv init"
+        ),
     ),
     Misfortune(
         key="changed-key",
@@ -77,6 +79,8 @@ LOGINS = [
         key="no-sshd",
         words="sshd does not run on a node",
         make=sshd_down,
-        named=Named("lab1", "reachable", "the connection was refused", "is sshd running"),
+        named=Named(
+            "lab1", "reachable", "the connection was refused", "is sshd running"
+        ),
     ),
 ]

@@ -11,7 +11,9 @@ from tests.preflight.stage import Misfortune, Named, Stage, afterwards, project_
 
 LATE_SECONDS = 300
 DEAD_JOB = "exp7_20260101_000000"
-LATE_PYTHON = f"import time\nreal = time.time\ntime.time = lambda: real() - {LATE_SECONDS}\n"
+LATE_PYTHON = (
+    f"import time\nreal = time.time\ntime.time = lambda: real() - {LATE_SECONDS}\n"
+)
 
 
 def project_on(options: str) -> Callable[[Stage], AbstractContextManager[None]]:
@@ -20,7 +22,9 @@ def project_on(options: str) -> Callable[[Stage], AbstractContextManager[None]]:
     @contextmanager
     def make(stage: Stage) -> Iterator[None]:
         host = stage.hosts[1]
-        with mounted(host, "-t", "tmpfs", "-o", options, "lab", project_of(stage, host)):
+        with mounted(
+            host, "-t", "tmpfs", "-o", options, "lab", project_of(stage, host)
+        ):
             yield
 
     return make
@@ -55,7 +59,9 @@ def clock_late(stage: Stage) -> Iterator[None]:
     (stage.folder / "sitecustomize.py").write_text(LATE_PYTHON)
     python = stage.folder / "python"
     # Without the flags that would keep sitecustomize out.
-    python.write_text(f'#!/bin/sh\nshift\nPYTHONPATH={stage.folder} exec python3 "$@"\n')
+    python.write_text(
+        f'#!/bin/sh\nshift\nPYTHONPATH={stage.folder} exec python3 "$@"\n'
+    )
     python.chmod(0o755)
     stage.nodes[1]["python"] = str(python)
     yield
@@ -74,7 +80,9 @@ def limited(words: str) -> Callable[[Stage], AbstractContextManager[None]]:
 
 @contextmanager
 def leftover_process(stage: Stage) -> Iterator[None]:
-    with background(stage.hosts[1], f"env UGRO_TOKEN={DEAD_JOB}.5f2c:lab1:node sleep 60"):
+    with background(
+        stage.hosts[1], f"env UGRO_TOKEN={DEAD_JOB}.5f2c:lab1:node sleep 60"
+    ):
         yield
 
 
@@ -146,7 +154,9 @@ MACHINE = [
         key="leftovers",
         words="a process of a dead job goes on",
         make=leftover_process,
-        named=Named("lab1", "leftovers", f"of job {DEAD_JOB}", "inv reset --nodes lab1"),
+        named=Named(
+            "lab1", "leftovers", f"of job {DEAD_JOB}", "inv reset --nodes lab1"
+        ),
         not_bare="a process of UGRO's",
     ),
     Misfortune(

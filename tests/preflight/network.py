@@ -8,7 +8,14 @@ from contextlib import ExitStack, contextmanager
 from lab.tools import wait_until
 from tests.chaos.nodes import listening
 from tests.hosts.helpers import background, covered
-from tests.preflight.stage import LOCALHOST, TORCHRUN, Misfortune, Named, Stage, afterwards
+from tests.preflight.stage import (
+    LOCALHOST,
+    TORCHRUN,
+    Misfortune,
+    Named,
+    Stage,
+    afterwards,
+)
 
 MASTER_PORT = 29500
 
@@ -21,7 +28,9 @@ MASTER_PORT = 29500
 def own_names_are_loopback(stage: Stage) -> Iterator[None]:
     with ExitStack() as undo:
         for host in stage.hosts[:2]:
-            undo.enter_context(covered(host, "/etc/hosts", f"{LOCALHOST}127.0.1.1 {host.name}\n"))
+            undo.enter_context(
+                covered(host, "/etc/hosts", f"{LOCALHOST}127.0.1.1 {host.name}\n")
+            )
         yield
 
 
@@ -33,7 +42,9 @@ def own_names_are_unknown(stage: Stage) -> Iterator[None]:
             undo.enter_context(covered(host, "/etc/hosts", LOCALHOST))
             undo.enter_context(covered(host, "/etc/resolv.conf", silent))
             undo.enter_context(afterwards(host, "iptables -F OUTPUT"))
-            host.run(["iptables", "-A", "OUTPUT", "-p", "udp", "--dport", "53", "-j", "DROP"])
+            host.run(
+                ["iptables", "-A", "OUTPUT", "-p", "udp", "--dport", "53", "-j", "DROP"]
+            )
         yield
 
 
@@ -59,7 +70,9 @@ def second_interface(stage: Stage) -> Iterator[None]:
 @contextmanager
 def second_address(stage: Stage) -> Iterator[None]:
     host = stage.hosts[1]
-    own, other = (f"{address}/24 dev {host.interface}" for address in (host.address, "10.7.7.5"))
+    own, other = (
+        f"{address}/24 dev {host.interface}" for address in (host.address, "10.7.7.5")
+    )
     with afterwards(host, f"ip address del {other}"):
         for words in (f"del {own}", f"add {other}", f"add {own}"):
             host.run(["ip", "address", *words.split()])
@@ -93,7 +106,9 @@ def stale_torchrun(stage: Stage) -> Iterator[None]:
     host = stage.hosts[0]
     words = f"--nnodes 2 --node-rank 0 --master-addr {host.address} --master-port {MASTER_PORT} --no-python sleep 60"
     with background(host, f"{TORCHRUN} {words}"):
-        wait_until(lambda: MASTER_PORT in listening(host), "the stale torchrun to listen", 60)
+        wait_until(
+            lambda: MASTER_PORT in listening(host), "the stale torchrun to listen", 60
+        )
         yield
 
 
@@ -166,13 +181,17 @@ NETWORK = [
         key="port-firewalled",
         words="a firewall on the master drops what comes for the rendezvous port",
         make=master_port_firewalled,
-        named=Named("lab1", "master port", ":29500 does not: timed out", "sudo ufw allow from"),
+        named=Named(
+            "lab1", "master port", ":29500 does not: timed out", "sudo ufw allow from"
+        ),
     ),
     Misfortune(
         key="ports-firewalled",
         words="a firewall on a worker lets in SSH and the rendezvous port, nothing else",
         make=only_known_ports_let_in,
-        named=Named("cluster", "peers", "lab0 does not reach lab1", "sudo ufw allow from"),
+        named=Named(
+            "cluster", "peers", "lab0 does not reach lab1", "sudo ufw allow from"
+        ),
     ),
     Misfortune(
         key="stale-torchrun",
@@ -189,13 +208,20 @@ NETWORK = [
         key="jumbo",
         words="all hosts have jumbo frames, and the switch drops them",
         make=jumbo_frames_that_the_switch_drops,
-        named=Named("cluster", "peers", "large packets between lab0 and lab1 are lost", "mtu 1500"),
+        named=Named(
+            "cluster",
+            "peers",
+            "large packets between lab0 and lab1 are lost",
+            "mtu 1500",
+        ),
     ),
     Misfortune(
         key="twice",
         words="two nodes of the cluster file are one machine",
         make=one_machine_twice,
-        named=Named("cluster", "machines", "lab1 and lab2 are the same machine", "take it out"),
+        named=Named(
+            "cluster", "machines", "lab1 and lab2 are the same machine", "take it out"
+        ),
         not_bare="a mistake in the cluster file",
     ),
 ]

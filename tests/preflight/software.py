@@ -48,7 +48,9 @@ def environment_behind(stage: Stage) -> Iterator[None]:
     env, scripts = stage.folder / "env", stage.folder / "scripts"
     made_python(env, "pass\n", "2.13.0+cpu", None)
     has = {"python": "3.11", "torch": "2.13.0+cpu", "cuda": None}
-    (env / STAMP).write_text(json.dumps({"manager": "venv", "digest": "0" * 64, "made_at": 1.0, **has}))
+    (env / STAMP).write_text(
+        json.dumps({"manager": "venv", "digest": "0" * 64, "made_at": 1.0, **has})
+    )
     scripts.mkdir()
     (scripts / "requirements.txt").write_text("torch==2.13.0\n")
     stage.document["paths"]["scripts"] = str(scripts)
@@ -67,7 +69,9 @@ def no_python_on_path(stage: Stage) -> Iterator[None]:
 def old_python_on_path(stage: Stage) -> Iterator[None]:
     """A stand-in: a Python that says that it is 3.6."""
     claim = "import sys; sys.version_info = (3, 6, 9, 'final', 0); code = sys.argv[1]; del sys.argv[1]; exec(code)"
-    first_on_path(stage, f'#!/bin/sh\nshift 2\nexec /usr/bin/python3 -c "{claim}" "$@"\n')
+    first_on_path(
+        stage, f'#!/bin/sh\nshift 2\nexec /usr/bin/python3 -c "{claim}" "$@"\n'
+    )
     stage.type_everywhere("torchrun")
     with login_runs(stage.hosts[1], f"PATH={stage.folder}/bin:$PATH"):
         yield
@@ -91,7 +95,10 @@ def first_on_path(stage: Stage, text: str) -> None:
 
 @contextmanager
 def stale_variables(stage: Stage) -> Iterator[None]:
-    with login_runs(stage.hosts[2], "\n".join(f"export {name}={value}" for name, value in STALE.items())):
+    with login_runs(
+        stage.hosts[2],
+        "\n".join(f"export {name}={value}" for name, value in STALE.items()),
+    ):
         yield
 
 
@@ -104,8 +111,14 @@ def talkative_shell(stage: Stage) -> Iterator[None]:
 @contextmanager
 def csh(stage: Stage) -> Iterator[None]:
     host = stage.hosts[1]
-    shell, users = shutil.which("tcsh"), host.run(["cat", "/etc/passwd"]).stdout.splitlines()
-    users = [f"{line.rpartition(':')[0]}:{shell}" if line.startswith("root:") else line for line in users]
+    shell, users = (
+        shutil.which("tcsh"),
+        host.run(["cat", "/etc/passwd"]).stdout.splitlines(),
+    )
+    users = [
+        f"{line.rpartition(':')[0]}:{shell}" if line.startswith("root:") else line
+        for line in users
+    ]
     with covered(host, "/etc/passwd", "\n".join(users) + "\n"):
         yield
 
@@ -121,7 +134,9 @@ SOFTWARE = [
         key="torch",
         words="one node has another torch",
         make=other_torch,
-        named=Named("cluster", "same torch", "lab1 2.12.1+cpu", "same versions everywhere"),
+        named=Named(
+            "cluster", "same torch", "lab1 2.12.1+cpu", "same versions everywhere"
+        ),
         not_bare="" if OTHER_TORCHRUN else STAND_IN,
     ),
     Misfortune(
@@ -136,7 +151,10 @@ SOFTWARE = [
         words="a node's environment was made from an older requirements.txt",
         make=environment_behind,
         named=Named(
-            "lab1", "environment", "behind: made from another requirements.txt", "inv sync-envs --nodes lab1"
+            "lab1",
+            "environment",
+            "behind: made from another requirements.txt",
+            "inv sync-envs --nodes lab1",
         ),
         not_bare=STAND_IN,
     ),
@@ -150,7 +168,9 @@ SOFTWARE = [
         key="old-python",
         words="the first Python on that PATH is 3.6",
         make=old_python_on_path,
-        named=Named("lab1", "reachable", "Python 3.6, and UGRO needs 3.8", "`python` of lab1"),
+        named=Named(
+            "lab1", "reachable", "Python 3.6, and UGRO needs 3.8", "`python` of lab1"
+        ),
     ),
     Misfortune(
         key="other-python",

@@ -28,7 +28,9 @@ class Stage:
     def __init__(self, lab: Lab, folder: Path) -> None:
         self.lab, self.folder = lab, folder
         self.ugro = Ugro(lab, folder, SCRIPTS)
-        self.document: Document = yaml.safe_load(self.ugro.cluster_file.read_text("utf-8"))
+        self.document: Document = yaml.safe_load(
+            self.ugro.cluster_file.read_text("utf-8")
+        )
         self.document["training"] = {"default_script": SCRIPT}
         # What somebody types who goes without UGRO, by host.
         self.torchruns: dict[str, str] = {}
@@ -58,7 +60,9 @@ class Stage:
 
     def cluster_file(self) -> Path:
         """The cluster file as it is now."""
-        self.ugro.cluster_file.write_text(yaml.safe_dump(self.document, sort_keys=False), "utf-8")
+        self.ugro.cluster_file.write_text(
+            yaml.safe_dump(self.document, sort_keys=False), "utf-8"
+        )
         return self.ugro.cluster_file
 
 

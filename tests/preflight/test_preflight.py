@@ -29,7 +29,9 @@ def stage(home: Lab, tmp_path: Path) -> Iterator[Stage]:
 
 
 @pytest.mark.usefixtures("one_node_is_away")
-@pytest.mark.parametrize("misfortune", [m for m in MISFORTUNES if m.named], ids=lambda m: m.key)
+@pytest.mark.parametrize(
+    "misfortune", [m for m in MISFORTUNES if m.named], ids=lambda m: m.key
+)
 def test_it_is_named_with_its_remedy(misfortune: Misfortune, stage: Stage) -> None:
     assert misfortune.named
     with misfortune.make(stage):
@@ -52,9 +54,18 @@ def test_a_launch_works_despite_all_that_does_no_harm(stage: Stage) -> None:
     assert done.stdout.count("the sum is 6") == 3
     job = stage.ugro.job("despite")
     assert (job.folder / "sum").read_text() == "6\n"
-    assert json.loads((job.folder / "config.json").read_text())["plan"]["master_port"] == 29501
-    nodes = json.loads((stage.ugro.experiments / "cluster_state.json").read_text())["nodes"]
-    assert [node["facts"]["resolves_to"] for node in nodes] == ["127.0.1.1", "10.8.0.5", None]
+    assert (
+        json.loads((job.folder / "config.json").read_text())["plan"]["master_port"]
+        == 29501
+    )
+    nodes = json.loads((stage.ugro.experiments / "cluster_state.json").read_text())[
+        "nodes"
+    ]
+    assert [node["facts"]["resolves_to"] for node in nodes] == [
+        "127.0.1.1",
+        "10.8.0.5",
+        None,
+    ]
 
 
 def test_keys_are_unique() -> None:
@@ -63,6 +74,12 @@ def test_keys_are_unique() -> None:
 
 @pytest.mark.parametrize("misfortune", MISFORTUNES, ids=lambda m: m.key)
 def test_it_stands_in_the_documentation_as_it_is(misfortune: Misfortune) -> None:
-    rows = [line.split(" | ") for line in DOCUMENT.read_text("utf-8").splitlines() if line.startswith("| ")]
+    rows = [
+        line.split(" | ")
+        for line in DOCUMENT.read_text("utf-8").splitlines()
+        if line.startswith("| ")
+    ]
     (ours,) = [row[2] for row in rows if row[1] == misfortune.words]
-    assert ours.startswith(f"`{misfortune.named[1]}` of " if misfortune.named else "works, in ")
+    assert ours.startswith(
+        f"`{misfortune.named[1]}` of " if misfortune.named else "works, in "
+    )

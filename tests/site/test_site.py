@@ -33,10 +33,15 @@ def site() -> Path:
 
 def test_every_document_has_a_page(site: Path) -> None:
     documents = {
-        path.relative_to(ROOT / "docs").with_suffix(".html") for path in (ROOT / "docs").rglob("*.md")
+        path.relative_to(ROOT / "docs").with_suffix(".html")
+        for path in (ROOT / "docs").rglob("*.md")
     }
     pages = {path.relative_to(site) for path in site.rglob("*.html")}
-    assert documents | {Path("index.html"), Path("CONTRIBUTING.html"), Path("CHANGELOG.html")} <= pages
+    assert (
+        documents
+        | {Path("index.html"), Path("CONTRIBUTING.html"), Path("CHANGELOG.html")}
+        <= pages
+    )
 
 
 def test_the_readme_is_the_first_page_and_leads_to_the_others(site: Path) -> None:
@@ -47,13 +52,19 @@ def test_the_readme_is_the_first_page_and_leads_to_the_others(site: Path) -> Non
 
 
 def test_links_to_the_readme_lead_to_the_first_page(site: Path) -> None:
-    assert 'href="index.html#your-own-cluster-in-ten-minutes"' in (site / "SETUP.html").read_text("utf-8")
+    assert 'href="index.html#your-own-cluster-in-ten-minutes"' in (
+        site / "SETUP.html"
+    ).read_text("utf-8")
 
 
 def test_reading_it_fetches_nothing_from_elsewhere(site: Path) -> None:
     files = [path for path in site.rglob("*") if path.suffix in {".html", ".css"}]
     assert len(files) > 30
-    fetched = {(path.name, *found) for path in files for found in FETCHED.findall(path.read_text("utf-8"))}
+    fetched = {
+        (path.name, *found)
+        for path in files
+        for found in FETCHED.findall(path.read_text("utf-8"))
+    }
     assert fetched == set()
 
 
@@ -61,4 +72,6 @@ def test_what_would_be_fetched_is_found() -> None:
     assert FETCHED.findall('<link rel=stylesheet href="https://fonts.example/a.css">')
     assert FETCHED.findall("<script defer src=//cdn.example/a.js></script>")
     assert FETCHED.findall("@font-face{src:url(https://fonts.example/a.woff2)}")
-    assert not FETCHED.findall('<a href="https://example.org/">a link</a><script src="assets/a.js">')
+    assert not FETCHED.findall(
+        '<a href="https://example.org/">a link</a><script src="assets/a.js">'
+    )

@@ -11,7 +11,9 @@ MAKE_INPUTS = Path(__file__).parent / "make_inputs.py"
 
 
 @pytest.fixture(scope="session")
-def nursery(training_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+def nursery(
+    training_python: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Nursery]:
     """Ends with the session, and its ranks with it."""
     made = Nursery(training_python, tmp_path_factory.mktemp("ranks"))
     yield made

@@ -26,8 +26,14 @@ def main() -> None:
     config.pad_token_id = config.eos_token_id
     precision = Precision(torch.float32, torch.float32, 4, prequantized=True)
     inputs = SimpleNamespace(model=folder)
-    model = load_model(SimpleNamespace(), inputs, config, precision, torch.device("cpu"))
-    layer = next(module for module in model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit))
+    model = load_model(
+        SimpleNamespace(), inputs, config, precision, torch.device("cpu")
+    )
+    layer = next(
+        module
+        for module in model.modules()
+        if isinstance(module, bitsandbytes.nn.Linear4bit)
+    )
     before = copy.deepcopy(layer.weight.data)
     tokens = torch.arange(16).reshape(1, 16)
 
@@ -35,7 +41,9 @@ def main() -> None:
     with torch.no_grad():
         model(tokens)
     model.train()
-    assert torch.equal(layer.weight.data, before), "the evaluation has changed the weights"
+    assert torch.equal(layer.weight.data, before), (
+        "the evaluation has changed the weights"
+    )
 
     inputs = torch.ones(1, 4, layer.in_features, requires_grad=True)
     layer(inputs).sum().backward()

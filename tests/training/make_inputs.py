@@ -12,7 +12,12 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 WORDS = [
     "node",
@@ -39,7 +44,11 @@ def texts(count: int) -> list[str]:
     for _ in range(count):
         begin = draw.randrange(len(WORDS))
         lines.append(
-            " ".join(WORDS[(begin + 2 * place) % len(WORDS)] for place in range(draw.randint(6, 14))) + "."
+            " ".join(
+                WORDS[(begin + 2 * place) % len(WORDS)]
+                for place in range(draw.randint(6, 14))
+            )
+            + "."
         )
     return lines
 
@@ -55,7 +64,9 @@ def make_tokenizer(folder: Path, lines: list[str], **special: str) -> None:
         show_progress=False,
     )
     tokenizer.train_from_iterator(lines, trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(
+        folder
+    )
 
 
 def main() -> None:
@@ -77,7 +88,9 @@ def main() -> None:
     LlamaForCausalLM(config).save_pretrained(root / "llama")
     for name, special in (("llama", {"eos_token": "<end>"}), ("no_end", {})):
         make_tokenizer(root / name, lines, **special)
-    (root / "no_end" / "config.json").write_text((root / "llama" / "config.json").read_text())
+    (root / "no_end" / "config.json").write_text(
+        (root / "llama" / "config.json").read_text()
+    )
 
     nf4 = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -92,12 +105,22 @@ def main() -> None:
     make_tokenizer(root / "nf4", lines, eos_token="<end>")
 
     (root / "texts.txt").write_text("\n".join(lines) + "\n")
-    rows = [json.dumps({"text": line, "number": number}) for number, line in enumerate(lines)]
+    rows = [
+        json.dumps({"text": line, "number": number})
+        for number, line in enumerate(lines)
+    ]
     (root / "texts.jsonl").write_text("\n".join(rows) + "\n")
 
     # What cannot be used: no weights, a configuration beyond any memory, a line that is no JSON.
-    for name, changes in (("empty", {}), ("huge", {"hidden_size": 32768, "num_hidden_layers": 64})):
-        shutil.copytree(root / "llama", root / name, ignore=shutil.ignore_patterns("model.safetensors"))
+    for name, changes in (
+        ("empty", {}),
+        ("huge", {"hidden_size": 32768, "num_hidden_layers": 64}),
+    ):
+        shutil.copytree(
+            root / "llama",
+            root / name,
+            ignore=shutil.ignore_patterns("model.safetensors"),
+        )
         sizes = {**config.to_dict(), **changes}
         if changes:
             sizes |= {"intermediate_size": 4 * 32768, "head_dim": 8192}
@@ -107,7 +130,9 @@ def main() -> None:
     import datasets
 
     both = {"train": lines[:200], "validation": lines[200:]}
-    splits = {name: datasets.Dataset.from_dict({"text": some}) for name, some in both.items()}
+    splits = {
+        name: datasets.Dataset.from_dict({"text": some}) for name, some in both.items()
+    }
     datasets.DatasetDict(splits).save_to_disk(root / "saved")
 
 

@@ -34,13 +34,25 @@ OF_A_RANK = (
 )
 # One thread each: the order in which threads add up is no part of a promise, and threads that spin take the cores of
 # other ranks. OpenMP reads this when torch is imported.
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
+)
 
 
 def clean_environment(**changes: str) -> dict[str, str]:
     """Return this environment without any trace of another run, on the CPU, offline, with one thread a rank."""
-    kept = {k: v for k, v in os.environ.items() if k not in OF_A_RANK and not k.startswith("UGRO_")}
-    return {**kept, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", **ONE_THREAD, **changes}
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in OF_A_RANK and not k.startswith("UGRO_")
+    }
+    return {
+        **kept,
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        **ONE_THREAD,
+        **changes,
+    }
 
 
 @dataclass(frozen=True)
@@ -69,21 +81,35 @@ class Nursery:
         """A new rank that runs a script: its path and arguments."""
         self.count += 1
         log = self.folder / f"rank{self.count}.log"
-        self._send({"argv": argv, "env": clean_environment(**environment), "log": str(log)})
+        self._send(
+            {"argv": argv, "env": clean_environment(**environment), "log": str(log)}
+        )
         return Rank(self, self._receive(), log)
 
     def gang(
-        self, argv: list[str], output: Path, size: int = 1, *, one_node: bool = False, **environment: str
+        self,
+        argv: list[str],
+        output: Path,
+        size: int = 1,
+        *,
+        one_node: bool = False,
+        **environment: str,
     ) -> list[Rank]:
         """Start `size` ranks of one run.
 
         Each believes to have a node of its own, and rank r writes into `output`/r; with `one_node` they share one, and
         all write into `output`/0.
         """
-        from tests.ports import reserved_port  # late: the training environment has no `tests`
+        from tests.ports import (
+            reserved_port,
+        )  # late: the training environment has no `tests`
 
         port = str(self.ports.enter_context(reserved_port()))
-        meeting = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        meeting = {
+            "WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
         ranks = []
         for rank in range(size):
             local_rank, node = (rank, 0) if one_node else (0, rank)
@@ -93,7 +119,10 @@ class Nursery:
                 "LOCAL_WORLD_SIZE": str(size if one_node else 1),
                 "UGRO_OUTPUT_DIR": str(output / str(node)),
             }
-            given = {name: value.replace("{rank}", str(rank)) for name, value in environment.items()}
+            given = {
+                name: value.replace("{rank}", str(rank))
+                for name, value in environment.items()
+            }
             ranks.append(self.start(argv, **meeting, **of_this_rank, **given))
         return ranks
 

@@ -23,7 +23,10 @@ from tests.training.ranks import (
 )
 
 # torch and transformers are imported once for all of them, in the time of whichever test is the first.
-pytestmark = [pytest.mark.xdist_group("training"), pytest.mark.timeout(2 * DEADLINE_SECONDS)]
+pytestmark = [
+    pytest.mark.xdist_group("training"),
+    pytest.mark.timeout(2 * DEADLINE_SECONDS),
+]
 
 SCRIPT = str(SCRIPTS / "train_production.py")
 EVALUATE = Path(__file__).parent / "evaluate_and_train.py"
@@ -41,11 +44,28 @@ SAME_ON_ANY_RANKS = {
 EPOCHS = 5
 
 
-def arguments(inputs: Path, model: str = "llama", data: str = "texts.jsonl", **sets: Any) -> list[str]:
+def arguments(
+    inputs: Path, model: str = "llama", data: str = "texts.jsonl", **sets: Any
+) -> list[str]:
     """The script and its flags; `sets` has __ for the dot in a setting's name."""
-    argv = [SCRIPT, "--model-name", str(inputs / model), "--dataset-name", str(inputs / data)]
-    settings = SAME_ON_ANY_RANKS | {name.replace("__", "."): value for name, value in sets.items()}
-    return [*argv, *(word for name, value in settings.items() for word in ("--set", f"{name}={value}"))]
+    argv = [
+        SCRIPT,
+        "--model-name",
+        str(inputs / model),
+        "--dataset-name",
+        str(inputs / data),
+    ]
+    settings = SAME_ON_ANY_RANKS | {
+        name.replace("__", "."): value for name, value in sets.items()
+    }
+    return [
+        *argv,
+        *(
+            word
+            for name, value in settings.items()
+            for word in ("--set", f"{name}={value}")
+        ),
+    ]
 
 
 def run(
@@ -63,7 +83,10 @@ def run(
 
 
 def lines(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "0" / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (output / "0" / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def steps(output: Path) -> dict[int, dict[str, Any]]:
@@ -82,18 +105,30 @@ def wait_for_step(output: Path, step: int, ranks: list[Rank]) -> None:
 def vouched(output: Path, rank: int, checkpoint: str) -> dict[str, Any]:
     """The manifest of a rank's part, all of whose files have been found as it says."""
     folder = output / str(rank) / "checkpoints"
-    manifest: dict[str, Any] = json.loads((folder / f"{checkpoint}.manifest.json").read_text())
+    manifest: dict[str, Any] = json.loads(
+        (folder / f"{checkpoint}.manifest.json").read_text()
+    )
     for name, part in manifest["files"].items():
         content = (folder / name).read_bytes()
-        assert part == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        assert part == {
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
     return manifest
 
 
 @pytest.fixture(scope="module")
-def whole(nursery: Nursery, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(
+    nursery: Nursery, inputs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """One process with micro-batches of 8, from beginning to end."""
     output = tmp_path_factory.mktemp("whole")
-    (ended,) = run(nursery, arguments(inputs, training__num_epochs=EPOCHS), output, UGRO_BATCH_SIZES="8")
+    (ended,) = run(
+        nursery,
+        arguments(inputs, training__num_epochs=EPOCHS),
+        output,
+        UGRO_BATCH_SIZES="8",
+    )
     assert ended.code == 0, ended.said
     return output
 
@@ -124,13 +159,17 @@ def resumed(
     output = tmp_path_factory.mktemp("resumed")
     argv = arguments(inputs, training__num_epochs=EPOCHS)
     parts = str(before / "{rank}" / "checkpoints" / name)
-    for ended in run(nursery, argv, output, 2, UGRO_BATCH_SIZES="6,2", UGRO_RESUME=parts):
+    for ended in run(
+        nursery, argv, output, 2, UGRO_BATCH_SIZES="6,2", UGRO_RESUME=parts
+    ):
         assert ended.code == 0, ended.said
     return output
 
 
 def checkpoint_of(output: Path) -> Path:
-    (only,) = (path for path in (output / "0" / "checkpoints").iterdir() if path.is_dir())
+    (only,) = (
+        path for path in (output / "0" / "checkpoints").iterdir() if path.is_dir()
+    )
     return only
 
 
@@ -149,29 +188,44 @@ def test_six_and_two_equal_eight_over_a_stop_and_a_resume(
         assert line["learning_rate"] == expected[step]["learning_rate"]
 
 
-def test_the_validation_loss_is_the_same_on_uneven_ranks(whole: Path, resumed: Path) -> None:
+def test_the_validation_loss_is_the_same_on_uneven_ranks(
+    whole: Path, resumed: Path
+) -> None:
     def evaluated(output: Path) -> dict[int, float]:
-        return {line["step"]: line["eval_loss"] for line in lines(output) if "eval_loss" in line}
+        return {
+            line["step"]: line["eval_loss"]
+            for line in lines(output)
+            if "eval_loss" in line
+        }
 
     here = evaluated(resumed)
     assert here
     assert here == pytest.approx(
-        {step: loss for step, loss in evaluated(whole).items() if step in here}, rel=1e-5
+        {step: loss for step, loss in evaluated(whole).items() if step in here},
+        rel=1e-5,
     )
 
 
-def test_term_on_one_rank_saves_on_all_and_ends_them_with_143(stopped: tuple[Path, list[Ended]]) -> None:
+def test_term_on_one_rank_saves_on_all_and_ends_them_with_143(
+    stopped: tuple[Path, list[Ended]],
+) -> None:
     output, ended = stopped
     assert [rank.code for rank in ended] == [143, 143]
     name = checkpoint_of(output).name
     for rank in range(2):
         manifest = vouched(output, rank, name)
-        assert (manifest["rank"], manifest["ranks"], manifest["world_size"]) == (rank, [0, 1], 2)
+        assert (manifest["rank"], manifest["ranks"], manifest["world_size"]) == (
+            rank,
+            [0, 1],
+            2,
+        )
         assert manifest["checkpoint"] == f"checkpoint-{manifest['step']}" == name
         assert f"{name}/rng_state_{rank}.pth" in manifest["files"]
 
 
-def test_an_epoch_broken_off_by_term_is_not_evaluated(stopped: tuple[Path, list[Ended]]) -> None:
+def test_an_epoch_broken_off_by_term_is_not_evaluated(
+    stopped: tuple[Path, list[Ended]],
+) -> None:
     output, _ = stopped
     last = lines(output)[-1]
     assert "loss" in last
@@ -194,7 +248,9 @@ def test_a_line_of_metrics_says_all_that_is_shown(whole: Path) -> None:
         "time",
     }
     evaluated = next(line for line in lines(whole) if "eval_loss" in line)
-    assert {"step", "total_steps", "epoch", "total_epochs", "eval_loss", "time"} <= set(evaluated)
+    assert {"step", "total_steps", "epoch", "total_epochs", "eval_loss", "time"} <= set(
+        evaluated
+    )
 
 
 def test_something_is_learnt(whole: Path) -> None:
@@ -208,12 +264,17 @@ def test_the_adapter_comes_with_a_card_and_anyone_may_read_it(whole: Path) -> No
     card = (folder / "README.md").read_text()
     assert "| lora.rank | 16 |" in card
     assert "| training.learning_rate | 0.01 |" in card
-    assert {path.name for path in folder.iterdir()} >= {"adapter_model.safetensors", "adapter_config.json"}
+    assert {path.name for path in folder.iterdir()} >= {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+    }
     assert all(path.stat().st_mode & 0o044 for path in folder.iterdir())
     assert list((whole / "0" / "tensorboard").glob("events.*"))
 
 
-def test_old_checkpoints_make_room_and_their_manifests_go_with_them(whole: Path) -> None:
+def test_old_checkpoints_make_room_and_their_manifests_go_with_them(
+    whole: Path,
+) -> None:
     folder = whole / "0" / "checkpoints"
     names = {path.name for path in folder.iterdir()}
     kept = {name for name in names if not name.endswith(".manifest.json")}
@@ -228,11 +289,19 @@ def test_only_rank_0_talks_of_steps(stopped: tuple[Path, list[Ended]]) -> None:
     assert len(second.said.splitlines()) < 8
 
 
-def test_term_ends_a_rank_whose_peer_is_frozen(nursery: Nursery, inputs: Path, tmp_path: Path) -> None:
+def test_term_ends_a_rank_whose_peer_is_frozen(
+    nursery: Nursery, inputs: Path, tmp_path: Path
+) -> None:
     # So much time to save in that it cannot be what ends the rank.
     patience = "1000"
     argv = arguments(inputs, training__num_epochs=1000)
-    ranks = nursery.gang(argv, tmp_path, 2, UGRO_BATCH_SIZES="6,2", TORCH_ELASTIC_SHUTDOWN_TIMEOUT=patience)
+    ranks = nursery.gang(
+        argv,
+        tmp_path,
+        2,
+        UGRO_BATCH_SIZES="6,2",
+        TORCH_ELASTIC_SHUTDOWN_TIMEOUT=patience,
+    )
     wait_for_step(tmp_path, 3, ranks)
     ranks[1].signal(signal.SIGSTOP)
     ranks[0].signal(signal.SIGTERM)
@@ -256,7 +325,9 @@ NF4: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def nf4(training_python: str, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def nf4(
+    training_python: str, inputs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Two ranks of one node under torchrun: a quantised model, with dropout, on a folder that `datasets` saved."""
     output = tmp_path_factory.mktemp("nf4")
     command = [training_python, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
@@ -264,7 +335,9 @@ def nf4(training_python: str, inputs: Path, tmp_path_factory: pytest.TempPathFac
         command += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
         done = subprocess.run(
             [*command, *arguments(inputs, "nf4", "saved", **NF4)],
-            env=clean_environment(UGRO_OUTPUT_DIR=str(output / "0"), UGRO_BATCH_SIZES="5,3"),
+            env=clean_environment(
+                UGRO_OUTPUT_DIR=str(output / "0"), UGRO_BATCH_SIZES="5,3"
+            ),
             capture_output=True,
             text=True,
             timeout=DEADLINE_SECONDS,
@@ -275,7 +348,9 @@ def nf4(training_python: str, inputs: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(nursery: Nursery, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(
+    nursery: Nursery, inputs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The same, by ranks that are started as those are that resume it: only a resume may be the difference."""
     output = tmp_path_factory.mktemp("uninterrupted")
     argv = arguments(inputs, "nf4", "saved", **NF4)
@@ -284,7 +359,9 @@ def uninterrupted(nursery: Nursery, inputs: Path, tmp_path_factory: pytest.TempP
     return output
 
 
-def test_a_quantised_model_trains_under_torchrun(nf4: Path, uninterrupted: Path) -> None:
+def test_a_quantised_model_trains_under_torchrun(
+    nf4: Path, uninterrupted: Path
+) -> None:
     logged = steps(nf4)
     assert logged[39]["loss"] < logged[1]["loss"] - 0.5
     assert "weights 4 bits" in (nf4 / "said").read_text()
@@ -295,7 +372,9 @@ def test_a_quantised_model_trains_under_torchrun(nf4: Path, uninterrupted: Path)
 
 def test_every_step_has_gradients_after_an_evaluation_too(uninterrupted: Path) -> None:
     assert {
-        step: line["grad_norm"] for step, line in steps(uninterrupted).items() if line["grad_norm"] < 0.01
+        step: line["grad_norm"]
+        for step, line in steps(uninterrupted).items()
+        if line["grad_norm"] < 0.01
     } == {}
 
 
@@ -311,21 +390,42 @@ def test_an_evaluation_leaves_quantised_weights_as_they_are(
 def test_ranks_that_share_a_folder_have_one_manifest(nf4: Path) -> None:
     manifest = vouched(nf4, 0, "checkpoint-4")
     assert (manifest["ranks"], manifest["world_size"]) == ([0], 2)
-    assert {"checkpoint-4/rng_state_0.pth", "checkpoint-4/rng_state_1.pth"} <= set(manifest["files"])
+    assert {"checkpoint-4/rng_state_0.pth", "checkpoint-4/rng_state_1.pth"} <= set(
+        manifest["files"]
+    )
 
 
 # Within the first epoch, and within the second, after an evaluation. Each is in the midst of a line of metrics.
 @pytest.mark.parametrize(("checkpoint", "first_line"), [(4, 6), (16, 18)])
 def test_a_resumed_run_has_the_same_losses_to_the_last_digit(
-    nursery: Nursery, inputs: Path, uninterrupted: Path, tmp_path: Path, checkpoint: int, first_line: int
+    nursery: Nursery,
+    inputs: Path,
+    uninterrupted: Path,
+    tmp_path: Path,
+    checkpoint: int,
+    first_line: int,
 ) -> None:
     """Dropout and all; and a line that averages over steps before the checkpoint and after it."""
-    (tmp_path / "resume").symlink_to(uninterrupted / "0" / "checkpoints" / f"checkpoint-{checkpoint}")
+    (tmp_path / "resume").symlink_to(
+        uninterrupted / "0" / "checkpoints" / f"checkpoint-{checkpoint}"
+    )
     argv = arguments(inputs, "nf4", "saved", **NF4)
     resume = str(tmp_path / "resume")
-    for ended in run(nursery, argv, tmp_path, 2, one_node=True, UGRO_BATCH_SIZES="5,3", UGRO_RESUME=resume):
+    for ended in run(
+        nursery,
+        argv,
+        tmp_path,
+        2,
+        one_node=True,
+        UGRO_BATCH_SIZES="5,3",
+        UGRO_RESUME=resume,
+    ):
         assert ended.code == 0, ended.said
-    expected = {step: values for step, values in computed(uninterrupted).items() if step > checkpoint}
+    expected = {
+        step: values
+        for step, values in computed(uninterrupted).items()
+        if step > checkpoint
+    }
     assert min(expected) == first_line
     assert computed(tmp_path) == expected
 
@@ -349,7 +449,10 @@ def test_fewer_ranks_go_on_at_the_same_part_of_the_epoch(
     assert ended.code == 0, ended.said
     # 200 sequences are 25 micro-batches of 8, so 13 steps; or 50 of 4, so 25 steps.
     assert (before[1]["total_steps"], lines(tmp_path)[0]["total_steps"]) == (39, 75)
-    assert "other batch sizes: step 16 of the checkpoint is step 30 of this run" in ended.said
+    assert (
+        "other batch sizes: step 16 of the checkpoint is step 30 of this run"
+        in ended.said
+    )
     first = next(iter(steps(tmp_path).values()))
     assert (first["step"], first["epoch"]) == (33, 1.32)
 
@@ -362,22 +465,36 @@ def test_all_weights_can_be_trained_and_resumed_with_another_learning_rate(
         "training__save_steps": 2,
         "dataset__packing": True,
     }
-    argv = arguments(inputs, data="texts.txt", lora__enabled=False, training__max_steps=2, **few)
+    argv = arguments(
+        inputs, data="texts.txt", lora__enabled=False, training__max_steps=2, **few
+    )
     (first,) = run(nursery, argv, tmp_path / "a")
     assert first.code == 0, first.said
     assert "training 115,008 of 115,008 parameters; weights 32 bits" in first.said
     model = tmp_path / "a" / "0" / "artifacts" / "model"
-    assert {path.name for path in model.iterdir()} >= {"model.safetensors", "config.json", "tokenizer.json"}
+    assert {path.name for path in model.iterdir()} >= {
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+    }
     other = {
         "training__learning_rate": 0.5,
         "training__lr_scheduler": "constant",
         "training__warmup_steps": 0,
     }
-    argv = arguments(inputs, data="texts.txt", lora__enabled=False, training__max_steps=4, **(few | other))
+    argv = arguments(
+        inputs,
+        data="texts.txt",
+        lora__enabled=False,
+        training__max_steps=4,
+        **(few | other),
+    )
     argv += ["--resume", str(tmp_path / "a" / "0" / "checkpoints" / "checkpoint-2")]
     (second,) = run(nursery, argv, tmp_path / "b")
     assert second.code == 0, second.said
-    assert {step: line["learning_rate"] for step, line in steps(tmp_path / "b").items()} == {3: 0.5, 4: 0.5}
+    assert {
+        step: line["learning_rate"] for step, line in steps(tmp_path / "b").items()
+    } == {3: 0.5, 4: 0.5}
 
 
 # ---- what cannot be used ----
@@ -405,7 +522,13 @@ def test_all_weights_can_be_trained_and_resumed_with_another_learning_rate(
     ],
 )
 def test_what_is_found_after_the_imports_is_one_line_and_exit_2(
-    nursery: Nursery, inputs: Path, tmp_path: Path, model: str, data: str, sets: dict[str, Any], said: str
+    nursery: Nursery,
+    inputs: Path,
+    tmp_path: Path,
+    model: str,
+    data: str,
+    sets: dict[str, Any],
+    said: str,
 ) -> None:
     (ended,) = run(nursery, arguments(inputs, model, data, **sets), tmp_path)
     faults = [
@@ -419,12 +542,20 @@ def test_what_is_found_after_the_imports_is_one_line_and_exit_2(
     assert "Traceback" not in ended.said
 
 
-def test_a_fault_of_one_rank_ends_all(nursery: Nursery, inputs: Path, tmp_path: Path) -> None:
+def test_a_fault_of_one_rank_ends_all(
+    nursery: Nursery, inputs: Path, tmp_path: Path
+) -> None:
     """The second rank has another data set under the same name."""
     for rank, text in enumerate(("one two three\n" * 200, "four five six\n" * 200)):
         (tmp_path / str(rank)).mkdir()
         (tmp_path / str(rank) / "data.txt").write_text(text)
-    argv = [SCRIPT, "--model-name", str(inputs / "llama"), "--set", "dataset.packing=false"]
+    argv = [
+        SCRIPT,
+        "--model-name",
+        str(inputs / "llama"),
+        "--set",
+        "dataset.packing=false",
+    ]
     settings = json.dumps({"dataset": {"name": str(tmp_path / "{rank}" / "data.txt")}})
     ended = run(nursery, argv, tmp_path, 2, UGRO_SETTINGS=settings)
     assert [rank.code for rank in ended] == [2, 2]
@@ -443,37 +574,81 @@ def test_a_fault_of_one_rank_ends_all(nursery: Nursery, inputs: Path, tmp_path: 
         ),
         (["--model-name", "."], {}, "has no config.json"),
         (["--model-name", "nobody/nothing"], {}, "HF_HUB_OFFLINE forbids to fetch it"),
-        (["--dataset-name", "/nowhere.txt"], {}, "data set /nowhere.txt: there is no such file on this node"),
+        (
+            ["--dataset-name", "/nowhere.txt"],
+            {},
+            "data set /nowhere.txt: there is no such file on this node",
+        ),
         (["--dataset-name", "{here}/empty.txt"], {}, "the file is empty"),
         (
             ["--dataset-name", "{here}/rows.jsonl"],
             {},
             "the column 'text' is missing; there is 'body', 'title'",
         ),
-        (["--dataset-name", "{here}/words.jsonl"], {}, "its first line is no JSON object"),
-        (["--dataset-name", "{here}"], {}, "the folder is none that `save_to_disk` of datasets wrote"),
-        (["--set", "trainin.seed=1"], {}, "there is no setting trainin.seed; did you mean training.seed?"),
+        (
+            ["--dataset-name", "{here}/words.jsonl"],
+            {},
+            "its first line is no JSON object",
+        ),
+        (
+            ["--dataset-name", "{here}"],
+            {},
+            "the folder is none that `save_to_disk` of datasets wrote",
+        ),
+        (
+            ["--set", "trainin.seed=1"],
+            {},
+            "there is no setting trainin.seed; did you mean training.seed?",
+        ),
         (["--set", "seed"], {}, "write SECTION.KEY=VALUE"),
         (["--learning-rate", "fast"], {}, "--learning-rate: 'fast' must be a number"),
         (["--num-epochs", "0"], {}, "--num-epochs: '0' must be more than 0"),
-        (["--set", "model.dtype=float8"], {}, "must be one of: float16, bfloat16, float32"),
+        (
+            ["--set", "model.dtype=float8"],
+            {},
+            "must be one of: float16, bfloat16, float32",
+        ),
         (["--set", "lora.dropout=1"], {}, "must be less than 1"),
         (["--set", "optimizer.betas=[0.9]"], {}, "must be a list like [0.9, 0.999]"),
         (["--config", "{here}/broken.yaml"], {}, "broken.yaml, line 2: not YAML"),
-        (["--config", "{here}/typo.yaml"], {}, "no setting training.sed; did you mean training.seed?"),
+        (
+            ["--config", "{here}/typo.yaml"],
+            {},
+            "no setting training.sed; did you mean training.seed?",
+        ),
         (["--resume", "latest"], {}, "there is no whole checkpoint in"),
-        ([], {"UGRO_RESUME": "/nowhere"}, "cannot resume from /nowhere: there is no such folder"),
+        (
+            [],
+            {"UGRO_RESUME": "/nowhere"},
+            "cannot resume from /nowhere: there is no such folder",
+        ),
         (
             [],
             {"UGRO_RESUME": "{here}/other"},
             "its adapter has rank 8 on k_proj, but the settings say rank 16 on",
         ),
-        ([], {"UGRO_RESUME": "{here}/full"}, "it holds a whole model, but lora.enabled is true"),
-        ([], {"UGRO_BATCH_SIZES": "3,2"}, "UGRO_BATCH_SIZES '3,2' has 2 numbers for 1 ranks"),
+        (
+            [],
+            {"UGRO_RESUME": "{here}/full"},
+            "it holds a whole model, but lora.enabled is true",
+        ),
+        (
+            [],
+            {"UGRO_BATCH_SIZES": "3,2"},
+            "UGRO_BATCH_SIZES '3,2' has 2 numbers for 1 ranks",
+        ),
         ([], {"UGRO_BATCH_SIZES": "some"}, "write a whole number for each rank"),
-        (["--set", "training.batch_size_per_gpu=auto"], {}, "only UGRO can resolve that"),
+        (
+            ["--set", "training.batch_size_per_gpu=auto"],
+            {},
+            "only UGRO can resolve that",
+        ),
         ([], {"UGRO_SETTINGS": "{"}, "UGRO_SETTINGS is not a JSON object"),
-        ([], {"UGRO_SETTINGS": '{"training": {"seed": "x"}}'}, "training.seed 'x' must be a whole number"),
+        (
+            [],
+            {"UGRO_SETTINGS": '{"training": {"seed": "x"}}'},
+            "training.seed 'x' must be a whole number",
+        ),
         (
             ["--model-name", "{here}/quantized", "--set", "lora.enabled=false"],
             {},
@@ -483,7 +658,11 @@ def test_a_fault_of_one_rank_ends_all(nursery: Nursery, inputs: Path, tmp_path: 
     ],
 )
 def test_what_is_found_before_the_imports_is_one_line_and_exit_2(
-    nursery: Nursery, unusable: Path, flags: list[str], environment: dict[str, str], said: str
+    nursery: Nursery,
+    unusable: Path,
+    flags: list[str],
+    environment: dict[str, str],
+    said: str,
 ) -> None:
     """Nothing else is said, so nothing was imported for it: the first line of a run comes before the imports."""
 
@@ -498,7 +677,9 @@ def test_what_is_found_before_the_imports_is_one_line_and_exit_2(
         here("{here}/words.txt"),
         *map(here, flags),
     ]
-    variables: dict[str, Any] = {name: here(value) for name, value in environment.items()}
+    variables: dict[str, Any] = {
+        name: here(value) for name, value in environment.items()
+    }
     (ended,) = run(nursery, argv, unusable, 1, **variables)
     assert ended.code == 2
     assert ended.said.startswith("train_production: ")
@@ -531,7 +712,9 @@ def unusable(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_scripts_own_defaults_are_those_of_the_file(training_python: str) -> None:
     ask = "import json; from training.settings import DEFAULTS; print(json.dumps(DEFAULTS))"
-    done = subprocess.run([training_python, "-c", ask], cwd=SCRIPTS, capture_output=True, check=True)
+    done = subprocess.run(
+        [training_python, "-c", ask], cwd=SCRIPTS, capture_output=True, check=True
+    )
     assert json.loads(done.stdout) == yaml.safe_load(
         (REPOSITORY / "config" / "training_defaults.yaml").read_text()
     )

@@ -35,7 +35,13 @@ class EndedJob:
     """Its folders on the nodes are as a supervisor leaves them, with nothing but metrics written."""
 
     def __init__(
-        self, root: Path, name: str = "exp1", *, ranks: int = 3, attempts: int = 1, stamp: str | None = None
+        self,
+        root: Path,
+        name: str = "exp1",
+        *,
+        ranks: int = 3,
+        attempts: int = 1,
+        stamp: str | None = None,
     ) -> None:
         self.ranks = range(ranks)
         self.cluster = make_local_cluster(root, ranks)
@@ -45,18 +51,28 @@ class EndedJob:
         record = make_record(self.cluster, job_name=name, nonce=nonce)
         self.home = self.experiments.create(record, make_scripts(root / "scripts"))
         if stamp:
-            self.home = Experiment(self.home.folder.rename(self.experiments.folder / f"{name}_{stamp}"))
-            self.home.save_record(msgspec.structs.replace(self.home.record(), job_id=self.home.job_id))
+            self.home = Experiment(
+                self.home.folder.rename(self.experiments.folder / f"{name}_{stamp}")
+            )
+            self.home.save_record(
+                msgspec.structs.replace(self.home.record(), job_id=self.home.job_id)
+            )
         unique = f"{self.home.job_id}.{nonce}"
-        self.attempts = [unique, *(f"{unique}-{number}" for number in range(2, attempts + 1))]
+        self.attempts = [
+            unique,
+            *(f"{unique}-{number}" for number in range(2, attempts + 1)),
+        ]
         for attempt in self.attempts:
             for rank in self.ranks:
                 folder = self.folder(rank, attempt)
                 (folder / "output").mkdir(parents=True)
                 (folder / "output" / "metrics.jsonl").write_text("{}\n")
-                (folder / "plan.json").write_bytes(msgspec.json.encode({"token": self.token(rank, attempt)}))
+                (folder / "plan.json").write_bytes(
+                    msgspec.json.encode({"token": self.token(rank, attempt)})
+                )
         plans = tuple(
-            make_node_plan(rank, folder=str(self.folder(rank)), token=self.token(rank)) for rank in self.ranks
+            make_node_plan(rank, folder=str(self.folder(rank)), token=self.token(rank))
+            for rank in self.ranks
         )
         plan = msgspec.structs.replace(make_plan_of(plans), attempt=attempts)
         self.home.save_record(msgspec.structs.replace(self.home.record(), plan=plan))
@@ -64,20 +80,39 @@ class EndedJob:
 
     def folder(self, rank: int, attempt: str | None = None) -> Path:
         """Where a rank ran; in the last attempt where none is named."""
-        return Path(self.cluster.nodes[rank].project) / "jobs" / (attempt or self.attempts[-1])
+        return (
+            Path(self.cluster.nodes[rank].project)
+            / "jobs"
+            / (attempt or self.attempts[-1])
+        )
 
     def token(self, rank: int, attempt: str | None = None) -> str:
         return f"{attempt or self.attempts[-1]}:gpu{rank}:test{rank}"
 
-    def end(self, phase: Phase, *, proven_gone: bool = True, ago_seconds: float = 100.0, **more: Any) -> None:
+    def end(
+        self,
+        phase: Phase,
+        *,
+        proven_gone: bool = True,
+        ago_seconds: float = 100.0,
+        **more: Any,
+    ) -> None:
         """The state at home."""
-        ranks = tuple(RankState(rank=rank, node=f"gpu{rank}", proven_gone=proven_gone) for rank in self.ranks)
-        ended, nodes = time.time() - ago_seconds, tuple(f"gpu{rank}" for rank in self.ranks)
+        ranks = tuple(
+            RankState(rank=rank, node=f"gpu{rank}", proven_gone=proven_gone)
+            for rank in self.ranks
+        )
+        ended, nodes = (
+            time.time() - ago_seconds,
+            tuple(f"gpu{rank}" for rank in self.ranks),
+        )
         attempts = tuple(
             Attempt(number=number, nodes=nodes, began_at=1.0, bases={})
             for number in range(1, len(self.attempts) + 1)
         )
-        state = JobState(phase=phase, started_at=1.0, ended_at=ended, ranks=ranks, attempts=attempts)
+        state = JobState(
+            phase=phase, started_at=1.0, ended_at=ended, ranks=ranks, attempts=attempts
+        )
         self.home.save_state(msgspec.structs.replace(state, **more))
 
     def write(self, rank: int, name: str, content: bytes) -> Path:
@@ -94,10 +129,21 @@ class EndedJob:
         name = f"checkpoint-{step}"
         path = self.write(rank, f"checkpoints/{name}/rank{rank}.bin", content)
         files = {
-            f"{name}/{path.name}": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            f"{name}/{path.name}": {
+                "bytes": len(content),
+                "sha256": hashlib.sha256(content).hexdigest(),
+            }
         }
-        manifest = {"checkpoint": name, "step": step, "rank": rank, "ranks": ranks, "files": files}
-        self.write(rank, f"checkpoints/{name}.manifest.json", msgspec.json.encode(manifest))
+        manifest = {
+            "checkpoint": name,
+            "step": step,
+            "rank": rank,
+            "ranks": ranks,
+            "files": files,
+        }
+        self.write(
+            rank, f"checkpoints/{name}.manifest.json", msgspec.json.encode(manifest)
+        )
 
     def gather(self, *, verify: bool = False) -> list[str]:
         return gather_again(self.home, lambda _what, _percent: None, verify=verify)
@@ -115,14 +161,24 @@ def make_local_cluster(root: Path, ranks: int = 3) -> Cluster:
     return make_cluster(root, nodes)
 
 
-def store(job: Experiment, name: str, step: int, rank: int, ranks: tuple[int, ...], **files: bytes) -> None:
+def store(
+    job: Experiment,
+    name: str,
+    step: int,
+    rank: int,
+    ranks: tuple[int, ...],
+    **files: bytes,
+) -> None:
     """A rank's part of a checkpoint as the mirror leaves it at home."""
     folder = job.checkpoint_folder(rank)
     (folder / name).mkdir(parents=True, exist_ok=True)
     told = {}
     for file, content in files.items():
         (folder / name / file).write_bytes(content)
-        told[f"{name}/{file}"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        told[f"{name}/{file}"] = {
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
     manifest = {
         "checkpoint": name,
         "step": step,

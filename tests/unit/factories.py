@@ -30,9 +30,15 @@ def make_node(rank: int = 0, **changes: Any) -> Node:
     return Node(**{**given, **changes})
 
 
-def make_cluster(root: Path, nodes: int | tuple[Node, ...] = 3, **changes: Any) -> Cluster:
+def make_cluster(
+    root: Path, nodes: int | tuple[Node, ...] = 3, **changes: Any
+) -> Cluster:
     """A cluster whose folders lie in `root`."""
-    gang = tuple(make_node(rank) for rank in range(nodes)) if isinstance(nodes, int) else nodes
+    gang = (
+        tuple(make_node(rank) for rank in range(nodes))
+        if isinstance(nodes, int)
+        else nodes
+    )
     given: dict[str, Any] = {
         "name": "lab",
         "nodes": gang,
@@ -49,7 +55,12 @@ def make_cluster(root: Path, nodes: int | tuple[Node, ...] = 3, **changes: Any) 
 
 def make_probe(**facts: Any) -> ProbeAnswer:
     """What a node told of itself, as it comes over the wire; it has no card and no environment."""
-    room = {"path": "/x", "free_bytes": 1 << 40, "total_bytes": 1 << 40, "writable": True}
+    room = {
+        "path": "/x",
+        "free_bytes": 1 << 40,
+        "total_bytes": 1 << 40,
+        "writable": True,
+    }
     ran = {"code": 0, "stdout": "", "stderr": ""}
     told: dict[str, Any] = {
         "hostname": "gpu",

@@ -24,24 +24,39 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_launch_is_called_after_its_script_and_takes_plain_values(folder: Path) -> None:
+def test_a_launch_is_called_after_its_script_and_takes_plain_values(
+    folder: Path,
+) -> None:
     spec, cluster = api.spec(
-        cluster="local", nodes=["local0", "local2"], script="train.py", env={"A": "1,2"}, epochs=2
+        cluster="local",
+        nodes=["local0", "local2"],
+        script="train.py",
+        env={"A": "1,2"},
+        epochs=2,
     )
     assert (spec.name, spec.env, spec.epochs) == ("train", {"A": "1,2"}, 2)
-    assert [(node.name, node.rank) for node in cluster.nodes] == [("local0", 0), ("local2", 1)]
+    assert [(node.name, node.rank) for node in cluster.nodes] == [
+        ("local0", 0),
+        ("local2", 1),
+    ]
     assert api.spec("mine", cluster=cluster, script="train.py")[0].name == "mine"
 
 
 def test_a_job_is_found_by_name_or_is_one_already(folder: Path) -> None:
     cluster = load_cluster("local")
-    made = Experiments(cluster.experiments).create(make_record(cluster, job_name="exp1"), folder / "scripts")
+    made = Experiments(cluster.experiments).create(
+        make_record(cluster, job_name="exp1"), folder / "scripts"
+    )
     found = api.find("exp1", "local")
     assert found.folder == made.folder
     assert api.find(found) is found
     assert [line.job_id for line in api.status("local")] == [made.job_id]
     assert api.logs("exp1", "local") == {}
-    assert api.gather("exp1", "local", dry_run=True).nodes == ("local0", "local1", "local2")
+    assert api.gather("exp1", "local", dry_run=True).nodes == (
+        "local0",
+        "local1",
+        "local2",
+    )
 
 
 def test_a_job_that_is_none_is_a_plain_error(folder: Path) -> None:
@@ -49,7 +64,9 @@ def test_a_job_that_is_none_is_a_plain_error(folder: Path) -> None:
         api.stop("exp9", "local")
 
 
-def test_a_stop_without_proof_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_without_proof_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cluster = load_cluster("local")
     experiments = Experiments(cluster.experiments)
     job = experiments.create(make_record(cluster, job_name="exp1"), folder / "scripts")
@@ -71,7 +88,9 @@ def test_a_job_that_has_ended_is_not_stopped(folder: Path) -> None:
 def test_nothing_is_loaded_before_it_is_needed() -> None:
     heavy = {"fabric", "invoke", "rich", "paramiko", "pydantic"}
     ask = f"import sys, ugro_tasks.api; print(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", ask], capture_output=True, text=True, check=True
+    )
     assert done.stdout == "[]\n"
 
 

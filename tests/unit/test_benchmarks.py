@@ -21,14 +21,20 @@ from benchmarks.peers import ALL, DEBIAN, PARALLEL_SSH, PDSH, PINS, PYINFRA
 FOLDER = Path(benchmarks.__file__).parent
 LISTED = re.findall(r"python -m benchmarks\.(\w+)", benchmarks.__doc__ or "")
 # count_memory runs in the training environment, which has torch.
-MODULES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in {"__init__", "count_memory"})
+MODULES = sorted(
+    path.stem
+    for path in FOLDER.glob("*.py")
+    if path.stem not in {"__init__", "count_memory"}
+)
 SHARED = {"command", "common", "peers"}
 
 
 def run(name: str, *words: str) -> subprocess.CompletedProcess[str]:
     """Run a benchmark as a program."""
     argv = [sys.executable, "-m", f"benchmarks.{name}", *words]
-    return subprocess.run(argv, cwd=FOLDER.parent, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        argv, cwd=FOLDER.parent, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -42,7 +48,10 @@ def test_all_benchmarks_are_listed() -> None:
 
 @pytest.mark.parametrize("name", LISTED)
 def test_what_is_listed_is_documented(name: str) -> None:
-    assert f"python -m benchmarks.{name}" in (FOLDER.parent / "docs" / "benchmarks.md").read_text()
+    assert (
+        f"python -m benchmarks.{name}"
+        in (FOLDER.parent / "docs" / "benchmarks.md").read_text()
+    )
 
 
 @pytest.mark.parametrize("name", LISTED)
@@ -74,11 +83,17 @@ def test_an_unknown_flag_is_refused_without_a_traceback(name: str) -> None:
         ("health", ["--delay", "nan"], "argument --delay: nan is not from 0 to 10000"),
         ("health", ["--delay", "far"], "argument --delay: invalid number value: 'far'"),
         ("health", ["--hosts", "1000"], "argument --hosts: 1000 is not from 1 to 200"),
-        ("gathering", ["--megabytes", "2.5"], "argument --megabytes: invalid whole number value: '2.5'"),
+        (
+            "gathering",
+            ["--megabytes", "2.5"],
+            "argument --megabytes: invalid whole number value: '2.5'",
+        ),
         ("capture", ["5", "100"], "unrecognized arguments: 5 100"),
     ],
 )
-def test_a_value_that_cannot_be_is_refused_in_a_line(name: str, words: list[str], said: str) -> None:
+def test_a_value_that_cannot_be_is_refused_in_a_line(
+    name: str, words: list[str], said: str
+) -> None:
     done = run(name, *words)
     assert done.returncode == 2
     assert done.stderr.endswith(f"error: {said}\n")
@@ -118,15 +133,21 @@ def test_a_peer_that_pip_cannot_install_is_left_out_in_a_line(
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     assert peers.find(PYINFRA) == {}
     installing, left_out = capsys.readouterr().err.splitlines()
-    assert installing.startswith("pyinfra: installing pyinfra==0.0.0.dev0, pinned in requirements/bench.txt")
+    assert installing.startswith(
+        "pyinfra: installing pyinfra==0.0.0.dev0, pinned in requirements/bench.txt"
+    )
     assert left_out.startswith(
         "pyinfra: not installed, and so left out; pip cannot install pyinfra==0.0.0.dev0"
     )
     assert left_out.endswith("the next run tries again")
 
 
-def test_a_table_says_who_is_not_installed_and_who_failed(capsys: pytest.CaptureFixture[str]) -> None:
-    table("a title", {"ours": [1.0, 2.0], "pdsh": []}, "ours", not_installed=["ansible"])
+def test_a_table_says_who_is_not_installed_and_who_failed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table(
+        "a title", {"ours": [1.0, 2.0], "pdsh": []}, "ours", not_installed=["ansible"]
+    )
     *_, ours, pdsh, ansible = capsys.readouterr().out.splitlines()
     assert ours.split() == ["ours", "1.00", "1.50", "2.00", "s"]
     assert pdsh.split() == ["pdsh", "failed"]
@@ -143,7 +164,9 @@ def test_every_pin_of_the_peers_is_exact() -> None:
 
 
 def test_every_debian_package_has_a_line_and_says_what_for() -> None:
-    lines = [line for line in DEBIAN.read_text().splitlines() if not line.startswith("#")]
+    lines = [
+        line for line in DEBIAN.read_text().splitlines() if not line.startswith("#")
+    ]
     assert lines
     for line in lines:
         assert re.fullmatch(r"[a-z0-9][a-z0-9.+-]+ # benchmarks\.\w+: \S.*", line)
@@ -159,11 +182,11 @@ def test_the_peers_and_the_lists_name_the_same_packages() -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_an_ended_benchmark_removes_its_folders(tmp_path: Path, how: signal.Signals) -> None:
+def test_an_ended_benchmark_removes_its_folders(
+    tmp_path: Path, how: signal.Signals
+) -> None:
     command = "from benchmarks import command; import sys, tempfile, time\n"
-    command += (
-        "def main():\n with tempfile.TemporaryDirectory():\n  print('there', flush=True); time.sleep(60)\n"
-    )
+    command += "def main():\n with tempfile.TemporaryDirectory():\n  print('there', flush=True); time.sleep(60)\n"
     command += "command.run(command.make_parser('sleep', ''), main)"
     process = subprocess.Popen(
         [sys.executable, "-c", command],
@@ -178,5 +201,8 @@ def test_an_ended_benchmark_removes_its_folders(tmp_path: Path, how: signal.Sign
     assert len(list(tmp_path.iterdir())) == 1
     process.send_signal(how)
     _, err = process.communicate(timeout=20)
-    assert (process.returncode, err) == (128 + how, f"ended by {how.name}; cleaning up\n")
+    assert (process.returncode, err) == (
+        128 + how,
+        f"ended by {how.name}; cleaning up\n",
+    )
     assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,11 @@ from msgspec import Struct
 from ugro_tasks import codec
 
 PACKAGE = Path(codec.__file__).parent
-RESOLVES = {"convert", "decode", "Decoder"}  # what finds out at a type's first use what it consists of
+RESOLVES = {
+    "convert",
+    "decode",
+    "Decoder",
+}  # what finds out at a type's first use what it consists of
 
 # In a process of its own: it may end by a segmentation fault, and only the first use of a type shows it.
 PROGRAM = """
@@ -45,11 +49,15 @@ class Whole(Struct, frozen=True):
 
 @pytest.mark.parametrize("_", range(5))
 def test_threads_that_begin_together_decode(_: int) -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], check=False, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
-def test_types_are_prepared_one_at_a_time_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_types_are_prepared_one_at_a_time_and_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     made: list[object] = []
     inside: list[object] = []
     most_inside = []
@@ -85,14 +93,19 @@ def test_types_are_prepared_one_at_a_time_and_once(monkeypatch: pytest.MonkeyPat
 def test_values_come_typed() -> None:
     assert codec.decode(Pair, '{"a": 1}') == Pair(1)
     assert codec.decode(object, b"[1]") == [1]
-    assert codec.decode_lines(Pair, b'{"a": 1}\n{"a": 2, "b": "x"}\n') == [Pair(1), Pair(2, "x")]
+    assert codec.decode_lines(Pair, b'{"a": 1}\n{"a": 2, "b": "x"}\n') == [
+        Pair(1),
+        Pair(2, "x"),
+    ]
     assert codec.convert(Whole, {"pair": {"a": 3}}) == Whole(Pair(3))
-    assert codec.convert(dict[str, Path], {"a": "/b"}, hook=lambda kind, value: kind(value)) == {
-        "a": Path("/b")
-    }
+    assert codec.convert(
+        dict[str, Path], {"a": "/b"}, hook=lambda kind, value: kind(value)
+    ) == {"a": Path("/b")}
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"a": "1"}', b'{"a": 1, "b": "\xff"}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "raw", [b"", b"{", b"[]", b'{"a": "1"}', b'{"a": 1, "b": "\xff"}', b"[" * 100_000]
+)
 def test_damage_is_one_of_unreadable(raw: bytes) -> None:
     with pytest.raises(codec.UNREADABLE):
         codec.decode(Pair, raw)
@@ -108,15 +121,21 @@ def direct_uses(source: str) -> Iterator[str]:
                     root = root.value
                 if isinstance(root, ast.Name) and root.id == "msgspec":
                     yield ast.unparse(node)
-            case ast.ImportFrom(module=str(module)) if module.split(".")[0] == "msgspec":
+            case ast.ImportFrom(module=str(module)) if (
+                module.split(".")[0] == "msgspec"
+            ):
                 if module != "msgspec":
                     yield ast.unparse(node)
                 yield from (
-                    alias.name for alias in node.names if alias.name in {*RESOLVES, "json", "msgpack"}
+                    alias.name
+                    for alias in node.names
+                    if alias.name in {*RESOLVES, "json", "msgpack"}
                 )
             case ast.Import():
                 for alias in node.names:
-                    if alias.name.split(".")[0] == "msgspec" and (alias.asname or alias.name != "msgspec"):
+                    if alias.name.split(".")[0] == "msgspec" and (
+                        alias.asname or alias.name != "msgspec"
+                    ):
                         yield ast.unparse(node)
 
 
@@ -138,7 +157,9 @@ def test_a_direct_use_is_seen(source: str) -> None:
 
 
 def test_only_codec_lets_msgspec_resolve_types() -> None:
-    sources = {path.relative_to(PACKAGE): path.read_text() for path in PACKAGE.rglob("*.py")}
+    sources = {
+        path.relative_to(PACKAGE): path.read_text() for path in PACKAGE.rglob("*.py")
+    }
     found = {str(path): list(direct_uses(source)) for path, source in sources.items()}
     assert found.pop("codec.py")
     assert {path: uses for path, uses in found.items() if uses} == {}

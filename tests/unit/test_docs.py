@@ -40,7 +40,9 @@ from tasks import ns
 print(json.dumps({name: {a.name: a.help for a in ns[name].get_arguments()} for name in ns.task_names}))
 """
 HELP: dict[str, dict[str, str]] = json.loads(
-    subprocess.run([sys.executable, "-c", ASK_FOR_HELP], cwd=ROOT, check=True, capture_output=True).stdout
+    subprocess.run(
+        [sys.executable, "-c", ASK_FOR_HELP], cwd=ROOT, check=True, capture_output=True
+    ).stdout
 )
 # In every picture that rich makes.
 URL_HOSTS = {"www.w3.org", "www.textualize.io"}
@@ -48,12 +50,22 @@ KNOWN_FOLDERS = {"", "dev", "etc", "home", "proc", "root", "run", "tmp", "usr", 
 PROGRAM = r"(?:\.venv/bin/|bin/)?(?:ugro|inv) "
 # Flags of Invoke's own: those that come before a task, and those that come instead of one.
 BEFORE_A_TASK = {"--dry", "--echo"}
-INSTEAD_OF_A_TASK = {"--help", "--hide", "--list", "--print-completion-script", "--version", *BEFORE_A_TASK}
+INSTEAD_OF_A_TASK = {
+    "--help",
+    "--hide",
+    "--list",
+    "--print-completion-script",
+    "--version",
+    *BEFORE_A_TASK,
+}
 
 
 def kinds_of(error: type[UgroError]) -> list[type[UgroError]]:
     """The classes below one, without those that have the exit code of the error that they stand for."""
-    kinds = [error, *(kind for child in error.__subclasses__() for kind in kinds_of(child))]
+    kinds = [
+        error,
+        *(kind for child in error.__subclasses__() for kind in kinds_of(child)),
+    ]
     return [kind for kind in kinds if kind not in {JobEnded, SeveralErrors, TaskFailed}]
 
 
@@ -93,9 +105,17 @@ def examples() -> list[Any]:
         text = path.read_text("utf-8")
         lines = [line.removeprefix("$ ") for line in code_lines(text)]
         sentences = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
-        lines += [" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", sentences)]
-        commands = [match[1] for line in lines if (match := re.match(PROGRAM + "(.+)", line))]
-        found += [pytest.param(command, id=f"{path.stem}: {command}") for command in dict.fromkeys(commands)]
+        lines += [
+            " ".join(code.split())
+            for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", sentences)
+        ]
+        commands = [
+            match[1] for line in lines if (match := re.match(PROGRAM + "(.+)", line))
+        ]
+        found += [
+            pytest.param(command, id=f"{path.stem}: {command}")
+            for command in dict.fromkeys(commands)
+        ]
     return found
 
 
@@ -135,7 +155,10 @@ def cluster_files() -> list[Any]:
         )
     ]
     files = sorted((DOCS / "examples").glob("*.yaml"))
-    return [*found, *(pytest.param(path.read_text("utf-8"), id=path.name) for path in files)]
+    return [
+        *found,
+        *(pytest.param(path.read_text("utf-8"), id=path.name) for path in files),
+    ]
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -150,15 +173,19 @@ def test_every_flag_of_a_task_has_help(name: str) -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_has_a_page_with_an_example(name: str) -> None:
-    assert any(re.match(rf"{PROGRAM}{name}\b", line) for line in code_lines(page_of(name))), (
-        f"no example of {name}"
-    )
+    assert any(
+        re.match(rf"{PROGRAM}{name}\b", line) for line in code_lines(page_of(name))
+    ), f"no example of {name}"
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_flag_of_a_task_stands_in_its_page(name: str) -> None:
     said = set(re.findall(r"--[a-z][a-z-]*", page_of(name)))
-    assert [flag for flag in flags_of(name) if flag not in said and f"--no-{flag[2:]}" not in said] == []
+    assert [
+        flag
+        for flag in flags_of(name)
+        if flag not in said and f"--no-{flag[2:]}" not in said
+    ] == []
 
 
 def test_a_page_of_a_command_is_of_one_that_there_is() -> None:
@@ -167,20 +194,31 @@ def test_a_page_of_a_command_is_of_one_that_there_is() -> None:
 
 def test_what_is_generated_in_the_pages_is_as_it_would_be_generated() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "dev.pages", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "dev.pages", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_page_that_is_not_as_generated_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_that_is_not_as_generated_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"# A page\n\nBefore.\n\n{pages.BEGIN}\nold\n{pages.END}\n\nAfter.\n")
+    page.write_text(
+        f"# A page\n\nBefore.\n\n{pages.BEGIN}\nold\n{pages.END}\n\nAfter.\n"
+    )
     monkeypatch.setattr(pages, "ROOT", tmp_path)
     monkeypatch.setattr(pages, "pages", lambda: {page: pages.with_block(page, "new\n")})
     assert pages.main(["--check"]) == 1
     assert "old" in page.read_text()
     assert pages.main([]) == 0
-    assert page.read_text() == f"# A page\n\nBefore.\n\n{pages.BEGIN}\n\nnew\n\n{pages.END}\n\nAfter.\n"
+    assert (
+        page.read_text()
+        == f"# A page\n\nBefore.\n\n{pages.BEGIN}\n\nnew\n\n{pages.END}\n\nAfter.\n"
+    )
     assert pages.main(["--check"]) == 0
 
 
@@ -196,14 +234,20 @@ def test_the_readme_is_short() -> None:
 
 
 def test_every_page_is_linked_from_another() -> None:
-    targets = {(path.parent / target.partition("#")[0]).resolve() for path, target in links()}
-    assert {path for path in DOCUMENTS if path.is_relative_to(DOCS) and path not in targets} == set()
+    targets = {
+        (path.parent / target.partition("#")[0]).resolve() for path, target in links()
+    }
+    assert {
+        path for path in DOCUMENTS if path.is_relative_to(DOCS) and path not in targets
+    } == set()
 
 
 @pytest.mark.parametrize("example", examples())
 def test_an_example_uses_only_what_there_is(example: str) -> None:
     # Without a comment or a column of figures, and what the shell does with its output.
-    name, *words = shlex.split(re.split(r" {3,}| #| (?:--|\||\|\||&&) |[;)]", example)[0])
+    name, *words = shlex.split(
+        re.split(r" {3,}| #| (?:--|\||\|\||&&) |[;)]", example)[0]
+    )
     while name in BEFORE_A_TASK and words:
         name, *words = words
     if name.startswith("-"):
@@ -232,7 +276,9 @@ def test_a_program_in_the_documents_uses_only_what_there_is(text: str) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             module = importlib.import_module(node.module or "")
-            assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+            assert [
+                alias.name for alias in node.names if not hasattr(module, alias.name)
+            ] == []
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             called = node.func
             if isinstance(called.value, ast.Name) and called.value.id == "api":
@@ -242,12 +288,16 @@ def test_a_program_in_the_documents_uses_only_what_there_is(text: str) -> None:
 
 @pytest.mark.parametrize("error", kinds_of(UgroError), ids=lambda error: error.__name__)
 def test_an_error_stands_in_the_exit_codes(error: type[UgroError]) -> None:
-    assert re.search(rf"^\| {error.exit_code} \| `{error.__name__}` \| \S", EXIT_CODES, re.M)
+    assert re.search(
+        rf"^\| {error.exit_code} \| `{error.__name__}` \| \S", EXIT_CODES, re.M
+    )
 
 
 def test_there_is_no_exit_code_that_no_error_has() -> None:
     said = set(re.findall(r"^\| (\d+) \| `(\w+)` \|", EXIT_CODES, re.M))
-    assert said == {(str(error.exit_code), error.__name__) for error in kinds_of(UgroError)}
+    assert said == {
+        (str(error.exit_code), error.__name__) for error in kinds_of(UgroError)
+    }
 
 
 @pytest.mark.parametrize("text", cluster_files())
@@ -255,10 +305,16 @@ def test_a_cluster_file_in_the_documents_can_be_used(text: str, tmp_path: Path) 
     path = tmp_path / "cluster.yaml"
     path.write_text(text)
     cluster = read_cluster_file(path, {"USER": "me", "HOME": str(tmp_path)})
-    assert [(node.name, node.rank) for node in cluster.nodes] == [("gpu-master", 0), ("gpu1", 1), ("gpu2", 2)]
+    assert [(node.name, node.rank) for node in cluster.nodes] == [
+        ("gpu-master", 0),
+        ("gpu1", 1),
+        ("gpu2", 2),
+    ]
 
 
-@pytest.mark.parametrize(("document", "target"), links(), ids=lambda value: getattr(value, "name", value))
+@pytest.mark.parametrize(
+    ("document", "target"), links(), ids=lambda value: getattr(value, "name", value)
+)
 def test_a_link_leads_somewhere(document: Path, target: str) -> None:
     path, _, heading = target.partition("#")
     there = (document.parent / path).resolve() if path else document
@@ -266,11 +322,14 @@ def test_a_link_leads_somewhere(document: Path, target: str) -> None:
     assert there.exists()
     if heading:
         assert heading in {
-            anchor(title) for title in re.findall(r"^#+ (.*)$", there.read_text("utf-8"), re.M)
+            anchor(title)
+            for title in re.findall(r"^#+ (.*)$", there.read_text("utf-8"), re.M)
         }
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"`([\w/]+\.py)`", ARCHITECTURE))))
+@pytest.mark.parametrize(
+    "name", sorted(set(re.findall(r"`([\w/]+\.py)`", ARCHITECTURE)))
+)
 def test_a_module_that_is_named_is_there(name: str) -> None:
     assert (ROOT / name).exists() or (ROOT / "ugro_tasks" / name).exists()
 
@@ -279,18 +338,28 @@ def test_every_room_stands_in_the_house() -> None:
     house = ARCHITECTURE.partition("## The house")[2].partition("\n## ")[0]
     rooms = {path.parent.name for path in (ROOT / "ugro_tasks").glob("*/__init__.py")}
     grounds = {path.stem for path in (ROOT / "ugro_tasks").glob("*.py")} - {"__init__"}
-    assert {name for name in rooms | grounds if not re.search(rf"\b{name}\b", house)} == set()
+    assert {
+        name for name in rooms | grounds if not re.search(rf"\b{name}\b", house)
+    } == set()
 
 
-@pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "docs" / "run.svg"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [*DOCUMENTS, ROOT / "docs" / "run.svg"], ids=lambda path: path.name
+)
 def test_a_document_names_no_address_in_the_internet(path: Path) -> None:
-    assert set(re.findall(r"https?://([^/\s\"')]+)", path.read_text("utf-8"))) <= URL_HOSTS
+    assert (
+        set(re.findall(r"https?://([^/\s\"')]+)", path.read_text("utf-8"))) <= URL_HOSTS
+    )
 
 
-@pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "docs" / "run.svg"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [*DOCUMENTS, ROOT / "docs" / "run.svg"], ids=lambda path: path.name
+)
 def test_a_document_names_only_folders_that_any_machine_has(path: Path) -> None:
     text = (
-        re.sub(r"<[^>]*>", " ", path.read_text("utf-8")) if path.suffix == ".svg" else path.read_text("utf-8")
+        re.sub(r"<[^>]*>", " ", path.read_text("utf-8"))
+        if path.suffix == ".svg"
+        else path.read_text("utf-8")
     )
     named = re.findall(r"(?:^|[\s\"'`=(:])/([a-z0-9_.-]+)(?=/)", text, re.M)
     assert {name for name in named if name not in KNOWN_FOLDERS} == set()

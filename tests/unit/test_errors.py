@@ -6,7 +6,14 @@ import re
 import pytest
 
 from ugro_tasks import errors
-from ugro_tasks.errors import HostError, JobEnded, NodeFault, NotFit, SeveralErrors, UgroError
+from ugro_tasks.errors import (
+    HostError,
+    JobEnded,
+    NodeFault,
+    NotFit,
+    SeveralErrors,
+    UgroError,
+)
 
 STANDING_FOR_OTHERS = {JobEnded, SeveralErrors}
 CLASSES = [
@@ -37,8 +44,12 @@ def test_exit_codes_are_free_for_a_program_to_use(kind: type[UgroError]) -> None
     assert 1 <= kind.exit_code < 126 or kind.exit_code == 130
 
 
-@pytest.mark.parametrize(("code", "ends_with"), [(7, 7), (25, 25), (130, 130), (0, 1), (-1, 1), (1000, 1)])
-def test_a_job_that_ended_has_the_exit_code_of_its_record(code: int, ends_with: int) -> None:
+@pytest.mark.parametrize(
+    ("code", "ends_with"), [(7, 7), (25, 25), (130, 130), (0, 1), (-1, 1), (1000, 1)]
+)
+def test_a_job_that_ended_has_the_exit_code_of_its_record(
+    code: int, ends_with: int
+) -> None:
     error = JobEnded("what happened", code)
     assert (error.exit_code, error.text) == (ends_with, "what happened")
 
@@ -51,8 +62,12 @@ def test_several_errors_have_the_exit_code_of_all_of_them() -> None:
 
 
 @pytest.mark.parametrize("kind", ON_HOSTS)
-def test_an_error_of_a_host_says_host_fault_and_remedy_in_that_order(kind: type[HostError]) -> None:
-    assert kind("gpu1", "no answer", "is it on?").text == "gpu1: no answer\n    is it on?"
+def test_an_error_of_a_host_says_host_fault_and_remedy_in_that_order(
+    kind: type[HostError],
+) -> None:
+    assert (
+        kind("gpu1", "no answer", "is it on?").text == "gpu1: no answer\n    is it on?"
+    )
 
 
 def test_an_error_without_a_message_still_has_a_text() -> None:

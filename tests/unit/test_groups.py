@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from dev.groups import ALL_MINUTES, DEFAULT_MINUTES, GROUPS, Group, choose, draw, files_of, group_of
+from dev.groups import (
+    ALL_MINUTES,
+    DEFAULT_MINUTES,
+    GROUPS,
+    Group,
+    choose,
+    draw,
+    files_of,
+    group_of,
+)
 from dev.report import show_groups, show_results
 from dev.running import NO_TESTS, Result, commit_of, files_with_tests, names_tests
 from dev.set_up import packages_of, requirements_of
@@ -20,7 +29,13 @@ TESTS = [f"tests/x/test_x.py::test[{number}]" for number in range(50)]
 COMMITS = [f"{number:040x}" for number in range(400)]
 
 FAST = Group(name="fast", about="", paths=("tests/unit",), minutes=1, by_default=True)
-SLOW = Group(name="slow", about="", paths=("tests/unit/test_slow.py", "tests/far"), minutes=9, drawn=3)
+SLOW = Group(
+    name="slow",
+    about="",
+    paths=("tests/unit/test_slow.py", "tests/far"),
+    minutes=9,
+    drawn=3,
+)
 
 
 def result(name: str = "fast", code: int = 0, **counts: Any) -> Result:
@@ -34,7 +49,9 @@ def test_every_file_of_tests_belongs_to_a_group(file: str) -> None:
 
 def test_no_file_is_in_two_groups_or_in_none() -> None:
     files = files_with_tests()
-    assert sorted(file for group in GROUPS for file in files_of(group, files)) == sorted(files)
+    assert sorted(
+        file for group in GROUPS for file in files_of(group, files)
+    ) == sorted(files)
 
 
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)
@@ -44,8 +61,15 @@ def test_a_group_has_files_and_each_of_its_paths_exists(group: Group) -> None:
 
 
 def test_a_file_belongs_to_the_group_that_names_it_most_closely() -> None:
-    files = ["tests/unit/test_slow.py", "tests/unit/test_slower.py", "tests/far/a/test_a.py"]
-    assert files_of(SLOW, files, [FAST, SLOW]) == ["tests/far/a/test_a.py", "tests/unit/test_slow.py"]
+    files = [
+        "tests/unit/test_slow.py",
+        "tests/unit/test_slower.py",
+        "tests/far/a/test_a.py",
+    ]
+    assert files_of(SLOW, files, [FAST, SLOW]) == [
+        "tests/far/a/test_a.py",
+        "tests/unit/test_slow.py",
+    ]
     assert files_of(FAST, files, [FAST, SLOW]) == ["tests/unit/test_slower.py"]
     assert group_of("tests/nowhere/test_x.py", [FAST, SLOW]) is None
 
@@ -72,7 +96,10 @@ def test_groups_are_chosen_by_name_or_by_default(
 
 
 def test_an_unknown_group_is_one_error_with_the_nearest_name() -> None:
-    with pytest.raises(UsageError, match=r"^--group fsat: .* Did you mean fast\? There are: fast, slow$"):
+    with pytest.raises(
+        UsageError,
+        match=r"^--group fsat: .* Did you mean fast\? There are: fast, slow$",
+    ):
         choose(["slow,fsat"], False, [FAST, SLOW])
 
 
@@ -89,7 +116,10 @@ def test_a_commit_draws_the_same_tests_in_whatever_order_they_come() -> None:
 
 
 def test_over_many_commits_each_test_has_its_turn() -> None:
-    turns = {test: sum(test in draw(TESTS, commit, 5) for commit in COMMITS) for test in TESTS}
+    turns = {
+        test: sum(test in draw(TESTS, commit, 5) for commit in COMMITS)
+        for test in TESTS
+    }
     assert min(turns.values()) > 15  # 40 on the mean
     assert max(turns.values()) < 80
 
@@ -100,14 +130,23 @@ def test_of_fewer_tests_than_are_drawn_all_run() -> None:
 
 def test_what_groups_need_of_this_machine_is_looked_up() -> None:
     programs = {"sh": "dash", "no-such-program": "one two"}
-    needy = Group(name="needy", about="", paths=(), minutes=1, programs=programs, requirements="extra.txt")
+    needy = Group(
+        name="needy",
+        about="",
+        paths=(),
+        minutes=1,
+        programs=programs,
+        requirements="extra.txt",
+    )
     assert packages_of([FAST, needy]) == ["one", "two"]
     assert requirements_of([FAST, needy, needy]) == ["extra.txt"]
 
 
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)
 def test_the_requirements_of_a_group_are_there(group: Group) -> None:
-    assert not group.requirements or (ROOT / "requirements" / group.requirements).is_file()
+    assert (
+        not group.requirements or (ROOT / "requirements" / group.requirements).is_file()
+    )
 
 
 @pytest.mark.parametrize(
@@ -120,12 +159,16 @@ def test_the_requirements_of_a_group_are_there(group: Group) -> None:
         (["./tests/hosts"], True),
     ],
 )
-def test_arguments_that_name_tests_are_told_from_those_that_pick(arguments: list[str], named: bool) -> None:
+def test_arguments_that_name_tests_are_told_from_those_that_pick(
+    arguments: list[str], named: bool
+) -> None:
     assert names_tests(arguments) == named
 
 
 def test_a_commit_that_is_none_is_refused() -> None:
-    with pytest.raises(UsageError, match="--part no-such-branch: git finds no such commit"):
+    with pytest.raises(
+        UsageError, match="--part no-such-branch: git finds no such commit"
+    ):
         commit_of("no-such-branch")
 
 
@@ -135,24 +178,50 @@ def test_the_commit_of_a_part_is_a_whole_hash() -> None:
 
 
 def test_the_report_ends_with_the_sum(capsys: pytest.CaptureFixture[str]) -> None:
-    assert show_results([result(passed=7), result("slow", passed=3, left_out={"no such tool": 2})], [], 2.5)
+    assert show_results(
+        [result(passed=7), result("slow", passed=3, left_out={"no such tool": 2})],
+        [],
+        2.5,
+    )
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2:] == ["left out: 2 tests: no such tool", "10 passed, 0 failed"]
-    assert [line.split()[0] for line in lines[1:5]] == ["group", "set-up", "fast", "slow"]
-    assert lines[3].split() == ["fast", "all", "7", "0", "0", "1:01", "1", "min,", "exceeded"]
+    assert [line.split()[0] for line in lines[1:5]] == [
+        "group",
+        "set-up",
+        "fast",
+        "slow",
+    ]
+    assert lines[3].split() == [
+        "fast",
+        "all",
+        "7",
+        "0",
+        "0",
+        "1:01",
+        "1",
+        "min,",
+        "exceeded",
+    ]
 
 
 @pytest.mark.parametrize(
     ("results", "not_run", "says"),
     [
-        ([result(passed=7, failed=2, code=1)], [], "not well: fast (pytest's exit code 1)"),
+        (
+            [result(passed=7, failed=2, code=1)],
+            [],
+            "not well: fast (pytest's exit code 1)",
+        ),
         ([result(code=3)], [], "not well: fast (pytest's exit code 3)"),
         ([result(code=NO_TESTS)], [], "not well: no test was selected"),
         ([result(passed=1)], ["slow"], "slow    not run"),
     ],
 )
 def test_what_is_not_well_is_said(
-    results: list[Result], not_run: list[str], says: str, capsys: pytest.CaptureFixture[str]
+    results: list[Result],
+    not_run: list[str],
+    says: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert not show_results(results, not_run, 0.1)
     assert says in capsys.readouterr().out
@@ -162,7 +231,9 @@ def test_a_group_without_the_test_that_was_asked_for_does_no_harm() -> None:
     assert show_results([result(passed=1), result("slow", code=NO_TESTS)], [], 0.1)
 
 
-def test_the_list_of_groups_says_how_the_whole_of_a_slow_one_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_of_groups_says_how_the_whole_of_a_slow_one_runs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     show_groups([FAST, SLOW])
     assert "test --all, 3 of them; all by --group slow" in capsys.readouterr().out
 
@@ -177,7 +248,17 @@ def test_only_the_drawn_tests_run_and_are_counted(workers: str, tmp_path: Path) 
         "def test_two(): pytest.skip('no such tool')\n"
     )
     tally = tmp_path / "tally.json"
-    plugins = ["-p", "xdist", "-p", "dev.pytest_group", "--noconftest", "-c", os.devnull, "-n", workers]
+    plugins = [
+        "-p",
+        "xdist",
+        "-p",
+        "dev.pytest_group",
+        "--noconftest",
+        "-c",
+        os.devnull,
+        "-n",
+        workers,
+    ]
 
     def counts(*arguments: str) -> dict[str, Any]:
         subprocess.run(
@@ -204,7 +285,9 @@ def test_the_unit_tests_run_in_an_order_that_a_seed_repeats() -> None:
             *arguments,
             "tests/unit/test_groups.py",
         ]
-        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            argv, cwd=ROOT, capture_output=True, text=True, check=True
+        )
         return [line for line in done.stdout.splitlines() if "::" in line]
 
     [unit] = [group for group in GROUPS if group.name == "unit"]
@@ -213,11 +296,16 @@ def test_the_unit_tests_run_in_an_order_that_a_seed_repeats() -> None:
     assert order(*unit.arguments, "--randomly-seed=2") != first
     assert sorted(order()) == sorted(first)
     assert not any(
-        "randomly" in argument for group in GROUPS if group is not unit for argument in group.arguments
+        "randomly" in argument
+        for group in GROUPS
+        if group is not unit
+        for argument in group.arguments
     )
 
 
-def test_the_checkout_has_the_developers_tasks_and_the_package_has_not(tmp_path: Path) -> None:
+def test_the_checkout_has_the_developers_tasks_and_the_package_has_not(
+    tmp_path: Path,
+) -> None:
     """Asked of `inv`, as bin/ugro asks it, from another folder."""
     inv = Path(sys.executable).with_name("inv")
     done = subprocess.run(
@@ -225,9 +313,15 @@ def test_the_checkout_has_the_developers_tasks_and_the_package_has_not(tmp_path:
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == [group.name for group in GROUPS]
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == [
+        group.name for group in GROUPS
+    ]
     ask = "from ugro_tasks.cli.collection import ns; print({'check', 'test', 'chaos'} & set(ns.task_names))"
     done = subprocess.run(
-        [sys.executable, "-c", ask], cwd=tmp_path, capture_output=True, text=True, check=True
+        [sys.executable, "-c", ask],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout == "set()\n"

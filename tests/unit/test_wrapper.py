@@ -92,7 +92,9 @@ class Checkout:
         """Pin a new version of a package in requirements/<file>.txt; gives the version."""
         self.versions += 1
         version = f"{self.versions}.0"
-        made = runpy.run_path(str(self.root / "backend.py"))["wheel"](self.root / "wheels", name, version, {})
+        made = runpy.run_path(str(self.root / "backend.py"))["wheel"](
+            self.root / "wheels", name, version, {}
+        )
         line = f"{name} @ {(self.root / 'wheels' / made).as_uri()}\n"
         (self.root / "requirements" / f"{file}.txt").write_text(line)
         return version
@@ -102,7 +104,12 @@ class Checkout:
     ) -> subprocess.CompletedProcess[str]:
         argv = [str(program or self.program), *arguments]
         return subprocess.run(
-            argv, capture_output=True, text=True, timeout=DEADLINE_SECONDS, check=False, **how
+            argv,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_SECONDS,
+            check=False,
+            **how,
         )
 
     def told(self, *arguments: str) -> dict[str, Any]:
@@ -157,13 +164,17 @@ def wait_until(met: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_arguments_and_the_users_folder_reach_the_program(checkout: Checkout, tmp_path: Path) -> None:
+def test_arguments_and_the_users_folder_reach_the_program(
+    checkout: Checkout, tmp_path: Path
+) -> None:
     arguments = ["launch", "--args", "a  b 'c' $HOME *", ""]
     answer = json.loads(checkout.run(*arguments, cwd=tmp_path).stdout)
     assert (answer["arguments"], answer["folder"]) == (arguments, str(tmp_path))
 
 
-@pytest.mark.parametrize("words", [["test", "--", "-k", "a b"], ["check"], ["chaos"], ["--help", "test"]])
+@pytest.mark.parametrize(
+    "words", [["test", "--", "-k", "a b"], ["check"], ["chaos"], ["--help", "test"]]
+)
 def test_the_developers_tasks_are_those_of_the_checkout(
     checkout: Checkout, words: list[str], tmp_path: Path
 ) -> None:
@@ -206,11 +217,15 @@ def test_only_test_and_check_get_the_development_packages(checkout: Checkout) ->
     assert checkout.run("launch").stderr == ""  # what test needs is enough for it
 
 
-def test_of_two_at_once_the_second_waits(checkout: Checkout, in_set_up: subprocess.Popen[bytes]) -> None:
+def test_of_two_at_once_the_second_waits(
+    checkout: Checkout, in_set_up: subprocess.Popen[bytes]
+) -> None:
     second = checkout.start("second")
     wait_until(lambda: "waiting for it" in checkout.stderr_of("second"))
     (checkout.root / "gate").unlink()
-    assert [process.wait(timeout=DEADLINE_SECONDS) for process in (in_set_up, second)] == [0, 0]
+    assert [
+        process.wait(timeout=DEADLINE_SECONDS) for process in (in_set_up, second)
+    ] == [0, 0]
     assert "installing" not in checkout.stderr_of("second")
 
 
@@ -232,7 +247,9 @@ def test_a_checkout_that_was_moved_gets_another_environment(checkout: Checkout) 
     checkout.root = place.rename(place.with_name("moved"))
     process = checkout.start("moved")
     try:
-        wait_until(lambda: f"making {checkout.root}/.venv" in checkout.stderr_of("moved"))
+        wait_until(
+            lambda: f"making {checkout.root}/.venv" in checkout.stderr_of("moved")
+        )
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(timeout=DEADLINE_SECONDS)
@@ -246,8 +263,16 @@ TOOLS = ("bash", "flock", "head", "mkdir", "readlink")
 @pytest.mark.parametrize(
     ("python", "code", "words"),
     [
-        (None, 11, "no Python 3.11 or newer on PATH; as root: apt-get install python3 python3-venv"),
-        ("exit 1", 11, "no Python 3.11 or newer"),  # what the question for its version is answered with
+        (
+            None,
+            11,
+            "no Python 3.11 or newer on PATH; as root: apt-get install python3 python3-venv",
+        ),
+        (
+            "exit 1",
+            11,
+            "no Python 3.11 or newer",
+        ),  # what the question for its version is answered with
         (
             'case "$*" in *"import venv"*) exit 1; esac',
             11,
@@ -261,7 +286,9 @@ TOOLS = ("bash", "flock", "head", "mkdir", "readlink")
     ],
     ids=["no python", "old python", "no venv module", "set-up fails"],
 )
-def test_what_cannot_be_set_up_is_told(tmp_path: Path, python: str | None, code: int, words: str) -> None:
+def test_what_cannot_be_set_up_is_told(
+    tmp_path: Path, python: str | None, code: int, words: str
+) -> None:
     path = tmp_path / "path"
     path.mkdir()
     for tool in TOOLS:
@@ -279,7 +306,8 @@ def test_what_cannot_be_set_up_is_told(tmp_path: Path, python: str | None, code:
 def test_every_dependency_is_pinned_within_its_range(file: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wanted = {
-        "control": project["project"]["dependencies"] + project["build-system"]["requires"],
+        "control": project["project"]["dependencies"]
+        + project["build-system"]["requires"],
         "dev": project["project"]["optional-dependencies"]["dev"],
         "docs": project["project"]["optional-dependencies"]["docs"],
     }[file]
@@ -290,30 +318,49 @@ def test_every_dependency_is_pinned_within_its_range(file: str) -> None:
 
 def test_files_that_are_installed_into_one_environment_agree() -> None:
     docs, others = pins_of("docs"), pins_of("control") | pins_of("dev")
-    assert {name for name in docs.keys() & others.keys() if docs[name] != others[name]} == set()
+    assert {
+        name for name in docs.keys() & others.keys() if docs[name] != others[name]
+    } == set()
 
 
 def pins_of(file: str) -> dict[str, str]:
     """{package: release} of a file of requirements."""
     lines = (ROOT / "requirements" / f"{file}.txt").read_text().splitlines()
-    pinned = [line.split("==") for line in lines if line and not line.startswith(("#", "-r "))]
+    pinned = [
+        line.split("==") for line in lines if line and not line.startswith(("#", "-r "))
+    ]
     return {canonicalize_name(name): version for name, version in pinned}
 
 
 @pytest.mark.parametrize(
-    ("ci", "code", "last"), [("", 0, "no such tool"), ("true", 1, "with CI set nothing may be")]
+    ("ci", "code", "last"),
+    [("", 0, "no such tool"), ("true", 1, "with CI set nothing may be")],
 )
 def test_what_the_tests_left_out_is_said_last_and_fails_in_ci(
     tmp_path: Path, ci: str, code: int, last: str
 ) -> None:
     file = tmp_path / "test_two.py"
-    file.write_text("import pytest\ndef test_one(): pytest.skip('no such tool')\ndef test_two(): pass\n")
+    file.write_text(
+        "import pytest\ndef test_one(): pytest.skip('no such tool')\ndef test_two(): pass\n"
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "tests.left_out", "--noconftest", "-c", os.devnull, str(file)],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "tests.left_out",
+            "--noconftest",
+            "-c",
+            os.devnull,
+            str(file),
+        ],
         cwd=ROOT,
         env=os.environ | {"CI": ci, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, last in done.stdout.splitlines()[-1]) == (code, True), done.stdout
+    assert (done.returncode, last in done.stdout.splitlines()[-1]) == (code, True), (
+        done.stdout
+    )

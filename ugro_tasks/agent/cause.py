@@ -23,10 +23,13 @@ IN_THE_WAKE = re.compile(
 )
 # With the first of these, torchrun begins its report about a failure. It stands in the log behind the script's words.
 REPORT = re.compile(
-    r"^[EW]\d{4} [\d:.]+ .*torch/distributed/elastic/(multiprocessing/api|agent).*|^=+\n.* FAILED$", re.M
+    r"^[EW]\d{4} [\d:.]+ .*torch/distributed/elastic/(multiprocessing/api|agent).*|^=+\n.* FAILED$",
+    re.M,
 )
 # c10d says this at each start on a host that cannot resolve its own name.
-NOISE = re.compile(r"^\[W.* \[c10d\] The hostname of the client socket cannot be retrieved.*\n?", re.M)
+NOISE = re.compile(
+    r"^\[W.* \[c10d\] The hostname of the client socket cannot be retrieved.*\n?", re.M
+)
 EXIT_CODE = re.compile(r"exitcode\s*:\s*(-?[0-9]{1,9})\b")
 
 
@@ -37,7 +40,11 @@ def find_cause(ends: Sequence[RankExit], experiment: Experiment) -> Cause | None
     """
     failures = sorted((end for end in ends if end.failed), key=lambda end: end.at)
     causes = [_cause(end, experiment.log(end.rank)) for end in failures]
-    own = [cause for cause in causes if not IN_THE_WAKE.search("\n".join((cause.message, *cause.last_lines)))]
+    own = [
+        cause
+        for cause in causes
+        if not IN_THE_WAKE.search("\n".join((cause.message, *cause.last_lines)))
+    ]
     return next(iter(own or causes), None)
 
 
@@ -53,7 +60,9 @@ def _cause(end: RankExit, log: Path) -> Cause:
     elif end.code is None and end.signal is None:
         what = (end.error or "it would not end and was killed")[:LINE_CHARACTERS]
     elif name:
-        what = f"killed by {name}" + (" (out of memory, or somebody's kill -9)" if name == "SIGKILL" else "")
+        what = f"killed by {name}" + (
+            " (out of memory, or somebody's kill -9)" if name == "SIGKILL" else ""
+        )
     else:
         what = f"exit code {code}" + (f": {message}" if message else "")
     return Cause(
@@ -62,7 +71,9 @@ def _cause(end: RankExit, log: Path) -> Cause:
         rank=end.rank,
         exit_code=None if name or end.lost else code,
         signal=name,
-        last_lines=tuple(line[:LINE_CHARACTERS] for line in (traceback or words)[-LAST_LINES:]),
+        last_lines=tuple(
+            line[:LINE_CHARACTERS] for line in (traceback or words)[-LAST_LINES:]
+        ),
     )
 
 
@@ -94,5 +105,7 @@ def _tail(log: Path) -> tuple[list[str], str]:
     except FileNotFoundError:
         return [], ""
     report = REPORT.search(text)
-    own, about = (text[: report.start()], text[report.start() :]) if report else (text, "")
+    own, about = (
+        (text[: report.start()], text[report.start() :]) if report else (text, "")
+    )
     return [line for line in own.split("\n") if line.strip()], about

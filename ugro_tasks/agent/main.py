@@ -57,7 +57,9 @@ class Agent:
                 if not self._jobs and self._code != _newest_code():
                     return
                 self._begin_new_jobs()
-            self._jobs = {job: thread for job, thread in self._jobs.items() if thread.is_alive()}
+            self._jobs = {
+                job: thread for job, thread in self._jobs.items() if thread.is_alive()
+            }
             if self._jobs:
                 idle_since = time.monotonic()
             elif time.monotonic() - idle_since > self._linger_seconds:
@@ -68,14 +70,18 @@ class Agent:
         """Whether there may be a new job: it changes the folder's time stamp."""
         was, self._seen = self._seen, self.experiments.folder.stat().st_mtime_ns
         if abs(time.time_ns() - self._seen) < CLOCK_TICK_NS:
-            self._seen = -1  # the next job may come within the same tick of the file system's clock
+            self._seen = (
+                -1
+            )  # the next job may come within the same tick of the file system's clock
         return was != self._seen or self._seen == -1
 
     def _begin_new_jobs(self) -> None:
         for experiment in self.experiments.unfinished():
             if experiment.job_id not in self._jobs:
                 name = f"job-{experiment.job_id}"
-                thread = threading.Thread(target=self._supervise, args=(experiment,), name=name, daemon=True)
+                thread = threading.Thread(
+                    target=self._supervise, args=(experiment,), name=name, daemon=True
+                )
                 self._jobs[experiment.job_id] = thread
                 thread.start()
 
@@ -90,7 +96,9 @@ class Agent:
             return
         try:
             Supervision(self.experiments, experiment, self._fleet(cluster), log).run()
-        except Exception as error:  # a thread's edge: a bug must be seen, and its job must not hang
+        except (
+            Exception
+        ) as error:  # a thread's edge: a bug must be seen, and its job must not hang
             log.exception("%s: a bug in UGRO", experiment.job_id)
             self._give_up(experiment, f"UGRO itself failed ({error!r}); see agent.log")
 
@@ -100,17 +108,26 @@ class Agent:
         try:
             state = experiment.state()
             if not state.phase.finished:
-                over = {"phase": Phase.FAILED, "ended_at": time.time(), "cause": cause, "exit_code": 1}
+                over = {
+                    "phase": Phase.FAILED,
+                    "ended_at": time.time(),
+                    "cause": cause,
+                    "exit_code": 1,
+                }
                 experiment.save_state(msgspec.structs.replace(state, **over))
         except (RecordError, OSError) as error:
-            sys.stderr.write(f"{experiment.job_id}: its state could not be written: {error}\n")
+            sys.stderr.write(
+                f"{experiment.job_id}: its state could not be written: {error}\n"
+            )
 
     def _fleet(self, cluster: Cluster) -> Fleet:
         """The cluster's hosts, with the connections that are open already."""
         for node in cluster.nodes:
             if node not in self._hosts:
                 self._hosts[node] = connect(node, cluster.timeouts.connect_seconds)
-        fleet: Fleet = Fleet.from_connections([self._hosts[node] for node in cluster.nodes])
+        fleet: Fleet = Fleet.from_connections(
+            [self._hosts[node] for node in cluster.nodes]
+        )
         return fleet
 
 

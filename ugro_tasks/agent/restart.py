@@ -10,7 +10,9 @@ from ..jobs.record import JobRecord
 from ..jobs.state import JobState, Phase
 
 # What may go better with the next attempt.
-WORTH_A_RESTART: frozenset[type[UgroError]] = frozenset({JobFailed, LaunchFailed, NotFit, NodesBusy})
+WORTH_A_RESTART: frozenset[type[UgroError]] = frozenset(
+    {JobFailed, LaunchFailed, NotFit, NodesBusy}
+)
 
 
 class Restart(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,14 +27,20 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
     phase: Phase
 
 
-def next_step(outcome: Outcome, record: JobRecord, state: JobState, *, stop_asked: bool) -> Restart | End:
+def next_step(
+    outcome: Outcome, record: JobRecord, state: JobState, *, stop_asked: bool
+) -> Restart | End:
     """Decide what follows an attempt that ended with this outcome.
 
     `state` has all attempts that were begun, the one that ended among them. An attempt counts as
     begun once it is planned: what is refused before is not tried again.
     """
     begun = len(state.attempts)
-    if 0 < begun <= record.max_restarts and not stop_asked and _may_be_mended(outcome, begun):
+    if (
+        0 < begun <= record.max_restarts
+        and not stop_asked
+        and _may_be_mended(outcome, begun)
+    ):
         return Restart(number=begun)
     if outcome.phase is Phase.REFUSED and state.started_at is not None:
         # Only what never ran is refused: by its name, others are looked at first.

@@ -41,7 +41,11 @@ class Supervision:
     """`run()` sees one job through to its end."""
 
     def __init__(
-        self, experiments: Experiments, experiment: Experiment, fleet: Fleet, log: logging.Logger
+        self,
+        experiments: Experiments,
+        experiment: Experiment,
+        fleet: Fleet,
+        log: logging.Logger,
     ) -> None:
         self.experiments = experiments
         self.experiment = experiment
@@ -77,7 +81,9 @@ class Supervision:
 
     def _next_step(self, outcome: Outcome) -> Restart | End:
         stop_asked = self.experiment.stop_asked
-        return next_step(outcome, self.journal.record, self.journal.state, stop_asked=stop_asked)
+        return next_step(
+            outcome, self.journal.record, self.journal.state, stop_asked=stop_asked
+        )
 
     def _attempt(self) -> Outcome:
         """Run one gang from its start to its end, or what is left of that; give how it ended."""
@@ -93,14 +99,20 @@ class Supervision:
             gang = gang or self._plan_gang()
             gang.launch(self._source(gang.plan.resume), begun_before=begun_before)
         self._last = gang
-        away = self.cluster.timeouts.away_seconds if self.journal.record.max_restarts else None
+        away = (
+            self.cluster.timeouts.away_seconds
+            if self.journal.record.max_restarts
+            else None
+        )
         ends, asked = gang.see_through(away)
         if asked:
             words = "as asked; nothing of it is left on any node"
             return Outcome(phase=Phase.STOPPED, error=Interrupted, words=words)
         cause = find_cause(ends, self.experiment)
         if cause is not None:
-            return Outcome(phase=Phase.FAILED, error=JobFailed, words=cause.message, cause=cause)
+            return Outcome(
+                phase=Phase.FAILED, error=JobFailed, words=cause.message, cause=cause
+            )
         self._gather_all(gang)
         return Outcome(phase=Phase.SUCCEEDED)
 
@@ -109,12 +121,16 @@ class Supervision:
         if self.journal.attempt:
             self.journal.change_attempt(ended_at=time.time(), cause=outcome.as_cause())
         if self._last:
-            reached = {rank.node for rank in self.journal.state.ranks if rank.proven_gone}
+            reached = {
+                rank.node for rank in self.journal.state.ranks if rank.proven_gone
+            }
             for error in self._gather(self._last, reached):
                 self.journal.say(f"not gathered: {error.text}")
             self._last = None
         why = outcome.words.splitlines()[0]
-        self.journal.say(f"{why}; restart {restart.number} of {self.journal.record.max_restarts}")
+        self.journal.say(
+            f"{why}; restart {restart.number} of {self.journal.record.max_restarts}"
+        )
         self.journal.change(phase=Phase.QUEUED)
 
     # ---- the plan of an attempt ----
@@ -171,9 +187,13 @@ class Supervision:
     def _stop_remains(self) -> None:
         """Tell the ranks of the attempt before to stop, where it is not proven that they have."""
         plan = self.journal.record.plan
-        unproven = {rank.node for rank in self.journal.state.ranks if not rank.proven_gone}
+        unproven = {
+            rank.node for rank in self.journal.state.ranks if not rank.proven_gone
+        }
         if plan and unproven:
-            rest = msgspec.structs.replace(plan, nodes=tuple(p for p in plan.nodes if p.node in unproven))
+            rest = msgspec.structs.replace(
+                plan, nodes=tuple(p for p in plan.nodes if p.node in unproven)
+            )
             gang = Gang(self.journal, self.cluster, self.fleet, rest, self._talks)
             gang.stop(StopOrder(reason="failure"), tries=1)
             gang.catch_up(unproven & gang.proven_gone)
@@ -183,7 +203,9 @@ class Supervision:
         record = self.journal.record
         if record.plan:
             for error in bring_all(self.experiment, record.plan.nodes, self.fleet):
-                self.journal.log.warning("%s: a checkpoint has not come: %s", self.experiment.job_id, error)
+                self.journal.log.warning(
+                    "%s: a checkpoint has not come: %s", self.experiment.job_id, error
+                )
         passed: list[str] = []
         found = newest_whole(self.experiment, passed.append)
         if passed:
@@ -191,14 +213,18 @@ class Supervision:
             self.journal.say(f"{passed[0]}{others}")
         if found is None:
             return record.resume
-        return Resume(job_id=self.experiment.job_id, checkpoint=found.name, step=found.step)
+        return Resume(
+            job_id=self.experiment.job_id, checkpoint=found.name, step=found.step
+        )
 
     # ---- the end ----
 
     def _gather_all(self, gang: Gang) -> None:
         """Everything of the last attempt comes home, and the state says so if it did."""
         for error in self._gather(gang, gang.wrote):
-            self.journal.say(f"not gathered: {error.text}. Later: inv gather {self.experiment.job_id}")
+            self.journal.say(
+                f"not gathered: {error.text}. Later: inv gather {self.experiment.job_id}"
+            )
         self._note_if_whole()
 
     def _note_if_whole(self) -> None:
@@ -216,7 +242,9 @@ class Supervision:
             plans = [plan for plan in gang.plan.nodes if plan.node in wrote]
             errors = bring_all(self.experiment, plans, gang.fleet)
             clashing = {name for names in wrote.values() for name in names}
-            errors += gather(self.experiment, plans, gang.fleet, only=wrote, clashing=clashing)
+            errors += gather(
+                self.experiment, plans, gang.fleet, only=wrote, clashing=clashing
+            )
         if not errors and len(wrote) == len(gang.wrote):
             self.journal.change_attempt(gathered=True)
         return errors
@@ -233,8 +261,12 @@ class Supervision:
             exit_code=outcome.exit_code,
         )
         record, state = self.journal.record, self.journal.state
-        self.journal.insist(lambda: self.experiments.add_to_history(self.experiment, record, state))
-        self.journal.say(f"{end.phase}: {outcome.words}" if outcome.words else f"{end.phase}")
+        self.journal.insist(
+            lambda: self.experiments.add_to_history(self.experiment, record, state)
+        )
+        self.journal.say(
+            f"{end.phase}: {outcome.words}" if outcome.words else f"{end.phase}"
+        )
         if self._last and end.phase is not Phase.SUCCEEDED:
             # Whoever waits for the proof of a stop, or for the cause, need not wait for this.
             self._gather_all(self._last)

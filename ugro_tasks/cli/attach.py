@@ -12,11 +12,20 @@ if TYPE_CHECKING:
 
 
 @task(
-    help={"name": JOB_HELP, "cluster": CLUSTER_HELP, "quiet": "no output of the ranks", "json": JSON_HELP},
+    help={
+        "name": JOB_HELP,
+        "cluster": CLUSTER_HELP,
+        "quiet": "no output of the ranks",
+        "json": JSON_HELP,
+    },
     group="run",
 )
 def attach(
-    _context: Any, name: str, cluster: str | None = None, quiet: bool = False, json: bool = False
+    _context: Any,
+    name: str,
+    cluster: str | None = None,
+    quiet: bool = False,
+    json: bool = False,
 ) -> JobState:
     """Follow a job again, from its beginning; Ctrl-C only leaves."""
     from .. import api
@@ -25,6 +34,8 @@ def attach(
 
     experiments = api.open_experiments(cluster)
     with Interrupts() as interrupts:
-        shown = Follower(experiments, experiments.find(name), interrupts, quiet=quiet, as_json=json)
+        shown = Follower(
+            experiments, experiments.find(name), interrupts, quiet=quiet, as_json=json
+        )
         shown.until_ended(interrupt_stops=False)
         return shown.state

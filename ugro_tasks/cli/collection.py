@@ -21,6 +21,19 @@ from .sync_envs import sync_envs
 # A command that ends need not look for garbage any more: that took 30 ms of the 300 of one that knows SSH.
 atexit.register(gc.freeze)
 
-ns = Collection(init, health, sync_envs, launch, attach, stop, status, logs, results, gather, clean, reset)
+ns = Collection(
+    init,
+    health,
+    sync_envs,
+    launch,
+    attach,
+    stop,
+    status,
+    logs,
+    results,
+    gather,
+    clean,
+    reset,
+)
 # The key is there so that Invoke reads INVOKE_UGRO_CLUSTER.
 ns.configure({"ugro": {"cluster": None}})

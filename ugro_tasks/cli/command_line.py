@@ -34,8 +34,12 @@ COMMAND = re.compile(r"\binv (?=-|[a-z])(--help )?([a-z][a-z-]*)?")
 class Taking(Struct, frozen=True, kw_only=True):
     """What a task takes beyond what Invoke can be told."""
 
-    word: str | None = None  # the parameter that may be given as a bare word, or be left out
-    words: str | None = None  # the parameter, a list, that takes any number of bare words
+    word: str | None = (
+        None  # the parameter that may be given as a bare word, or be left out
+    )
+    words: str | None = (
+        None  # the parameter, a list, that takes any number of bare words
+    )
     pairs: tuple[str, ...] = ()  # flags that take two words, as in --param lr 1e-5,2e-5
     iterable: tuple[str, ...] = ()  # flags that may be repeated
 
@@ -68,7 +72,13 @@ _tasks: dict[str, UgroTask] = {}  # by the name under which one calls them
 class UgroTask(invoke.tasks.Task[Any]):
     """A task whose arguments fit what was typed."""
 
-    def __init__(self, body: Callable[..., Any], help: dict[str, str], group: str, taking: Taking) -> None:  # noqa: A002
+    def __init__(
+        self,
+        body: Callable[..., Any],
+        help: dict[str, str],  # noqa: A002
+        group: str,
+        taking: Taking,
+    ) -> None:
         self.taking = taking
         super().__init__(body, help=help, iterable=list(taking.iterable))
         self.group = group
@@ -82,18 +92,34 @@ class UgroTask(invoke.tasks.Task[Any]):
     def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
         """Return what Invoke's parser is to expect. Invoke calls this."""
         del ignore_unknown_help
-        call = next((call for call in calls(_line.words()) if call.task is _tasks.get(self.typed_name)), None)
+        call = next(
+            (
+                call
+                for call in calls(_line.words())
+                if call.task is _tasks.get(self.typed_name)
+            ),
+            None,
+        )
         if call:
             _line.prefix = call.prefix
-        return self.arguments(call.words if call else [], help_asked=bool(call and call.help_asked))
+        return self.arguments(
+            call.words if call else [], help_asked=bool(call and call.help_asked)
+        )
 
-    def arguments(self, words: Sequence[str] = (), *, help_asked: bool = False) -> list[Argument]:
+    def arguments(
+        self, words: Sequence[str] = (), *, help_asked: bool = False
+    ) -> list[Argument]:
         """Return the arguments for a call with these bare words; what is given as a word comes first."""
         parameters = self.argspec(self.body).parameters.values()
-        found = [self._argument(parameter, words, help_asked=help_asked) for parameter in parameters]
+        found = [
+            self._argument(parameter, words, help_asked=help_asked)
+            for parameter in parameters
+        ]
         return sorted(found, key=lambda argument: not argument.positional)
 
-    def _argument(self, parameter: inspect.Parameter, words: Sequence[str], *, help_asked: bool) -> Argument:
+    def _argument(
+        self, parameter: inspect.Parameter, words: Sequence[str], *, help_asked: bool
+    ) -> Argument:
         name = parameter.name
         required = parameter.default is inspect.Parameter.empty
         default = None if required else parameter.default
@@ -113,7 +139,11 @@ class UgroTask(invoke.tasks.Task[Any]):
         if isinstance(default, bool):
             return Argument(kind=bool, **options)
         # A word that is missing is asked for, but not by whoever wants the help: it would swallow --help.
-        wanted = bool(words) if name == self.taking.word else required and not (help_asked and not words)
+        wanted = (
+            bool(words)
+            if name == self.taking.word
+            else required and not (help_asked and not words)
+        )
         return Argument(positional=wanted, **options)
 
     @property
@@ -122,7 +152,9 @@ class UgroTask(invoke.tasks.Task[Any]):
         if self.taking.words:
             return float("inf")
         parameters = self.argspec(self.body).parameters.values()
-        required = sum(parameter.default is inspect.Parameter.empty for parameter in parameters)
+        required = sum(
+            parameter.default is inspect.Parameter.empty for parameter in parameters
+        )
         return required + bool(self.taking.word)
 
     def words_after(self, flag: str, following: Sequence[str]) -> int:
@@ -231,7 +263,11 @@ def _owner(word: str) -> Call | None:
 def _words_after(flag: str, current: Call | None, following: Sequence[str]) -> int:
     if "=" in flag:
         return 0
-    return current.task.words_after(flag, following) if current else int(flag in CORE_VALUED)
+    return (
+        current.task.words_after(flag, following)
+        if current
+        else int(flag in CORE_VALUED)
+    )
 
 
 def typed() -> list[str]:

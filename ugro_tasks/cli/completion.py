@@ -49,7 +49,9 @@ def _flags(core: ParserContext, call: Call | None) -> list[str]:
 
 
 def _values(flag: str, words: list[str], call: Call | None) -> Iterator[str]:
-    if call is None or not any(flag in {f"--{n}", f"-{n}"} for a in call.task.arguments() for n in a.names):
+    if call is None or not any(
+        flag in {f"--{n}", f"-{n}"} for a in call.task.arguments() for n in a.names
+    ):
         return
     if flag in JOB_FLAGS or (flag in {"--name", "-n"} and call.task.names_job()):
         yield from _jobs(_cluster(words))
@@ -70,9 +72,17 @@ def _cluster(words: list[str]) -> str | None:
 def _jobs(cluster: str | None) -> list[str]:
     from .. import api
 
-    with contextlib.suppress(UgroError, OSError):  # a shell that completes wants no message
-        newest: list[Any] = list(itertools.islice(api.open_experiments(cluster).all(), JOBS_OFFERED))
-        return list(dict.fromkeys([*(job.name for job in newest), *(job.job_id for job in newest)]))
+    with contextlib.suppress(
+        UgroError, OSError
+    ):  # a shell that completes wants no message
+        newest: list[Any] = list(
+            itertools.islice(api.open_experiments(cluster).all(), JOBS_OFFERED)
+        )
+        return list(
+            dict.fromkeys(
+                [*(job.name for job in newest), *(job.job_id for job in newest)]
+            )
+        )
     return []
 
 

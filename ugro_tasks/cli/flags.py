@@ -7,7 +7,9 @@ from typing import Any
 
 from ..errors import UsageError
 
-CLUSTER_HELP = "cluster: `local`, a name, or a path (default: $UGRO_CLUSTER, else ./cluster.yaml)"
+CLUSTER_HELP = (
+    "cluster: `local`, a name, or a path (default: $UGRO_CLUSTER, else ./cluster.yaml)"
+)
 NODES_HELP = "only these nodes, by name: a,b"
 JSON_HELP = "print JSON for machines"
 JOB_HELP = "job: a name (the newest of that name) or a whole job id"
@@ -24,12 +26,20 @@ def listed(values: str | Iterable[str] | None) -> list[str]:
 
 def whole(text: str | int | None, flag: str, least: int = 0) -> int | None:
     """Return a whole number from a flag; raises UsageError."""
-    return None if text is None else int(_number(text, flag, int, f"a whole number from {least} on", least))
+    return (
+        None
+        if text is None
+        else int(_number(text, flag, int, f"a whole number from {least} on", least))
+    )
 
 
 def decimal(text: str | float | None, flag: str) -> float | None:
     """Return a number from a flag; raises UsageError."""
-    return None if text is None else float(_number(text, flag, float, "a number, e.g. 2e-4", None))
+    return (
+        None
+        if text is None
+        else float(_number(text, flag, float, "a number, e.g. 2e-4", None))
+    )
 
 
 AGE_SECONDS = {"h": 3600, "d": 86400, "w": 7 * 86400}
@@ -41,7 +51,9 @@ def age(text: str | None, flag: str) -> float:
         return 0.0
     count, unit = text[:-1], text[-1:]
     if unit not in AGE_SECONDS or not (count.isascii() and count.isdecimal()):
-        raise UsageError(f"{flag} {text}: use hours, days or weeks, e.g. 12h, 30d or 4w")
+        raise UsageError(
+            f"{flag} {text}: use hours, days or weeks, e.g. 12h, 30d or 4w"
+        )
     return float(count) * AGE_SECONDS[unit]
 
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     },
     group="look",
 )
-def gather(context: Any, name: str, verify: bool = False, cluster: str | None = None) -> Gathering:
+def gather(
+    context: Any, name: str, verify: bool = False, cluster: str | None = None
+) -> Gathering:
     """Fetch a job's outputs from the nodes, also while it runs."""
     from .. import api
     from .show.format import note
@@ -27,7 +29,9 @@ def gather(context: Any, name: str, verify: bool = False, cluster: str | None = 
     job = api.find(name, cluster)
     if is_dry(context):
         found = api.gather(job, dry_run=True)
-        note(f"would fetch into {found.folder} from {', '.join(found.nodes) or 'no node'}; nothing was done")
+        note(
+            f"would fetch into {found.folder} from {', '.join(found.nodes) or 'no node'}; nothing was done"
+        )
         return found
     from .show.bars import Percentages  # late: few commands draw bars
 

@@ -96,7 +96,14 @@ def launch(
         from .show.follow import Follower
 
         experiments = api.open_experiments(chosen)
-        shown = Follower(experiments, experiment, interrupts, quiet=quiet, verbose=verbose, as_json=json)
+        shown = Follower(
+            experiments,
+            experiment,
+            interrupts,
+            quiet=quiet,
+            verbose=verbose,
+            as_json=json,
+        )
         if detach:
             shown.until_running()
         else:

@@ -36,11 +36,15 @@ def logs(
     experiment = experiments.find(name)
     only = whole(rank, "--rank")
     ends = api.log_ends(experiment) if follow else None
-    tails = api.logs(experiment, rank=only, lines=whole(lines, "--lines") or 0, ends=ends)
+    tails = api.logs(
+        experiment, rank=only, lines=whole(lines, "--lines") or 0, ends=ends
+    )
     show_log_tails(experiment, tails)
     if follow:
         with Interrupts() as interrupts:
             ranks = None if only is None else [only]
-            shown = Follower(experiments, experiment, interrupts, ranks=ranks, offsets=ends)
+            shown = Follower(
+                experiments, experiment, interrupts, ranks=ranks, offsets=ends
+            )
             shown.until_ended(interrupt_stops=False)
     return tails

@@ -38,7 +38,9 @@ class UgroProgram(Program):
     """Invoke's program with our parser, our help and our exit codes."""
 
     def __init__(self, namespace: Collection = ns) -> None:
-        super().__init__(name="ugro", binary="ugro", namespace=namespace, version=__version__)
+        super().__init__(
+            name="ugro", binary="ugro", namespace=namespace, version=__version__
+        )
 
     def run(self, argv: list[str] | None = None, exit: bool = True) -> None:  # noqa: A002
         """Run the task that these words name; see Program."""
@@ -50,7 +52,11 @@ class UgroProgram(Program):
 
     def core_args(self) -> list[Argument]:
         """Return Invoke's own flags, as far as they mean something here."""
-        offered = [argument for argument in super().core_args() if argument.names[0] not in NOT_OFFERED]
+        offered = [
+            argument
+            for argument in super().core_args()
+            if argument.names[0] not in NOT_OFFERED
+        ]
         for argument in offered:
             if argument.names[0] == "dry":
                 argument.help = "Show what would be done, and do nothing."
@@ -93,7 +99,9 @@ class UgroProgram(Program):
             if self.args.complete.value:
                 from .completion import complete  # late: only a shell asks for it
 
-                for candidate in complete(self.collection, self.initial_context, self.core.remainder):
+                for candidate in complete(
+                    self.collection, self.initial_context, self.core.remainder
+                ):
                     print(candidate)  # noqa: T201
                 raise invoke.exceptions.Exit
             super().parse_cleanup()
@@ -102,7 +110,11 @@ class UgroProgram(Program):
         return self.initial_context.flags
 
     def _near_task(self, error: invoke.exceptions.ParseError) -> Iterable[str]:
-        flags = [*error.context.flags, *error.context.inverse_flags] if error.context else []
+        flags = (
+            [*error.context.flags, *error.context.inverse_flags]
+            if error.context
+            else []
+        )
         return [*flags, *self.collection.task_names, *self.initial_context.flags]
 
     # ---- help ----
@@ -111,7 +123,8 @@ class UgroProgram(Program):
         """Print the tasks, for a reader or for a machine."""
         if self.list_format not in {"flat", "nested", "json"}:
             raise invoke.exceptions.Exit(
-                f"--list-format {self.list_format}: use flat, nested or json", code=UsageError.exit_code
+                f"--list-format {self.list_format}: use flat, nested or json",
+                code=UsageError.exit_code,
             )
         super().list_tasks()
 
@@ -119,7 +132,9 @@ class UgroProgram(Program):
         """Print the tasks by what one wants to do."""
         for group in GROUPS:
             members = [
-                (name, helpline(task)) for name, task in self.collection.tasks.items() if task.group == group
+                (name, helpline(task))
+                for name, task in self.collection.tasks.items()
+                if task.group == group
             ]
             if members:
                 print(f"{group}:")  # noqa: T201
@@ -132,7 +147,8 @@ def _readable(where: object) -> Iterator[None]:
         yield
     except (_YAML_ERROR, ValueError, OSError, TypeError, AttributeError) as error:
         raise invoke.exceptions.Exit(
-            f"{where}: Invoke's configuration there cannot be read: {error}", code=UsageError.exit_code
+            f"{where}: Invoke's configuration there cannot be read: {error}",
+            code=UsageError.exit_code,
         ) from error
 
 
@@ -145,7 +161,9 @@ class _explained:  # noqa: N801
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+    def __exit__(
+        self, _kind: object, error: BaseException | None, _traceback: object
+    ) -> None:
         if not isinstance(error, invoke.exceptions.ParseError):
             return
         message = str(error)
@@ -153,7 +171,11 @@ class _explained:  # noqa: N801
         if unknown:
             import difflib  # late: only a mistake needs it
 
-            known = [name for name in self.near(error) if name.startswith("-") == unknown[1].startswith("-")]
+            known = [
+                name
+                for name in self.near(error)
+                if name.startswith("-") == unknown[1].startswith("-")
+            ]
             close = difflib.get_close_matches(unknown[1], known, n=1)
             message += f" Did you mean {close[0]}?" if close else " See: ugro --help"
         elif error.context is not None and error.context.name:

@@ -12,9 +12,15 @@ if TYPE_CHECKING:
     from ..health.report import ClusterHealth
 
 
-@task(help={"nodes": NODES_HELP, "cluster": CLUSTER_HELP, "json": JSON_HELP}, group="cluster")
+@task(
+    help={"nodes": NODES_HELP, "cluster": CLUSTER_HELP, "json": JSON_HELP},
+    group="cluster",
+)
 def reset(
-    context: Any, nodes: str | list[str] | None = None, cluster: str | None = None, json: bool = False
+    context: Any,
+    nodes: str | list[str] | None = None,
+    cluster: str | None = None,
+    json: bool = False,
 ) -> dict[str, Any]:
     """End everything of UGRO on the nodes, whoever started it, and free their leases."""
     from .. import api
@@ -24,7 +30,9 @@ def reset(
         return _show_holders(api.health(nodes, cluster, save=False))
     ended = api.reset(nodes, cluster)
     show_reset(ended, as_json=json)
-    if unreached := [answer for answer in ended.values() if isinstance(answer, HostError)]:
+    if unreached := [
+        answer for answer in ended.values() if isinstance(answer, HostError)
+    ]:
         raise unreached[0]
     return ended
 

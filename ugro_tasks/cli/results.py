@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     group="look",
 )
 def results(
-    context: Any, name: str, plot: str | None = None, cluster: str | None = None, json: bool = False
+    context: Any,
+    name: str,
+    plot: str | None = None,
+    cluster: str | None = None,
+    json: bool = False,
 ) -> Results:
     """Show what came of a job: the loss curve, metrics, throughput, cards, restarts, checkpoints."""
     from .. import api

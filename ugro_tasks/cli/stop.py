@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     group="run",
 )
 def stop(
-    context: Any, name: str, give_up: bool = False, cluster: str | None = None, json: bool = False
+    context: Any,
+    name: str,
+    give_up: bool = False,
+    cluster: str | None = None,
+    json: bool = False,
 ) -> JobState:
     """Stop a job on all nodes and wait until each has shown that nothing of it is left."""
     from .. import api
@@ -33,11 +37,18 @@ def stop(
     if is_dry(context):
         job = api.stoppable(experiments.find(name))
         state = job.state()
-        note(f"would stop {job.job_id} ({state.phase}) on {', '.join(job.record().nodes)}; nothing was done")
+        note(
+            f"would stop {job.job_id} ({state.phase}) on {', '.join(job.record().nodes)}; nothing was done"
+        )
         return state
     with Interrupts() as interrupts:
         shown = Follower(
-            experiments, experiments.find(name), interrupts, quiet=True, as_json=json, offsets={}
+            experiments,
+            experiments.find(name),
+            interrupts,
+            quiet=True,
+            as_json=json,
+            offsets={},
         )
         shown.stop(give_up=give_up)
         return shown.state

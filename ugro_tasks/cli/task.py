@@ -47,7 +47,9 @@ def task(
     parameter that may be given so or be left out, `words` one that takes any number of them, `pairs` flags with two
     words, `iterable` flags that may be repeated.
     """
-    taking = Taking(word=word, words=words, pairs=tuple(pairs), iterable=tuple(iterable))
+    taking = Taking(
+        word=word, words=words, pairs=tuple(pairs), iterable=tuple(iterable)
+    )
 
     def decorate(body: Callable[..., Any]) -> UgroTask:
         signature = inspect.signature(body)
@@ -68,7 +70,9 @@ def task(
             except OSError as error:
                 if error.filename is None:
                     raise
-                raise TaskFailed(RecordError(f"{error.filename}: {error.strerror}")) from error
+                raise TaskFailed(
+                    RecordError(f"{error.filename}: {error.strerror}")
+                ) from error
             return result
 
         return UgroTask(checked, help, group, taking)
@@ -76,10 +80,16 @@ def task(
     return decorate
 
 
-def _configure(given: dict[str, Any], signature: inspect.Signature, context: Any) -> None:
+def _configure(
+    given: dict[str, Any], signature: inspect.Signature, context: Any
+) -> None:
     """Let Invoke's configuration and its own flags count where ours were not given."""
     parameters, run = signature.parameters, context.config.run
-    if "cluster" in parameters and given.get("cluster") is None and not os.environ.get("UGRO_CLUSTER"):
+    if (
+        "cluster" in parameters
+        and given.get("cluster") is None
+        and not os.environ.get("UGRO_CLUSTER")
+    ):
         given["cluster"] = _configured_cluster(context)
     if "dry_run" in parameters and run.dry:
         given["dry_run"] = True
@@ -96,7 +106,9 @@ def _configured_cluster(context: Any) -> str | None:
         return None
     if cluster is None or isinstance(cluster, str):
         return cluster or None
-    raise UsageError(f"ugro.cluster is {cluster!r} in Invoke's configuration: use `local`, a name, or a path")
+    raise UsageError(
+        f"ugro.cluster is {cluster!r} in Invoke's configuration: use `local`, a name, or a path"
+    )
 
 
 def is_dry(context: Any) -> bool:

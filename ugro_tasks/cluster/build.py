@@ -27,7 +27,14 @@ from .model import (
     TrainingDefaults,
 )
 from .schema import ClusterFile, NodesFile, Paths, TrainingSection
-from .schema_nodes import EnvironmentSection, Hardware, Master, NamedNode, NodePaths, NodeSection
+from .schema_nodes import (
+    EnvironmentSection,
+    Hardware,
+    Master,
+    NamedNode,
+    NodePaths,
+    NodeSection,
+)
 from .values import checked_line, shown
 from .yaml_lines import Document, Fault, Loc
 
@@ -37,9 +44,13 @@ Form = ClusterFile | NodesFile
 
 def build(path: Path, content: bytes, environ: Mapping[str, str]) -> Cluster:
     """Make the cluster that the content of the file at `path` describes; ClusterFileError lists every fault."""
-    document = Document(_text(path, content), lambda name, loc: _variable(name, loc, environ))
+    document = Document(
+        _text(path, content), lambda name, loc: _variable(name, loc, environ)
+    )
     if not document.data and not document.faults:
-        raise _refusal(path, [Fault(1, "the file says nothing: no key in it has a value")])
+        raise _refusal(
+            path, [Fault(1, "the file says nothing: no key in it has a value")]
+        )
     form = _form(document) if document.data else None
     if form is None:
         raise _refusal(path, document.faults)
@@ -64,7 +75,10 @@ def _text(path: Path, content: bytes) -> str:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        fault = Fault(line, f"byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8")
+        fault = Fault(
+            line,
+            f"byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8",
+        )
         raise _refusal(path, [fault]) from error
     if not text.strip():
         raise ClusterFileError(f"{path} is empty; the README shows what belongs in it.")
@@ -84,14 +98,19 @@ def _variable(name: str, loc: Loc, environ: Mapping[str, str]) -> str:
     """Return the value of `${name}` at a place of the file; raises ValueError where it has none."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise ValueError(f"{shown('${' + name + '}')}: only ${{NAME}} is understood")
-    on_a_node = loc[0] in ("nodes", "workers", "environment") or loc[:2] == ("cluster", "master")
+    on_a_node = loc[0] in ("nodes", "workers", "environment") or loc[:2] == (
+        "cluster",
+        "master",
+    )
     if name == "HOME" and on_a_node:
         raise ValueError("${HOME} is this machine's; for the home on the node write ~/")
     value = environ.get(name)
     if not value and name in ("USER", "LOGNAME"):  # cron and containers do not set them
         value = pwd.getpwuid(os.getuid()).pw_name
     if not value:
-        raise ValueError(f"${{{name}}} is not set here; `export {name}=...` or write the value out")
+        raise ValueError(
+            f"${{{name}}} is not set here; `export {name}=...` or write the value out"
+        )
     return value
 
 
@@ -134,7 +153,9 @@ def _folders(form: Form, path: Path, home_folder: Path) -> Folders:
 
     def inside(*choices: str | None) -> Path | None:
         """Return the first that is given, from the project's root on."""
-        return next((root / here(choice, home_folder) for choice in choices if choice), None)
+        return next(
+            (root / here(choice, home_folder) for choice in choices if choice), None
+        )
 
     data = inside(paths.data) or root
     experiments = inside(paths.experiments, paths.results) or data / "experiments"
@@ -171,7 +192,9 @@ def _timeouts(form: Form) -> Timeouts:
 
 def _nodes(form: Form, environment: EnvironmentSection) -> tuple[Node, ...]:
     """Make the nodes of either form. Nodes that share a machine have a slot each."""
-    entries = _named_nodes(form) if isinstance(form, NodesFile) else _master_and_workers(form)
+    entries = (
+        _named_nodes(form) if isinstance(form, NodesFile) else _master_and_workers(form)
+    )
     machines = Counter(node.ip for _, _, node in entries)
     return tuple(
         _node(
@@ -197,14 +220,24 @@ def _named_nodes(form: NodesFile) -> list[tuple[str, int, NodeSection]]:
 def _master_and_workers(form: ClusterFile) -> list[tuple[str, int, NodeSection]]:
     """List name, rank and section of each node; a rank that is not given is the place in the list."""
     master = form.cluster.master
-    entries: list[tuple[str, int, NodeSection]] = [(master.name or master.hostname or "master", 0, master)]
+    entries: list[tuple[str, int, NodeSection]] = [
+        (master.name or master.hostname or "master", 0, master)
+    ]
     for place, worker in enumerate(form.workers, start=1):
-        entries.append((worker.name, place if worker.rank is None else worker.rank, worker))
+        entries.append(
+            (worker.name, place if worker.rank is None else worker.rank, worker)
+        )
     return entries
 
 
 def _node(
-    name: str, rank: int, node: NodeSection, *, common: Paths, slot: str, environment: Environment
+    name: str,
+    rank: int,
+    node: NodeSection,
+    *,
+    common: Paths,
+    slot: str,
+    environment: Environment,
 ) -> Node:
     hardware = node.hardware or Hardware()
     paths = node.paths or NodePaths()
@@ -218,15 +251,22 @@ def _node(
         ssh_port=node.ssh_port or (node.port if isinstance(node, Master) else None),
         jump=node.jump,
         python=node.python,
-        project=paths.project or common.project_base or common.project_root or DEFAULT_PROJECT,
-        gpu_model=hardware.gpu_model or (node.gpu if isinstance(node, NamedNode) else None),
-        vram_gb=hardware.vram_gb or (node.vram_gb if isinstance(node, NamedNode) else None),
+        project=paths.project
+        or common.project_base
+        or common.project_root
+        or DEFAULT_PROJECT,
+        gpu_model=hardware.gpu_model
+        or (node.gpu if isinstance(node, NamedNode) else None),
+        vram_gb=hardware.vram_gb
+        or (node.vram_gb if isinstance(node, NamedNode) else None),
         slot=slot,
         environment=environment,
     )
 
 
-def _environment(common: EnvironmentSection, own: EnvironmentSection | None = None) -> Environment:
+def _environment(
+    common: EnvironmentSection, own: EnvironmentSection | None = None
+) -> Environment:
     """Lay the node's own keys over the cluster's environment.
 
     A node with another manager takes neither path nor python from the cluster: they belong to the
@@ -236,7 +276,11 @@ def _environment(common: EnvironmentSection, own: EnvironmentSection | None = No
     if own is not None:
         keys = _environment_keys(own)
         if keys.get("manager", said.get("manager")) != said.get("manager"):
-            said = {key: value for key, value in said.items() if key not in ("path", "python")}
+            said = {
+                key: value
+                for key, value in said.items()
+                if key not in ("path", "python")
+            }
         said |= keys
     return Environment(**{"manager": "existing", **said})
 
@@ -245,7 +289,9 @@ def _with_manager(section: EnvironmentSection, folders: Folders) -> EnvironmentS
     """Fill in the manager whose lock lies in the project, where nothing says what makes the environment."""
     if section.manager or section.conda_env or section.python:
         return section
-    return section.model_copy(update={"manager": manager_by_lock(folders.root, folders.scripts)})
+    return section.model_copy(
+        update={"manager": manager_by_lock(folders.root, folders.scripts)}
+    )
 
 
 def _environment_keys(section: EnvironmentSection) -> dict[str, Any]:

@@ -29,7 +29,9 @@ VARIABLES = re.compile(rb"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 def here(path: str, home_folder: Path) -> Path:
     """Return a path as a user writes it, with `~/` for this machine's user."""
-    return home_folder / path[2:] if path == "~" or path.startswith("~/") else Path(path)
+    return (
+        home_folder / path[2:] if path == "~" or path.startswith("~/") else Path(path)
+    )
 
 
 def home(environ: Mapping[str, str]) -> Path:
@@ -41,7 +43,12 @@ class Remembered:
     """The entry for one cluster file as it is now."""
 
     def __init__(self, path: Path, content: bytes, environ: Mapping[str, str]) -> None:
-        names = {"HOME", "USER", "LOGNAME", *(name.decode() for name in VARIABLES.findall(content))}
+        names = {
+            "HOME",
+            "USER",
+            "LOGNAME",
+            *(name.decode() for name in VARIABLES.findall(content)),
+        }
         made_from = {
             "version": __version__,
             "code": _hash_of_the_code(),
@@ -65,7 +72,14 @@ class Remembered:
             kept = json.loads(content)
             cluster = Cluster.from_json(kept["cluster"])
             return cluster if kept["seen"] == _seen(cluster) else None
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ):
             return None
 
     def keep(self, cluster: Cluster) -> None:
@@ -74,12 +88,20 @@ class Remembered:
             return
         with contextlib.suppress(OSError, UnicodeError):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            kept = json.dumps({"cluster": cluster.as_json(), "seen": _seen(cluster)}).encode()
+            kept = json.dumps(
+                {"cluster": cluster.as_json(), "seen": _seen(cluster)}
+            ).encode()
             draft = self.entry.with_suffix(f".{os.getpid()}")
-            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            with open(
+                os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
+            ) as file:
                 file.write(hashlib.sha256(kept).hexdigest().encode() + b"\n" + kept)
             draft.replace(self.entry)
-            entries = sorted(self.folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+            entries = sorted(
+                self.folder.iterdir(),
+                key=lambda path: path.stat().st_mtime,
+                reverse=True,
+            )
             for old in entries[ENTRIES_KEPT:]:
                 old.unlink()
 

@@ -25,12 +25,17 @@ def check_synonyms(document: Document) -> None:
         for within, one, other in SYNONYMS:
             if loc[-1:] == (within,) and one in section and other in section:
                 first = document.line((*loc, other))
-                document.fault((*loc, one), f"is the same as {other} on line {first}; keep one")
+                document.fault(
+                    (*loc, one), f"is the same as {other} on line {first}; keep one"
+                )
     communication = ("cluster", "communication", "timeout_seconds")
     timeouts = ("timeouts", "rendezvous_seconds")
     if _at(document.data, communication) and _at(document.data, timeouts):
         first = document.line(communication)
-        document.fault(timeouts, f"is the same as {written(communication)} on line {first}; keep one")
+        document.fault(
+            timeouts,
+            f"is the same as {written(communication)} on line {first}; keep one",
+        )
 
 
 def _sections(data: Any, loc: Loc) -> Iterator[tuple[Loc, dict[str, Any]]]:
@@ -96,14 +101,21 @@ def check_machines(document: Document) -> None:
     _check_which_form(document)
     machines = _machines(document.data)
     if not machines and document.data.get("nodes") == {}:
-        document.fault(("nodes",), "no machine is in it; write one below: a name, and in its section an ip")
+        document.fault(
+            ("nodes",),
+            "no machine is in it; write one below: a name, and in its section an ip",
+        )
     taken: dict[tuple[str, object], Machine] = {}
     for machine in machines:
         _check_hostname_as_name(document, machine)
         _check_claims(document, machine, taken)
         if machine.keys.get("transport") == "local" and "jump" in machine.keys:
-            document.fault((*machine.loc, "jump"), "has no use with transport: local; remove it")
-    ranked = {rank: machine for (what, rank), machine in taken.items() if what == "rank"}
+            document.fault(
+                (*machine.loc, "jump"), "has no use with transport: local; remove it"
+            )
+    ranked = {
+        rank: machine for (what, rank), machine in taken.items() if what == "rank"
+    }
     if len(ranked) == len(machines):
         _check_ranks(document, ranked)
 
@@ -115,9 +127,13 @@ def _check_which_form(document: Document) -> None:
         for other in (("workers",), ("cluster", "master")):
             if _at(data, other) is not None:
                 line = document.line(("nodes",))
-                document.fault(other, f"does not go with `nodes` on line {line}; keep one form")
+                document.fault(
+                    other, f"does not go with `nodes` on line {line}; keep one form"
+                )
     elif "cluster" not in data:
-        document.fault(("cluster",), "is missing; its `master` is the machine of rank 0")
+        document.fault(
+            ("cluster",), "is missing; its `master` is the machine of rank 0"
+        )
     elif isinstance(data["cluster"], dict) and "master" not in data["cluster"]:
         what_to_do = "is missing; give the machine of rank 0 here: hostname, ip, user"
         document.fault(("cluster", "master"), what_to_do)
@@ -133,7 +149,9 @@ def _check_hostname_as_name(document: Document, machine: Machine) -> None:
         document.fault((*machine.loc, "hostname"), words)
 
 
-def _check_claims(document: Document, machine: Machine, taken: dict[tuple[str, object], Machine]) -> None:
+def _check_claims(
+    document: Document, machine: Machine, taken: dict[tuple[str, object], Machine]
+) -> None:
     """Find a name, rank or address that an earlier node has, and note those that none has."""
     for what, key, value in machine.claims():
         first = taken.setdefault((what, value), machine)
@@ -154,17 +172,26 @@ def check_batch_sizes(document: Document) -> None:
     unknown = [name for name in sizes if name not in names]
     for name in unknown:
         near = get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"the nodes are: {', '.join(names)}"
+        hint = (
+            f"did you mean {near[0]}?" if near else f"the nodes are: {', '.join(names)}"
+        )
         document.fault((*loc, name), f"there is no such node; {hint}")
     missing = [name for name in names if name not in sizes]
     if missing and not unknown:
-        document.fault(loc, f"{', '.join(missing)} is missing; give every node its number, or write auto")
+        document.fault(
+            loc,
+            f"{', '.join(missing)} is missing; give every node its number, or write auto",
+        )
 
 
 def _machines(data: dict[str, Any]) -> list[Machine]:
     """List the machines of either form; what is no section is left out."""
     found = _named_machines(data) if "nodes" in data else _master_and_workers(data)
-    return [Machine(loc, keys, place) for place, (loc, keys) in enumerate(found) if isinstance(keys, dict)]
+    return [
+        Machine(loc, keys, place)
+        for place, (loc, keys) in enumerate(found)
+        if isinstance(keys, dict)
+    ]
 
 
 def _named_machines(data: dict[str, Any]) -> list[tuple[Loc, Any]]:

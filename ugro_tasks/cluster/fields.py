@@ -34,7 +34,9 @@ from .values import (
 class Section(BaseModel):
     """A part of the file; a key that it does not have is a fault."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True
+    )
 
 
 def matching(pattern: str, rule: str) -> AfterValidator:
@@ -67,7 +69,9 @@ def _address(value: str) -> str:
     if address.is_unspecified or address.is_multicast:
         raise ValueError(f"{shown(value)} is no machine's own address")
     if "%" in value:
-        raise ValueError(f"{shown(value)} is an address of one machine's own wire; give one without '%'")
+        raise ValueError(
+            f"{shown(value)} is an address of one machine's own wire; give one without '%'"
+        )
     return str(address)
 
 
@@ -117,11 +121,16 @@ Jump = Annotated[
 ]
 NodePath = Annotated[
     str,
-    matching(rf"~|~?/[^{UNSHOWN}]*", "is not a path on a node: begin it with '/' or '~/'"),
+    matching(
+        rf"~|~?/[^{UNSHOWN}]*", "is not a path on a node: begin it with '/' or '~/'"
+    ),
 ]
 HerePath = Annotated[
     str,
-    matching(rf"(?!~[^/])[^{UNSHOWN}]+", "is not a path; on this machine `~/` is your own home folder"),
+    matching(
+        rf"(?!~[^/])[^{UNSHOWN}]+",
+        "is not a path; on this machine `~/` is your own home folder",
+    ),
 ]
 Program = Annotated[
     str,
@@ -160,9 +169,14 @@ _BY_NODE = TypeAdapter(dict[NodeName, PositiveInt])
 
 def _batch_size(value: object) -> int | str | dict[str, int]:
     """Check a batch size; with one for each node, the fault is at the node whose number is wrong."""
-    return _BY_NODE.validate_python(value) if isinstance(value, dict) else checked_batch_size(value)
+    return (
+        _BY_NODE.validate_python(value)
+        if isinstance(value, dict)
+        else checked_batch_size(value)
+    )
 
 
 BatchSize = Annotated[
-    PositiveInt | Literal["auto"] | dict[NodeName, PositiveInt], BeforeValidator(_batch_size)
+    PositiveInt | Literal["auto"] | dict[NodeName, PositiveInt],
+    BeforeValidator(_batch_size),
 ]

@@ -38,14 +38,18 @@ def load_cluster(
     if choice == "local":
         return local_cluster(cwd)
     if choice is not None and (not choice.strip() or "\0" in choice):
-        raise ClusterFileError(f"{said_by} {shown(choice)} is no cluster's name; leave it out or give one.")
+        raise ClusterFileError(
+            f"{said_by} {shown(choice)} is no cluster's name; leave it out or give one."
+        )
     candidates = _candidates(choice, cwd, environ)
     try:
         path = next((path for path in candidates if path.is_file()), None)
         if path is None:
             raise ClusterFileError(_not_found(choice, said_by, candidates))
     except OSError as error:
-        raise ClusterFileError(f"{error.filename} cannot be read: {error.strerror}.") from error
+        raise ClusterFileError(
+            f"{error.filename} cannot be read: {error.strerror}."
+        ) from error
     return read_cluster_file(path, environ)
 
 
@@ -63,7 +67,9 @@ def read_cluster_file(path: Path, environ: Mapping[str, str] = os.environ) -> Cl
     return cluster
 
 
-def _candidates(choice: str | None, cwd: Path, environ: Mapping[str, str]) -> list[Path]:
+def _candidates(
+    choice: str | None, cwd: Path, environ: Mapping[str, str]
+) -> list[Path]:
     if choice is None:
         return [cwd / "cluster.yaml"]
     path = cwd / here(choice, home(environ))
@@ -75,7 +81,11 @@ def _candidates(choice: str | None, cwd: Path, environ: Mapping[str, str]) -> li
 def _not_found(choice: str | None, said_by: str, candidates: list[Path]) -> str:
     last = candidates[-1]
     if last.is_dir():
-        inside = f"; try {last / 'cluster.yaml'}" if (last / "cluster.yaml").is_file() else ""
+        inside = (
+            f"; try {last / 'cluster.yaml'}"
+            if (last / "cluster.yaml").is_file()
+            else ""
+        )
         return f"{last} is a folder, not a cluster file{inside}."
     if last.exists():
         return f"{last} is not a regular file, so it is not read as a cluster file."

@@ -119,4 +119,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 def _keys(model: type[BaseModel]) -> dict[str, FieldInfo]:
     """Return the fields of a section by the keys of the file."""
-    return {str(field.validation_alias or name): field for name, field in model.model_fields.items()}
+    return {
+        str(field.validation_alias or name): field
+        for name, field in model.model_fields.items()
+    }

@@ -174,11 +174,16 @@ class Cluster(Fact, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Raises ValueError for nodes that are no gang."""
-        if sorted(node.rank for node in self.nodes) != list(range(len(self.nodes))) or not self.nodes:
+        if (
+            sorted(node.rank for node in self.nodes) != list(range(len(self.nodes)))
+            or not self.nodes
+        ):
             raise ValueError("the nodes' ranks must run from 0 without gaps")
         if len({node.name for node in self.nodes}) < len(self.nodes):
             raise ValueError("two nodes have the same name")
-        msgspec.structs.force_setattr(self, "nodes", tuple(sorted(self.nodes, key=lambda node: node.rank)))
+        msgspec.structs.force_setattr(
+            self, "nodes", tuple(sorted(self.nodes, key=lambda node: node.rank))
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Return the cluster as JSON can hold it; see `from_json`."""
@@ -211,7 +216,9 @@ class Cluster(Fact, frozen=True, kw_only=True):
             if name not in known:
                 raise UsageError(_unknown_node(name, names, list(known)))
             if count > 1:
-                raise UsageError(f"--nodes {names}: {name} is given {count} times; name it once.")
+                raise UsageError(
+                    f"--nodes {names}: {name} is given {count} times; name it once."
+                )
         return self.subset(wanted)
 
     def subset(self, names: Collection[str]) -> Self:
@@ -222,10 +229,16 @@ class Cluster(Fact, frozen=True, kw_only=True):
         known = [node.name for node in self.nodes]
         unknown = sorted(set(names) - set(known))
         if unknown or not names:
-            what = f"no node is called {', '.join(map(shown, unknown))}" if unknown else "no node is named"
+            what = (
+                f"no node is called {', '.join(map(shown, unknown))}"
+                if unknown
+                else "no node is named"
+            )
             raise UsageError(f"{what}. The nodes are: {', '.join(known)}.")
         chosen = [node for node in self.nodes if node.name in names]
-        ranked = tuple(msgspec.structs.replace(node, rank=rank) for rank, node in enumerate(chosen))
+        ranked = tuple(
+            msgspec.structs.replace(node, rank=rank) for rank, node in enumerate(chosen)
+        )
         return msgspec.structs.replace(self, nodes=ranked)
 
 

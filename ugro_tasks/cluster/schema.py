@@ -104,12 +104,18 @@ class LoraSection(Section):
 class TrainingSection(Section):
     """What `inv launch` takes where no flag says otherwise."""
 
-    script: Script = Field(default="train_production.py", validation_alias="default_script")
+    script: Script = Field(
+        default="train_production.py", validation_alias="default_script"
+    )
     """The script in the scripts folder that every rank runs."""
-    model: Word = Field(default="unsloth/tinyllama-bnb-4bit", validation_alias="default_model")
+    model: Word = Field(
+        default="unsloth/tinyllama-bnb-4bit", validation_alias="default_model"
+    )
     dataset: Word = Field(default="wikitext", validation_alias="default_dataset")
     epochs: PositiveInt = Field(default=1, validation_alias="default_epochs")
-    learning_rate: PositiveFloat = Field(default=2e-4, validation_alias="default_learning_rate")
+    learning_rate: PositiveFloat = Field(
+        default=2e-4, validation_alias="default_learning_rate"
+    )
     batch_size_per_gpu: BatchSize = 1
     """Sequences per GPU and micro-step: a number for all nodes, `auto` (in the ratio of the cards' memory), or
     a number for each node: `{gpu-master: 3, gpu1: 2, gpu2: 2}`."""

@@ -14,7 +14,9 @@ UNSHOWN = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
 NODE_NAME_MAX = 63
 RANK_MAX = 9999
 PORT_MAX = 65535
-NUMBER_MAX = 1_000_000_000  # far beyond any of them, and small enough to be computed with
+NUMBER_MAX = (
+    1_000_000_000  # far beyond any of them, and small enough to be computed with
+)
 SECONDS_MAX = 1_000_000  # 11 days; the operating system cannot wait for any time at all
 BATCH_SIZE_DIGITS = 6
 
@@ -55,7 +57,10 @@ def checked_batch_size(value: object) -> int | str | dict[str, int]:
     A number may be written as text.
     """
     if isinstance(value, dict):
-        return {checked_node_name(name): _node_size(name, size) for name, size in value.items()}
+        return {
+            checked_node_name(name): _node_size(name, size)
+            for name, size in value.items()
+        }
     if value == "auto":
         return "auto"
     number = _size(value)
@@ -80,5 +85,7 @@ def _size(value: object) -> int | None:
 def _node_size(name: object, value: object) -> int:
     number = _size(value)
     if number is None:
-        raise ValueError(f"{name}: {shown(value)} is no batch size; write a whole number from 1 on")
+        raise ValueError(
+            f"{name}: {shown(value)} is no batch size; write a whole number from 1 on"
+        )
     return number

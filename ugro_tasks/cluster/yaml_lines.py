@@ -18,7 +18,9 @@ import yaml
 from .values import shown
 
 Loc = tuple[str | int, ...]
-Loader: type[yaml.SafeLoader] | type[yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+Loader: type[yaml.SafeLoader] | type[yaml.CSafeLoader] = getattr(
+    yaml, "CSafeLoader", yaml.SafeLoader
+)
 
 # Far beyond any cluster; small enough that a hostile file costs nothing.
 MAX_VALUES = 10_000
@@ -55,7 +57,9 @@ class Document:
             root = yaml.compose(text, Loader=Loader)
             if not isinstance(root, yaml.MappingNode):
                 found = "nothing" if root is None else _kind_of_node(root)
-                raise _UnreadableError(1, f"the file must hold `key: value` lines, but holds {found}")
+                raise _UnreadableError(
+                    1, f"the file must hold `key: value` lines, but holds {found}"
+                )
             self.data = self._mapping(root, ())
         except _UnreadableError as error:
             self._faults = [error.fault]
@@ -86,7 +90,9 @@ class Document:
         if self._values > MAX_VALUES or len(loc) > MAX_DEPTH:
             raise _too_much(node.start_mark.line + 1)
         if node.tag not in PLAIN_TAGS:
-            self.fault(loc, f"the tag {shown(node.tag)} is not allowed; write the plain value")
+            self.fault(
+                loc, f"the tag {shown(node.tag)} is not allowed; write the plain value"
+            )
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, loc)
         if isinstance(node, yaml.SequenceNode):
@@ -98,14 +104,23 @@ class Document:
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == MERGE:
-                what = "`<<`" if key_node.tag == MERGE else "a key that is not a plain word"
-                self._faults.append(Fault(line, f"{what} is not understood here; write the keys out"))
+                what = (
+                    "`<<`"
+                    if key_node.tag == MERGE
+                    else "a key that is not a plain word"
+                )
+                self._faults.append(
+                    Fault(line, f"{what} is not understood here; write the keys out")
+                )
                 continue
             at = (*loc, key_node.value)
             if at in self._lines:
                 first = self._lines[at]
                 self._faults.append(
-                    Fault(line, f"{written(at)}: is given twice, first on line {first}; keep one")
+                    Fault(
+                        line,
+                        f"{written(at)}: is given twice, first on line {first}; keep one",
+                    )
                 )
                 continue
             self._lines[at] = line
@@ -125,7 +140,9 @@ class Document:
         if node.tag == NULL and node.value != "~":
             return None
         # Not up to any `}`: a megabyte of `${` without one would take hours.
-        return re.sub(r"\$\{([^{}]*)\}", lambda match: self._expanded(match, loc), node.value)
+        return re.sub(
+            r"\$\{([^{}]*)\}", lambda match: self._expanded(match, loc), node.value
+        )
 
     def _expanded(self, match: re.Match[str], loc: Loc) -> str:
         try:
@@ -159,14 +176,18 @@ class _UnreadableError(Exception):
 
 
 def _too_much(line: int) -> _UnreadableError:
-    return _UnreadableError(line, f"too much: at most {MAX_VALUES} values, at most {MAX_DEPTH} levels deep")
+    return _UnreadableError(
+        line, f"too much: at most {MAX_VALUES} values, at most {MAX_DEPTH} levels deep"
+    )
 
 
 def _refuse_unreadable(text: str) -> None:
     """Raise for what the parser must not be given: libyaml's composer dies of deep nesting."""
     if control := yaml.reader.Reader.NON_PRINTABLE.search(text):
         line = text.count("\n", 0, control.start()) + 1
-        raise _UnreadableError(line, f"the character {control[0]!r} cannot stand in a YAML file")
+        raise _UnreadableError(
+            line, f"the character {control[0]!r} cannot stand in a YAML file"
+        )
     depth = 0
     for count, event in enumerate(yaml.parse(text, Loader=Loader)):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -185,9 +206,13 @@ def _syntax_fault(error: yaml.YAMLError, text: str) -> Fault:
     index, column = mark.line, mark.column + 1
     line = [*text.splitlines(), ""][index]
     if "\t" in line[: len(line) - len(line.lstrip())]:
-        return Fault(index + 1, "a tab in the indentation; YAML indents with spaces only")
+        return Fault(
+            index + 1, "a tab in the indentation; YAML indents with spaces only"
+        )
     if problem.startswith("but found another document"):
-        return Fault(index + 1, "a second document begins here; keep one, without '---'")
+        return Fault(
+            index + 1, "a second document begins here; keep one, without '---'"
+        )
     return Fault(
         index + 1,
         f"this is not YAML: {problem} (column {column}); "

@@ -91,7 +91,13 @@ def difference(recipe: Recipe, facts: Facts) -> str | None:
     if torch.code != 0:
         return "its Python does not run any more"
     versions = (
-        ("Python", _minor(stamp.python), _minor(torch.python), stamp.python, torch.python),
+        (
+            "Python",
+            _minor(stamp.python),
+            _minor(torch.python),
+            stamp.python,
+            torch.python,
+        ),
         ("torch", stamp.torch, torch.torch, stamp.torch, torch.torch),
         ("CUDA", stamp.cuda, torch.cuda, stamp.cuda, torch.cuda),
     )
@@ -112,17 +118,26 @@ def uneven(found: Mapping[str, Fingerprint]) -> str | None:
     """In which ways the nodes' environments differ, node by node; None where they are equal."""
     lines = []
     for what in ("digest", "python", "torch", "cuda"):
-        values: dict[str, str | None] = {node: getattr(one, what) for node, one in found.items()}
+        values: dict[str, str | None] = {
+            node: getattr(one, what) for node, one in found.items()
+        }
         if what == "python":
             values = {node: _minor(version) for node, version in values.items()}
         if len(set(values.values())) > 1:
-            name = {"digest": "lock", "python": "Python", "cuda": "CUDA"}.get(what, what)
+            name = {"digest": "lock", "python": "Python", "cuda": "CUDA"}.get(
+                what, what
+            )
             told = {node: (value or "none")[:20] for node, value in values.items()}
-            lines.append(f"{name}: " + ", ".join(f"{node} {value}" for node, value in told.items()))
+            lines.append(
+                f"{name}: "
+                + ", ".join(f"{node} {value}" for node, value in told.items())
+            )
     return "\n".join(lines) or None
 
 
-def odd_versions(versions: Mapping[str, str | None], own: str | None) -> dict[str, tuple[str, str]]:
+def odd_versions(
+    versions: Mapping[str, str | None], own: str | None
+) -> dict[str, tuple[str, str]]:
     """{node: (its pixi, the pixi that it should have)} where it is another than that of this machine, else the newest.
 
     `versions` is {node: its pixi}, `own` the pixi of this machine; None where there is none.
@@ -131,7 +146,9 @@ def odd_versions(versions: Mapping[str, str | None], own: str | None) -> dict[st
     if not known:
         return {}
     wanted = own or max(known.values(), key=_as_numbers)
-    return {node: (version, wanted) for node, version in known.items() if version != wanted}
+    return {
+        node: (version, wanted) for node, version in known.items() if version != wanted
+    }
 
 
 def _as_numbers(version: str) -> list[int]:
@@ -149,11 +166,14 @@ NO_NETWORK = re.compile(
     re.I,
 )
 STALE = re.compile(
-    r"lock[- ]?file.{0,40}not up[- ]to[- ]date|needs to be updated, but `--(?:locked|check)`", re.I | re.S
+    r"lock[- ]?file.{0,40}not up[- ]to[- ]date|needs to be updated, but `--(?:locked|check)`",
+    re.I | re.S,
 )
 NO_ROOM = re.compile(r"no space left on device|disk quota exceeded", re.I)
 OTHER_HASH = re.compile(r"do not match the hashes|hash mismatch", re.I)
-NO_PYTHON = re.compile(r"no interpreter found for python ([\d.]+)|requires a different python", re.I)
+NO_PYTHON = re.compile(
+    r"no interpreter found for python ([\d.]+)|requires a different python", re.I
+)
 
 
 def explained(node: Node, recipe: Recipe, failure: BuildFailed) -> EnvironmentFault:
@@ -167,28 +187,45 @@ def is_stale(tail: str) -> bool:
     return bool(STALE.search(tail))
 
 
-def _by_phase(node: Node, recipe: Recipe, failure: BuildFailed) -> tuple[str, str] | None:
+def _by_phase(
+    node: Node, recipe: Recipe, failure: BuildFailed
+) -> tuple[str, str] | None:
     phase, message = failure.phase, failure.message
     wanted = recipe.python or "3"
     if phase.startswith("no ") and (program := phase.removeprefix("no ")) in INSTALL:
         looked = (
-            "~/.pixi/bin and PATH" if program.startswith("pixi") else "~/.local/bin, ~/.cargo/bin and PATH"
+            "~/.pixi/bin and PATH"
+            if program.startswith("pixi")
+            else "~/.local/bin, ~/.cargo/bin and PATH"
         )
         return f"{program} was not found (looked in {looked})", INSTALL[program]
     if phase == "no python":
         return _no_python(node, wanted)
     if phase == "no ensurepip":
-        package = f"python{wanted}-venv" if wanted[0].isdigit() and "." in wanted else "python3-venv"
-        return f"{message}: it lacks ensurepip and pip", f"sudo apt install {package} on {node.name}"
+        package = (
+            f"python{wanted}-venv"
+            if wanted[0].isdigit() and "." in wanted
+            else "python3-venv"
+        )
+        return (
+            f"{message}: it lacks ensurepip and pip",
+            f"sudo apt install {package} on {node.name}",
+        )
     if phase == "not pinned":
         return (
             f"pip would install another file than constraints.txt pins: {message}",
             f"whoever serves it to {node.name} serves something else; or constraints.txt is to be made anew",
         )
     if phase == "theirs":
-        return message, f"name another folder as environment.path of {node.name} in the cluster file"
+        return (
+            message,
+            f"name another folder as environment.path of {node.name} in the cluster file",
+        )
     if phase == "broken":
-        return f"what was made does not run: {message}", "see whether its Python is still there"
+        return (
+            f"what was made does not run: {message}",
+            "see whether its Python is still there",
+        )
     return None
 
 
@@ -198,7 +235,10 @@ def _by_tail(node: Node, recipe: Recipe, failure: BuildFailed) -> tuple[str, str
     if NO_ROOM.search(f"{tail}\n{failure.message}"):
         free = failure.free_bytes
         room = f" ({free / 2**30:.1f} GiB free)" if free is not None else ""
-        return f"its disk is full{room}", f"free some space on {node.name}, then again: inv sync-envs"
+        return (
+            f"its disk is full{room}",
+            f"free some space on {node.name}, then again: inv sync-envs",
+        )
     if STALE.search(tail):
         return stale(recipe)
     if "__cuda" in tail:
@@ -220,7 +260,10 @@ def _by_tail(node: Node, recipe: Recipe, failure: BuildFailed) -> tuple[str, str
             "is it online? For a node without internet: inv sync-envs --offline",
         )
     said = _telling(tail) or failure.message
-    return f"{manager} failed: {said}", f"all that it said is in {failure.log} on {node.name}"
+    return (
+        f"{manager} failed: {said}",
+        f"all that it said is in {failure.log} on {node.name}",
+    )
 
 
 def stale(recipe: Recipe) -> tuple[str, str]:
@@ -237,11 +280,18 @@ def _no_python(node: Node, wanted: str) -> tuple[str, str]:
             f"there is no Python {wanted} on it",
             f"install it (sudo apt install python{wanted}-venv), or name one as environment.python of {node.name}",
         )
-    return f"{wanted or 'a fitting Python'} is not there", f"correct environment.python of {node.name}"
+    return (
+        f"{wanted or 'a fitting Python'} is not there",
+        f"correct environment.python of {node.name}",
+    )
 
 
 def _telling(tail: str) -> str:
     """The line that says most: the last that speaks of an error, else the last."""
-    lines = [line.strip(DRAWN) for line in tail.splitlines() if line.strip(DRAWN) and line[:2] != "$ "]
+    lines = [
+        line.strip(DRAWN)
+        for line in tail.splitlines()
+        if line.strip(DRAWN) and line[:2] != "$ "
+    ]
     errors = [line for line in lines if re.match(r"(error|fatal)\b", line, re.I)]
     return (errors or lines or [""])[-1][:300]

@@ -48,7 +48,9 @@ def program(name: str) -> str | None:
     return str(beside) if beside.exists() else find_program(name)
 
 
-def fill(cluster: Cluster, node: Node, recipe: Recipe, facts: EnvironmentAnswer) -> Path:
+def fill(
+    cluster: Cluster, node: Node, recipe: Recipe, facts: EnvironmentAnswer
+) -> Path:
     """The store for a node, filled where it is not yet. Raises EnvironmentFault, ToolMissing."""
     machine = facts.machine or ""
     version = (facts.base.version if facts.base else None) or ""
@@ -58,7 +60,9 @@ def fill(cluster: Cluster, node: Node, recipe: Recipe, facts: EnvironmentAnswer)
             f"{recipe.manager} cannot fetch its packages here; --offline works between equal machines"
         )
     if recipe.manager != "pixi" and not version:
-        raise EnvironmentFault(f"{node.name}: there is no Python {recipe.python} on it to make anything from")
+        raise EnvironmentFault(
+            f"{node.name}: there is no Python {recipe.python} on it to make anything from"
+        )
     minor = ".".join(version.split(".")[:2])
     key = f"{recipe.manager}-{recipe.digest[:12]}-{machine}" + (
         "" if recipe.manager == "pixi" else f"-{minor}"
@@ -77,53 +81,78 @@ def fill(cluster: Cluster, node: Node, recipe: Recipe, facts: EnvironmentAnswer)
         fetch(store, files, recipe, minor, machine)
         (store / WHOLE).touch()
     except OSError as error:
-        raise EnvironmentFault(f"{error.filename or store}: {error.strerror}") from error
+        raise EnvironmentFault(
+            f"{error.filename or store}: {error.strerror}"
+        ) from error
     finally:
         shutil.rmtree(files, ignore_errors=True)
     return store
 
 
-def push(store: Path, host: Host, place: Mapping[str, str], progress: Callable[[int], None]) -> None:
+def push(
+    store: Path, host: Host, place: Mapping[str, str], progress: Callable[[int], None]
+) -> None:
     """The store is in the node's work folder; what is there already does not travel again. Raises HostError."""
     ask(host, MakeFolder(project=place["work"]), timeout_seconds=MAKE_FOLDER_SECONDS)
-    Transfer(host).push(f"{store}/", f"{place['work']}/store/", delete=True, progress=progress)
+    Transfer(host).push(
+        f"{store}/", f"{place['work']}/store/", delete=True, progress=progress
+    )
 
 
 def _wheels(store: Path, files: Path, recipe: Recipe, minor: str, machine: str) -> None:
     steps, pip = venv_steps(sys.executable, str(files / "env"))
     if not steps:
-        raise ToolMissing(f"{sys.executable} has neither pip nor ensurepip: sudo apt install python3-venv")
+        raise ToolMissing(
+            f"{sys.executable} has neither pip nor ensurepip: sudo apt install python3-venv"
+        )
     for step in steps:
         _run(step, files, recipe)
     own = f"{sys.version_info.major}.{sys.version_info.minor}"
     foreign: list[str] = []
     if (minor, machine) != (own, platform.machine()):
         foreign = ["--python-version", minor]
-        foreign += [word for glibc in GLIBCS for word in ("--platform", f"manylinux_{glibc}_{machine}")]
+        foreign += [
+            word
+            for glibc in GLIBCS
+            for word in ("--platform", f"manylinux_{glibc}_{machine}")
+        ]
     options = ["--only-binary", ":all:", *foreign]
     what = wanted(str(files))
     if has_hashes(str(files)):
         for step in newer_pip(pip):
             _run(step, files, recipe)
         # pip chooses for another machine only where it would not install into its own environment.
-        chosen = [*options, *(["--target", str(files / "elsewhere")] if foreign else []), *choice(str(files))]
+        chosen = [
+            *options,
+            *(["--target", str(files / "elsewhere")] if foreign else []),
+            *choice(str(files)),
+        ]
         _run([*pip, *PIP_OPTIONS, *chosen], files, recipe)
         try:
             what = pinned(str(files))
         except ValueError as error:
-            raise EnvironmentFault(f"{error}: that is not what constraints.txt pins") from error
+            raise EnvironmentFault(
+                f"{error}: that is not what constraints.txt pins"
+            ) from error
     quiet = ["--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
-    _run([*pip, "download", *quiet, *options, "--dest", str(store), *what], files, recipe)
+    _run(
+        [*pip, "download", *quiet, *options, "--dest", str(store), *what], files, recipe
+    )
 
 
-def _uv_cache(store: Path, files: Path, recipe: Recipe, minor: str, _machine: str) -> None:
+def _uv_cache(
+    store: Path, files: Path, recipe: Recipe, minor: str, _machine: str
+) -> None:
     uv = program("uv")
     if uv is None:
         raise ToolMissing(
             "uv is not on this machine, which is to fetch the packages; python3 -m pip install --user uv"
         )
     # The cache is filled by making the environment once; it is the same on any machine of this kind.
-    variables = {"UV_CACHE_DIR": str(store), "UV_PROJECT_ENVIRONMENT": str(files / "env")}
+    variables = {
+        "UV_CACHE_DIR": str(store),
+        "UV_PROJECT_ENVIRONMENT": str(files / "env"),
+    }
     _run([uv, *uv_sync(recipe.name), "--python", minor], files, recipe, variables)
 
 
@@ -133,12 +162,28 @@ def _pack(store: Path, files: Path, recipe: Recipe, _minor: str, machine: str) -
         raise ToolMissing(
             "pixi-pack is not on this machine, which is to fetch the packages; pixi global install pixi-pack"
         )
-    manifest = next(str(files / name) for name in recipe.files if name.endswith(".toml"))
-    words = ["--environment", recipe.name, "--platform", PACK_PLATFORMS.get(machine, machine)]
-    _run([packer, *words, "--output-file", str(store / "environment.tar"), manifest], files, recipe)
+    manifest = next(
+        str(files / name) for name in recipe.files if name.endswith(".toml")
+    )
+    words = [
+        "--environment",
+        recipe.name,
+        "--platform",
+        PACK_PLATFORMS.get(machine, machine),
+    ]
+    _run(
+        [packer, *words, "--output-file", str(store / "environment.tar"), manifest],
+        files,
+        recipe,
+    )
 
 
-def _run(argv: list[str], folder: Path, recipe: Recipe, variables: Mapping[str, str] | None = None) -> None:
+def _run(
+    argv: list[str],
+    folder: Path,
+    recipe: Recipe,
+    variables: Mapping[str, str] | None = None,
+) -> None:
     kept = {key: value for key, value in os.environ.items() if key not in FOREIGN}
     done = subprocess.run(
         argv,
@@ -151,7 +196,9 @@ def _run(argv: list[str], folder: Path, recipe: Recipe, variables: Mapping[str, 
         check=False,
     )
     if done.returncode != 0:
-        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        said = [
+            line for line in (done.stdout + done.stderr).splitlines() if line.strip()
+        ]
         errors = [line for line in said if line.lower().startswith("error")]
         last = (errors or said or [f"exit code {done.returncode}"])[-1].strip()
         raise EnvironmentFault(

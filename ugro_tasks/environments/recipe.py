@@ -28,7 +28,16 @@ MANIFEST_PARTS = {
     "uv": (("project",), ("dependency-groups",), ("tool", "uv")),
     "pixi": (("project",), ("dependency-groups",), ("tool", "pixi")),
 }
-DESCRIPTIVE = {"description", "readme", "authors", "classifiers", "keywords", "urls", "scripts", "license"}
+DESCRIPTIVE = {
+    "description",
+    "readme",
+    "authors",
+    "classifiers",
+    "keywords",
+    "urls",
+    "scripts",
+    "license",
+}
 
 
 class Recipe(Struct, frozen=True, kw_only=True):
@@ -38,7 +47,9 @@ class Recipe(Struct, frozen=True, kw_only=True):
     name: str
     digest: str  # sha256, hex, of everything that decides what is in it
     files: dict[str, bytes]
-    python: str | None = None  # the interpreter, or its version, to make it from; None: whatever the node has
+    python: str | None = (
+        None  # the interpreter, or its version, to make it from; None: whatever the node has
+    )
 
     @property
     def lock_name(self) -> str:
@@ -60,7 +71,10 @@ def recipe_of(cluster: Cluster, node: Node) -> Recipe | None:
         facts: Any = {name: _pins(text) for name, text in files.items()}
     elif environment.manager == "uv":
         files = _read(root, ["pyproject.toml", "uv.lock"], [".python-version"])
-        facts = {**_texts(files), "pyproject.toml": _manifest(root, files["pyproject.toml"], "uv")}
+        facts = {
+            **_texts(files),
+            "pyproject.toml": _manifest(root, files["pyproject.toml"], "uv"),
+        }
     elif place_of(node)["manager"] == "existing":
         raise EnvironmentFault(
             f"{node.name}: pixi makes {environment.name} in <project>/.pixi/envs/{environment.name}, "
@@ -73,8 +87,16 @@ def recipe_of(cluster: Cluster, node: Node) -> Recipe | None:
     python = _python_of(environment)
     name = "" if environment.manager == "venv" else environment.name
     decisive = [environment.manager, name, python, facts]
-    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
-    return Recipe(manager=environment.manager, name=name, digest=digest, files=files, python=python)
+    digest = hashlib.sha256(
+        json.dumps(decisive, sort_keys=True, default=str).encode()
+    ).hexdigest()
+    return Recipe(
+        manager=environment.manager,
+        name=name,
+        digest=digest,
+        files=files,
+        python=python,
+    )
 
 
 def missing_lock(cluster: Cluster, node: Node) -> Path | None:
@@ -96,7 +118,11 @@ def place_of(node: Node) -> dict[str, str]:
     workspace = folder.removesuffix(f"/.pixi/envs/{environment.name}")
     if environment.manager == "existing" or workspace == folder:
         return {"manager": "existing"}
-    return {**place, "work": f"{workspace}/.pixi/ugro-{environment.name}", "workspace": workspace}
+    return {
+        **place,
+        "work": f"{workspace}/.pixi/ugro-{environment.name}",
+        "workspace": workspace,
+    }
 
 
 def activation_of(node: Node, built: Built | None) -> tuple[str, ...]:
@@ -108,35 +134,56 @@ def activation_of(node: Node, built: Built | None) -> tuple[str, ...]:
         return ()
     if built.activate:  # made from a pack: pixi itself need not be there
         python = node.environment.interpreter(node.project)
-        return ("bash", "-c", '. "$0" >&2 && exec "$1" -c "$2"', built.activate, python, TELL_ENVIRONMENT)
+        return (
+            "bash",
+            "-c",
+            '. "$0" >&2 && exec "$1" -c "$2"',
+            built.activate,
+            python,
+            TELL_ENVIRONMENT,
+        )
     if not built.program or not built.manifest:
         return ()
     # It must neither solve nor install anything now.
-    options = ["--json", "--frozen", "--no-install", "--environment", node.environment.name]
+    options = [
+        "--json",
+        "--frozen",
+        "--no-install",
+        "--environment",
+        node.environment.name,
+    ]
     return (built.program, "shell-hook", *options, "--manifest-path", built.manifest)
 
 
-TELL_ENVIRONMENT = "import json, os; print(json.dumps({'environment_variables': dict(os.environ)}))"
+TELL_ENVIRONMENT = (
+    "import json, os; print(json.dumps({'environment_variables': dict(os.environ)}))"
+)
 
 
 def _python_of(environment: Environment) -> str | None:
     return environment.python or environment.python_version
 
 
-def _read(folder: Path, needed: Iterable[str], others: Iterable[str]) -> dict[str, bytes]:
+def _read(
+    folder: Path, needed: Iterable[str], others: Iterable[str]
+) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     for name in [*needed, *others]:
         try:
             files[name] = (folder / name).read_bytes()
         except FileNotFoundError as error:
             if name in needed:
-                advice = "make it: inv sync-envs" if name in LOCKS.values() else "write it"
+                advice = (
+                    "make it: inv sync-envs" if name in LOCKS.values() else "write it"
+                )
                 raise EnvironmentFault(
                     f"{folder / name} is missing: the environment is to be made from it; {advice}, or name "
                     "another manager as environment.manager in the cluster file"
                 ) from error
         except OSError as error:
-            raise EnvironmentFault(f"{error.filename} cannot be read: {error.strerror}") from error
+            raise EnvironmentFault(
+                f"{error.filename} cannot be read: {error.strerror}"
+            ) from error
     return files
 
 
@@ -154,7 +201,9 @@ def _manifest(root: Path, content: bytes, manager: str) -> dict[str, Any]:
     try:
         document = tomllib.loads(content.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise EnvironmentFault(f"the manifest for {manager} in {root} cannot be read: {error}") from error
+        raise EnvironmentFault(
+            f"the manifest for {manager} in {root} cannot be read: {error}"
+        ) from error
     if "workspace" in document:
         return document  # a pixi.toml: all of it is about the environment
     parts: dict[str, Any] = {}
@@ -170,5 +219,7 @@ def _manifest(root: Path, content: bytes, manager: str) -> dict[str, Any]:
         )
     project = parts["project"]
     if isinstance(project, dict):
-        parts["project"] = {key: value for key, value in project.items() if key not in DESCRIPTIVE}
+        parts["project"] = {
+            key: value for key, value in project.items() if key not in DESCRIPTIVE
+        }
     return parts

@@ -23,7 +23,16 @@ from ..hosts.host import Host
 from ..hosts.requests import ask, ask_with_progress
 from ..node.environment import version_of
 from ..text import printable
-from .judge import Fingerprint, difference, explained, fingerprint_of, is_stale, odd_versions, stale, uneven
+from .judge import (
+    Fingerprint,
+    difference,
+    explained,
+    fingerprint_of,
+    is_stale,
+    odd_versions,
+    stale,
+    uneven,
+)
 from .package_store import fill, program, push
 from .recipe import Recipe, missing_lock, place_of, recipe_of
 
@@ -63,7 +72,9 @@ class Synced(Struct, frozen=True, kw_only=True):
     why: str | None = None
     seconds: float = 0.0
     bytes: int = 0  # its size
-    kept: str | None = None  # where on the node an environment that UGRO had not made was put
+    kept: str | None = (
+        None  # where on the node an environment that UGRO had not made was put
+    )
 
 
 def sync(
@@ -97,7 +108,9 @@ def sync(
         elif state.why:
             todo.append(state)
         else:
-            results[name] = Synced(node=name, before=state.fingerprint, after=state.fingerprint)
+            results[name] = Synced(
+                node=name, before=state.fingerprint, after=state.fingerprint
+            )
     results |= _stale_uv_locks(cluster, todo) | _odd_pixis(states)
     work: dict[str, Callable[[Host], Synced]] = {}
     for state in todo:
@@ -116,7 +129,11 @@ def sync(
 
 def ensure_local(cluster: Cluster) -> None:
     """Every local node that trains from a venv has it; else EnvironmentFault. What is done goes to stderr."""
-    local = [n.name for n in cluster.nodes if n.transport == "local" and n.environment.manager == "venv"]
+    local = [
+        n.name
+        for n in cluster.nodes
+        if n.transport == "local" and n.environment.manager == "venv"
+    ]
     said: set[str] = set()
 
     def tell(_node: str, progress: Progress) -> None:
@@ -132,7 +149,11 @@ def ensure_local(cluster: Cluster) -> None:
 
 
 def survey(
-    fleet: Fleet, cluster: Cluster, nodes: Collection[str] | None = None, *, offline: bool = False
+    fleet: Fleet,
+    cluster: Cluster,
+    nodes: Collection[str] | None = None,
+    *,
+    offline: bool = False,
 ) -> dict[str, State | UgroError]:
     """What each of the nodes has, and whether it is behind."""
 
@@ -146,9 +167,17 @@ def survey(
         )
         facts = ask(host, request, timeout_seconds=LOOK_SECONDS)
         why = difference(recipe, facts) if recipe else None
-        return State(node=node, fingerprint=fingerprint_of(facts), why=why, recipe=recipe, facts=facts)
+        return State(
+            node=node,
+            fingerprint=fingerprint_of(facts),
+            why=why,
+            recipe=recipe,
+            facts=facts,
+        )
 
-    return fleet.each({node.name: partial(look, node) for node in _chosen(cluster, nodes)})
+    return fleet.each(
+        {node.name: partial(look, node) for node in _chosen(cluster, nodes)}
+    )
 
 
 def make_locks(cluster: Cluster, nodes: Collection[str] | None, tell: Tell) -> None:
@@ -168,18 +197,30 @@ def make_locks(cluster: Cluster, nodes: Collection[str] | None, tell: Tell) -> N
         for node in its_nodes:
             tell(node.name, Progress(phase=f"making {lock.name}"))
         done = subprocess.run(
-            [path, "lock"], cwd=cluster.root, stdin=subprocess.DEVNULL, capture_output=True, check=False
+            [path, "lock"],
+            cwd=cluster.root,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
         )
         if done.returncode != 0 or not lock.exists():
             said = (done.stderr or done.stdout).decode("utf-8", "replace").strip()
-            raise EnvironmentFault(f"{lock} is missing and cannot be made; {manager} lock says:\n{said}")
+            raise EnvironmentFault(
+                f"{lock} is missing and cannot be made; {manager} lock says:\n{said}"
+            )
 
 
 def fault_of(results: Mapping[str, Synced | UgroError]) -> UgroError | None:
     """One error for all that is not as it should be: which nodes are behind, and why; None where all are even."""
-    faults = {name: result for name, result in results.items() if isinstance(result, UgroError)}
+    faults = {
+        name: result
+        for name, result in results.items()
+        if isinstance(result, UgroError)
+    }
     if not faults:
-        differing = uneven({name: r.after for name, r in results.items() if isinstance(r, Synced)})
+        differing = uneven(
+            {name: r.after for name, r in results.items() if isinstance(r, Synced)}
+        )
         if not differing:
             return None
         return EnvironmentFault(
@@ -195,7 +236,9 @@ def fault_of(results: Mapping[str, Synced | UgroError]) -> UgroError | None:
         f"behind, or not known: {', '.join(faults)}; what was in use there stays in use"
         + (f". Up to date: {', '.join(even)}" if even else "")
     )
-    return SeveralErrors(faults.values(), "\n".join(texts), otherwise=EnvironmentFault.exit_code)
+    return SeveralErrors(
+        faults.values(), "\n".join(texts), otherwise=EnvironmentFault.exit_code
+    )
 
 
 # ---- one node ----
@@ -212,7 +255,11 @@ def _store(cluster: Cluster, state: State, tell: Tell) -> Path:
 
 
 def _make(
-    cluster: Cluster, state: State, store: Path | None, say: Callable[[Progress], None], host: Host
+    cluster: Cluster,
+    state: State,
+    store: Path | None,
+    say: Callable[[Progress], None],
+    host: Host,
 ) -> Synced:
     """Make the node's environment; raises why it cannot be made."""
     node, recipe = state.node, state.recipe
@@ -263,7 +310,9 @@ def _make(
 
 
 def _in_progress(told: BuildProgress) -> Progress:
-    return Progress(phase=told.phase, seconds=told.seconds, bytes=told.bytes, line=told.line)
+    return Progress(
+        phase=told.phase, seconds=told.seconds, bytes=told.bytes, line=told.line
+    )
 
 
 def _pushing(percent: int) -> Progress:
@@ -284,7 +333,11 @@ def _slots(cluster: Cluster, node: Node) -> list[str]:
 
 def _stale_uv_locks(cluster: Cluster, todo: list[State]) -> dict[str, UgroError]:
     """{node: the error} where uv's lock is stale. On a node, uv may lack what it wants to see of the project."""
-    by_uv = {state.node.name: state.recipe for state in todo if state.recipe and state.recipe.manager == "uv"}
+    by_uv = {
+        state.node.name: state.recipe
+        for state in todo
+        if state.recipe and state.recipe.manager == "uv"
+    }
     uv = program("uv")
     if not by_uv or uv is None:
         return {}
@@ -301,7 +354,10 @@ def _stale_uv_locks(cluster: Cluster, todo: list[State]) -> dict[str, UgroError]
         return {}
     if done.returncode == 0 or not is_stale(done.stderr.decode("utf-8", "replace")):
         return {}
-    return {name: EnvironmentFault("\n    ".join(stale(recipe))) for name, recipe in by_uv.items()}
+    return {
+        name: EnvironmentFault("\n    ".join(stale(recipe)))
+        for name, recipe in by_uv.items()
+    }
 
 
 def _odd_pixis(states: Mapping[str, State | UgroError]) -> dict[str, UgroError]:
@@ -313,7 +369,9 @@ def _odd_pixis(states: Mapping[str, State | UgroError]) -> dict[str, UgroError]:
     }
     if not any(state.why for state in by_pixi.values()):
         return {}
-    versions = {name: state.facts.environment.version for name, state in by_pixi.items()}
+    versions = {
+        name: state.facts.environment.version for name, state in by_pixi.items()
+    }
     odd = odd_versions(versions, version_of(program("pixi")))
     return {
         name: EnvironmentFault(

@@ -12,7 +12,9 @@ from .probe import visited_by
 Facts = Mapping[str, ProbeAnswer]  # by node, of those that were reached
 
 
-def judge_all(cluster: Cluster, facts: Facts, clock_offsets: Mapping[str, float]) -> Iterator[Check]:
+def judge_all(
+    cluster: Cluster, facts: Facts, clock_offsets: Mapping[str, float]
+) -> Iterator[Check]:
     """What must be the same on all nodes, and what one must see of the other; both mappings are by node. Pure."""
     if len(facts) < 2:
         return
@@ -24,7 +26,9 @@ def judge_all(cluster: Cluster, facts: Facts, clock_offsets: Mapping[str, float]
             yield Check(
                 name=f"same {name}",
                 ok=len(known) == 1,
-                value=known.pop() if len(known) == 1 else ", ".join(f"{n} {v}" for n, v in values.items()),
+                value=known.pop()
+                if len(known) == 1
+                else ", ".join(f"{n} {v}" for n, v in values.items()),
                 fix=_FIXES.get(name, "install the same versions everywhere"),
             )
     offsets = list(clock_offsets.values())
@@ -34,7 +38,11 @@ def judge_all(cluster: Cluster, facts: Facts, clock_offsets: Mapping[str, float]
         value=f"{max(offsets) - min(offsets):.1f} s",
         fix="let all machines keep time: sudo timedatectl set-ntp true",
     )
-    mtus = {node.name: mtu for node in cluster.nodes if (mtu := _mtu(node, facts.get(node.name)))}
+    mtus = {
+        node.name: mtu
+        for node in cluster.nodes
+        if (mtu := _mtu(node, facts.get(node.name)))
+    }
     if len(set(mtus.values())) > 1:
         yield Check(
             name="same MTU",
@@ -87,7 +95,11 @@ def _machines(cluster: Cluster, facts: Facts) -> Iterator[Check]:
     for node in cluster.nodes:
         found = facts.get(node.name)
         identity = found.home.identity if found and found.home else None
-        first = known.setdefault((identity, node.slot), node.name) if identity else node.name
+        first = (
+            known.setdefault((identity, node.slot), node.name)
+            if identity
+            else node.name
+        )
         if first != node.name:
             yield Check(
                 name="machines",
@@ -97,7 +109,9 @@ def _machines(cluster: Cluster, facts: Facts) -> Iterator[Check]:
             )
 
 
-def _peers(cluster: Cluster, facts: Facts, clock_offsets: Mapping[str, float]) -> Iterator[Check]:
+def _peers(
+    cluster: Cluster, facts: Facts, clock_offsets: Mapping[str, float]
+) -> Iterator[Check]:
     """Whether the nodes reach each other on ports such as gloo and NCCL choose, with packets of full size."""
     pairs = [
         (a, b)
@@ -105,20 +119,30 @@ def _peers(cluster: Cluster, facts: Facts, clock_offsets: Mapping[str, float]) -
         for b in visited_by(cluster, a)
         if a.name in facts
         and b.name in facts
-        and _met(b, facts[a.name], facts[b.name], clock_offsets[a.name] - clock_offsets[b.name])
+        and _met(
+            b,
+            facts[a.name],
+            facts[b.name],
+            clock_offsets[a.name] - clock_offsets[b.name],
+        )
     ]
-    faults = [_obstacle(a, b, facts[a.name].peers, facts[b.name].peers) for a, b in pairs]
+    faults = [
+        _obstacle(a, b, facts[a.name].peers, facts[b.name].peers) for a, b in pairs
+    ]
     if pairs:
         found = [fault for fault in faults if fault]
         yield Check(
             name="peers",
             ok=not found,
-            value="; ".join(dict.fromkeys(what for what, _ in found)) or "the nodes reach each other",
+            value="; ".join(dict.fromkeys(what for what, _ in found))
+            or "the nodes reach each other",
             fix="; ".join(dict.fromkeys(fix for _, fix in found)),
         )
 
 
-def _met(b: Node, facts: ProbeAnswer, others_facts: ProbeAnswer, offset_seconds: float) -> bool:
+def _met(
+    b: Node, facts: ProbeAnswer, others_facts: ProbeAnswer, offset_seconds: float
+) -> bool:
     """Whether `b` listened while the other tried, and on the port that it tried."""
     mine, others = facts.peers, others_facts.peers
     if mine is None or others is None or not others.listens:
@@ -130,7 +154,9 @@ def _met(b: Node, facts: ProbeAnswer, others_facts: ProbeAnswer, offset_seconds:
     return reached.ok or apart < mine.seconds / 2
 
 
-def _obstacle(a: Node, b: Node, mine: Peers | None, others: Peers | None) -> tuple[str, str] | None:
+def _obstacle(
+    a: Node, b: Node, mine: Peers | None, others: Peers | None
+) -> tuple[str, str] | None:
     """(what, fix) of what is in the way from `a` to `b`; None where nothing is, or where one was not asked."""
     if mine is None or others is None:
         return None

@@ -17,7 +17,10 @@ DISK_MIN_BYTES = 2 << 30
 DISK_MIN_FILES = 1000
 HOME_MIN_BYTES = 8 << 20  # leases, and what is remembered
 OPEN_FILES_MIN = 1024
-WARNINGS_ONLY = {0, 14}  # of nvidia-smi; 14: the infoROM is corrupted, which no training needs
+WARNINGS_ONLY = {
+    0,
+    14,
+}  # of nvidia-smi; 14: the infoROM is corrupted, which no training needs
 SHM_MIN_BYTES = 64 << 20
 CLOCK_MAX_SECONDS = 2.0
 VRAM_TOLERANCE = 0.15  # a "12 GB" card shows 11.6 to 12.0 GiB
@@ -34,7 +37,9 @@ class Check(Struct, frozen=True, kw_only=True):
     note: bool = False
 
 
-def judge(cluster: Cluster, node: Node, facts: ProbeAnswer, clock_offset_seconds: float) -> Iterator[Check]:
+def judge(
+    cluster: Cluster, node: Node, facts: ProbeAnswer, clock_offset_seconds: float
+) -> Iterator[Check]:
     """The checks of one node that was reached. Pure: facts (and the project's files) in, checks out."""
     yield _environment(cluster, node, facts)
     if node.gpu_model is not None:
@@ -59,23 +64,36 @@ def _environment(cluster: Cluster, node: Node, facts: ProbeAnswer) -> Check:
     if torch.code is None:
         return Check(name="environment", ok=False, value=_last(torch), fix=make)
     if torch.code != 0:
-        return Check(name="environment", ok=False, value=f"{interpreter} fails: {_last(torch)}", fix=make)
+        return Check(
+            name="environment",
+            ok=False,
+            value=f"{interpreter} fails: {_last(torch)}",
+            fix=make,
+        )
     if not torch.torch:
-        return Check(name="environment", ok=False, value=f"{interpreter} has no torch", fix=make)
+        return Check(
+            name="environment", ok=False, value=f"{interpreter} has no torch", fix=make
+        )
     words = f"Python {torch.python}, torch {torch.torch}"
     if why:
-        return Check(name="environment", ok=False, value=f"{words}; behind: {why}", fix=make)
+        return Check(
+            name="environment", ok=False, value=f"{words}; behind: {why}", fix=make
+        )
     promised = {
         "Python": (node.environment.python_version, torch.python),
         "torch": (node.environment.torch_version, torch.torch),
         "CUDA": (node.environment.cuda_version, torch.cuda or "none"),
     }
     wrong = [
-        f"{what} {wanted}" for what, (wanted, found) in promised.items() if not _is_version(found, wanted)
+        f"{what} {wanted}"
+        for what, (wanted, found) in promised.items()
+        if not _is_version(found, wanted)
     ]
     if wrong:
         value = f"{words}; the cluster file says {', '.join(wrong)}"
-        return Check(name="environment", ok=False, value=value, fix=_how_to_change(node))
+        return Check(
+            name="environment", ok=False, value=value, fix=_how_to_change(node)
+        )
     return Check(name="environment", ok=True, value=words)
 
 
@@ -105,7 +123,9 @@ def _gpu(node: Node, facts: ProbeAnswer) -> Iterator[Check]:
     answer, found = facts.gpus, facts.cards
     if answer.code not in WARNINGS_ONLY or not found:
         said = answer.stderr.strip() or answer.stdout.strip() or "no GPU"
-        value = said.splitlines()[0]  # "No devices were found" comes last, whatever the reason
+        value = said.splitlines()[
+            0
+        ]  # "No devices were found" comes last, whatever the reason
         yield Check(
             name="gpu",
             ok=False,
@@ -119,7 +139,11 @@ def _gpu(node: Node, facts: ProbeAnswer) -> Iterator[Check]:
     total_gib = (card.total_mib or 0.0) / 1024
     same = (node.gpu_model or "").lower() in card.name.lower()
     # A card out of order tells no number for its memory; that is a check of its own.
-    large = node.vram_gb is None or total_gib >= node.vram_gb * (1 - VRAM_TOLERANCE) or bool(faults)
+    large = (
+        node.vram_gb is None
+        or total_gib >= node.vram_gb * (1 - VRAM_TOLERANCE)
+        or bool(faults)
+    )
     yield Check(
         name="gpu",
         ok=same and large,
@@ -135,9 +159,7 @@ def _gpu(node: Node, facts: ProbeAnswer) -> Iterator[Check]:
 def _gpu_errors(node: Node, card: Gpu, faults: list[str], *, warned: bool) -> Check:
     """Memory errors that ECC could not correct, and what nvidia-smi says of a card that hangs after an Xid."""
     if card.error_count:
-        words = (
-            f"{card.uncorrected_errors} memory errors that ECC could not correct, since the driver was loaded"
-        )
+        words = f"{card.uncorrected_errors} memory errors that ECC could not correct, since the driver was loaded"
         faults = [*faults, words]
     harmless = "its infoROM is corrupted (no harm to training)" if warned else "none"
     return Check(
@@ -155,9 +177,13 @@ def _vram(node: Node, facts: ProbeAnswer, card: Gpu) -> Check:
     foreign = [
         process
         for process in facts.gpu_processes
-        if process.pid not in facts.our_pids and process.used_mib >= FOREIGN_VRAM_MIN_MIB
+        if process.pid not in facts.our_pids
+        and process.used_mib >= FOREIGN_VRAM_MIN_MIB
     ]
-    held = [f"{process.name} (pid {process.pid}) holds {process.used_mib} MiB" for process in foreign]
+    held = [
+        f"{process.name} (pid {process.pid}) holds {process.used_mib} MiB"
+        for process in foreign
+    ]
     return Check(
         name="vram",
         ok=not foreign,
@@ -188,7 +214,11 @@ def _cuda(node: Node, facts: ProbeAnswer, *, available: bool) -> Check:
 def _network(cluster: Cluster, node: Node, facts: ProbeAnswer) -> Iterator[Check]:
     yield _address(node, facts)
     own = facts.resolves_to
-    harmless = "" if own == node.address else " (no harm: launches go by address and interface)"
+    harmless = (
+        ""
+        if own == node.address
+        else " (no harm: launches go by address and interface)"
+    )
     yield Check(
         name="own name",
         ok=True,
@@ -206,7 +236,9 @@ def _port(cluster: Cluster, node: Node, facts: ProbeAnswer) -> Check:
     instead = f", {facts.free_port} serves instead" if facts.free_port != port else ""
     return Check(
         name="port",
-        ok=facts.port == "free" or facts.free_port is not None or facts.lease is not None,
+        ok=facts.port == "free"
+        or facts.free_port is not None
+        or facts.lease is not None,
         note=facts.port == "taken",
         value=f"{port} is {facts.port}{instead}",
         fix=f"see who listens on {node.name} (ss -ltnp) or set cluster.communication.master_port",
@@ -228,7 +260,9 @@ def _master_port(cluster: Cluster, node: Node, reach: Reach) -> Check:
 def _address(node: Node, facts: ProbeAnswer) -> Check:
     interface = facts.interface_of(node.address)
     if interface is None:
-        others = [a for i in facts.interfaces.values() for a in i.addresses if ":" not in a]
+        others = [
+            a for i in facts.interfaces.values() for a in i.addresses if ":" not in a
+        ]
         return Check(
             name="address",
             ok=False,
@@ -304,7 +338,9 @@ def _disk(node: Node, disk: Space) -> Check:
             fix=f"remove files on {node.name}: see df -i",
         )
     roomy = disk.free_bytes >= DISK_MIN_BYTES
-    return Check(name="disk", ok=roomy, value=value, fix=f"free some space on {node.name}")
+    return Check(
+        name="disk", ok=roomy, value=value, fix=f"free some space on {node.name}"
+    )
 
 
 def _home(node: Node, home: Space | None) -> Check:
@@ -336,7 +372,9 @@ def _login(node: Node, facts: ProbeAnswer) -> Iterator[Check]:
     yield Check(
         name="leftovers",
         ok=not orphans,
-        value=", ".join(f"pid {p.pid} of job {p.job} goes on without a supervisor" for p in orphans)
+        value=", ".join(
+            f"pid {p.pid} of job {p.job} goes on without a supervisor" for p in orphans
+        )
         or "none",
         fix=f"end them: inv reset --nodes {node.name}",
     )

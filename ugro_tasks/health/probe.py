@@ -57,7 +57,9 @@ def probe(
             if any(node.transport == "ssh" for node in cluster.nodes)
             else None
         )
-        answers = fleet.map(lambda host: _probe(host, cluster, nonce, salt, asking, model, keep_port))
+        answers = fleet.map(
+            lambda host: _probe(host, cluster, nonce, salt, asking, model, keep_port)
+        )
     return Answers(
         probed_at=probed_at,
         seconds=time.monotonic() - begun,
@@ -107,7 +109,9 @@ def _probe(
     # The node's clock at the middle of its own work against ours at the middle of the whole.
     offset = (facts.started + facts.ended) / 2 - (sent + received) / 2
     uncertain = (received - sent - (facts.ended - facts.started)) / 2
-    return Answer(facts, host.round_trip_seconds, 0.0 if abs(offset) <= uncertain else offset)
+    return Answer(
+        facts, host.round_trip_seconds, 0.0 if abs(offset) <= uncertain else offset
+    )
 
 
 def _meetings(cluster: Cluster, node: Node, salt: int) -> Meetings:
@@ -118,7 +122,9 @@ def _meetings(cluster: Cluster, node: Node, salt: int) -> Meetings:
             peer.name: Visit(address=peer.address, salt=salt + peer.rank)
             for peer in visited_by(cluster, node)
         },
-        visited_by=[other.name for other in cluster.nodes if node in visited_by(cluster, other)],
+        visited_by=[
+            other.name for other in cluster.nodes if node in visited_by(cluster, other)
+        ],
     )
 
 

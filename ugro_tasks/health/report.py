@@ -32,7 +32,9 @@ class NodeHealth(Struct, frozen=True, kw_only=True):
     clock_offset_seconds: float | None = None
     held_by: str | None = None
     gpus: tuple[Gpu, ...] = ()
-    facts: ProbeAnswer | None = None  # what it told of itself; None where it was not reached
+    facts: ProbeAnswer | None = (
+        None  # what it told of itself; None where it was not reached
+    )
 
     @property
     def fit(self) -> bool:
@@ -52,18 +54,33 @@ class ClusterHealth(Struct, frozen=True, kw_only=True):
     @property
     def fit(self) -> bool:
         """Whether every check on every node and across them passed."""
-        return all(node.fit for node in self.nodes) and all(check.ok for check in self.across)
+        return all(node.fit for node in self.nodes) and all(
+            check.ok for check in self.across
+        )
 
     @property
     def faults(self) -> list[tuple[str, Check]]:
         """(node or "cluster", check) of everything that failed."""
-        own = [(node.node, check) for node in self.nodes for check in node.checks if not check.ok]
+        own = [
+            (node.node, check)
+            for node in self.nodes
+            for check in node.checks
+            if not check.ok
+        ]
         return own + [("cluster", check) for check in self.across if not check.ok]
 
     def busy(self) -> dict[str, str]:
         """{node: who holds it, and what to do where nobody supervises that any more}."""
-        remedies = {node: f"\n    {check.fix}" for node, check in self.faults if check.name == "leftovers"}
-        return {node.node: node.held_by + remedies.get(node.node, "") for node in self.nodes if node.held_by}
+        remedies = {
+            node: f"\n    {check.fix}"
+            for node, check in self.faults
+            if check.name == "leftovers"
+        }
+        return {
+            node.node: node.held_by + remedies.get(node.node, "")
+            for node in self.nodes
+            if node.held_by
+        }
 
     def refusal(self, *, force: bool, late: Collection[str] = ()) -> UgroError | None:
         """Why a launch on these nodes is refused: NodesBusy, NotFit; None where it is not.
@@ -71,15 +88,20 @@ class ClusterHealth(Struct, frozen=True, kw_only=True):
         `force`: nodes that are not fit are taken. `late`: of these the environment is made anew first.
         """
         if busy := self.busy():
-            return NodesBusy("\n".join(f"{node}: {holder}" for node, holder in busy.items()))
+            return NodesBusy(
+                "\n".join(f"{node}: {holder}" for node, holder in busy.items())
+            )
         faults = [
             (node, check)
             for node, check in self.faults
-            if not (node in late and check.name == "environment") and not (late and check.name in _SAME)
+            if not (node in late and check.name == "environment")
+            and not (late and check.name in _SAME)
         ]
         if not faults or (force and all(node.reachable for node in self.nodes)):
             return None
-        return NotFit("\n".join(f"{node}: {c.name}: {c.value}\n    {c.fix}" for node, c in faults))
+        return NotFit(
+            "\n".join(f"{node}: {c.name}: {c.value}\n    {c.fix}" for node, c in faults)
+        )
 
     def facts(self) -> dict[str, ProbeAnswer]:
         """What each reachable node told of itself."""
@@ -95,12 +117,16 @@ def examine(
     keep_port: bool = False,
 ) -> ClusterHealth:
     """Probe all nodes and judge what they say; see `probe`."""
-    return judge_cluster(cluster, probe(fleet, cluster, asking, model, keep_port=keep_port))
+    return judge_cluster(
+        cluster, probe(fleet, cluster, asking, model, keep_port=keep_port)
+    )
 
 
 def judge_cluster(cluster: Cluster, answers: Answers) -> ClusterHealth:
     """What the answers of the cluster's nodes mean."""
-    nodes = tuple(_judge_answer(cluster, node, answers.of[node.name]) for node in cluster.nodes)
+    nodes = tuple(
+        _judge_answer(cluster, node, answers.of[node.name]) for node in cluster.nodes
+    )
     return ClusterHealth(
         cluster=cluster.name,
         probed_at=answers.probed_at,
@@ -115,8 +141,14 @@ def _controller(answers: Answers) -> list[Check]:
     return [rsync_check(None, answers.rsync_fault)] if answers.rsync_fault else []
 
 
-def _judge_answer(cluster: Cluster, node: Node, answer: Answer | HostError) -> NodeHealth:
-    common: dict[str, Any] = {"node": node.name, "rank": node.rank, "address": node.address}
+def _judge_answer(
+    cluster: Cluster, node: Node, answer: Answer | HostError
+) -> NodeHealth:
+    common: dict[str, Any] = {
+        "node": node.name,
+        "rank": node.rank,
+        "address": node.address,
+    }
     if isinstance(answer, HostError):
         check = Check(name="reachable", ok=False, value=answer.what, fix=answer.fix)
         return NodeHealth(**common, reachable=False, checks=(check,))
@@ -135,7 +167,11 @@ def _judge_answer(cluster: Cluster, node: Node, answer: Answer | HostError) -> N
 
 def _by_node(answers: Answers) -> tuple[dict[str, ProbeAnswer], dict[str, float]]:
     """Give (facts, clock offsets) of the nodes that were reached."""
-    reached = {name: answer for name, answer in answers.of.items() if isinstance(answer, Answer)}
+    reached = {
+        name: answer
+        for name, answer in answers.of.items()
+        if isinstance(answer, Answer)
+    }
     return (
         {name: answer.facts for name, answer in reached.items()},
         {name: answer.clock_offset_seconds for name, answer in reached.items()},

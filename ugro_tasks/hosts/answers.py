@@ -31,7 +31,9 @@ Number = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 Seconds = Annotated[float, Meta(ge=-1e10, le=1e10)]
 # These three become parts of paths and of command lines of this machine, where it fetches packages for a node.
 Version = Annotated[str, Meta(pattern=r"\A[0-9A-Za-z][0-9A-Za-z.+_-]{0,99}\Z")]
-PythonVersion = Annotated[str, Meta(pattern=r"\A[0-9]{1,3}\.[0-9]{1,3}([.+][0-9A-Za-z.+]{0,40})?\Z")]
+PythonVersion = Annotated[
+    str, Meta(pattern=r"\A[0-9]{1,3}\.[0-9]{1,3}([.+][0-9A-Za-z.+]{0,40})?\Z")
+]
 Machine = Annotated[str, Meta(pattern=r"\A[0-9A-Za-z_]{1,32}\Z")]
 
 
@@ -154,7 +156,9 @@ class Built(Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         told = any((self.program, self.version, self.manifest, self.activate))
-        if (self.there is UNSET) != (self.stamp is UNSET) or (self.there is UNSET and told):
+        if (self.there is UNSET) != (self.stamp is UNSET) or (
+            self.there is UNSET and told
+        ):
             raise ValueError("an environment, but not whether it is there")
 
     @property
@@ -236,7 +240,12 @@ class ProbeAnswer(Struct, frozen=True, kw_only=True):
         if self.lease is not None:
             return self.lease
         for process in self.jobs:
-            return Held(job=process.job, token=process.token, pid=process.pid, command=process.command)
+            return Held(
+                job=process.job,
+                token=process.token,
+                pid=process.pid,
+                command=process.command,
+            )
         return None
 
     def interface_of(self, address: str) -> str | None:

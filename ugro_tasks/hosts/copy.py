@@ -23,7 +23,9 @@ from .stray_links import remove_stray_links
 
 # Without a byte from the other side: a disk that is written to at full speed stalls for long.
 SILENCE_SECONDS = 120.0
-LAST_WORDS_SECONDS = 10.0  # for what a node failed of to come, where it has stopped to listen
+LAST_WORDS_SECONDS = (
+    10.0  # for what a node failed of to come, where it has stopped to listen
+)
 ROUNDS_MOST = 2  # a file that came damaged is asked for once more
 # What a frame with words of a node cannot be read as.
 UNREADABLE = (ValueError, RecursionError, TypeError, KeyError, AttributeError)
@@ -95,9 +97,15 @@ class Copy:
                 receiver.close()
                 remove_stray_links(target)
         if receiver.errors:
-            raise NodeFault(self.host.node.name, _errors(receiver.errors), "what arrived stays; try again")
+            raise NodeFault(
+                self.host.node.name,
+                _errors(receiver.errors),
+                "what arrived stays; try again",
+            )
 
-    def bytes_to_come(self, source: str, target: str, *, exclude: Sequence[str] = ()) -> int:
+    def bytes_to_come(
+        self, source: str, target: str, *, exclude: Sequence[str] = ()
+    ) -> int:
         """Say how much a pull would bring. Raises HostError."""
         with _Talk(self.host, "send_files", _chosen(source, exclude)) as talk:
             receiver = Receiver(target, exclude=exclude, alive=sign_of_life(talk.put))
@@ -146,7 +154,9 @@ def _push(talk: _Talk, ours: Source, tell: Callable[[int, int], None]) -> None:
     for frame in talk.frames():
         if frame.kind == protocol.WANTED:
             with talk.readable():
-                wants += [_checked_want(want, sizes) for want in json.loads(frame.payload)]
+                wants += [
+                    _checked_want(want, sizes) for want in json.loads(frame.payload)
+                ]
                 if len(wants) > len(sizes):
                     raise Unfit("it wants files without end")
         elif frame.kind == protocol.ENOUGH:
@@ -154,7 +164,9 @@ def _push(talk: _Talk, ours: Source, tell: Callable[[int, int], None]) -> None:
             with talk.readable():
                 if rounds > ROUNDS_MOST:
                     raise Unfit("it asks for the same files again and again")
-            total = gone + sum(max(0, sizes[path] - offset) for path, offset, _, _ in wants)
+            total = gone + sum(
+                max(0, sizes[path] - offset) for path, offset, _, _ in wants
+            )
             for want in wants:
                 ours.send(want, put, sign_of_life(talk.put))
             wants = []
@@ -163,7 +175,11 @@ def _push(talk: _Talk, ours: Source, tell: Callable[[int, int], None]) -> None:
             with talk.readable():
                 errors = [str(error) for error in json.loads(frame.payload)["errors"]]
             if errors:
-                raise NodeFault(talk.host.node.name, _errors(errors), "what arrived stays; try again")
+                raise NodeFault(
+                    talk.host.node.name,
+                    _errors(errors),
+                    "what arrived stays; try again",
+                )
             return tell(gone, gone)
     raise talk.broken_off()
 
@@ -180,7 +196,12 @@ def _checked_want(want: object, sizes: dict[str, int]) -> Want:
     if not isinstance(want, list) or len(want) != 4:
         raise Unfit(f"no want: {want!r:.200}")
     path, offset, known, may_follow = want
-    if not isinstance(path, str) or path not in sizes or not isinstance(offset, int) or offset < 0:
+    if (
+        not isinstance(path, str)
+        or path not in sizes
+        or not isinstance(offset, int)
+        or offset < 0
+    ):
         raise Unfit(f"no want: {want!r:.200}")
     return [path, min(offset, sizes[path] + 1), known, bool(may_follow)]
 
@@ -251,7 +272,9 @@ class _Talk:
     def broken_off(self) -> NodeFault:
         """Make the error for a talk that ended before its end."""
         return NodeFault(
-            self.host.node.name, f"{self.operation}: it broke off", "what arrived stays; try again"
+            self.host.node.name,
+            f"{self.operation}: it broke off",
+            "what arrived stays; try again",
         )
 
 
@@ -262,9 +285,13 @@ class _Readable:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+    def __exit__(
+        self, _kind: object, error: BaseException | None, _trace: object
+    ) -> None:
         if isinstance(error, UNREADABLE):
-            raise NodeFault(self.host.node.name, f"its files cannot be taken: {shortened(error)}") from error
+            raise NodeFault(
+                self.host.node.name, f"its files cannot be taken: {shortened(error)}"
+            ) from error
 
 
 def _chosen(

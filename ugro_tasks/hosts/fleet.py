@@ -34,7 +34,9 @@ class Fleet(ThreadingGroup):  # type: ignore[misc]
     @classmethod
     def of(cls, cluster: Cluster) -> Fleet:
         """Make the hosts of the cluster's nodes."""
-        hosts = [connect(node, cluster.timeouts.connect_seconds) for node in cluster.nodes]
+        hosts = [
+            connect(node, cluster.timeouts.connect_seconds) for node in cluster.nodes
+        ]
         fleet: Fleet = cls.from_connections(hosts)
         return fleet
 

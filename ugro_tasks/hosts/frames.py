@@ -55,7 +55,9 @@ def framed(
     return stream, _frames(host, stream, silence_seconds, "transfer")
 
 
-def _frames(host: Host, stream: Stream, silence_seconds: float, what: str) -> Generator[Frame, None, None]:
+def _frames(
+    host: Host, stream: Stream, silence_seconds: float, what: str
+) -> Generator[Frame, None, None]:
     buffer = _after_mark(host, stream, silence_seconds)
     while True:
         while len(buffer) >= FRAME.size:
@@ -80,7 +82,11 @@ def _unpacked(host: Host, payload: bytes) -> bytes:
         unpacker = zlib.decompressobj()
         unpacked = unpacker.decompress(payload, 2 * CHUNK_BYTES)
     except zlib.error as error:
-        raise NodeFault(host.node.name, "it sent a frame that cannot be unpacked") from error
+        raise NodeFault(
+            host.node.name, "it sent a frame that cannot be unpacked"
+        ) from error
     if not unpacker.eof:
-        raise NodeFault(host.node.name, "it sent a frame that is too large, or not whole")
+        raise NodeFault(
+            host.node.name, "it sent a frame that is too large, or not whole"
+        )
     return unpacked

@@ -40,7 +40,9 @@ class Host(Protocol):
     def round_trip_seconds(self) -> float:
         """Give the time that the last session took to open: one round trip and sshd's own work."""
 
-    def run(self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0) -> bytes:
+    def run(
+        self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0
+    ) -> bytes:
         """Run a command and give its stdout; raises HostError, NodeFault where the exit code is not 0."""
 
     def stream(self, argv: Sequence[str], stdin: bytes | None = b"") -> Stream:
@@ -56,13 +58,19 @@ class Host(Protocol):
         """Drop the connection; the next command opens it again."""
 
 
-def stdout_of(node: Node, argv: Sequence[str], code: int, out: bytes, err: bytes) -> bytes:
+def stdout_of(
+    node: Node, argv: Sequence[str], code: int, out: bytes, err: bytes
+) -> bytes:
     """Give the output of a command that has ended; raises NodeFault with its last words where it failed."""
     if code == 0:
         return out
     if code == 127:
         what = f"{argv[0]} was not found (a non-interactive login reads no profile)"
-        raise NodeFault(node.name, what, f"give its path as `python` of {node.name} in the cluster file")
+        raise NodeFault(
+            node.name,
+            what,
+            f"give its path as `python` of {node.name} in the cluster file",
+        )
     lines = err.decode("utf-8", "replace").strip().splitlines()
     last = lines[-1] if lines else f"exit code {code}"
     raise NodeFault(node.name, last[:LAST_WORDS_CHARACTERS])
@@ -70,7 +78,9 @@ def stdout_of(node: Node, argv: Sequence[str], code: int, out: bytes, err: bytes
 
 def answer_too_long(node: Node, argv: Sequence[str]) -> NodeFault:
     """Make the error for more output than any answer has."""
-    return NodeFault(node.name, f"{argv[0]} sent more than {ANSWER_LIMIT_BYTES >> 20} MiB")
+    return NodeFault(
+        node.name, f"{argv[0]} sent more than {ANSWER_LIMIT_BYTES >> 20} MiB"
+    )
 
 
 def retry_pause(attempt: int) -> float:

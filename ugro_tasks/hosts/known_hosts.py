@@ -62,7 +62,12 @@ class UnknownKey(paramiko.SSHException):
 class Refuse(paramiko.MissingHostKeyPolicy):
     """The policy for a key that known_hosts does not hold: none is accepted."""
 
-    def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:  # noqa: ARG002
+    def missing_host_key(
+        self,
+        client: paramiko.SSHClient,  # noqa: ARG002
+        hostname: str,
+        key: paramiko.PKey,
+    ) -> None:
         """Raise UnknownKey."""
         raise UnknownKey(hostname, key)
 

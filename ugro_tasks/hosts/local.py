@@ -10,7 +10,14 @@ from collections.abc import Sequence
 
 from ..cluster.model import Node
 from ..errors import HostUnreachable, NodeFault
-from .host import ANSWER_LIMIT_BYTES, READ_BYTES, WRITE_SECONDS, Stream, answer_too_long, stdout_of
+from .host import (
+    ANSWER_LIMIT_BYTES,
+    READ_BYTES,
+    WRITE_SECONDS,
+    Stream,
+    answer_too_long,
+    stdout_of,
+)
 
 
 class LocalHost:
@@ -20,14 +27,22 @@ class LocalHost:
         self.node = node
         self.round_trip_seconds = 0.0
 
-    def run(self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0) -> bytes:
+    def run(
+        self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0
+    ) -> bytes:
         """See Host."""
         try:
             done = subprocess.run(
-                argv, input=stdin, capture_output=True, timeout=timeout_seconds, check=False
+                argv,
+                input=stdin,
+                capture_output=True,
+                timeout=timeout_seconds,
+                check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise NodeFault(self.node.name, f"{argv[0]} did not end within {timeout_seconds:g} s") from error
+            raise NodeFault(
+                self.node.name, f"{argv[0]} did not end within {timeout_seconds:g} s"
+            ) from error
         except OSError as error:
             raise NodeFault(self.node.name, f"{argv[0]}: {error.strerror}") from error
         if len(done.stdout) > ANSWER_LIMIT_BYTES:
@@ -52,7 +67,11 @@ class _LocalStream:
         self.node = node
         try:
             process = subprocess.Popen(
-                argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
             )
         except OSError as error:
             raise NodeFault(node.name, f"{argv[0]}: {error.strerror}") from error

@@ -29,7 +29,9 @@ class Gpu(Struct, frozen=True, kw_only=True):
     utilization: str = field(name="utilization.gpu")
     temperature: str = field(name="temperature.gpu")
     power_draw: str = field(name="power.draw")
-    uncorrected_errors: str | UnsetType = field(default=UNSET, name="ecc.errors.uncorrected.volatile.total")
+    uncorrected_errors: str | UnsetType = field(
+        default=UNSET, name="ecc.errors.uncorrected.volatile.total"
+    )
 
     @property
     def total_mib(self) -> float | None:
@@ -69,7 +71,9 @@ class GpuProcess(Struct, frozen=True, kw_only=True):
 
 def parse_gpus(output: str) -> tuple[Gpu, ...]:
     """Read the cards in the answer to `nvidia-smi --query-gpu`; lines that are none are passed over."""
-    by_length = {len(names): names for names in (GPU_FIELDS.split(","), HEALTH_FIELDS.split(","))}
+    by_length = {
+        len(names): names for names in (GPU_FIELDS.split(","), HEALTH_FIELDS.split(","))
+    }
     cards = []
     for line in output.splitlines():
         row = [value.strip() for value in line.split(",")]
@@ -82,7 +86,9 @@ def parse_apps(output: str) -> tuple[GpuProcess, ...]:
     """Read the processes in the answer to `nvidia-smi --query-compute-apps`."""
     processes = []
     for line in output.splitlines():
-        pid, used, name = ([value.strip() for value in line.split(",", 2)] + ["", ""])[:3]
+        pid, used, name = ([value.strip() for value in line.split(",", 2)] + ["", ""])[
+            :3
+        ]
         if DIGITS.fullmatch(pid):
             used_mib = int(used) if DIGITS.fullmatch(used) else 0
             processes.append(GpuProcess(pid=int(pid), used_mib=used_mib, name=name))

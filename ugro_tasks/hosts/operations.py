@@ -32,7 +32,9 @@ class Request(Struct, Generic[A], frozen=True, kw_only=True, tag_field="op"):
     """What a node is asked for; it answers with an `A`."""
 
     answer: ClassVar[type[Any]]  # A itself
-    may_be_busy: ClassVar[bool] = False  # whether "another job has the node" is an answer to it
+    may_be_busy: ClassVar[bool] = (
+        False  # whether "another job has the node" is an answer to it
+    )
 
     @property
     def operation(self) -> str:
@@ -80,7 +82,9 @@ class Probe(Request[ProbeAnswer], frozen=True, kw_only=True, tag="probe"):
     environment: Mapping[str, str]  # see `environments/recipe.py`, place_of
 
 
-class Environment(Request[EnvironmentAnswer], frozen=True, kw_only=True, tag="environment"):
+class Environment(
+    Request[EnvironmentAnswer], frozen=True, kw_only=True, tag="environment"
+):
     """The environment that a node has; with `offline` also what packages for it would have to fit."""
 
     answer = EnvironmentAnswer
@@ -103,7 +107,9 @@ class Build(Request[BuildAnswer], frozen=True, kw_only=True, tag="build_environm
     offline: bool
     files: Mapping[str, int]  # {name: bytes}
     digest: str
-    bad: float | None  # when an environment was made that is not to be kept, though made from the same files
+    bad: (
+        float | None
+    )  # when an environment was made that is not to be kept, though made from the same files
     slots: list[str]
     token: str
     controller: str

@@ -37,7 +37,9 @@ BOOTSTRAP = (
 TOO_OLD = ", and UGRO needs "
 SIGN_OF_LIFE_SECONDS = 1.0
 PREFACE_SHOWN_BYTES = 200
-PREFACE_LIMIT_BYTES = 1 << 16  # what a talkative login shell may print before the answer
+PREFACE_LIMIT_BYTES = (
+    1 << 16
+)  # what a talkative login shell may print before the answer
 
 
 @cache
@@ -55,12 +57,19 @@ class Asking(Protocol):
     """A way to ask a node: `ask`, or a conversation that goes on."""
 
     def __call__(
-        self, host: Host, request: Request[A], *, blob: bytes = b"", timeout_seconds: float = 30.0
+        self,
+        host: Host,
+        request: Request[A],
+        *,
+        blob: bytes = b"",
+        timeout_seconds: float = 30.0,
     ) -> A:
         """See `ask`."""
 
 
-def ask(host: Host, request: Request[A], *, blob: bytes = b"", timeout_seconds: float = 30.0) -> A:
+def ask(
+    host: Host, request: Request[A], *, blob: bytes = b"", timeout_seconds: float = 30.0
+) -> A:
     """Ask a node for one thing, and give its answer; raises HostError, NodesBusy or NodeFault.
 
     `blob` are bytes that follow the request.
@@ -73,7 +82,9 @@ def ask(host: Host, request: Request[A], *, blob: bytes = b"", timeout_seconds: 
             raise
         name, python = host.node.name, host.node.python
         fix = f"name a newer one as `python` of {name} in the cluster file"
-        raise NodeFault(name, f"{python} is {error.what} or newer there", fix) from error
+        raise NodeFault(
+            name, f"{python} is {error.what} or newer there", fix
+        ) from error
     return _answer(host, request, said)
 
 
@@ -87,7 +98,9 @@ class Conversation:
         self.host = host
         self._stream: Stream | None = None
 
-    def ask(self, request: Request[A], *, blob: bytes = b"", timeout_seconds: float = 30.0) -> A:
+    def ask(
+        self, request: Request[A], *, blob: bytes = b"", timeout_seconds: float = 30.0
+    ) -> A:
         """Ask as `ask` does. After an error the next request begins anew."""
         deadline = time.monotonic() + timeout_seconds
         try:
@@ -133,8 +146,12 @@ def _answer(host: Host, request: Request[A], said: bytes) -> A:
     told = _told(host, request, said)
     if "error" in told:
         raise _refused(host, request, told)
-    if isinstance(request, Probe):  # what the login shell printed, if it did, is a fact about the node, too
-        told["preface"] = said.rpartition(MARK)[0][-PREFACE_SHOWN_BYTES:].decode("utf-8", "replace")
+    if isinstance(
+        request, Probe
+    ):  # what the login shell printed, if it did, is a fact about the node, too
+        told["preface"] = said.rpartition(MARK)[0][-PREFACE_SHOWN_BYTES:].decode(
+            "utf-8", "replace"
+        )
     answer: A = _parsed(host, request, request.answer, told)
     return answer
 
@@ -147,7 +164,8 @@ def _told(host: Host, request: Request[Any], said: bytes) -> dict[str, Any]:
         return answers.decoded(said.rpartition(MARK)[2])
     except UNREADABLE as error:
         raise NodeFault(
-            host.node.name, f"{request.operation}: its answer cannot be read: {said[-200:]!r}"
+            host.node.name,
+            f"{request.operation}: its answer cannot be read: {said[-200:]!r}",
         ) from error
 
 
@@ -157,20 +175,29 @@ def _parsed(host: Host, request: Request[Any], kind: type[A], told: object) -> A
     except UNREADABLE as error:
         words = answers.shortened(error)
         raise NodeFault(
-            host.node.name, f"{request.operation}: its answer is none of a node of UGRO's: {words}"
+            host.node.name,
+            f"{request.operation}: its answer is none of a node of UGRO's: {words}",
         ) from error
 
 
-def _refused(host: Host, request: Request[Any], told: dict[str, Any]) -> NodesBusy | NodeFault:
+def _refused(
+    host: Host, request: Request[Any], told: dict[str, Any]
+) -> NodesBusy | NodeFault:
     """Say why the node did not do what it was asked for."""
     if told["error"] == "busy" and request.may_be_busy:
         holder = answers.holder_of(told)
         return NodesBusy(f"{host.node.name}: {answers.describe_holder(holder)}")
-    return NodeFault(host.node.name, f"{request.operation}: {answers.shortened(told.get('message'))}")
+    return NodeFault(
+        host.node.name, f"{request.operation}: {answers.shortened(told.get('message'))}"
+    )
 
 
 def ask_with_progress(
-    host: Host, request: Build, tell: Callable[[BuildProgress], None], *, blob: bytes = b""
+    host: Host,
+    request: Build,
+    tell: Callable[[BuildProgress], None],
+    *,
+    blob: bytes = b"",
 ) -> BuildAnswer | BuildFailed:
     """Ask for a build, which takes long; `tell` gets the progress before the answer.
 
@@ -181,7 +208,10 @@ def ask_with_progress(
     stream = host.stream(argv, None)
     try:
         stream.write(program + _asked(request, blob))
-        said, alive = _after_mark(host, stream, request.silence_seconds), time.monotonic()
+        said, alive = (
+            _after_mark(host, stream, request.silence_seconds),
+            time.monotonic(),
+        )
         while True:
             while b"\n" in said:
                 line, _, said = said.partition(b"\n")
@@ -191,7 +221,9 @@ def ask_with_progress(
                 tell(answer)
             received = stream.read(request.silence_seconds)
             if not received:
-                raise HostUnreachable(host.node.name, f"{request.operation}: it broke off")
+                raise HostUnreachable(
+                    host.node.name, f"{request.operation}: it broke off"
+                )
             said += received
             if len(said) > ANSWER_LIMIT_BYTES:
                 raise answer_too_long(host.node, argv)
@@ -205,7 +237,9 @@ def ask_with_progress(
         stream.close()
 
 
-def _of_build(host: Host, request: Build, said: bytes) -> BuildAnswer | BuildFailed | BuildProgress:
+def _of_build(
+    host: Host, request: Build, said: bytes
+) -> BuildAnswer | BuildFailed | BuildProgress:
     told = _told(host, request, said)
     if "progress" in told:
         return _parsed(host, request, BuildProgress, told["progress"])
@@ -248,7 +282,14 @@ class Talks:
     def __getitem__(self, host: Host) -> Conversation:
         return self._talks.setdefault(host.node.name, Conversation(host))
 
-    def ask(self, host: Host, request: Request[A], *, blob: bytes = b"", timeout_seconds: float = 30.0) -> A:
+    def ask(
+        self,
+        host: Host,
+        request: Request[A],
+        *,
+        blob: bytes = b"",
+        timeout_seconds: float = 30.0,
+    ) -> A:
         """Ask as `ask` does."""
         return self[host].ask(request, blob=blob, timeout_seconds=timeout_seconds)
 
@@ -263,7 +304,13 @@ def _after_mark(host: Host, stream: Stream, silence_seconds: float) -> bytearray
     buffer, deadline = bytearray(), time.monotonic() + silence_seconds
     while MARK not in buffer:
         received = stream.read(silence_seconds)
-        if not received or len(buffer) > PREFACE_LIMIT_BYTES or time.monotonic() > deadline:
-            raise NodeFault(host.node.name, f"it does not follow: {bytes(buffer[-200:])!r}")
+        if (
+            not received
+            or len(buffer) > PREFACE_LIMIT_BYTES
+            or time.monotonic() > deadline
+        ):
+            raise NodeFault(
+                host.node.name, f"it does not follow: {bytes(buffer[-200:])!r}"
+            )
         buffer += received
     return buffer[buffer.index(MARK) + len(MARK) :]

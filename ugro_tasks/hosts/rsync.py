@@ -25,7 +25,14 @@ CHECKSUM_SECONDS = 600  # the same where both sides read whole files first
 # rsync's exit code where a file went away before its turn came, as it does in the folder of a job that runs.
 VANISHED = 24
 # What a pull takes: files, folders, and links that stay inside; nothing of whose they are there, and no set-user-id.
-REGULAR = ("--safe-links", "--no-devices", "--no-specials", "--no-owner", "--no-group", "--chmod=ug-s,o-t")
+REGULAR = (
+    "--safe-links",
+    "--no-devices",
+    "--no-specials",
+    "--no-owner",
+    "--no-group",
+    "--chmod=ug-s,o-t",
+)
 LOOK_SECONDS = 1.0  # how often to see that it does not overdo it
 COMPLAINTS_BYTES = 16 << 20
 OLDEST_VERSION = (3, 1)  # the first with --info
@@ -34,7 +41,9 @@ VERSION_SECONDS = 10.0
 # Exit codes: ssh did not get there, or the connection broke; and neither side could work with the other.
 CONNECTION_LOST = {10, 12, 30, 35, 255}
 NOT_STARTED = {1, 2, 4, 5, 14, 126, 127}
-NO_ROOM = re.compile(r'"([^"]*)"[^"]*: (?:No space left on device|Disk quota exceeded) \((\d{1,3})\)')
+NO_ROOM = re.compile(
+    r'"([^"]*)"[^"]*: (?:No space left on device|Disk quota exceeded) \((\d{1,3})\)'
+)
 TO_COME = re.compile(rb"Total transferred file size: ([\d,.]+) bytes")
 
 
@@ -126,12 +135,18 @@ class Rsync:
             options += ["--checksum", f"--timeout={CHECKSUM_SECONDS}"]
         try:
             self._run(
-                [*options, "--", _at(remote, source), target], progress, files, pulling=True, into=target
+                [*options, "--", _at(remote, source), target],
+                progress,
+                files,
+                pulling=True,
+                into=target,
             )
         finally:
             remove_stray_links(target)
 
-    def bytes_to_come(self, source: str, target: str, *, exclude: Sequence[str] = ()) -> int | None:
+    def bytes_to_come(
+        self, source: str, target: str, *, exclude: Sequence[str] = ()
+    ) -> int | None:
         """Say how much a pull would bring, None where rsync does not say; raises HostError."""
         options, remote = self._remote()
         options += ["--dry-run", "--stats", *REGULAR, *_excluded(exclude)]
@@ -157,7 +172,13 @@ class Rsync:
 
         `into` is the folder here that a pull fills; where that takes the last room, it is ended, with an OSError.
         """
-        argv = ["rsync", "--archive", f"--partial-dir={PARTIAL_FOLDER}", "--protect-args", "--info=progress2"]
+        argv = [
+            "rsync",
+            "--archive",
+            f"--partial-dir={PARTIAL_FOLDER}",
+            "--protect-args",
+            "--info=progress2",
+        ]
         argv += [f"--timeout={SILENCE_SECONDS}"]
         if files is not None:
             argv += ["--from0", "--files-from=-"]
@@ -210,11 +231,17 @@ class Rsync:
         if code == 0 or (pulling and code == VANISHED):
             return
         lines = complaint.strip().splitlines()
-        words = lines[0][:LAST_WORDS_CHARACTERS] if lines else f"rsync ended with {code}"
+        words = (
+            lines[0][:LAST_WORDS_CHARACTERS] if lines else f"rsync ended with {code}"
+        )
         if code in NOT_STARTED:
             raise RsyncUnusable(words)
         kind = HostUnreachable if code in CONNECTION_LOST else NodeFault
-        raise kind(self.host.node.name, f"{words} (rsync exit code {code})", "what arrived stays; try again")
+        raise kind(
+            self.host.node.name,
+            f"{words} (rsync exit code {code})",
+            "what arrived stays; try again",
+        )
 
 
 def _pieces(process: subprocess.Popen[bytes], stdout: int) -> Iterator[bytes]:

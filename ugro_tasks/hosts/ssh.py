@@ -17,13 +17,21 @@ from fabric import Config, Connection
 
 from ..cluster.model import Node
 from ..errors import HostUnreachable, NodeFault
-from .host import ANSWER_LIMIT_BYTES, READ_BYTES, WRITE_SECONDS, answer_too_long, stdout_of
+from .host import (
+    ANSWER_LIMIT_BYTES,
+    READ_BYTES,
+    WRITE_SECONDS,
+    answer_too_long,
+    stdout_of,
+)
 from .ssh_config import alias_of, openssh_options, ssh_config_faults, user_ssh_config
 from .ssh_errors import explained
 from .transport import BROKEN_OFF, after_login, hops_to, log_in, make_strict
 
 START_SECONDS = 30.0  # for a node to begin with a command whose output is a stream
-LAST_WAIT_SECONDS = 0.1  # for the end of a command, where its time is over as its output ends
+LAST_WAIT_SECONDS = (
+    0.1  # for the end of a command, where its time is over as its output ends
+)
 
 
 class SshHost:
@@ -44,7 +52,9 @@ class SshHost:
                 self._alias or node.address,
                 user=node.user,
                 port=node.ssh_port,
-                gateway=Connection(node.jump, config=config.clone()) if node.jump else None,
+                gateway=Connection(node.jump, config=config.clone())
+                if node.jump
+                else None,
                 config=config,
             )
         for hop in hops_to(self.connection):
@@ -60,7 +70,9 @@ class SshHost:
                     log_in(hop)
                 except BROKEN_OFF as error:
                     is_jump_host = hop is not self.connection
-                    raise explained(self.node.name, hop, error, is_jump_host=is_jump_host) from error
+                    raise explained(
+                        self.node.name, hop, error, is_jump_host=is_jump_host
+                    ) from error
 
     def close(self) -> None:
         """See Host."""
@@ -68,7 +80,9 @@ class SshHost:
         for hop in reversed(hops_to(self.connection)):
             hop.close()
 
-    def run(self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0) -> bytes:
+    def run(
+        self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0
+    ) -> bytes:
         """See Host."""
         deadline = time.monotonic() + timeout_seconds
         with contextlib.closing(self._execute(argv, stdin, timeout_seconds)) as channel:
@@ -82,7 +96,9 @@ class SshHost:
                 self.close()  # it may be the command that hangs, or the network that is gone
                 what = f"{argv[0]} did not end within {timeout_seconds:g} s"
                 raise HostUnreachable(
-                    self.node.name, what, "is the machine overloaded, or the network gone?"
+                    self.node.name,
+                    what,
+                    "is the machine overloaded, or the network gone?",
                 ) from error
             except (paramiko.SSHException, OSError, EOFError) as error:
                 self.close()
@@ -102,10 +118,14 @@ class SshHost:
         """See Host."""
         shell = shlex.join(["ssh", *openssh_options(self.node)])
         user = f"{self.node.user}@" if self.node.user else ""
-        address = f"[{self.node.address}]" if ":" in self.node.address else self.node.address
+        address = (
+            f"[{self.node.address}]" if ":" in self.node.address else self.node.address
+        )
         return ["-e", shell], f"{user}{self._alias or address}:"
 
-    def _output(self, channel: paramiko.Channel, argv: Sequence[str], deadline: float) -> bytes:
+    def _output(
+        self, channel: paramiko.Channel, argv: Sequence[str], deadline: float
+    ) -> bytes:
         """Read all that a command says; raises TimeoutError, and NodeFault where it says too much."""
         output = bytearray()
         while received := _receive(channel, deadline):
@@ -116,7 +136,9 @@ class SshHost:
                 raise answer_too_long(self.node, argv)
         return bytes(output)
 
-    def _execute(self, argv: Sequence[str], stdin: bytes | None, timeout_seconds: float) -> paramiko.Channel:
+    def _execute(
+        self, argv: Sequence[str], stdin: bytes | None, timeout_seconds: float
+    ) -> paramiko.Channel:
         """Start a command and feed it in the background; gives its channel. Raises HostError."""
         channel = self._open_channel(timeout_seconds)
         try:
@@ -135,7 +157,9 @@ class SshHost:
         self.open()
         begun = time.monotonic()
         try:
-            channel: paramiko.Channel = self.connection.transport.open_session(timeout=timeout_seconds)
+            channel: paramiko.Channel = self.connection.transport.open_session(
+                timeout=timeout_seconds
+            )
         except BROKEN_OFF as error:
             self.close()
             if was_connected:

@@ -69,7 +69,14 @@ def alias_of(config: paramiko.SSHConfig, node: Node) -> str | None:
 
 def openssh_options(node: Node) -> list[str]:
     """Give the options with which OpenSSH (under rsync) reaches a node just as `SshHost` does."""
-    options = ["-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o", "ConnectTimeout=10"]
+    options = [
+        "-o",
+        "BatchMode=yes",
+        "-o",
+        "StrictHostKeyChecking=yes",
+        "-o",
+        "ConnectTimeout=10",
+    ]
     options += ["-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"]
     if Path.home() != Path(pwd.getpwuid(os.getuid()).pw_dir):
         options += _options_of_this_home()

@@ -9,16 +9,31 @@ import socket
 import paramiko
 from fabric import Connection
 
-from ..errors import HostError, HostKeyChanged, HostKeyUnknown, HostUnreachable, LoginRefused
+from ..errors import (
+    HostError,
+    HostKeyChanged,
+    HostKeyUnknown,
+    HostUnreachable,
+    LoginRefused,
+)
 from .host import LAST_WORDS_CHARACTERS
 from .known_hosts import UnknownKey, fingerprint
 
 _BY_ERRNO = {
-    errno.ECONNREFUSED: ("the connection was refused", "is sshd running there, and on this port?"),
+    errno.ECONNREFUSED: (
+        "the connection was refused",
+        "is sshd running there, and on this port?",
+    ),
     errno.EHOSTUNREACH: ("no route to it", "is the machine on, and in this network?"),
     errno.ENETUNREACH: ("no route to its network", "is this machine online?"),
-    errno.ETIMEDOUT: ("no answer", "is the machine on, and does its firewall let SSH through?"),
-    errno.ECONNRESET: ("the connection was reset", "see the log of sshd there: journalctl -u ssh"),
+    errno.ETIMEDOUT: (
+        "no answer",
+        "is the machine on, and does its firewall let SSH through?",
+    ),
+    errno.ECONNRESET: (
+        "the connection was reset",
+        "see the log of sshd there: journalctl -u ssh",
+    ),
 }
 _BY_PARAMIKO = {
     "Error reading SSH protocol banner": "it answers, but not as an SSH server does",
@@ -28,7 +43,9 @@ _BY_PARAMIKO = {
 }
 
 
-def explained(name: str, hop: Connection, error: Exception, *, is_jump_host: bool = False) -> HostError:
+def explained(
+    name: str, hop: Connection, error: Exception, *, is_jump_host: bool = False
+) -> HostError:
     """Put an exception of paramiko or the socket layer into words; `hop` is the connection that met it."""
     where = f"{hop.user}@{hop.host} port {hop.port}"
     if is_jump_host:
@@ -40,7 +57,9 @@ def explained(name: str, hop: Connection, error: Exception, *, is_jump_host: boo
     )
 
 
-def _about_host_key(name: str, hop: Connection, where: str, error: Exception) -> HostError | None:
+def _about_host_key(
+    name: str, hop: Connection, where: str, error: Exception
+) -> HostError | None:
     if isinstance(error, paramiko.BadHostKeyException):
         return HostKeyChanged(
             name,
@@ -58,24 +77,44 @@ def _about_host_key(name: str, hop: Connection, where: str, error: Exception) ->
     return None
 
 
-def _about_login(name: str, hop: Connection, where: str, error: Exception) -> HostError | None:
+def _about_login(
+    name: str, hop: Connection, where: str, error: Exception
+) -> HostError | None:
     if isinstance(error, paramiko.PasswordRequiredException):
-        return LoginRefused(name, f"the key for {where} has a passphrase", "load it once: ssh-add")
-    if isinstance(error, paramiko.AuthenticationException) or "authentication methods" in str(error):
-        return LoginRefused(name, f"{where} accepts none of your keys", f"put one there: {_copy_id(hop)}")
+        return LoginRefused(
+            name, f"the key for {where} has a passphrase", "load it once: ssh-add"
+        )
+    if isinstance(
+        error, paramiko.AuthenticationException
+    ) or "authentication methods" in str(error):
+        return LoginRefused(
+            name,
+            f"{where} accepts none of your keys",
+            f"put one there: {_copy_id(hop)}",
+        )
     return None
 
 
-def _about_network(name: str, hop: Connection, where: str, error: Exception) -> HostError:
+def _about_network(
+    name: str, hop: Connection, where: str, error: Exception
+) -> HostError:
     if isinstance(error, socket.gaierror):
         return HostUnreachable(
-            name, f"the name {hop.host} cannot be resolved", "check the cluster file and DNS"
+            name,
+            f"the name {hop.host} cannot be resolved",
+            "check the cluster file and DNS",
         )
     if isinstance(error, paramiko.ChannelException) and hop.gateway:
         return HostUnreachable(
-            name, f"the jump host cannot reach {where}", "is the machine on, and sshd running?"
+            name,
+            f"the jump host cannot reach {where}",
+            "is the machine on, and sshd running?",
         )
-    number = errno.ETIMEDOUT if isinstance(error, TimeoutError) else getattr(error, "errno", None)
+    number = (
+        errno.ETIMEDOUT
+        if isinstance(error, TimeoutError)
+        else getattr(error, "errno", None)
+    )
     if number in _BY_ERRNO:
         what, fix = _BY_ERRNO[number]
         return HostUnreachable(name, f"{where}: {what}", fix)

@@ -50,7 +50,9 @@ def make_strict(connection: Connection, connect_seconds: float) -> None:
         "auth_timeout": 2 * connect_seconds,
         "channel_timeout": 2 * connect_seconds,
         "transport_factory": _transport,
-        "key_filename": [name for name in key_files if Path(name).expanduser().is_file()],
+        "key_filename": [
+            name for name in key_files if Path(name).expanduser().is_file()
+        ],
     }
     connection.client.set_missing_host_key_policy(Refuse())
 

@@ -43,7 +43,9 @@ def trust_host_keys(
     """
     fleet = Fleet.of(cluster)
     for _ in range(HOPS_AT_MOST):
-        found = fleet.map(lambda host: new_key_of(host.node, cluster.timeouts.connect_seconds))
+        found = fleet.map(
+            lambda host: new_key_of(host.node, cluster.timeouts.connect_seconds)
+        )
         keys = {}  # by the name in known_hosts: nodes may share a jump host
         for node, key in found.items():
             if isinstance(key, NewKey):
@@ -51,7 +53,9 @@ def trust_host_keys(
         for node, key in keys.values():
             say(f"{node}: {key.name} shows {key.fingerprint}")
             if agree and not agree(f"trust this key of {node}?"):
-                raise HostKeyUnknown(node, "its key was not accepted; nothing was recorded for it")
+                raise HostKeyUnknown(
+                    node, "its key was not accepted; nothing was recorded for it"
+                )
             key.trust()
         if not keys:
             return

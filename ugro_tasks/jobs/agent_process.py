@@ -19,13 +19,24 @@ def ensure_agent(experiments: Experiments) -> int | None:
     if experiments.agent_pid() is not None:
         return None
     try:
-        descriptor = os.open(experiments.agent_stderr, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        descriptor = os.open(
+            experiments.agent_stderr, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600
+        )
     except OSError as error:
-        raise RecordError(f"{error.filename}: {error.strerror}; no agent can be started") from error
+        raise RecordError(
+            f"{error.filename}: {error.strerror}; no agent can be started"
+        ) from error
     with open(descriptor, "ab") as stderr:
         agent = subprocess.Popen(
-            [sys.executable, "-m", "ugro_tasks.agent", str(experiments.folder.absolute())],
-            cwd=Path(__file__).parents[2],  # where `-m` finds the package, installed or not
+            [
+                sys.executable,
+                "-m",
+                "ugro_tasks.agent",
+                str(experiments.folder.absolute()),
+            ],
+            cwd=Path(__file__).parents[
+                2
+            ],  # where `-m` finds the package, installed or not
             stdin=subprocess.DEVNULL,
             stdout=stderr,
             stderr=stderr,

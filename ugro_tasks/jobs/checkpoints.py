@@ -62,7 +62,11 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
     @property
     def size_bytes(self) -> int:
         """Of all files; what is the same on several ranks counts once."""
-        parts = {(path, part) for m in self.manifests.values() for path, part in m.files.items()}
+        parts = {
+            (path, part)
+            for m in self.manifests.values()
+            for path, part in m.files.items()
+        }
         return sum(part.bytes for _, part in parts)
 
 
@@ -73,13 +77,21 @@ def read_manifest(content: bytes) -> Manifest:
     except UNREADABLE as error:
         raise ValueError(f"it cannot be read: {error}") from error
     ranks = {manifest.rank, *manifest.ranks}
-    if not NAME.fullmatch(manifest.checkpoint) or min(ranks) < 0 or max(ranks) >= RANKS_MOST:
-        raise ValueError(f"its checkpoint {manifest.checkpoint!r} or its rank {manifest.rank} cannot be")
+    if (
+        not NAME.fullmatch(manifest.checkpoint)
+        or min(ranks) < 0
+        or max(ranks) >= RANKS_MOST
+    ):
+        raise ValueError(
+            f"its checkpoint {manifest.checkpoint!r} or its rank {manifest.rank} cannot be"
+        )
     for path in manifest.files:
         parts = path.split("/")
         inside = parts[0] == manifest.checkpoint and not {"", ".", ".."} & set(parts)
         if not inside or path.endswith(MANIFEST_SUFFIX) or "\0" in path:
-            raise ValueError(f"it names {path!r}, which is no part of {manifest.checkpoint}")
+            raise ValueError(
+                f"it names {path!r}, which is no part of {manifest.checkpoint}"
+            )
     return manifest
 
 
@@ -91,13 +103,22 @@ def at_home(experiment: Experiment) -> list[Checkpoint]:
 
     Epochs tell that, where all have one: fewer ranks make more steps of an epoch.
     """
-    found = [_at_home(experiment, manifest) for manifest in stored_manifests(experiment, 0).values()]
+    found = [
+        _at_home(experiment, manifest)
+        for manifest in stored_manifests(experiment, 0).values()
+    ]
     epochs = [checkpoint.epoch for checkpoint in found]
     by_step = sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.name))
-    return by_step if None in epochs else sorted(by_step, key=lambda checkpoint: checkpoint.epoch or 0.0)
+    return (
+        by_step
+        if None in epochs
+        else sorted(by_step, key=lambda checkpoint: checkpoint.epoch or 0.0)
+    )
 
 
-def newest_whole(experiment: Experiment, passed_over: Callable[[str], None]) -> Checkpoint | None:
+def newest_whole(
+    experiment: Experiment, passed_over: Callable[[str], None]
+) -> Checkpoint | None:
     """The last checkpoint that is whole on all its ranks, every hash checked; None where there is none.
 
     `passed_over` is told about each later one that is not.
@@ -115,12 +136,20 @@ def newest_whole(experiment: Experiment, passed_over: Callable[[str], None]) -> 
 
 def metrics_until(experiment: Experiment, step: int) -> bytes:
     """The lines of metrics.jsonl up to a step, for the job that goes on from there."""
-    lines = experiment.metrics.read_bytes().splitlines(keepends=True) if experiment.metrics.exists() else []
+    lines = (
+        experiment.metrics.read_bytes().splitlines(keepends=True)
+        if experiment.metrics.exists()
+        else []
+    )
     kept = []
     for line in lines:
         with contextlib.suppress(ValueError, RecursionError):
             logged = json.loads(line)
-            if isinstance(logged, dict) and isinstance(at := logged.get("step"), int) and at <= step:
+            if (
+                isinstance(logged, dict)
+                and isinstance(at := logged.get("step"), int)
+                and at <= step
+            ):
                 kept.append(line)
     return b"".join(kept)
 
@@ -140,7 +169,9 @@ def resume_from(experiment: Experiment) -> Resume:
             f"{experiment.job_id} has no checkpoint to go on from: {words}. "
             f"Fetch what its nodes still have: inv gather {experiment.job_id}"
         )
-    return Resume(job_id=experiment.job_id, checkpoint=checkpoint.name, step=checkpoint.step)
+    return Resume(
+        job_id=experiment.job_id, checkpoint=checkpoint.name, step=checkpoint.step
+    )
 
 
 def stored_manifests(experiment: Experiment, rank: int) -> dict[str, Manifest]:
@@ -156,14 +187,27 @@ def stored_manifests(experiment: Experiment, rank: int) -> dict[str, Manifest]:
 def _at_home(experiment: Experiment, first: Manifest) -> Checkpoint:
     manifests, missing = {0: first}, None
     for rank in first.ranks:
-        manifest = first if rank == 0 else stored_manifests(experiment, rank).get(first.checkpoint)
-        if manifest is None or (manifest.step, manifest.ranks) != (first.step, first.ranks):
+        manifest = (
+            first
+            if rank == 0
+            else stored_manifests(experiment, rank).get(first.checkpoint)
+        )
+        if manifest is None or (manifest.step, manifest.ranks) != (
+            first.step,
+            first.ranks,
+        ):
             missing = missing or f"the part of rank {rank} has not come"
             continue
         manifests[rank] = manifest
-        missing = missing or damage(experiment, rank, own_part(manifest, first), read=False)
+        missing = missing or damage(
+            experiment, rank, own_part(manifest, first), read=False
+        )
     return Checkpoint(
-        name=first.checkpoint, step=first.step, epoch=first.epoch, manifests=manifests, missing=missing
+        name=first.checkpoint,
+        step=first.step,
+        epoch=first.epoch,
+        manifests=manifests,
+        missing=missing,
     )
 
 
@@ -171,10 +215,16 @@ def own_part(manifest: Manifest, first: Manifest) -> dict[str, Part]:
     """The files of a rank's part that are not the same in rank 0's."""
     if manifest.rank == 0:
         return manifest.files
-    return {path: part for path, part in manifest.files.items() if first.files.get(path) != part}
+    return {
+        path: part
+        for path, part in manifest.files.items()
+        if first.files.get(path) != part
+    }
 
 
-def damage(experiment: Experiment, rank: int, files: Mapping[str, Part], *, read: bool) -> str | None:
+def damage(
+    experiment: Experiment, rank: int, files: Mapping[str, Part], *, read: bool
+) -> str | None:
     """What is wrong with these files of a rank at home, by their sizes, and with `read` by their hashes; else None."""
     for path, part in files.items():
         file = experiment.checkpoint_folder(rank) / path
@@ -183,7 +233,10 @@ def damage(experiment: Experiment, rank: int, files: Mapping[str, Part], *, read
                 return f"{file} has another size than its manifest says"
             if read:
                 with file.open("rb") as content:
-                    if hashlib.file_digest(content, "sha256").hexdigest() != part.sha256:
+                    if (
+                        hashlib.file_digest(content, "sha256").hexdigest()
+                        != part.sha256
+                    ):
                         return f"{file} is not what its manifest says"
         except OSError as error:
             return f"{file}: {error.strerror}"

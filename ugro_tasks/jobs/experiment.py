@@ -30,7 +30,9 @@ from .state import Event, JobState
 
 T = TypeVar("T")
 STAMP = re.compile(r"_\d{8}_\d{6}")
-HALF_WRITTEN = re.compile(r"\.(?:config|state)\.json\.(\d+)\.\d+")  # see `files.replace_file`
+HALF_WRITTEN = re.compile(
+    r"\.(?:config|state)\.json\.(\d+)\.\d+"
+)  # see `files.replace_file`
 LOG_NAME = re.compile(r"training_rank(\d+)\.log")
 
 
@@ -92,7 +94,9 @@ class Experiment:
         try:
             return Cluster.from_json(self.record().cluster)
         except ValueError as error:
-            raise RecordError(f"{self._config}: its cluster is none that this UGRO knows: {error}") from error
+            raise RecordError(
+                f"{self._config}: its cluster is none that this UGRO knows: {error}"
+            ) from error
 
     def save_record(self, record: JobRecord) -> None:
         """Replace config.json."""
@@ -134,7 +138,9 @@ class Experiment:
             if give_up:
                 self._stop.write_text(GIVE_UP)
         except OSError as error:
-            raise RecordError(f"{self._stop}: {error.strerror}; the job was not asked to stop") from error
+            raise RecordError(
+                f"{self._stop}: {error.strerror}; the job was not asked to stop"
+            ) from error
 
     @property
     def stop_asked(self) -> bool:
@@ -165,7 +171,16 @@ class Experiment:
 
     def ranks_gathered(self) -> list[int]:
         """The ranks that something may have come from."""
-        return sorted({0, *(int(path.name) for path in self.folder.glob("ranks/*") if path.name.isdecimal())})
+        return sorted(
+            {
+                0,
+                *(
+                    int(path.name)
+                    for path in self.folder.glob("ranks/*")
+                    if path.name.isdecimal()
+                ),
+            }
+        )
 
     def checkpoints(self) -> dict[str, dict[int, Path]]:
         """{checkpoint: {rank: where its part lies}}, be they whole or not."""
@@ -180,14 +195,23 @@ class Experiment:
 
     def logs(self) -> dict[int, Path]:
         """{rank: its log}, in the order of the ranks; other files in the folder are none of ours."""
-        found = {LOG_NAME.fullmatch(path.name): path for path in (self.folder / "logs").glob("*")}
-        return dict(sorted((int(match[1]), path) for match, path in found.items() if match))
+        found = {
+            LOG_NAME.fullmatch(path.name): path
+            for path in (self.folder / "logs").glob("*")
+        }
+        return dict(
+            sorted((int(match[1]), path) for match, path in found.items() if match)
+        )
 
 
 def node_of_sample(line: bytes) -> str | None:
     """The node that a line of gpu.jsonl is from; None where it is no such line, or names several."""
     nodes = SAMPLE_NODE.findall(line)
-    return nodes[0].decode("utf-8", "replace") if len(nodes) == 1 and line.startswith(b"{") else None
+    return (
+        nodes[0].decode("utf-8", "replace")
+        if len(nodes) == 1 and line.startswith(b"{")
+        else None
+    )
 
 
 def _read(path: Path, kind: type[T]) -> T:
@@ -196,7 +220,9 @@ def _read(path: Path, kind: type[T]) -> T:
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror}") from error
     except UNREADABLE as error:
-        raise RecordError(f"{path}: not written by UGRO, or damaged: {error}") from error
+        raise RecordError(
+            f"{path}: not written by UGRO, or damaged: {error}"
+        ) from error
 
 
 def _events(lines: bytes) -> Iterator[Event]:

@@ -36,7 +36,9 @@ class Experiments:
 
     # ---- jobs ----
 
-    def create(self, record: JobRecord, scripts: Path, metrics: bytes = b"") -> Experiment:
+    def create(
+        self, record: JobRecord, scripts: Path, metrics: bytes = b""
+    ) -> Experiment:
         """A new job, queued; it appears whole. `record` gets its job_id and the hash of its code here.
 
         `metrics` is what it has from the job that it goes on from.
@@ -47,7 +49,9 @@ class Experiments:
 
         self.make_folder()
         ours = f".making-{os.uname().nodename}"
-        for left in self.folder.glob(f"{ours}-*"):  # by a command that was killed while it was here
+        for left in self.folder.glob(
+            f"{ours}-*"
+        ):  # by a command that was killed while it was here
             if not Path("/proc", left.name.split("-")[-2]).exists():
                 shutil.rmtree(left, ignore_errors=True)
         making = self.folder / f"{ours}-{os.getpid()}-{time.time_ns()}"
@@ -55,18 +59,24 @@ class Experiments:
             code = _snapshot(scripts, making / "code")
             (making / "logs").mkdir()
             while True:
-                job_id = f"{record.job_name}_{datetime.now().astimezone():%Y%m%d_%H%M%S}"
+                job_id = (
+                    f"{record.job_name}_{datetime.now().astimezone():%Y%m%d_%H%M%S}"
+                )
                 draft = Experiment(making)
                 if metrics:
                     replace_file(draft.metrics, metrics)
-                draft.save_record(msgspec.structs.replace(record, job_id=job_id, code=code))
+                draft.save_record(
+                    msgspec.structs.replace(record, job_id=job_id, code=code)
+                )
                 draft.save_state(JobState(phase=Phase.QUEUED))
                 try:
                     making.rename(self.folder / job_id)
                 except OSError as error:
                     if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
                         raise
-                    time.sleep(0.1)  # two launches of one name in one second: the next second is free
+                    time.sleep(
+                        0.1
+                    )  # two launches of one name in one second: the next second is free
                 else:
                     return Experiment(self.folder / job_id)
         except OSError as error:
@@ -87,7 +97,11 @@ class Experiments:
         """Of all jobs, the newest first. Ids alone: there may be thousands, of which one or twenty are wanted."""
         try:
             with os.scandir(self.folder) as entries:
-                names = [e.name for e in entries if STAMP.fullmatch(e.name[-16:]) and e.is_dir()]
+                names = [
+                    e.name
+                    for e in entries
+                    if STAMP.fullmatch(e.name[-16:]) and e.is_dir()
+                ]
         except FileNotFoundError:
             return []
         return sorted(names, key=lambda name: (name[-16:], name), reverse=True)
@@ -98,7 +112,11 @@ class Experiments:
         Raises JobNotFound with the nearest names.
         """
         ids = self._ids()
-        wanted = [name] if name in ids else [job_id for job_id in ids if name == job_id[:-16]]
+        wanted = (
+            [name]
+            if name in ids
+            else [job_id for job_id in ids if name == job_id[:-16]]
+        )
         found = [self._job(job_id) for job_id in wanted]
         for job in found:
             if len(found) == 1 or _phase(job) is not Phase.REFUSED:
@@ -109,19 +127,27 @@ class Experiments:
 
         known = dict.fromkeys(job_id[:-16] for job_id in ids)
         near = difflib.get_close_matches(name, known, 3, 0.4) or list(known)[:3]
-        hint = f"; did you mean {', '.join(near)}?" if near else "; there is none yet: inv launch --name exp1"
+        hint = (
+            f"; did you mean {', '.join(near)}?"
+            if near
+            else "; there is none yet: inv launch --name exp1"
+        )
         raise JobNotFound(f"no job called {name!r} in {self.folder}{hint}")
 
     def unfinished(self) -> list[Experiment]:
         """The jobs that are queued or under way, oldest first. A job that cannot be read is not one."""
         ended = self._ended()
-        jobs = [self._job(job_id) for job_id in reversed(self._ids()) if job_id not in ended]
+        jobs = [
+            self._job(job_id) for job_id in reversed(self._ids()) if job_id not in ended
+        ]
         return [job for job in jobs if (phase := _phase(job)) and not phase.finished]
 
     def complete_history(self) -> None:
         """Add the jobs that have ended while nobody could say so there: their agent was killed in that moment."""
         ended = self._ended()
-        for job in [self._job(job_id) for job_id in reversed(self._ids()) if job_id not in ended]:
+        for job in [
+            self._job(job_id) for job_id in reversed(self._ids()) if job_id not in ended
+        ]:
             with contextlib.suppress(RecordError):
                 record, state = job.record(), job.state()
                 if state.phase.finished:
@@ -129,7 +155,9 @@ class Experiments:
 
     # ---- the records beside the jobs ----
 
-    def add_to_history(self, experiment: Experiment, record: JobRecord, state: JobState) -> None:
+    def add_to_history(
+        self, experiment: Experiment, record: JobRecord, state: JobState
+    ) -> None:
         """One line about a job that ended."""
         line = {
             "job_id": experiment.job_id,
@@ -145,7 +173,9 @@ class Experiments:
     def save_cluster_state(self, health: Any) -> None:
         """What the last probe saw."""
         self.make_folder()
-        replace_file(self.cluster_state, msgspec.json.format(msgspec.json.encode(health)))
+        replace_file(
+            self.cluster_state, msgspec.json.format(msgspec.json.encode(health))
+        )
 
     def make_folder(self) -> None:
         """Raises RecordError where it cannot be made."""
@@ -159,7 +189,10 @@ class Experiments:
     def _ended(self) -> set[str]:
         # Ids alone, so that a folder of thousands is read quickly; a torn line is not an id that ended.
         return {
-            match.decode() for match in re.findall(rb'^{"job_id":"([^"]+)"', tail_of(self._history, 0), re.M)
+            match.decode()
+            for match in re.findall(
+                rb'^{"job_id":"([^"]+)"', tail_of(self._history, 0), re.M
+            )
         }
 
     # ---- the agent ----
@@ -167,7 +200,8 @@ class Experiments:
     def take_agent_lock(self) -> io.FileIO | None:
         """The lock of this folder's agent, held for as long as the file is open; None where an agent lives."""
         self.make_folder()
-        lock = open(os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)  # noqa: SIM115
+        descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600)
+        lock = open(descriptor, "r+b", buffering=0)  # noqa: SIM115
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -178,7 +212,9 @@ class Experiments:
     def agent_pid(self) -> int | None:
         """The pid of the living agent, None where there is none."""
         try:
-            with self._lock.open("rb") as lock:  # to look must be possible on a read-only disk, too
+            with self._lock.open(
+                "rb"
+            ) as lock:  # to look must be possible on a read-only disk, too
                 # Shared: two commands that look at once do not see each other.
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:

@@ -49,7 +49,9 @@ def card_use(path: Path) -> list[CardUse]:
             with contextlib.suppress(*UNREADABLE):
                 sample = decode(_Sample, line)
                 found.setdefault((sample.node, int(sample.index)), []).append(sample)
-    return [_use(node, index, samples) for (node, index), samples in sorted(found.items())]
+    return [
+        _use(node, index, samples) for (node, index), samples in sorted(found.items())
+    ]
 
 
 def _use(node: str, index: int, samples: list[_Sample]) -> CardUse:
@@ -62,11 +64,17 @@ def _use(node: str, index: int, samples: list[_Sample]) -> CardUse:
         samples=len(samples),
         utilization_mean_percent=_mean(busy),
         utilization_max_percent=max(busy, default=None),
-        memory_peak_mib=max(_numbers(sample.memory_used for sample in samples), default=None),
-        memory_total_mib=max(_numbers(sample.memory_total for sample in samples), default=None),
+        memory_peak_mib=max(
+            _numbers(sample.memory_used for sample in samples), default=None
+        ),
+        memory_total_mib=max(
+            _numbers(sample.memory_total for sample in samples), default=None
+        ),
         power_mean_watts=_mean(power),
         power_max_watts=max(power, default=None),
-        temperature_max_celsius=max(_numbers(sample.temperature for sample in samples), default=None),
+        temperature_max_celsius=max(
+            _numbers(sample.temperature for sample in samples), default=None
+        ),
     )
 
 

@@ -27,27 +27,41 @@ class Journal:
 
     def say(self, message: str, node: str | None = None) -> None:
         """Something happened that a user who watches wants to know."""
-        self.log.info("%s %s%s", self.experiment.job_id, f"{node}: " if node else "", message)
-        self.insist(lambda: self.experiment.add_event(Event(time=time.time(), node=node, message=message)))
+        self.log.info(
+            "%s %s%s", self.experiment.job_id, f"{node}: " if node else "", message
+        )
+        self.insist(
+            lambda: self.experiment.add_event(
+                Event(time=time.time(), node=node, message=message)
+            )
+        )
 
     def save(self, **changes: Any) -> None:
         """Change the record."""
         self.record = msgspec.structs.replace(self.record, **changes)
         self.insist(lambda: self.experiment.save_record(self.record))
 
-    def change(self, *, attempt: Mapping[str, Any] | None = None, **changes: Any) -> None:
+    def change(
+        self, *, attempt: Mapping[str, Any] | None = None, **changes: Any
+    ) -> None:
         """Change the state, and in the same write the last attempt."""
         with self._changing:
             if attempt:
                 *earlier, last = self.state.attempts
-                changes["attempts"] = (*earlier, msgspec.structs.replace(last, **attempt))
+                changes["attempts"] = (
+                    *earlier,
+                    msgspec.structs.replace(last, **attempt),
+                )
             self.state = msgspec.structs.replace(self.state, **changes)
             self.insist(lambda: self.experiment.save_state(self.state))
 
     def change_rank(self, rank: int, **changes: Any) -> None:
         """Change the state of one rank."""
         with self._changing:
-            ranks = [msgspec.structs.replace(r, **changes) if r.rank == rank else r for r in self.state.ranks]
+            ranks = [
+                msgspec.structs.replace(r, **changes) if r.rank == rank else r
+                for r in self.state.ranks
+            ]
             self.change(ranks=tuple(ranks))
 
     @property
@@ -74,7 +88,9 @@ class Journal:
                     return None
                 if not warned:
                     self.log.error(
-                        "%s: %s; trying again", error.filename or self.experiment.folder, error.strerror
+                        "%s: %s; trying again",
+                        error.filename or self.experiment.folder,
+                        error.strerror,
                     )
                 warned = True
                 time.sleep(1)

@@ -18,7 +18,9 @@ from ..codec import UNREADABLE, decode
 
 LOSS, EVAL_LOSS = "loss", "eval_loss"
 TOKENS_PER_SECOND = "tokens_per_second"
-LINE_BYTES = 1 << 20  # a line that is longer is read in pieces, none of which is an object
+LINE_BYTES = (
+    1 << 20
+)  # a line that is longer is read in pieces, none of which is an object
 
 
 class Point(msgspec.Struct, frozen=True, array_like=True):
@@ -34,9 +36,13 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     train: list[Point]
     evaluation: list[Point]
     last: dict[str, Any]  # the last word on each key, "time" excepted
-    best: dict[str, Point]  # {LOSS and EVAL_LOSS, as far as there is one: where it was lowest}
+    best: dict[
+        str, Point
+    ]  # {LOSS and EVAL_LOSS, as far as there is one: where it was lowest}
     astray: Point | None  # where the loss was first no finite number
-    tokens_per_second: float | None  # of all nodes together, the median of the logged steps
+    tokens_per_second: (
+        float | None
+    )  # of all nodes together, the median of the logged steps
 
 
 def read_metrics(line: str | bytes) -> dict[str, object] | None:
@@ -55,27 +61,49 @@ def read_metrics(line: str | bytes) -> dict[str, object] | None:
 
 def measure(path: Path) -> Metrics:
     """The figures of a metrics.jsonl; empty ones where there is no such file."""
-    series: dict[str, dict[float, float]] = {LOSS: {}, EVAL_LOSS: {}, TOKENS_PER_SECOND: {}}
+    series: dict[str, dict[float, float]] = {
+        LOSS: {},
+        EVAL_LOSS: {},
+        TOKENS_PER_SECOND: {},
+    }
     last: dict[str, Any] = {}
     for line in _lines(path):
         metrics = read_metrics(line)
         if metrics is None:
             continue
-        last.update((_plain(key), _plain(value)) for key, value in metrics.items() if key != "time")
+        last.update(
+            (_plain(key), _plain(value))
+            for key, value in metrics.items()
+            if key != "time"
+        )
         step = number(metrics.get("step"))
         for key, points in series.items():
             value = number(metrics.get(key))
             if value is not None:
-                points[len(points) + 1 if step is None or not math.isfinite(step) else step] = value
-    curves = {key: [Point(*point) for point in sorted(points.items())] for key, points in series.items()}
-    finite = {key: [p for p in points if math.isfinite(p.value)] for key, points in curves.items()}
+                points[
+                    len(points) + 1 if step is None or not math.isfinite(step) else step
+                ] = value
+    curves = {
+        key: [Point(*point) for point in sorted(points.items())]
+        for key, points in series.items()
+    }
+    finite = {
+        key: [p for p in points if math.isfinite(p.value)]
+        for key, points in curves.items()
+    }
     rates = sorted(point.value for point in finite[TOKENS_PER_SECOND])
     return Metrics(
         train=finite[LOSS],
         evaluation=finite[EVAL_LOSS],
         last=last,
-        best={k: min(finite[k], key=lambda p: p.value) for k in (LOSS, EVAL_LOSS) if finite[k]},
-        astray=next((point for point in curves[LOSS] if not math.isfinite(point.value)), None),
+        best={
+            k: min(finite[k], key=lambda p: p.value)
+            for k in (LOSS, EVAL_LOSS)
+            if finite[k]
+        },
+        astray=next(
+            (point for point in curves[LOSS] if not math.isfinite(point.value)), None
+        ),
         tokens_per_second=_median(rates) if rates else None,
     )
 
@@ -101,7 +129,11 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 def _median(ordered: list[float]) -> float:
     middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+    return (
+        ordered[middle]
+        if len(ordered) % 2
+        else (ordered[middle - 1] + ordered[middle]) / 2
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -26,7 +26,9 @@ class Memory(Struct, frozen=True, kw_only=True):
     total_mib: Mebibytes
     card_mib: Mebibytes = 0
     taken_mib: Mebibytes = 0  # of the card, by others
-    fit: Literal["fits", "tight", "too large"] = "fits"  # tight: it depends on how good the estimate is
+    fit: Literal["fits", "tight", "too large"] = (
+        "fits"  # tight: it depends on how good the estimate is
+    )
 
     @property
     def room_mib(self) -> int:
@@ -50,7 +52,9 @@ class NodePlan(Struct, frozen=True, kw_only=True):
     ] = ()  # what tells the variables of an environment of pixi's; `env` goes over them
     batch_size: Size = 1  # sequences in a micro-step of this rank
     memory: Memory | None = None  # None: there is no estimate,
-    memory_unknown: str | None = None  # for this reason; None: for this script there never is
+    memory_unknown: str | None = (
+        None  # for this reason; None: for this script there never is
+    )
 
 
 class LaunchPlan(Struct, frozen=True, kw_only=True):
@@ -61,6 +65,8 @@ class LaunchPlan(Struct, frozen=True, kw_only=True):
     master_address: str
     master_port: int
     nodes: tuple[NodePlan, ...]
-    effective_batch: Size | None = None  # sequences in a step of all ranks; None: a matter of the script
+    effective_batch: Size | None = (
+        None  # sequences in a step of all ranks; None: a matter of the script
+    )
     attempt: Number = 1  # counts the restarts
     resume: Resume | None = None

@@ -46,5 +46,9 @@ class JobRecord(Struct, frozen=True, kw_only=True):
     @property
     def spec(self) -> JobSpec:
         """What was asked for."""
-        shared = {name: getattr(self, name) for name in JobSpec.__struct_fields__ if name != "name"}
+        shared = {
+            name: getattr(self, name)
+            for name in JobSpec.__struct_fields__
+            if name != "name"
+        }
         return JobSpec(name=self.job_name, **shared)

@@ -19,9 +19,13 @@ def _snapshot(scripts: Path, target: Path) -> Code:
     import subprocess
 
     if not scripts.is_dir():
-        raise UsageError(f"{scripts}: no such folder; set paths.scripts in the cluster file")
+        raise UsageError(
+            f"{scripts}: no such folder; set paths.scripts in the cluster file"
+        )
     files = [
-        path for path in scripts.rglob("*") if path.is_file() and not _is_ignored(path.relative_to(scripts))
+        path
+        for path in scripts.rglob("*")
+        if path.is_file() and not _is_ignored(path.relative_to(scripts))
     ]
     size = sum(path.stat().st_size for path in files)
     if size > CODE_LIMIT_BYTES:
@@ -34,7 +38,9 @@ def _snapshot(scripts: Path, target: Path) -> Code:
         copy = target / path.relative_to(scripts)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, copy)
-        digest.update(os.fsencode(path.relative_to(scripts)) + b"\0" + copy.read_bytes())
+        digest.update(
+            os.fsencode(path.relative_to(scripts)) + b"\0" + copy.read_bytes()
+        )
     commit = subprocess.run(
         ["git", "-C", str(scripts), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     ) if shutil.which("git") else None  # fmt: skip

@@ -39,13 +39,20 @@ class JobSpec(Struct, frozen=True, kw_only=True):
     force: bool = False
     sync: bool = True  # bring environments that are behind up to date before the start
     max_restarts: int = 0  # of the whole gang, after a failed rank or a lost node
-    min_nodes: int | None = None  # a restart may go on with so few; None: all are needed
+    min_nodes: int | None = (
+        None  # a restart may go on with so few; None: all are needed
+    )
     resume: Resume | None = None
 
     def _words(self) -> dict[str, tuple[str, ...]]:
         """{flag: the words that come from it}."""
         env = tuple(self.env.values())
-        return {"--model": (self.model,), "--dataset": (self.dataset,), "--args": self.args, "--env": env}
+        return {
+            "--model": (self.model,),
+            "--dataset": (self.dataset,),
+            "--args": self.args,
+            "--env": env,
+        }
 
     def checked(self) -> JobSpec:
         """The same spec; raises UsageError, naming every value that cannot be used."""
@@ -62,7 +69,10 @@ class JobSpec(Struct, frozen=True, kw_only=True):
                     not SCRIPT.fullmatch(self.script) or ".." in self.script.split("/"),
                     f"--script {self.script!r}: name a .py file inside the scripts folder",
                 ),
-                (not 1 <= self.epochs <= 1_000_000, f"--epochs {self.epochs}: use a whole number from 1 on"),
+                (
+                    not 1 <= self.epochs <= 1_000_000,
+                    f"--epochs {self.epochs}: use a whole number from 1 on",
+                ),
                 (
                     not 0 < self.learning_rate < 1e3,
                     f"--lr {self.learning_rate:g}: use a number above 0, e.g. 2e-4",
@@ -76,11 +86,17 @@ class JobSpec(Struct, frozen=True, kw_only=True):
                     f"--dataset {self.dataset!r}: use a name or a path",
                 ),
                 *(
-                    (not VARIABLE.fullmatch(key), f"--env {key!r}: not a variable's name; use KEY=VALUE")
+                    (
+                        not VARIABLE.fullmatch(key),
+                        f"--env {key!r}: not a variable's name; use KEY=VALUE",
+                    )
                     for key in self.env
                 ),
                 *(
-                    (MISLEADING.match(key), f"--env {key}: UGRO or torchrun sets this itself")
+                    (
+                        MISLEADING.match(key),
+                        f"--env {key}: UGRO or torchrun sets this itself",
+                    )
                     for key in self.env
                 ),
                 *(

@@ -60,7 +60,9 @@ class Attempt(Struct, frozen=True, kw_only=True):
     number: Number
     nodes: tuple[str, ...]
     began_at: float
-    bases: dict[str, int]  # {stream: bytes of its file here that are older than the attempt}
+    bases: dict[
+        str, int
+    ]  # {stream: bytes of its file here that are older than the attempt}
     resume: Resume | None = None
     ended_at: float | None = None
     cause: Cause | None = None
@@ -83,12 +85,18 @@ class JobState(Struct, frozen=True, kw_only=True):
     gathered_at: float | None = (
         None  # since when all that the ranks wrote is home; None: perhaps not all of it
     )
-    cleaned: tuple[str, ...] = ()  # nodes on which `inv clean` has removed what was left of the job
+    cleaned: tuple[
+        str, ...
+    ] = ()  # nodes on which `inv clean` has removed what was left of the job
 
     @property
     def seconds(self) -> float | None:
         """From the first moment when all ranks ran to the end, or to now."""
-        return None if self.started_at is None else (self.ended_at or time.time()) - self.started_at
+        return (
+            None
+            if self.started_at is None
+            else (self.ended_at or time.time()) - self.started_at
+        )
 
 
 class Event(Struct, frozen=True, kw_only=True):

@@ -24,7 +24,9 @@ class Tail:
             return []
         self.offset += len(new)
         lines, newline, self._rest = (self._rest + new).rpartition(b"\n")
-        if self._rest and ((rest_too and len(new) < READ_BYTES) or len(self._rest) > LINE_BYTES):
+        if self._rest and (
+            (rest_too and len(new) < READ_BYTES) or len(self._rest) > LINE_BYTES
+        ):
             lines, newline, self._rest = lines + newline + self._rest, b"\n", b""
         return lines.decode("utf-8", "replace").split("\n") if newline else []
 
@@ -35,7 +37,11 @@ def end_of_lines(path: Path) -> int:
         size = file.seek(0, 2)
         file.seek(max(0, size - LINE_BYTES))
         tail = file.read(LINE_BYTES)
-    return size if b"\n" not in tail and size > LINE_BYTES else size - len(tail) + tail.rfind(b"\n") + 1
+    return (
+        size
+        if b"\n" not in tail and size > LINE_BYTES
+        else size - len(tail) + tail.rfind(b"\n") + 1
+    )
 
 
 def last_lines(path: Path, count: int, end: int | None = None) -> list[str]:

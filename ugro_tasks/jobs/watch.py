@@ -20,7 +20,9 @@ QUIET_POLL_SECONDS = 0.1  # where nothing has come for
 QUIET_SECONDS = 5.0  # as long as this
 AGENT_SECONDS = 1.0  # how often to see whether an unfinished job still has its agent
 AGENTS_TRIED = 5  # in a row
-NO_AGENT_SECONDS = 60.0  # that a job may be without one because its folder cannot be written
+NO_AGENT_SECONDS = (
+    60.0  # that a job may be without one because its folder cannot be written
+)
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -50,7 +52,12 @@ def watch(
     """
     logs: dict[int, Tail] = {}
     metrics = Tail(experiment.metrics)
-    event_offset, last_state, agents, moved_at = 0, None, _Agents(experiments), time.monotonic()
+    event_offset, last_state, agents, moved_at = (
+        0,
+        None,
+        _Agents(experiments),
+        time.monotonic(),
+    )
     while True:
         # The state is read first: whatever belongs to its end is in the files by then.
         state = experiment.state()

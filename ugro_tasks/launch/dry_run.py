@@ -34,7 +34,9 @@ def rehearse(spec: JobSpec, cluster: Cluster) -> Rehearsal:
         health = examine(fleet, cluster, model=model_to_look_for(record))
     if missing := [node.node for node in health.nodes if not node.reachable]:
         words = [
-            f"{node}: {check.value}\n    {check.fix}" for node, check in health.faults if node in missing
+            f"{node}: {check.value}\n    {check.fix}"
+            for node, check in health.faults
+            if node in missing
         ]
         raise NotFit("no plan without a word from every node:\n" + "\n".join(words))
     plan = make_plan(record, cluster, health.facts(), resume=record.resume)
@@ -42,5 +44,7 @@ def rehearse(spec: JobSpec, cluster: Cluster) -> Rehearsal:
     refused = health.refusal(force=spec.force, late=late)
     too_large = [] if spec.force else refusals(plan)
     return Rehearsal(
-        plan=plan, environments=late, refusals=[*([refused.text] if refused else []), *too_large]
+        plan=plan,
+        environments=late,
+        refusals=[*([refused.text] if refused else []), *too_large],
     )

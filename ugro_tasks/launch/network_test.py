@@ -25,9 +25,16 @@ def measure(cluster: Cluster) -> list[dict[str, Any]]:
 
     Raises JobFailed, with the job left for inspection, where it could not be measured.
     """
-    scripts = cluster.scripts if (cluster.scripts / SCRIPT).exists() else shipped_scripts()
+    scripts = (
+        cluster.scripts if (cluster.scripts / SCRIPT).exists() else shipped_scripts()
+    )
     spec = JobSpec(
-        name="health-deep", script=SCRIPT, model="none", dataset="none", epochs=1, learning_rate=1.0
+        name="health-deep",
+        script=SCRIPT,
+        model="none",
+        dataset="none",
+        epochs=1,
+        learning_rate=1.0,
     )
     experiment = submit.submit(spec, msgspec.structs.replace(cluster, scripts=scripts))
     state = JobState(phase=Phase.QUEUED)
@@ -35,7 +42,9 @@ def measure(cluster: Cluster) -> list[dict[str, Any]]:
         state = item if isinstance(item, JobState) else state
     if state.phase is not Phase.SUCCEEDED:
         cause = state.cause.message if state.cause else state.phase
-        raise JobFailed(f"the all-reduce could not be timed: {cause}\n  see: inv logs {experiment.job_id}")
+        raise JobFailed(
+            f"the all-reduce could not be timed: {cause}\n  see: inv logs {experiment.job_id}"
+        )
     found = decode_lines(dict[str, Any], experiment.metrics.read_bytes())
     while experiment.folder.exists():  # the agent may still write a last word into it
         shutil.rmtree(experiment.folder, ignore_errors=True)

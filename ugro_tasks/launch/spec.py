@@ -39,13 +39,17 @@ def spec_from(
     try:
         words = None if args is None else tuple(shlex.split(args))
     except ValueError as error:
-        raise UsageError(f"--args {args!r}: {error}; quote it as for a shell") from error
+        raise UsageError(
+            f"--args {args!r}: {error}; quote it as for a shell"
+        ) from error
     if wrong := [pair for pair in env if "=" not in pair]:
         raise UsageError(f"--env {wrong[0]}: use KEY=VALUE")
     variables = dict(pair.split("=", 1) for pair in env)
     source = Experiments(cluster.experiments).find(resume) if resume else None
     before = source.record() if source else None
-    settings = resolve(cluster, sets=sets, base=before.settings if before else None, **flags)
+    settings = resolve(
+        cluster, sets=sets, base=before.settings if before else None, **flags
+    )
     return JobSpec(
         name=name or (before.job_name if before else ""),
         script=script or (before or cluster.training).script,
@@ -71,7 +75,9 @@ def draft(spec: JobSpec, cluster: Cluster) -> JobRecord:
         )
     if not (cluster.scripts / spec.script).is_file():
         known = ", ".join(sorted(path.name for path in cluster.scripts.glob("*.py")))
-        raise UsageError(f"--script {spec.script}: not in {cluster.scripts}; there is {known or 'no script'}")
+        raise UsageError(
+            f"--script {spec.script}: not in {cluster.scripts}; there is {known or 'no script'}"
+        )
     return JobRecord(
         job_id=f"{spec.name}_<time>",
         nonce=secrets.token_hex(4),

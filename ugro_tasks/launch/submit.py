@@ -23,7 +23,9 @@ def submit(spec: JobSpec, cluster: Cluster) -> Experiment:
     _refuse_if_taken(experiments, cluster)
     log = open_log("launcher", cluster)
     before = record.resume and Experiment(experiments.folder / record.resume.job_id)
-    metrics = metrics_until(before, record.resume.step) if before and record.resume else b""
+    metrics = (
+        metrics_until(before, record.resume.step) if before and record.resume else b""
+    )
     experiment = experiments.create(record, cluster.scripts, metrics)
     # Not the command line: its --env may hold secrets.
     asked = f"{spec.script}, model {spec.model}, data set {spec.dataset}, epochs {spec.epochs}"
@@ -38,8 +40,14 @@ def _refuse_if_taken(experiments: Experiments, cluster: Cluster) -> None:
     addresses = _machines(cluster)
     for job in experiments.unfinished():
         try:
-            free = {rank.node for rank in job.state().ranks if rank.proven_gone}  # while it waits for others
-            taken = {machine for machine in addresses & _machines(job.cluster()) if machine[0] not in free}
+            free = {
+                rank.node for rank in job.state().ranks if rank.proven_gone
+            }  # while it waits for others
+            taken = {
+                machine
+                for machine in addresses & _machines(job.cluster())
+                if machine[0] not in free
+            }
         except RecordError:
             continue  # its state says that it runs, and no more can be known; the nodes' leases decide
         if taken:

@@ -24,7 +24,14 @@ import time
 from typing import Any, Dict, Generator, Iterator, List, Optional
 
 from .build_runner import PROGRESS_SECONDS, Runner
-from .environment import STAMP, base_python, environment, find_program, stamp_of, version_of
+from .environment import (
+    STAMP,
+    base_python,
+    environment,
+    find_program,
+    stamp_of,
+    version_of,
+)
 from .files import Json, expand, write_json
 from .installers import (
     FOREIGN,
@@ -60,7 +67,9 @@ def build_environment(request: Json, blob: bytes = b"") -> Iterator[Json]:
     try:
         yield from build.run()
     except OSError as error:
-        raise build.failed("writing", "%s: %s" % (error.filename or build.work, error.strerror)) from error
+        raise build.failed(
+            "writing", "%s: %s" % (error.filename or build.work, error.strerror)
+        ) from error
 
 
 class Build:
@@ -74,7 +83,9 @@ class Build:
         self.workspace = expand(place.get("workspace", ""))  # pixi's project
         self.files = os.path.join(self.work, "files")
         self.store = os.path.join(self.work, "store") if request["offline"] else None
-        self.runner = Runner(os.path.join(self.work, "log"), request["token"], request["silence_seconds"])
+        self.runner = Runner(
+            os.path.join(self.work, "log"), request["token"], request["silence_seconds"]
+        )
         self.kept: Optional[str] = None
 
     def run(self) -> Iterator[Json]:
@@ -90,12 +101,23 @@ class Build:
                 made = True
         size = size_of(os.path.realpath(self.folder)) if made else 0
         seconds = time.monotonic() - self.runner.begun
-        yield dict(environment(self.request), made=made, seconds=seconds, bytes=size, kept=self.kept)
+        yield dict(
+            environment(self.request),
+            made=made,
+            seconds=seconds,
+            bytes=size,
+            kept=self.kept,
+        )
 
     def failed(self, phase: str, message: str) -> Refusal:
         """Why it cannot be made, with all that helps to say what to do about it."""
         free = shutil.disk_usage(self.work).free if os.path.isdir(self.work) else None
-        told = {"phase": phase, "tail": self.runner.tail(), "free_bytes": free, "log": self.runner.log}
+        told = {
+            "phase": phase,
+            "tail": self.runner.tail(),
+            "free_bytes": free,
+            "log": self.runner.log,
+        }
         return Refusal("failed", message, **told)
 
     def _wait_for(self, lock: Any) -> Iterator[Json]:
@@ -109,7 +131,9 @@ class Build:
         """Whether it is there as wanted: another build may have made it. `bad` is one that did not prove good."""
         stamp = stamp_of(self.folder)
         return bool(
-            stamp and stamp["digest"] == self.request["digest"] and stamp["made_at"] != self.request["bad"]
+            stamp
+            and stamp["digest"] == self.request["digest"]
+            and stamp["made_at"] != self.request["bad"]
         )
 
     @contextlib.contextmanager
@@ -121,11 +145,15 @@ class Build:
             for slot in self.request["slots"]:
                 lease = take_lease(slot, holder)
                 if lease is None:
-                    raise Refusal("busy", "the node is held", holder=lease_holder(slot) or {})
+                    raise Refusal(
+                        "busy", "the node is held", holder=lease_holder(slot) or {}
+                    )
                 stack.enter_context(lease)
                 others = of_slot(slot)
                 if others:
-                    raise Refusal("busy", "the node is not free", holder=others[0].facts())
+                    raise Refusal(
+                        "busy", "the node is not free", holder=others[0].facts()
+                    )
             yield
 
     def _tidy(self) -> Iterator[Json]:
@@ -140,33 +168,50 @@ class Build:
         for name in os.listdir(self.work):
             path = os.path.join(os.path.realpath(self.work), name)
             # What was unpacked from a pack lies one level deeper.
-            if name.startswith("env-") and path not in (in_use, os.path.dirname(in_use)):
+            if name.startswith("env-") and path not in (
+                in_use,
+                os.path.dirname(in_use),
+            ):
                 yield from self._remove(path)
 
     def _remove(self, path: str) -> Iterator[Json]:
         """By a program: thousands of files take their time, and somebody waits for a word."""
-        yield from self.runner.call("removing the old one", ["rm", "-rf", "--", path], dict(os.environ), "/")
+        yield from self.runner.call(
+            "removing the old one", ["rm", "-rf", "--", path], dict(os.environ), "/"
+        )
 
     # ---- making it ----
 
     def _make(self) -> Iterator[Json]:
         """The environment is there, stamped, and in use."""
-        if os.path.exists(os.path.join(self.folder, "bin", "ugro")) and not stamp_of(self.folder):
+        if os.path.exists(os.path.join(self.folder, "bin", "ugro")) and not stamp_of(
+            self.folder
+        ):
             raise self.failed("theirs", "%s is UGRO's own environment" % self.folder)
         self._lay_out()
         in_place = self.manager == "pixi" and not self.store
-        target = os.path.join(self.work, "env-%s-%x" % (self.request["digest"][:12], time.time_ns()))
+        target = os.path.join(
+            self.work, "env-%s-%x" % (self.request["digest"][:12], time.time_ns())
+        )
         whole = False
         try:
             if in_place:
                 yield from self._install_with_pixi()
             else:
                 yield from self._install_aside(target)
-            unpacked = os.path.join(target, self.name) if self.manager == "pixi" else target
+            unpacked = (
+                os.path.join(target, self.name) if self.manager == "pixi" else target
+            )
             place = self.folder if in_place else unpacked
             yield self.runner.progress("looking at it")
-            stamp = {"manager": self.manager, "digest": self.request["digest"], "made_at": time.time()}
-            stamp.update(self._look_at(place), seconds=time.monotonic() - self.runner.begun)
+            stamp = {
+                "manager": self.manager,
+                "digest": self.request["digest"],
+                "made_at": time.time(),
+            }
+            stamp.update(
+                self._look_at(place), seconds=time.monotonic() - self.runner.begun
+            )
             write_json(os.path.join(place, STAMP), stamp)
             if not in_place:
                 self._switch_to(place)
@@ -175,7 +220,9 @@ class Build:
             if not whole:
                 shutil.rmtree(target, ignore_errors=True)
         yield from self._tidy()
-        if self.store and self.manager != "uv":  # uv's shares its files with the environment
+        if (
+            self.store and self.manager != "uv"
+        ):  # uv's shares its files with the environment
             yield from self._remove(self.store)
 
     def _lay_out(self) -> None:
@@ -203,7 +250,10 @@ class Build:
             yield from self._call("unpacking", [self._needed("pixi-unpack"), *words])
         elif self.manager == "uv":
             python = self.request.get("python")
-            words = [*uv_sync(self.name), *(["--python", expand(python)] if python else [])]
+            words = [
+                *uv_sync(self.name),
+                *(["--python", expand(python)] if python else []),
+            ]
             variables = {"UV_PROJECT_ENVIRONMENT": target}
             if self.store:
                 words.append("--offline")
@@ -218,16 +268,22 @@ class Build:
             raise self.failed("no python", "there is no such Python")
         steps, pip = venv_steps(base["path"], target)
         if not steps:
-            raise self.failed("no ensurepip", "%s cannot make an environment" % base["path"])
+            raise self.failed(
+                "no ensurepip", "%s cannot make an environment" % base["path"]
+            )
         for step in steps:
             yield from self._call("making it", step)
         source = ["--no-index", "--find-links", self.store] if self.store else []
         if not has_hashes(self.files):
-            yield from self._call("installing", [*pip, *PIP_OPTIONS, *wanted(self.files), *source])
+            yield from self._call(
+                "installing", [*pip, *PIP_OPTIONS, *wanted(self.files), *source]
+            )
             return
         for step in newer_pip(pip):
             yield from self._call("making it", [*step, *source])
-        yield from self._call("choosing packages", [*pip, *PIP_OPTIONS, *choice(self.files), *source])
+        yield from self._call(
+            "choosing packages", [*pip, *PIP_OPTIONS, *choice(self.files), *source]
+        )
         try:
             exactly = pinned(self.files)
         except ValueError as error:
@@ -241,7 +297,12 @@ class Build:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self.folder, STAMP))
         (manifest,) = [name for name in self.request["files"] if name.endswith(".toml")]
-        words = ["--environment", self.name, "--manifest-path", os.path.join(self.workspace, manifest)]
+        words = [
+            "--environment",
+            self.name,
+            "--manifest-path",
+            os.path.join(self.workspace, manifest),
+        ]
         yield from self._call("installing", [pixi, "install", "--locked", *words])
 
     def _call(
@@ -252,7 +313,9 @@ class Build:
             phase, argv, dict(kept, **(variables or {})), self.workspace or self.files
         )
         if code:
-            raise self.failed(phase, "%s ended with exit code %d" % (os.path.basename(argv[0]), code))
+            raise self.failed(
+                phase, "%s ended with exit code %d" % (os.path.basename(argv[0]), code)
+            )
 
     def _needed(self, program: str) -> str:
         path = find_program(program)
@@ -261,7 +324,9 @@ class Build:
         return path
 
     def _look_at(self, place: str) -> Json:
-        answer = run_later([os.path.join(place, "bin", "python"), "-c", LOOK_AT_TORCH])()
+        answer = run_later(
+            [os.path.join(place, "bin", "python"), "-c", LOOK_AT_TORCH]
+        )()
         if answer["code"] != 0:
             raise self.failed("broken", answer["stderr"].strip())
         found = json.loads(answer["stdout"])
@@ -273,7 +338,10 @@ class Build:
 
     def _switch_to(self, place: str) -> None:
         """FOLDER is a link to `place`; what it was before is put away."""
-        link, replaced = os.path.join(self.work, "link"), os.path.join(self.work, "replaced")
+        link, replaced = (
+            os.path.join(self.work, "link"),
+            os.path.join(self.work, "replaced"),
+        )
         with contextlib.suppress(FileNotFoundError):
             os.unlink(link)
         os.makedirs(os.path.dirname(self.folder), exist_ok=True)
@@ -288,7 +356,9 @@ class Build:
         """Remove an environment of UGRO's own making; keep anybody else's beside."""
         own = stamp_of(replaced) or os.path.exists(os.path.join(replaced, OLDER_STAMP))
         if own:
-            return os.rename(replaced, os.path.join(self.work, "env-old-%x" % time.time_ns()))
+            return os.rename(
+                replaced, os.path.join(self.work, "env-old-%x" % time.time_ns())
+            )
         number = 0
         while os.path.lexists("%s.before%s" % (self.folder, number or "")):
             number += 1

@@ -75,7 +75,14 @@ class Runner:
         lines = self.tail()[-1000:].split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         seconds = time.monotonic() - self.begun
-        return {"progress": {"phase": phase, "seconds": seconds, "bytes": self.bytes, "line": last}}
+        return {
+            "progress": {
+                "phase": phase,
+                "seconds": seconds,
+                "bytes": self.bytes,
+                "line": last,
+            }
+        }
 
     def tail(self) -> str:
         """The end of the log."""

@@ -32,16 +32,26 @@ def clean(request: Json) -> Json:
             continue
         try:
             kept = reason_to_keep(path, name, alive)
-        except (OSError, ValueError) as error:  # it went away in this moment, or its records are damaged
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # it went away in this moment, or its records are damaged
             kept = "it cannot be looked into: %s" % error
-        found[name] = {"path": path, "bytes": disk_bytes(path, counted), "removed": False, "kept": kept}
+        found[name] = {
+            "path": path,
+            "bytes": disk_bytes(path, counted),
+            "removed": False,
+            "kept": kept,
+        }
     if request["remove"]:
         for facts in found.values():
             if not facts["kept"]:
                 facts["kept"] = remove(facts["path"])
                 facts["removed"] = facts["kept"] is None
     asked = {name for _, name in request["folders"]}
-    others = {name for project, _ in request["folders"] for name in jobs_in(project)} - asked
+    others = {
+        name for project, _ in request["folders"] for name in jobs_in(project)
+    } - asked
     return {"folders": found, "others": sorted(others)[:OTHERS_TOLD]}
 
 
@@ -105,6 +115,10 @@ def remove(path: str) -> Optional[str]:
 
 def jobs_in(project: str) -> "list[str]":
     try:
-        return [name for name in os.listdir(os.path.join(expand(project), "jobs")) if NAME.fullmatch(name)]
+        return [
+            name
+            for name in os.listdir(os.path.join(expand(project), "jobs"))
+            if NAME.fullmatch(name)
+        ]
     except OSError:
         return []

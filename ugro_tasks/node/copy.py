@@ -25,7 +25,18 @@ import os
 import signal
 import stat
 import time
-from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
+from typing import (
+    Any,
+    BinaryIO,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Optional,
+    Set,
+    Tuple,
+)
 
 from .files import Json, expand
 from .protocol import (
@@ -44,7 +55,14 @@ from .protocol import (
 )
 from .receiver import Receiver, Want
 from .streams import send
-from .tree import PARTIAL_FOLDER, Entry, entry_of, is_excluded, leads_inside, open_beneath
+from .tree import (
+    PARTIAL_FOLDER,
+    Entry,
+    entry_of,
+    is_excluded,
+    leads_inside,
+    open_beneath,
+)
 
 CHUNK_BYTES = 1 << 18
 BATCH_BYTES = 1 << 17  # of entries or wants in one frame
@@ -140,12 +158,22 @@ class Source:
         try:
             descriptor = open_beneath(self.folder, path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
-            told = {"path": path, "error": error.strerror, "vanished": error.errno == errno.ENOENT}
+            told = {
+                "path": path,
+                "error": error.strerror,
+                "vanished": error.errno == errno.ENOENT,
+            }
             return put(FILE, 0, as_json(told))
         with open(descriptor, "rb", buffering=0) as file:
             facts = os.fstat(descriptor)
             if not stat.S_ISREG(facts.st_mode):
-                return put(FILE, 0, as_json({"path": path, "error": "no file any more", "vanished": True}))
+                return put(
+                    FILE,
+                    0,
+                    as_json(
+                        {"path": path, "error": "no file any more", "vanished": True}
+                    ),
+                )
             if not may_follow and offset != facts.st_size:
                 offset = 0
             try:
@@ -160,7 +188,12 @@ class Source:
             except Unreadable as error:
                 return put(FILE, 0, as_json({"path": path, "error": str(error)}))
         entry = entry_of(path, facts)
-        facts_told = {"path": path, "size": offset, "mtime_ns": entry[2], "mode": entry[3]}
+        facts_told = {
+            "path": path,
+            "size": offset,
+            "mtime_ns": entry[2],
+            "mode": entry[3],
+        }
         return put(FILE, 0, as_json(dict(facts_told, sha256=digest.hexdigest())))
 
 
@@ -193,7 +226,9 @@ def send_files(request: Json, stdin: BinaryIO) -> None:
     """Be the source of a pull: list the folder, then send what is wanted of it."""
     if request["gently"]:
         os.nice(NICENESS)
-    source = Source(request["folder"], **{key: request[key] for key in ("only", "files", "exclude")})
+    source = Source(
+        request["folder"], **{key: request[key] for key in ("only", "files", "exclude")}
+    )
     try:
         for batch in batches(source.entries(sign_of_life(send))):
             send(ENTRIES, 0, batch)
@@ -214,7 +249,9 @@ def send_files(request: Json, stdin: BinaryIO) -> None:
 
 def receive_files(request: Json, stdin: BinaryIO) -> None:
     """Be the receiver of a push: say what is wanted, and store it."""
-    chosen: Dict[str, Any] = {key: request[key] for key in ("link_from", "delete", "exclude", "links")}
+    chosen: Dict[str, Any] = {
+        key: request[key] for key in ("link_from", "delete", "exclude", "links")
+    }
     receiver = Receiver(request["folder"], alive=sign_of_life(send), **chosen)
     handling = Storing(receiver, send)
     try:
@@ -225,7 +262,9 @@ def receive_files(request: Json, stdin: BinaryIO) -> None:
                 handling.ask()
             elif handling.take(kind, offset, payload):
                 receiver.finish()
-                return send(STORED, 0, as_json({"errors": receiver.errors[:ERRORS_TOLD]}))
+                return send(
+                    STORED, 0, as_json({"errors": receiver.errors[:ERRORS_TOLD]})
+                )
     except OSError as error:
         return send_failure(error)
     finally:

@@ -42,16 +42,26 @@ def built(place: Json) -> Json:
     if place["manager"] == "existing":
         return {}
     folder = expand(place["folder"])
-    facts: Json = {"there": os.path.exists(os.path.join(folder, "bin", "python")), "stamp": stamp_of(folder)}
+    facts: Json = {
+        "there": os.path.exists(os.path.join(folder, "bin", "python")),
+        "stamp": stamp_of(folder),
+    }
     if place["manager"] == "pixi":
         facts["program"] = find_program("pixi")
         facts["version"] = version_of(facts["program"])
         manifests = [
-            os.path.join(expand(place["workspace"]), name) for name in ("pixi.toml", "pyproject.toml")
+            os.path.join(expand(place["workspace"]), name)
+            for name in ("pixi.toml", "pyproject.toml")
         ]
-        facts["manifest"] = next((path for path in manifests if os.path.exists(path)), None)
-        activate = os.path.join(os.path.dirname(os.path.realpath(folder)), "activate.sh")
-        facts["activate"] = activate if os.path.islink(folder) and os.path.exists(activate) else None
+        facts["manifest"] = next(
+            (path for path in manifests if os.path.exists(path)), None
+        )
+        activate = os.path.join(
+            os.path.dirname(os.path.realpath(folder)), "activate.sh"
+        )
+        facts["activate"] = (
+            activate if os.path.islink(folder) and os.path.exists(activate) else None
+        )
     return facts
 
 
@@ -67,7 +77,9 @@ def stamp_of(folder: str) -> Optional[Json]:
 def find_program(name: str) -> Optional[str]:
     """The path of a program that its own installer put where no PATH may lead."""
     places = [os.path.expanduser(os.path.expandvars(place)) for place in PLACES[name]]
-    return shutil.which(name, path=os.pathsep.join([*places, os.environ.get("PATH", os.defpath)]))
+    return shutil.which(
+        name, path=os.pathsep.join([*places, os.environ.get("PATH", os.defpath)])
+    )
 
 
 def version_of(program: Optional[str]) -> Optional[str]:
@@ -85,14 +97,23 @@ def base_python(wanted: Optional[str]) -> Json:
     """
     candidates = [wanted or sys.executable]
     if wanted and wanted[0].isdigit():
-        candidates = ["python%s" % ".".join(wanted.split(".")[:2]), sys.executable, "python3"]
+        candidates = [
+            "python%s" % ".".join(wanted.split(".")[:2]),
+            sys.executable,
+            "python3",
+        ]
     for candidate in candidates:
         path = shutil.which(expand(candidate))
         version = (
-            path and run_later([path, "-Ic", "import platform; print(platform.python_version())"])()["stdout"]
+            path
+            and run_later(
+                [path, "-Ic", "import platform; print(platform.python_version())"]
+            )()["stdout"]
         )
         if version and (
-            not wanted or not wanted[0].isdigit() or (version.strip() + ".").startswith(wanted + ".")
+            not wanted
+            or not wanted[0].isdigit()
+            or (version.strip() + ".").startswith(wanted + ".")
         ):
             return {"path": path, "version": version.strip()}
     return {"path": None, "version": None}
@@ -104,6 +125,11 @@ def activated(argv: List[str]) -> Dict[str, str]:
     try:
         variables = json.loads(answer["stdout"])["environment_variables"].items()
     except (ValueError, KeyError, TypeError, AttributeError):
-        said = (answer["stderr"] or answer["stdout"]).strip().splitlines()[-1:] or ["nothing"]
-        raise Refusal("not activated", "%s tells no activation: %s" % (" ".join(argv[:2]), said[0])) from None
+        said = (answer["stderr"] or answer["stdout"]).strip().splitlines()[-1:] or [
+            "nothing"
+        ]
+        raise Refusal(
+            "not activated",
+            "%s tells no activation: %s" % (" ".join(argv[:2]), said[0]),
+        ) from None
     return {key: str(value) for key, value in variables if os.environ.get(key) != value}

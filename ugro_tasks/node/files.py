@@ -37,7 +37,9 @@ def write_json(path: str, value: Json) -> None:
     """Whole or not at all, readable by this user only."""
     temporary = "%s.%d" % (path, os.getpid())
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        with open(
+            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w"
+        ) as file:
             json.dump(value, file)
         os.replace(temporary, path)
     except OSError:  # the disk is full: no half of it may stay

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import List
 
-GPU_FIELDS = (
-    "index,name,uuid,driver_version,memory.total,memory.used,utilization.gpu,temperature.gpu,power.draw"
-)
+GPU_FIELDS = "index,name,uuid,driver_version,memory.total,memory.used,utilization.gpu,temperature.gpu,power.draw"
 HEALTH_FIELDS = GPU_FIELDS + ",ecc.errors.uncorrected.volatile.total"
 APP_FIELDS = "pid,used_memory,process_name"
 
 
 def nvidia_smi(what: str, fields: str) -> List[str]:
     """The query whose answer is one line of comma-separated values an item, without units."""
-    return ["nvidia-smi", "--query-%s=%s" % (what, fields), "--format=csv,noheader,nounits"]
+    return [
+        "nvidia-smi",
+        "--query-%s=%s" % (what, fields),
+        "--format=csv,noheader,nounits",
+    ]

@@ -17,7 +17,14 @@ from typing import Dict, List, Set, Tuple
 from .files import read_text
 from .programs import run_later
 
-PIP_OPTIONS = ["install", "--no-user", "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
+PIP_OPTIONS = [
+    "install",
+    "--no-user",
+    "--no-input",
+    "--disable-pip-version-check",
+    "--progress-bar",
+    "off",
+]
 PIP_WITH_REPORTS = (22, 2)
 PIP_FOR_OTHERS = (22, 3)  # can install into another environment than its own
 CAN_MAKE_VENV = "import venv, ensurepip; ensurepip.version()"
@@ -43,7 +50,10 @@ def venv_steps(python: str, target: str) -> Tuple[List[List[str]], List[str]]:
 def has_hashes(files: str) -> bool:
     """Whether the constraints say what the files of the packages must be, and the requirements do not."""
     requirements = read_text(os.path.join(files, "requirements.txt"))
-    return "--hash=" in read_text(os.path.join(files, "constraints.txt")) and "--hash=" not in requirements
+    return (
+        "--hash=" in read_text(os.path.join(files, "constraints.txt"))
+        and "--hash=" not in requirements
+    )
 
 
 def newer_pip(pip: List[str]) -> List[List[str]]:
@@ -90,11 +100,16 @@ def pinned(files: str) -> List[str]:
     for item in json.loads(read_text(os.path.join(files, "report.json")))["install"]:
         name, version = item["metadata"]["name"], item["metadata"]["version"]
         info = item["download_info"].get("archive_info", {})
-        digest = info.get("hashes", {}).get("sha256") or info.get("hash", "").partition("sha256=")[2]
+        digest = (
+            info.get("hashes", {}).get("sha256")
+            or info.get("hash", "").partition("sha256=")[2]
+        )
         if plain(name) not in allowed:
             raise ValueError("%s %s is not in constraints.txt" % (name, version))
         if digest not in allowed[plain(name)]:
-            raise ValueError("%s %s with sha256 %s" % (name, version, digest or "unknown"))
+            raise ValueError(
+                "%s %s with sha256 %s" % (name, version, digest or "unknown")
+            )
         lines.append("%s==%s --hash=sha256:%s" % (name, version, digest))
     exact = os.path.join(files, "exact.txt")
     with open(exact, "w") as file:
@@ -105,7 +120,9 @@ def pinned(files: str) -> List[str]:
 def hashes_of(constraints: str) -> Dict[str, Set[str]]:
     """{package: the hashes that its files may have}."""
     found: Dict[str, Set[str]] = {}
-    for block in re.split(r"\n(?=[A-Za-z0-9])", "\n" + re.sub(r"(?m)^\s*#.*\n?", "", constraints)):
+    for block in re.split(
+        r"\n(?=[A-Za-z0-9])", "\n" + re.sub(r"(?m)^\s*#.*\n?", "", constraints)
+    ):
         name = re.match(r"\s*([A-Za-z0-9._-]+)", block)
         if name:
             found.setdefault(plain(name[1]), set()).update(HASH.findall(block))

@@ -43,7 +43,10 @@ def prepare(request: Json, blob: bytes) -> Json:
         lay_out(folder, request, blob)
     except OSError as error:
         raise unwritable(folder, error) from error
-    with contextlib.ExitStack() as inherited, open(os.path.join(folder, "supervisor.log"), "ab") as log:
+    with (
+        contextlib.ExitStack() as inherited,
+        open(os.path.join(folder, "supervisor.log"), "ab") as log,
+    ):
         supervisor = subprocess.Popen(
             [sys.executable, "-ES", os.path.join(folder, "node.zip"), "supervise", folder],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
@@ -54,11 +57,15 @@ def prepare(request: Json, blob: bytes) -> Json:
     with supervisor.stdout as pipe:
         said = pipe.read()  # it closes its end once it holds the lease
     if not said:
-        raise Refusal("broken", read_text(os.path.join(folder, "supervisor.log"))[-2000:])
+        raise Refusal(
+            "broken", read_text(os.path.join(folder, "supervisor.log"))[-2000:]
+        )
     answer: Json = json.loads(said)
     if not answer["leased"]:
         refuse_if_busy(request["token"])
-        raise Refusal("busy", "another launch took this node in the same moment", holder={})
+        raise Refusal(
+            "busy", "another launch took this node in the same moment", holder={}
+        )
     return {"folder": folder}
 
 
@@ -67,7 +74,10 @@ def keeping_port(port: Optional[int], inherited: contextlib.ExitStack) -> List[i
     if port is None:
         return []
     if not keep_within(port):
-        raise Refusal("port", "another job has port %d, which was free a moment ago; launch again" % port)
+        raise Refusal(
+            "port",
+            "another job has port %d, which was free a moment ago; launch again" % port,
+        )
     return [inherited.enter_context(keeper_of(port)).fileno()]
 
 
@@ -93,12 +103,19 @@ def lay_out(folder: str, request: Json, blob: bytes) -> None:
 def start(request: Json) -> Json:
     """torchrun runs; asked again, it only says so."""
     folder = expand(request["folder"])
-    running, ended = os.path.join(folder, "torchrun.json"), os.path.join(folder, "exit.json")
+    running, ended = (
+        os.path.join(folder, "torchrun.json"),
+        os.path.join(folder, "exit.json"),
+    )
     supervisor = supervisor_of(folder)
     if supervisor and not os.path.exists(running):
         with contextlib.suppress(ProcessLookupError):
             os.kill(supervisor, signal.SIGUSR1)
-    while supervisor_of(folder) and not os.path.exists(running) and not os.path.exists(ended):
+    while (
+        supervisor_of(folder)
+        and not os.path.exists(running)
+        and not os.path.exists(ended)
+    ):
         time.sleep(0.005)
     if not os.path.exists(running):
         record = read_json(ended) or {"error": "the supervisor is gone"}
@@ -111,20 +128,29 @@ def stop(request: Json) -> Json:
     begun, folder = time.monotonic(), expand(request["folder"])
     supervisor = supervisor_of(folder)
     if supervisor:
-        with contextlib.suppress(OSError):  # the disk is full: the signal must go out all the same
+        with contextlib.suppress(
+            OSError
+        ):  # the disk is full: the signal must go out all the same
             write_json(
-                os.path.join(folder, "stop.json"), {k: request[k] for k in ("grace_seconds", "reason")}
+                os.path.join(folder, "stop.json"),
+                {k: request[k] for k in ("grace_seconds", "reason")},
             )
         with contextlib.suppress(ProcessLookupError):
             os.kill(supervisor, signal.SIGTERM)
-        deadline = begun + request["grace_seconds"] + 8  # the supervisor's own KILL comes first
+        deadline = (
+            begun + request["grace_seconds"] + 8
+        )  # the supervisor's own KILL comes first
         while supervisor_of(folder) and time.monotonic() < deadline:
             time.sleep(0.01)
     left = end_all(lambda: of_rank(request["token"]), 1.0)
     ended = read_json(os.path.join(folder, "exit.json"))
     if request.get("discard") and not left:
         shutil.rmtree(folder, ignore_errors=True)
-    return {"left": [p.facts() for p in left], "exit": ended, "seconds": time.monotonic() - begun}
+    return {
+        "left": [p.facts() for p in left],
+        "exit": ended,
+        "seconds": time.monotonic() - begun,
+    }
 
 
 def state(request: Json) -> Json:

@@ -41,7 +41,9 @@ class Listing:
             self._count(entry)
             path = entry[1]
             if entry[0] == "e":
-                unreadable.append("%.200s: %.200s" % (path or "the folder itself", entry[2]))
+                unreadable.append(
+                    "%.200s: %.200s" % (path or "the folder itself", entry[2])
+                )
                 continue
             if not self._is_asked_for(path):
                 raise Unfit("it was not asked for: %.200r" % path)

@@ -39,16 +39,23 @@ def main() -> None:
             module = importlib.import_module("." + FRAMED[request["op"]], __package__)
             streams = [] if request["op"] == "follow" else [stdin]
             return getattr(module, request["op"])(request, *streams)  # type: ignore[no-any-return]
-        blob = [stdin.read(request.pop("blob_bytes"))] if "blob_bytes" in request else []
+        blob = (
+            [stdin.read(request.pop("blob_bytes"))] if "blob_bytes" in request else []
+        )
         with contextlib.closing(answers(request, *blob)) as given:
             for line in given:
                 # The names of files need be no text: half a surrogate pair would make all of it unreadable.
-                stdout.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+                stdout.write(
+                    json.dumps(line, ensure_ascii=False).encode("utf-8", "replace")
+                    + b"\n"
+                )
                 stdout.flush()
     return None
 
 
-def answers(request: Dict[str, Any], *blob: bytes) -> Generator[Dict[str, Any], None, None]:
+def answers(
+    request: Dict[str, Any], *blob: bytes
+) -> Generator[Dict[str, Any], None, None]:
     """What the operation gives, or why it refuses. One that takes long tells of its progress before."""
     # Only the module that is needed is imported: a zip has no compiled files, so each import costs.
     module = importlib.import_module("." + MODULE_OF[request["op"]], __package__)

@@ -48,7 +48,11 @@ def look_for_model(request: Json) -> Json:
     config = object_in(os.path.join(folder, "config.json"), CONFIG_MAX_BYTES)
     if config is None:
         return {"missing": "its config.json in %s cannot be read" % folder}
-    return {"path": folder, "config": numbers_of(config), "weights_bytes": weights_of(folder)}
+    return {
+        "path": folder,
+        "config": numbers_of(config),
+        "weights_bytes": weights_of(folder),
+    }
 
 
 def object_in(path: str, max_bytes: int) -> Optional[Json]:
@@ -73,12 +77,17 @@ def folder_of(name: str, env: "Dict[str, str]") -> Optional[str]:
     with contextlib.suppress(OSError):
         commits += sorted(os.listdir(snapshots))
     folders = [os.path.join(snapshots, os.path.basename(commit)) for commit in commits]
-    return next((path for path in folders if os.path.isfile(os.path.join(path, "config.json"))), None)
+    return next(
+        (path for path in folders if os.path.isfile(os.path.join(path, "config.json"))),
+        None,
+    )
 
 
 def hub_cache(env: "Dict[str, str]") -> str:
     """Where huggingface_hub keeps what it has fetched."""
-    home = env.get("HF_HOME") or os.path.join(env.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    home = env.get("HF_HOME") or os.path.join(
+        env.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
+    )
     return os.path.expanduser(env.get("HF_HUB_CACHE") or os.path.join(home, "hub"))
 
 
@@ -90,7 +99,11 @@ def numbers_of(config: Json) -> Json:
     found: Json = {}
     for wanted, names in DIMENSIONS.items():
         value = next((text[name] for name in names if text.get(name) is not None), None)
-        if isinstance(value, int) and not isinstance(value, bool) and 0 < value < DIMENSION_MAX:
+        if (
+            isinstance(value, int)
+            and not isinstance(value, bool)
+            and 0 < value < DIMENSION_MAX
+        ):
             found[wanted] = value
     found["tied"] = text.get("tie_word_embeddings") is True
     family = text.get("model_type")
@@ -98,7 +111,9 @@ def numbers_of(config: Json) -> Json:
     dtype = text.get("dtype") or text.get("torch_dtype")
     found["dtype"] = dtype if isinstance(dtype, str) and len(dtype) < 20 else None
     quantised = config.get("quantization_config")
-    found["quantised_bits"] = bits_of(quantised) if isinstance(quantised, dict) else None
+    found["quantised_bits"] = (
+        bits_of(quantised) if isinstance(quantised, dict) else None
+    )
     return found
 
 
@@ -124,5 +139,7 @@ def weights_of(folder: str) -> Optional[int]:
         names = os.listdir(folder)
         for pattern in WEIGHT_FILES:
             if files := fnmatch.filter(names, pattern):
-                return sum(os.stat(os.path.join(folder, name)).st_size for name in files)
+                return sum(
+                    os.stat(os.path.join(folder, name)).st_size for name in files
+                )
     return None

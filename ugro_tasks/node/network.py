@@ -54,18 +54,26 @@ def interfaces() -> Dict[str, Json]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
         for _, name in socket.if_nameindex():
             mtu = read_text("/sys/class/net/%s/mtu" % name).strip()
-            found[name] = {"addresses": [], "mask": None, "mtu": int(mtu) if mtu else None}
+            found[name] = {
+                "addresses": [],
+                "mask": None,
+                "mtu": int(mtu) if mtu else None,
+            }
         for name, address in ipv4_addresses(asked):
             if name in found:
                 found[name]["addresses"].append(address)
         for name, facts in found.items():
             with contextlib.suppress(OSError):
-                answer = fcntl.ioctl(asked, SIOCGIFNETMASK, struct.pack("256s", name.encode()[:15]))
+                answer = fcntl.ioctl(
+                    asked, SIOCGIFNETMASK, struct.pack("256s", name.encode()[:15])
+                )
                 facts["mask"] = socket.inet_ntoa(answer[20:24])
     for line in read_text("/proc/net/if_inet6").splitlines():
         raw, name = line.split()[0], line.split()[-1]
         if name in found:
-            found[name]["addresses"].append(socket.inet_ntop(socket.AF_INET6, bytes.fromhex(raw)))
+            found[name]["addresses"].append(
+                socket.inet_ntop(socket.AF_INET6, bytes.fromhex(raw))
+            )
     return found
 
 
@@ -88,7 +96,9 @@ def try_ports(request: Json) -> Json:
     deadline = time.monotonic() + request["port_seconds"]
     nonce = request["nonce"].encode()
     facts: Json = {}
-    threads = [threading.Thread(target=lambda: facts.update(look_at_port(request, deadline)))]
+    threads = [
+        threading.Thread(target=lambda: facts.update(look_at_port(request, deadline)))
+    ]
     asked = request.get("peers")
     if asked:
         peers = facts["peers"] = {
@@ -97,13 +107,19 @@ def try_ports(request: Json) -> Json:
             "reached": {},
         }
         threads.append(
-            threading.Thread(target=lambda: peers.update(await_peers(request, peers["port"], deadline)))
+            threading.Thread(
+                target=lambda: peers.update(
+                    await_peers(request, peers["port"], deadline)
+                )
+            )
         )
         for name, peer in asked["visits"].items():
 
             def visit(name: str = name, peer: Json = peer) -> None:
                 port = peer_port(peer["salt"], request["port"])
-                peers["reached"][name] = visit_peer(asked["name"], peer["address"], port, nonce, deadline)
+                peers["reached"][name] = visit_peer(
+                    asked["name"], peer["address"], port, nonce, deadline
+                )
 
             threads.append(threading.Thread(target=visit))
     for thread in threads:
@@ -125,7 +141,10 @@ def bindable(address: str) -> socket.socket:
 
 def peer_port(salt: int, rendezvous: int) -> int:
     """A port from the range that this kernel gives to who asks for any, as gloo and NCCL do; never the rendezvous's."""
-    first, last = map(int, (read_text("/proc/sys/net/ipv4/ip_local_port_range") or USUAL_PORTS).split())
+    first, last = map(
+        int,
+        (read_text("/proc/sys/net/ipv4/ip_local_port_range") or USUAL_PORTS).split(),
+    )
     port = first + salt % (last - first + 1)
     return port if port != rendezvous else port + 1
 
@@ -137,7 +156,11 @@ def greeting(nonce: bytes, name: str) -> bytes:
 
 def await_peers(request: Json, port: int, deadline: float) -> Json:
     """{listens, heard}: whether the port could be had, and the names of those who came and whose words came whole."""
-    address, asked, nonce = request["address"], request["peers"], request["nonce"].encode()
+    address, asked, nonce = (
+        request["address"],
+        request["peers"],
+        request["nonce"].encode(),
+    )
     words = {greeting(nonce, name): name for name in asked["visited_by"]}
     heard: List[str] = []
     with contextlib.ExitStack() as open_sockets:
@@ -150,14 +173,18 @@ def await_peers(request: Json, port: int, deadline: float) -> Json:
             return {"listens": False, "heard": []}
         listener.listen(64)
         said: Dict[socket.socket, bytes] = {listener: b""}
-        while words and time.monotonic() < deadline + (GREETING_SECONDS if len(said) > 1 else 0):
+        while words and time.monotonic() < deadline + (
+            GREETING_SECONDS if len(said) > 1 else 0
+        ):
             patience = max(0.05, deadline - time.monotonic())
             for ready in select.select(list(said), [], [], patience)[0]:
                 if ready is listener:
                     with contextlib.suppress(OSError):
                         peer = open_sockets.enter_context(listener.accept()[0])
                         said[peer] = b""
-                        peer.settimeout(GREETING_SECONDS)  # it fits into the buffer of a new connection
+                        peer.settimeout(
+                            GREETING_SECONDS
+                        )  # it fits into the buffer of a new connection
                         peer.sendall(greeting(nonce, asked["name"]))
                     continue
                 chunk = b""
@@ -171,13 +198,17 @@ def await_peers(request: Json, port: int, deadline: float) -> Json:
     return {"listens": True, "heard": heard}
 
 
-def visit_peer(name: str, address: str, port: int, nonce: bytes, deadline: float) -> Json:
+def visit_peer(
+    name: str, address: str, port: int, nonce: bytes, deadline: float
+) -> Json:
     """{tried, ok}, and {stalled, error} where not. Stalled: it was connected, but what was sent did not come."""
     visit = {"ok": False, "stalled": False, "error": "no answer"}
     while time.monotonic() < deadline:
         connected_at = float("inf")
         try:
-            with socket.create_connection((address, port), max(0.05, deadline - time.monotonic())) as host:
+            with socket.create_connection(
+                (address, port), max(0.05, deadline - time.monotonic())
+            ) as host:
                 connected_at = time.monotonic()
                 host.settimeout(max(0.05, deadline - time.monotonic()))
                 if receive(host, PEER_BYTES).startswith(nonce):
@@ -187,7 +218,8 @@ def visit_peer(name: str, address: str, port: int, nonce: bytes, deadline: float
         except OSError as fault:
             visit["error"] = fault.strerror or str(fault)
             visit["stalled"] = (
-                isinstance(fault, socket.timeout) and time.monotonic() - connected_at > STALLED_SECONDS
+                isinstance(fault, socket.timeout)
+                and time.monotonic() - connected_at > STALLED_SECONDS
             )
         time.sleep(0.02)
     return dict(visit, tried=port)

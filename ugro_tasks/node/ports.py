@@ -27,7 +27,9 @@ def look_at_port(request: Json, deadline: float) -> Json:
     if request["role"] == "worker":
         return {"reach": reach(request["master"], request["port"], deadline)}
     if request["role"] == "master":
-        return find_port(request["address"], request["port"], keep_it=bool(request.get("keep_port")))
+        return find_port(
+            request["address"], request["port"], keep_it=bool(request.get("keep_port"))
+        )
     return {}
 
 
@@ -37,7 +39,11 @@ def find_port(address: str, wanted: int, *, keep_it: bool) -> Json:
     for port in range(wanted, min(wanted + PORTS_TRIED, 65536)):
         error = bind_error(address, port)
         if error is not None and error.errno != errno.EADDRINUSE:
-            return {"port": "unbindable", "port_error": error.strerror, "free_port": None}
+            return {
+                "port": "unbindable",
+                "port_error": error.strerror,
+                "free_port": None,
+            }
         if error is None and (keep(port) if keep_it else not is_kept_elsewhere(port)):
             found["free_port"] = port
             break
@@ -107,7 +113,9 @@ def reach(address: str, port: int, deadline: float) -> Json:
     while time.monotonic() < deadline:
         begun = time.monotonic()
         try:
-            socket.create_connection((address, port), max(0.05, deadline - begun)).close()
+            socket.create_connection(
+                (address, port), max(0.05, deadline - begun)
+            ).close()
         except ConnectionRefusedError:
             pass
         except OSError as fault:

@@ -78,9 +78,13 @@ def holders(slot: str, ours: List[Process]) -> Json:
     return {"lease": lease, "jobs": [process.facts() for process in jobs]}
 
 
-def look_at_slot(slot: str, ours: List[Process]) -> Tuple[Optional[Json], List[Process]]:
+def look_at_slot(
+    slot: str, ours: List[Process]
+) -> Tuple[Optional[Json], List[Process]]:
     lease = lease_holder(slot)
-    return lease, [p for p in ours if slot_of(p.token) == slot and start_time(p.pid) is not None]
+    return lease, [
+        p for p in ours if slot_of(p.token) == slot and start_time(p.pid) is not None
+    ]
 
 
 def own_folder() -> Json:
@@ -108,6 +112,8 @@ def space(path: str) -> Json:
         "free_bytes": usage.free,
         "total_bytes": usage.total,
         # Some network file systems say -1, which comes as a number without sense.
-        "free_files": system.f_favail if system.f_files > 0 and system.f_favail < 1 << 60 else None,
+        "free_files": system.f_favail
+        if system.f_files > 0 and system.f_favail < 1 << 60
+        else None,
         "writable": bool(writable),
     }

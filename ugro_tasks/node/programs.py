@@ -12,10 +12,19 @@ def run_later(argv: List[str], limit_seconds: float = 20.0) -> Callable[[], Json
     """Start `argv` now; the callable gives {code, stdout, stderr}, code None where it is not there or hangs."""
     try:
         process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=-1, stderr=-1, encoding="utf-8", errors="replace"
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=-1,
+            stderr=-1,
+            encoding="utf-8",
+            errors="replace",
         )
     except OSError as error:
-        missing: Json = {"code": None, "stdout": "", "stderr": "%s: %s" % (argv[0], error.strerror)}
+        missing: Json = {
+            "code": None,
+            "stdout": "",
+            "stderr": "%s: %s" % (argv[0], error.strerror),
+        }
         return lambda: missing
 
     def finish() -> Json:

@@ -8,7 +8,17 @@ import fcntl
 import hashlib
 import os
 import stat
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Set,
+)
 
 from .files import Json, expand
 from .listing import Listing
@@ -32,7 +42,9 @@ ERRORS_KEPT = 1000
 TAKEN = "another transfer is bringing it"
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # a file system that has none
 
-Want = List[Any]  # [path, offset, SHA-256 of the bytes before it, whether more may follow those bytes]
+Want = List[
+    Any
+]  # [path, offset, SHA-256 of the bytes before it, whether more may follow those bytes]
 
 
 def nothing() -> None:
@@ -150,7 +162,12 @@ class Receiver:
         here = self._look_at(path)
         if here and is_same(here, entry):
             if self.verify:
-                return [path, here.st_size, self._hash(path, path, is_partial=False), False]
+                return [
+                    path,
+                    here.st_size,
+                    self._hash(path, path, is_partial=False),
+                    False,
+                ]
             if stat.S_IMODE(here.st_mode) != entry[3] and not look_only:
                 with opened_folder(self.folder, os.path.dirname(path)) as parent:
                     os.chmod(os.path.basename(path), entry[3], dir_fd=parent)
@@ -158,7 +175,11 @@ class Receiver:
         if not look_only and self._link_from_others(path, entry):
             return None
         partial = self._look_at(partial_of(path))
-        if partial and stat.S_ISREG(partial.st_mode) and 0 < partial.st_size <= entry[4]:
+        if (
+            partial
+            and stat.S_ISREG(partial.st_mode)
+            and 0 < partial.st_size <= entry[4]
+        ):
             known = self._hash(partial_of(path), path, is_partial=True)
             return [path, partial.st_size, known, True]
         return [path, 0, None, True]
@@ -167,13 +188,17 @@ class Receiver:
         """Look at a path; None where nothing lies, or the way to it is by a link."""
         try:
             with opened_folder(self.folder, os.path.dirname(path)) as parent:
-                return os.stat(os.path.basename(path), dir_fd=parent, follow_symlinks=False)
+                return os.stat(
+                    os.path.basename(path), dir_fd=parent, follow_symlinks=False
+                )
         except OSError:
             return None
 
     def _hash(self, place: str, path: str, *, is_partial: bool) -> str:
         digest = hashlib.sha256()
-        with open(open_beneath(self.folder, place, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        with open(
+            open_beneath(self.folder, place, os.O_RDONLY | os.O_NONBLOCK), "rb"
+        ) as file:
             for chunk in iter(lambda: file.read(READ_BYTES), b""):
                 digest.update(chunk)
                 self.alive()
@@ -189,10 +214,17 @@ class Receiver:
                 continue
             if not same:
                 continue
-            with opened_folder(self.folder, os.path.dirname(path), create=True) as parent:
+            with opened_folder(
+                self.folder, os.path.dirname(path), create=True
+            ) as parent:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(os.path.basename(path), dir_fd=parent)
-                os.link(other, os.path.basename(path), dst_dir_fd=parent, follow_symlinks=False)
+                os.link(
+                    other,
+                    os.path.basename(path),
+                    dst_dir_fd=parent,
+                    follow_symlinks=False,
+                )
             return True
         return False
 
@@ -206,12 +238,16 @@ class Receiver:
         if growing is None:
             return
         if growing.size != offset:
-            raise Unfit("%.200r goes on at byte %d instead of %d" % (path, offset, growing.size))
+            raise Unfit(
+                "%.200r goes on at byte %d instead of %d" % (path, offset, growing.size)
+            )
         self.room()
         try:
             _write_all(growing.descriptor, payload)
         except OSError as error:
-            raise OSError(error.errno, error.strerror, os.path.join(self.folder, path)) from error
+            raise OSError(
+                error.errno, error.strerror, os.path.join(self.folder, path)
+            ) from error
         growing.digest.update(payload)
         self._growing = growing._replace(size=offset + len(payload))
 
@@ -232,7 +268,9 @@ class Receiver:
         here = self._here.get(path)
         if offset and not (here and here.is_partial):
             raise Unfit("%.200r begins at byte %d" % (path, offset))
-        descriptor = open_beneath(self.folder, partial_of(path), os.O_RDWR | os.O_CREAT, create=True)
+        descriptor = open_beneath(
+            self.folder, partial_of(path), os.O_RDWR | os.O_CREAT, create=True
+        )
         try:
             if not _is_locked(descriptor):
                 fresh = self._taken_over(descriptor, path, offset)
@@ -256,14 +294,21 @@ class Receiver:
         """
         with opened_folder(self.folder, os.path.dirname(partial_of(path))) as parent:
             aside = ".ugro-%s" % os.urandom(8).hex()
-            copy = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent)
+            copy = os.open(
+                aside,
+                os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC,
+                0o600,
+                dir_fd=parent,
+            )
             try:
                 digest = self._copied(descriptor, copy, offset)
                 here = self._here.get(path)
                 if offset and here and digest != here.digest.digest():
                     raise OSError(errno.EAGAIN, TAKEN)
                 _is_locked(copy)
-                os.replace(aside, os.path.basename(path), src_dir_fd=parent, dst_dir_fd=parent)
+                os.replace(
+                    aside, os.path.basename(path), src_dir_fd=parent, dst_dir_fd=parent
+                )
             except OSError:
                 os.close(copy)
                 os.unlink(aside, dir_fd=parent)
@@ -324,7 +369,9 @@ class Receiver:
         name = os.path.basename(path)
         with opened_folder(self.folder, os.path.dirname(path)) as parent:
             if is_partial:
-                with opened_folder(self.folder, os.path.dirname(partial_of(path))) as partial:
+                with opened_folder(
+                    self.folder, os.path.dirname(partial_of(path))
+                ) as partial:
                     self._check_ours(path, partial)
                     os.replace(name, name, src_dir_fd=partial, dst_dir_fd=parent)
                 with contextlib.suppress(OSError):  # another file's may be there
@@ -348,12 +395,18 @@ class Receiver:
         """Make the links, remove what the source has not, and give the folders their modes and times."""
         self.close()
         for path, entry in self._entries.items():
-            if entry[0] == "l" and (self.links == "all" or leads_inside(path, entry[2])):
+            if entry[0] == "l" and (
+                self.links == "all" or leads_inside(path, entry[2])
+            ):
                 with self._noting(path):
                     self._link(path, entry[2])
         if self.delete:
             remove_others(
-                self.folder, self._entries, exclude=self.exclude, noting=self._noting, alive=self.alive
+                self.folder,
+                self._entries,
+                exclude=self.exclude,
+                noting=self._noting,
+                alive=self.alive,
             )
         for path, entry in sorted(self._entries.items(), reverse=True):
             self.alive()
@@ -388,5 +441,7 @@ class Receiver:
 
     def _note_error(self, path: str, error: OSError) -> None:
         if error.errno in ENDS_ALL:
-            raise OSError(error.errno, error.strerror, os.path.join(self.folder, path)) from error
+            raise OSError(
+                error.errno, error.strerror, os.path.join(self.folder, path)
+            ) from error
         self.note("%s: %s" % (path, error.strerror))

@@ -36,7 +36,9 @@ QUIET_SECONDS = 5.0  # as long as this
 MANIFEST_SECONDS = 0.5  # how often to look for a new checkpoint
 
 
-ORPHAN_GRACE_SECONDS = 2.0  # for what a killed supervisor leaves; torchrun has had its TERM by then
+ORPHAN_GRACE_SECONDS = (
+    2.0  # for what a killed supervisor leaves; torchrun has had its TERM by then
+)
 
 STREAMS = {LOG: "log", METRICS: "output/metrics.jsonl", GPU: "gpu.jsonl"}
 
@@ -66,7 +68,11 @@ def follow(request: Json) -> None:
             quiet_since = moved_at = time.monotonic()
         elif ended:
             # Among the outputs may be names that are no text.
-            return send(EXIT, 0, json.dumps(ended, ensure_ascii=False).encode("utf-8", "replace"))
+            return send(
+                EXIT,
+                0,
+                json.dumps(ended, ensure_ascii=False).encode("utf-8", "replace"),
+            )
         elif gone:
             return send(LOST, 0, json.dumps(lost(folder)).encode())
         elif time.monotonic() - quiet_since > request["heartbeat_seconds"]:
@@ -76,11 +82,18 @@ def follow(request: Json) -> None:
             quiet = time.monotonic() - moved_at > QUIET_SECONDS
             time.sleep(QUIET_POLL_SECONDS if quiet else POLL_SECONDS)
         # Also while there is much to send: what nobody supervises any more may go on printing for hours.
-        if not ending and time.monotonic() - supervised_at > request["heartbeat_seconds"]:
+        if (
+            not ending
+            and time.monotonic() - supervised_at > request["heartbeat_seconds"]
+        ):
             supervised_at = time.monotonic()
-            if not supervisor_of(folder) and not os.path.exists(os.path.join(folder, "exit.json")):
+            if not supervisor_of(folder) and not os.path.exists(
+                os.path.join(folder, "exit.json")
+            ):
                 rest = partial(of_rank, request["token"])
-                ending = threading.Thread(target=end_all, args=(rest, ORPHAN_GRACE_SECONDS), daemon=True)
+                ending = threading.Thread(
+                    target=end_all, args=(rest, ORPHAN_GRACE_SECONDS), daemon=True
+                )
                 ending.start()
 
 
@@ -88,7 +101,9 @@ def forward(folder: str, kind: int, offsets: "dict[int, int]") -> bool:
     """Whether there was something new; a full chunk is sent compressed, since the reader is behind."""
     path = os.path.join(folder, STREAMS[kind])
     try:
-        if not os.path.isfile(path):  # a pipe, that a script has made, would be waited for
+        if not os.path.isfile(
+            path
+        ):  # a pipe, that a script has made, would be waited for
             return False
         with open(path, "rb") as file:
             chunk = os.pread(file.fileno(), CHUNK_BYTES, offsets[kind])
@@ -119,9 +134,14 @@ def find_manifests(folder: str) -> "Dict[str, bytes]":
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for name in sorted(os.listdir(checkpoints)):
             # A pipe of that name would be waited for.
-            if name.endswith(MANIFEST_SUFFIX) and os.path.isfile(os.path.join(checkpoints, name)):
+            if name.endswith(MANIFEST_SUFFIX) and os.path.isfile(
+                os.path.join(checkpoints, name)
+            ):
                 # One that is rotated away in this moment is no checkpoint any more.
-                with contextlib.suppress(OSError), open(os.path.join(checkpoints, name), "rb") as file:
+                with (
+                    contextlib.suppress(OSError),
+                    open(os.path.join(checkpoints, name), "rb") as file,
+                ):
                     content = file.read(MANIFEST_BYTES + 1)
                     if len(content) <= MANIFEST_BYTES:
                         found[name] = content
@@ -131,7 +151,9 @@ def find_manifests(folder: str) -> "Dict[str, bytes]":
 def manifests(request: Json) -> Json:
     """The manifests of a job's checkpoints on this node, as text."""
     found = find_manifests(expand(request["folder"]))
-    return {"manifests": [content.decode("utf-8", "replace") for content in found.values()]}
+    return {
+        "manifests": [content.decode("utf-8", "replace") for content in found.values()]
+    }
 
 
 def lost(folder: str) -> Json:

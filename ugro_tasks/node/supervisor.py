@@ -27,14 +27,14 @@ LEFTOVER_GRACE_SECONDS = 2.0  # for what a script forked and left behind
 ERROR_CHARACTERS = 20_000
 
 
-OPEN_FILES = (
-    65536  # for data loaders and sockets, where the node's limits let us; a million is slow for some programs
-)
+OPEN_FILES = 65536  # for data loaders and sockets, where the node's limits let us; a million is slow for some programs
 
 
 def clean_environment() -> Dict[str, str]:
     """This process's environment without what would mislead torchrun."""
-    return {key: value for key, value in os.environ.items() if not MISLEADING.match(key)}
+    return {
+        key: value for key, value in os.environ.items() if not MISLEADING.match(key)
+    }
 
 
 def supervise(folder: str) -> None:
@@ -58,17 +58,30 @@ def supervise(folder: str) -> None:
         return None
     with lease:
         signum = wait_for((GO, *STOP), plan["hold_seconds"])
-        record: Json = {"code": None, "signal": None, "error": None, "started_at": None, "stopped": None}
+        record: Json = {
+            "code": None,
+            "signal": None,
+            "error": None,
+            "started_at": None,
+            "stopped": None,
+        }
         if signum == GO:
             record.update(run(folder, plan))
         elif signum is None:
-            record["error"] = "prepared, but not told to start within %g s" % plan["hold_seconds"]
+            record["error"] = (
+                "prepared, but not told to start within %g s" % plan["hold_seconds"]
+            )
         else:
             record["stopped"] = stop_order(folder)["reason"]
         while True:
             try:
-                return write_json(os.path.join(folder, "exit.json"), dict(record, ended_at=time.time()))
-            except OSError:  # the disk is full: what is known of the end must not be lost
+                return write_json(
+                    os.path.join(folder, "exit.json"),
+                    dict(record, ended_at=time.time()),
+                )
+            except (
+                OSError
+            ):  # the disk is full: what is known of the end must not be lost
                 time.sleep(1.0)
 
 
@@ -82,7 +95,9 @@ def run(folder: str, plan: Json) -> Json:
     """The exit record of torchrun, once nothing of the job is left."""
     environment = clean_environment()
     activated = plan.get("activated", {}).items()
-    environment.update((key, value) for key, value in activated if not MISLEADING.match(key))
+    environment.update(
+        (key, value) for key, value in activated if not MISLEADING.match(key)
+    )
     environment.update((key, expand(value)) for key, value in plan["env"].items())
     environment["UGRO_TOKEN"] = plan["token"]
     environment["TORCHELASTIC_ERROR_FILE"] = os.path.join(folder, "error.json")
@@ -101,8 +116,12 @@ def run(folder: str, plan: Json) -> Json:
     grace_seconds = 0.0 if status is None else LEFTOVER_GRACE_SECONDS
     end_all(lambda: of_rank(plan["token"]), grace_seconds)
     return {
-        "code": os.WEXITSTATUS(status) if status is not None and os.WIFEXITED(status) else None,
-        "signal": os.WTERMSIG(status) if status is not None and os.WIFSIGNALED(status) else None,
+        "code": os.WEXITSTATUS(status)
+        if status is not None and os.WIFEXITED(status)
+        else None,
+        "signal": os.WTERMSIG(status)
+        if status is not None and os.WIFSIGNALED(status)
+        else None,
         "error": last_words(os.path.join(folder, "error.json")),
         "started_at": started_at,
         "stopped": stopped,
@@ -119,7 +138,14 @@ def last_words(path: str) -> Optional[str]:
         told = json.loads(text)["message"]
         message, stack = told["message"], told["extraInfo"]["py_callstack"]
         extra = {"py_callstack": stack[-ERROR_CHARACTERS // 2 :]}
-        return json.dumps({"message": {"message": message[: ERROR_CHARACTERS // 2], "extraInfo": extra}})
+        return json.dumps(
+            {
+                "message": {
+                    "message": message[: ERROR_CHARACTERS // 2],
+                    "extraInfo": extra,
+                }
+            }
+        )
     except (ValueError, LookupError, TypeError, RecursionError):
         return text[:ERROR_CHARACTERS]
 
@@ -132,7 +158,9 @@ def names_in(folder: str) -> List[str]:
         return []
 
 
-def watch(folder: str, plan: Json, torchrun: int) -> Tuple[Optional[int], Optional[str]]:
+def watch(
+    folder: str, plan: Json, torchrun: int
+) -> Tuple[Optional[int], Optional[str]]:
     """torchrun's wait status, None where its grace ran out; and why it was told to stop, None where it was not.
 
     Reaps orphans and samples the GPU meanwhile.
@@ -157,7 +185,9 @@ def watch(folder: str, plan: Json, torchrun: int) -> Tuple[Optional[int], Option
             if sampler is None:
                 with contextlib.suppress(OSError):  # a sample is not worth a training
                     sampler = subprocess.Popen(
-                        nvidia_smi("gpu", GPU_FIELDS), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+                        nvidia_smi("gpu", GPU_FIELDS),
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.DEVNULL,
                     )
         if wait_for(WATCHED, min(next_sample, deadline, now + 3600) - now) in STOP:
             order = stop_order(folder)
@@ -189,7 +219,9 @@ def be_a_child() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
 
 
-def wait_for(signals: "set[signal.Signals] | tuple[signal.Signals, ...]", seconds: float) -> Optional[int]:
+def wait_for(
+    signals: "set[signal.Signals] | tuple[signal.Signals, ...]", seconds: float
+) -> Optional[int]:
     """The signal that came, or None after `seconds`."""
     got = signal.sigtimedwait(signals, max(0.0, seconds))
     return got.si_signo if got else None

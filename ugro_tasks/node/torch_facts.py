@@ -41,10 +41,16 @@ def look_at_torch(interpreter: str) -> Callable[[], Json]:
             try:
                 answer.update(json.loads(answer["stdout"]))
             except (ValueError, TypeError):
-                said = "it says other things than it was asked: %r" % answer["stdout"][:200]
+                said = (
+                    "it says other things than it was asked: %r"
+                    % answer["stdout"][:200]
+                )
                 return dict(answer, code=None, stderr=said)
         if answer.get("torch"):
-            remember(memory, {"answer": answer, "stamps": stamps_of(interpreter, answer["files"])})
+            remember(
+                memory,
+                {"answer": answer, "stamps": stamps_of(interpreter, answer["files"])},
+            )
         return answer
 
     return look
@@ -69,7 +75,9 @@ def cuda_available(interpreter: str, facts: Json) -> bool:
     memory = os.path.join(state_folder(), "cuda_available.json")
     if recall(memory).get("key") == key:
         return True
-    answer = run_later([interpreter, "-c", "import torch; print(torch.cuda.is_available())"], 60.0)()
+    answer = run_later(
+        [interpreter, "-c", "import torch; print(torch.cuda.is_available())"], 60.0
+    )()
     available: bool = answer["stdout"].strip() == "True"
     if available:
         remember(memory, {"key": key})

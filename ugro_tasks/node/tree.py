@@ -17,7 +17,12 @@ from typing import Any, Iterator, List, Sequence
 # Where what has come of a file waits for the rest, beside the file: under its own name only the whole of it ever lies.
 PARTIAL_FOLDER = ".ugro-partial"
 PATH_CHARACTERS = 4096
-KINDS = {"d": (str, int, int), "f": (str, int, int, int), "l": (str, str), "e": (str, str)}
+KINDS = {
+    "d": (str, int, int),
+    "f": (str, int, int, int),
+    "l": (str, str),
+    "e": (str, str),
+}
 
 Entry = List[Any]
 
@@ -122,7 +127,9 @@ def partial_of(path: str) -> str:
 
 
 @contextlib.contextmanager
-def opened(folder: str, path: str, flags: int, *, create: bool = False) -> Iterator[int]:
+def opened(
+    folder: str, path: str, flags: int, *, create: bool = False
+) -> Iterator[int]:
     """Open a path for a while; see `open_beneath`."""
     descriptor = open_beneath(folder, path, flags, create=create)
     try:

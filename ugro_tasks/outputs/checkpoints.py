@@ -39,10 +39,16 @@ FAULTS_TOLD = 100
 class Mirror:
     """Brings the checkpoints of one attempt home, in a thread of its own."""
 
-    def __init__(self, experiment: Experiment, hosts: Mapping[str, Host], log: logging.Logger) -> None:
+    def __init__(
+        self, experiment: Experiment, hosts: Mapping[str, Host], log: logging.Logger
+    ) -> None:
         self.experiment, self.hosts, self.log = experiment, hosts, log
-        self._asked: queue.SimpleQueue[tuple[NodePlan, bytes] | None] = queue.SimpleQueue()
-        self._waiting: dict[int, tuple[NodePlan, dict[str, Manifest]]] = {}  # by rank and checkpoint
+        self._asked: queue.SimpleQueue[tuple[NodePlan, bytes] | None] = (
+            queue.SimpleQueue()
+        )
+        self._waiting: dict[
+            int, tuple[NodePlan, dict[str, Manifest]]
+        ] = {}  # by rank and checkpoint
         self._faults = 0
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
         self._thread.start()
@@ -69,7 +75,10 @@ class Mirror:
             self._bring()
 
     def _note(self, plan: NodePlan, content: bytes) -> None:
-        manifest, (_, waiting) = _checked(plan, content), self._waiting.setdefault(plan.rank, (plan, {}))
+        manifest, (_, waiting) = (
+            _checked(plan, content),
+            self._waiting.setdefault(plan.rank, (plan, {})),
+        )
         if len(waiting) < MANIFESTS_MOST:
             waiting[manifest.checkpoint] = manifest
 
@@ -80,7 +89,9 @@ class Mirror:
             ready = [manifest for name, manifest in manifests.items() if name in first]
             for manifest in ready:
                 del manifests[manifest.checkpoint]
-            self._quietly(bring, self.experiment, self.hosts[plan.node], plan, ready, gently=True)
+            self._quietly(
+                bring, self.experiment, self.hosts[plan.node], plan, ready, gently=True
+            )
 
     def _quietly(self, work: Callable[..., Any], *args: Any, **options: Any) -> None:
         """Nothing is lost by what goes wrong: what is missing at the end is asked for again."""
@@ -89,7 +100,9 @@ class Mirror:
         except (UgroError, OSError) as error:
             self._faults += 1
             if self._faults <= FAULTS_TOLD:
-                self.log.warning("%s: a checkpoint has not come: %s", self.experiment.job_id, error)
+                self.log.warning(
+                    "%s: a checkpoint has not come: %s", self.experiment.job_id, error
+                )
 
 
 def bring(
@@ -107,18 +120,25 @@ def bring(
     `gently` leaves the node's processors to the training, `verify` also reads what has come already, `progress` is
     told the percentage. Raises HostError, or OSError where the disk here is full; what has come by then stays.
     """
-    known, first = stored_manifests(experiment, plan.rank), stored_manifests(experiment, 0)
+    known, first = (
+        stored_manifests(experiment, plan.rank),
+        stored_manifests(experiment, 0),
+    )
     if plan.rank == 0:
         first |= {manifest.checkpoint: manifest for manifest in manifests}
     own = {
-        m.checkpoint: own_part(m, first[m.checkpoint]) if m.checkpoint in first else m.files
+        m.checkpoint: own_part(m, first[m.checkpoint])
+        if m.checkpoint in first
+        else m.files
         for m in manifests
     }
 
     def wrong(manifest: Manifest, *, read: bool) -> str | None:
         return damage(experiment, manifest.rank, own[manifest.checkpoint], read=read)
 
-    missing = [m for m in manifests if known.get(m.checkpoint) != m or wrong(m, read=verify)]
+    missing = [
+        m for m in manifests if known.get(m.checkpoint) != m or wrong(m, read=verify)
+    ]
     if not missing:
         return
     folder = experiment.checkpoint_folder(plan.rank)
@@ -126,17 +146,26 @@ def bring(
     for manifest in missing:  # from here on, and until all has come, it is not whole
         (folder / f"{manifest.checkpoint}{MANIFEST_SUFFIX}").unlink(missing_ok=True)
     fault: UgroError | None = None
-    if files := sorted(path for manifest in missing for path in own[manifest.checkpoint]):
+    if files := sorted(
+        path for manifest in missing for path in own[manifest.checkpoint]
+    ):
         source = f"{plan.folder}/output/checkpoints/"
         try:
             Transfer(host).pull(
-                source, f"{folder}/", files=files, gently=gently, verify=verify, progress=progress
+                source,
+                f"{folder}/",
+                files=files,
+                gently=gently,
+                verify=verify,
+                progress=progress,
             )
         except NodeFault as error:  # one may have been rotated away meanwhile
             fault = error
     for manifest in missing:
         if why := wrong(manifest, read=True):
-            fault = fault or NodeFault(plan.node, f"{manifest.checkpoint}: {why}", "later: inv gather")
+            fault = fault or NodeFault(
+                plan.node, f"{manifest.checkpoint}: {why}", "later: inv gather"
+            )
         else:
             stored = folder / f"{manifest.checkpoint}{MANIFEST_SUFFIX}"
             replace_file(stored, msgspec.json.encode(manifest))
@@ -177,11 +206,20 @@ def bring_all(
             continue
         told_of = partial(progress, f"{plan.node} checkpoints") if progress else None
         try:
-            bring(experiment, hosts[plan.node], plan, found, verify=verify, progress=told_of)
+            bring(
+                experiment,
+                hosts[plan.node],
+                plan,
+                found,
+                verify=verify,
+                progress=told_of,
+            )
         except UgroError as error:
             errors.append(error)
         except OSError as error:
-            errors.append(RecordError(f"{error.filename or experiment.folder}: {error.strerror}"))
+            errors.append(
+                RecordError(f"{error.filename or experiment.folder}: {error.strerror}")
+            )
     return errors
 
 
@@ -189,14 +227,22 @@ def _checked(plan: NodePlan, content: bytes) -> Manifest:
     try:
         manifest = read_manifest(content)
     except ValueError as error:
-        raise NodeFault(plan.node, f"a checkpoint's manifest is unusable: {error}") from error
+        raise NodeFault(
+            plan.node, f"a checkpoint's manifest is unusable: {error}"
+        ) from error
     if manifest.rank != plan.rank:
-        raise NodeFault(plan.node, f"rank {plan.rank} sent the manifest of rank {manifest.rank}")
+        raise NodeFault(
+            plan.node, f"rank {plan.rank} sent the manifest of rank {manifest.rank}"
+        )
     return manifest
 
 
 def deliver(
-    source: Experiment, resume: Resume, host: Host, plan: NodePlan, link_from: Sequence[str] = ()
+    source: Experiment,
+    resume: Resume,
+    host: Host,
+    plan: NodePlan,
+    link_from: Sequence[str] = (),
 ) -> None:
     """The checkpoint lies in the rank's `resume/` on its node: rank 0's files, and the rank's own over them.
 
@@ -205,7 +251,9 @@ def deliver(
     checkpoint = next((c for c in at_home(source) if c.name == resume.checkpoint), None)
     if checkpoint is None or checkpoint.missing:
         why = checkpoint.missing if checkpoint else "its manifest is gone"
-        raise RecordError(f"{source.folder}: {resume.checkpoint} cannot be taken out to the nodes: {why}")
+        raise RecordError(
+            f"{source.folder}: {resume.checkpoint} cannot be taken out to the nodes: {why}"
+        )
     target = f"{plan.folder}/resume/"
     ask(host, MakeFolder(project=target.rstrip("/")))
     first = checkpoint.manifests[0]
@@ -214,7 +262,9 @@ def deliver(
         Transfer(host).push(f"{folder}/", target, files=files, link_from=link_from)
 
 
-def _layers(checkpoint: Checkpoint, first: Manifest, rank: int) -> Iterator[tuple[int, list[str]]]:
+def _layers(
+    checkpoint: Checkpoint, first: Manifest, rank: int
+) -> Iterator[tuple[int, list[str]]]:
     mine = checkpoint.manifests.get(rank)
     own = own_part(mine, first) if mine and rank else {}
     yield 0, sorted(set(first.files) - set(own))

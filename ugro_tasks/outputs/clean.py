@@ -43,7 +43,9 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     names: tuple[str, ...] = ()  # (): all jobs
     older_than_seconds: float = 0.0  # since the end of the job
     keep_last: int = 0  # of the jobs in question, the newest so many stay as they are
-    at_home: bool = False  # also checkpoints here, all but the newest whole one and the best
+    at_home: bool = (
+        False  # also checkpoints here, all but the newest whole one and the best
+    )
     dry_run: bool = False
 
 
@@ -70,13 +72,18 @@ class Cleaning(msgspec.Struct, frozen=True, kw_only=True):
     removals: list[Removal]
     stays: list[Stay]
     unreached: dict[str, str]  # {node: why it could not be asked}
-    foreign: dict[str, int]  # {node: job folders there of no experiment here, which stay}
+    foreign: dict[
+        str, int
+    ]  # {node: job folders there of no experiment here, which stay}
 
     @property
     def bytes_by_place(self) -> dict[str, int]:
         """{node or HOME: bytes}."""
         places = dict.fromkeys(removal.where for removal in self.removals)
-        return {place: sum(r.bytes for r in self.removals if r.where == place) for place in places}
+        return {
+            place: sum(r.bytes for r in self.removals if r.where == place)
+            for place in places
+        }
 
 
 class _Over(msgspec.Struct, frozen=True):
@@ -87,7 +94,9 @@ class _Over(msgspec.Struct, frozen=True):
     state: JobState
 
 
-def clean(experiments: Experiments, cluster: Cluster, wish: Wish) -> tuple[Cleaning, list[UgroError]]:
+def clean(
+    experiments: Experiments, cluster: Cluster, wish: Wish
+) -> tuple[Cleaning, list[UgroError]]:
     """What was removed and what stays, and the errors of nodes that could not be asked.
 
     Raises JobNotFound for a name that no job has.
@@ -112,13 +121,24 @@ def clean(experiments: Experiments, cluster: Cluster, wish: Wish) -> tuple[Clean
             errors.append(answer)
             unreached[node] = answer.text
             continue
-        if count := len({name for name in answer.others if name.rpartition("-")[0] not in ours} - ours):
+        if count := len(
+            {name for name in answer.others if name.rpartition("-")[0] not in ours}
+            - ours
+        ):
             foreign[node] = count
         for job in over:
-            mine = {name: answer.folders[name] for name in _names(job) if name in answer.folders}
+            mine = {
+                name: answer.folders[name]
+                for name in _names(job)
+                if name in answer.folders
+            }
             removals += _take_note(job, node, mine, stays, dry_run=wish.dry_run)
     found = Cleaning(
-        dry_run=wish.dry_run, removals=removals, stays=stays, unreached=unreached, foreign=foreign
+        dry_run=wish.dry_run,
+        removals=removals,
+        stays=stays,
+        unreached=unreached,
+        foreign=foreign,
     )
     return found, errors
 
@@ -173,11 +193,18 @@ def _known(experiments: Experiments) -> Iterator[str]:
 
 def _names(job: _Over) -> list[str]:
     plan = job.record.plan
-    last = max([plan.attempt if plan else 1, *(attempt.number for attempt in job.state.attempts)])
+    last = max(
+        [
+            plan.attempt if plan else 1,
+            *(attempt.number for attempt in job.state.attempts),
+        ]
+    )
     return [attempt_folder(job.record, number) for number in range(1, last + 1)]
 
 
-def _folders(over: Sequence[_Over], cluster: Cluster, stays: list[Stay]) -> dict[str, list[tuple[str, str]]]:
+def _folders(
+    over: Sequence[_Over], cluster: Cluster, stays: list[Stay]
+) -> dict[str, list[tuple[str, str]]]:
     """{node: [(project folder there, name of a job's folder in it)]}."""
     chosen: dict[str, list[tuple[str, str]]] = {}
     for job in over:
@@ -193,7 +220,9 @@ def _folders(over: Sequence[_Over], cluster: Cluster, stays: list[Stay]) -> dict
                 reason = f"{node.name}: not in the cluster file, or left out by --nodes"
                 stays.append(Stay(job_id=job.experiment.job_id, reason=reason))
                 continue
-            chosen.setdefault(node.name, []).extend((node.project, name) for name in _names(job))
+            chosen.setdefault(node.name, []).extend(
+                (node.project, name) for name in _names(job)
+            )
     return chosen
 
 
@@ -204,7 +233,9 @@ def _ask_nodes(
         return {}
 
     def request(folders: list[tuple[str, str]], host: Host) -> CleanAnswer:
-        return ask(host, Clean(folders=folders, remove=remove), timeout_seconds=REMOVE_SECONDS)
+        return ask(
+            host, Clean(folders=folders, remove=remove), timeout_seconds=REMOVE_SECONDS
+        )
 
     work = {name: partial(request, folders) for name, folders in by_node.items()}
     with Fleet.of(cluster.subset(by_node)) as fleet:
@@ -213,11 +244,18 @@ def _ask_nodes(
 
 
 def _take_note(
-    job: _Over, node: str, folders: Mapping[str, CleanedFolder], stays: list[Stay], *, dry_run: bool
+    job: _Over,
+    node: str,
+    folders: Mapping[str, CleanedFolder],
+    stays: list[Stay],
+    *,
+    dry_run: bool,
 ) -> list[Removal]:
     """The removals; what was removed is written down with the job."""
     gone = [
-        Removal(where=node, job_id=job.experiment.job_id, path=facts.path, bytes=facts.bytes)
+        Removal(
+            where=node, job_id=job.experiment.job_id, path=facts.path, bytes=facts.bytes
+        )
         for facts in folders.values()
         if facts.removed or (dry_run and not facts.kept)
     ]
@@ -230,10 +268,14 @@ def _take_note(
             if len(gone) == len(folders):
                 state = job.experiment.state()
                 cleaned = tuple(dict.fromkeys([*state.cleaned, node]))
-                job.experiment.save_state(msgspec.structs.replace(state, cleaned=cleaned))
+                job.experiment.save_state(
+                    msgspec.structs.replace(state, cleaned=cleaned)
+                )
             _say(job, gone, node)
         except OSError as error:
-            stays.append(_trouble(job, error))  # the next `clean` finds nothing there, which does no harm
+            stays.append(
+                _trouble(job, error)
+            )  # the next `clean` finds nothing there, which does no harm
     return gone
 
 
@@ -244,9 +286,17 @@ def _trouble(job: _Over, error: OSError) -> Stay:
 
 def _say(job: _Over, gone: Sequence[Removal], node: str | None = None) -> None:
     freed = sum(removal.bytes for removal in gone) / (1 << 20)
-    what = "its folder there" if node else ", ".join(Path(removal.path).name for removal in gone)
+    what = (
+        "its folder there"
+        if node
+        else ", ".join(Path(removal.path).name for removal in gone)
+    )
     job.experiment.add_event(
-        Event(time=time.time(), node=node, message=f"inv clean removed {what} ({freed:.1f} MiB)")
+        Event(
+            time=time.time(),
+            node=node,
+            message=f"inv clean removed {what} ({freed:.1f} MiB)",
+        )
     )
 
 
@@ -256,12 +306,20 @@ def _say(job: _Over, gone: Sequence[Removal], node: str | None = None) -> None:
 def _resumed_from(experiments: Experiments) -> set[tuple[str, str]]:
     """(job id, checkpoint) that a job which is not over goes on from."""
     records = [experiment.record() for experiment in experiments.unfinished()]
-    return {(record.resume.job_id, record.resume.checkpoint) for record in records if record.resume}
+    return {
+        (record.resume.job_id, record.resume.checkpoint)
+        for record in records
+        if record.resume
+    }
 
 
-def _clean_home(job: _Over, needed: set[tuple[str, str]], *, dry_run: bool) -> list[Removal]:
+def _clean_home(
+    job: _Over, needed: set[tuple[str, str]], *, dry_run: bool
+) -> list[Removal]:
     experiment = job.experiment
-    worth = _worth_keeping(experiment) | {name for job_id, name in needed if job_id == experiment.job_id}
+    worth = _worth_keeping(experiment) | {
+        name for job_id, name in needed if job_id == experiment.job_id
+    }
     gone = []
     for name, parts in experiment.checkpoints().items():
         if name in worth:
@@ -270,7 +328,9 @@ def _clean_home(job: _Over, needed: set[tuple[str, str]], *, dry_run: bool) -> l
         if not dry_run:
             _remove_checkpoint(experiment, name, parts)
         gone.append(_at_home(job, experiment.checkpoint_folder(0) / name, size))
-    for folder in experiment.folder.rglob(PARTIAL_FOLDER):  # of transfers that were broken off
+    for folder in experiment.folder.rglob(
+        PARTIAL_FOLDER
+    ):  # of transfers that were broken off
         size = size_of(folder)
         if not dry_run:
             shutil.rmtree(folder)
@@ -288,11 +348,17 @@ def _worth_keeping(experiment: Experiment) -> set[str]:
     """The newest whole checkpoint and the one with the lowest eval_loss; of those without a manifest the newest."""
     whole = [checkpoint for checkpoint in at_home(experiment) if not checkpoint.missing]
     kept = {whole[-1].name} if whole else set()
-    evaluated = {point.step: point.value for point in measure(experiment.metrics).evaluation}
+    evaluated = {
+        point.step: point.value for point in measure(experiment.metrics).evaluation
+    }
     if best := [checkpoint for checkpoint in whole if checkpoint.step in evaluated]:
         kept.add(min(best, key=lambda checkpoint: evaluated[checkpoint.step]).name)
     parts = experiment.checkpoints()
-    told = {name for rank in experiment.ranks_gathered() for name in stored_manifests(experiment, rank)}
+    told = {
+        name
+        for rank in experiment.ranks_gathered()
+        for name in stored_manifests(experiment, rank)
+    }
     times = {
         max(path.lstat().st_mtime for path in where.values()): name
         for name, where in parts.items()
@@ -301,10 +367,14 @@ def _worth_keeping(experiment: Experiment) -> set[str]:
     return kept | ({times[max(times)]} if times else set())
 
 
-def _remove_checkpoint(experiment: Experiment, name: str, parts: Mapping[int, Path]) -> None:
+def _remove_checkpoint(
+    experiment: Experiment, name: str, parts: Mapping[int, Path]
+) -> None:
     # The manifests first: from then on it is no checkpoint, however far the rest comes.
     for rank in experiment.ranks_gathered():
-        (experiment.checkpoint_folder(rank) / f"{name}{MANIFEST_SUFFIX}").unlink(missing_ok=True)
+        (experiment.checkpoint_folder(rank) / f"{name}{MANIFEST_SUFFIX}").unlink(
+            missing_ok=True
+        )
     for path in parts.values():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

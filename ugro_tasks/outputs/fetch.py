@@ -51,7 +51,9 @@ def gather(
     """
     telling = threading.Lock()
     errors: list[UgroError] = []
-    full: dict[str, int | None] = {}  # {node: bytes that it still has to send, where that is known}
+    full: dict[
+        str, int | None
+    ] = {}  # {node: bytes that it still has to send, where that is known}
 
     def pull(plan: NodePlan, host: Host) -> None:
         def tell(percent: int) -> None:
@@ -67,9 +69,19 @@ def gather(
             if error.errno in NO_ROOM:
                 full[plan.node] = _to_come(experiment, plan, Transfer(host))
             else:
-                errors.append(RecordError(f"{error.filename or experiment.folder}: {error.strerror}"))
+                errors.append(
+                    RecordError(
+                        f"{error.filename or experiment.folder}: {error.strerror}"
+                    )
+                )
 
-    fleet.each({plan.node: partial(pull, plan) for plan in plans if only is None or plan.node in only})
+    fleet.each(
+        {
+            plan.node: partial(pull, plan)
+            for plan in plans
+            if only is None or plan.node in only
+        }
+    )
     return [_no_room(experiment, full), *errors] if full else errors
 
 
@@ -85,12 +97,24 @@ def _pull(
     target = experiment.outputs(plan.rank)
     target.mkdir(parents=True, exist_ok=True)
     aside = (
-        [name for name in clashing if name in OWN_NAMES and name != METRICS_NAME] if plan.rank == 0 else []
+        [name for name in clashing if name in OWN_NAMES and name != METRICS_NAME]
+        if plan.rank == 0
+        else []
     )
     # Both at once: most often there is nothing aside, and a login takes longer than to find that out.
     with ThreadPoolExecutor(1) as beside:
-        other = beside.submit(_pull_aside, experiment, source, transfer, aside, verify) if aside else None
-        transfer.pull(source, f"{target}/", exclude=_left_out(experiment, plan), verify=verify, progress=tell)
+        other = (
+            beside.submit(_pull_aside, experiment, source, transfer, aside, verify)
+            if aside
+            else None
+        )
+        transfer.pull(
+            source,
+            f"{target}/",
+            exclude=_left_out(experiment, plan),
+            verify=verify,
+            progress=tell,
+        )
         if other:
             target = other.result()
     with contextlib.suppress(OSError):
@@ -98,11 +122,17 @@ def _pull(
 
 
 def _pull_aside(
-    experiment: Experiment, source: str, transfer: Transfer, names: Sequence[str], verify: bool
+    experiment: Experiment,
+    source: str,
+    transfer: Transfer,
+    names: Sequence[str],
+    verify: bool,
 ) -> Path:
     target = experiment.folder / "ranks" / "0"
     target.mkdir(parents=True, exist_ok=True)
-    transfer.pull(source, f"{target}/", only=[f"/{name}" for name in names], verify=verify)
+    transfer.pull(
+        source, f"{target}/", only=[f"/{name}" for name in names], verify=verify
+    )
     return target
 
 
@@ -124,16 +154,23 @@ def _left_out(experiment: Experiment, plan: NodePlan) -> list[str]:
 def _to_come(experiment: Experiment, plan: NodePlan, transfer: Transfer) -> int | None:
     with contextlib.suppress(HostError, OSError):
         target = experiment.outputs(plan.rank)
-        return transfer.bytes_to_come(_source(plan), f"{target}/", exclude=_left_out(experiment, plan))
+        return transfer.bytes_to_come(
+            _source(plan), f"{target}/", exclude=_left_out(experiment, plan)
+        )
     return None
 
 
 def _no_room(experiment: Experiment, full: dict[str, int | None]) -> RecordError:
     free = shutil.disk_usage(experiment.folder).free
-    waiting = [f"{node} has {_mebibytes(size)} more" for node, size in sorted(full.items()) if size]
+    waiting = [
+        f"{node} has {_mebibytes(size)} more"
+        for node, size in sorted(full.items())
+        if size
+    ]
     words = f"{experiment.folder}: {os.strerror(errno.ENOSPC)}: {_mebibytes(free)} free"
     return RecordError(
-        "; ".join([words, *waiting]) + "\n    what arrived stays; see inv clean --at-home --dry-run"
+        "; ".join([words, *waiting])
+        + "\n    what arrived stays; see inv clean --at-home --dry-run"
     )
 
 
@@ -142,7 +179,10 @@ def _mebibytes(size: int) -> str:
 
 
 def gather_again(
-    experiment: Experiment, progress: Callable[[str, int], None], *, verify: bool = False
+    experiment: Experiment,
+    progress: Callable[[str, int], None],
+    *,
+    verify: bool = False,
 ) -> list[str]:
     """Pull the outputs of a job that runs or has ended; gives the nodes that `inv clean` has left nothing on.
 
@@ -152,26 +192,38 @@ def gather_again(
     everywhere = _plans(experiment, record, state)
     plans = [plan for plan in everywhere if plan.node not in state.cleaned]
     if plans:
-        with Fleet.of(experiment.cluster().subset([plan.node for plan in plans])) as fleet:
+        with Fleet.of(
+            experiment.cluster().subset([plan.node for plan in plans])
+        ) as fleet:
             ended = state.phase.finished and _ended(state, plans, fleet)
             brought: list[UgroError] = []
             if state.phase.finished:  # while it runs, its agent brings them
-                brought = bring_all(experiment, plans, fleet, verify=verify, progress=progress)
+                brought = bring_all(
+                    experiment, plans, fleet, verify=verify, progress=progress
+                )
             errors = gather(experiment, plans, fleet, verify=verify, progress=progress)
         if errors or brought:
             raise _together(experiment, errors, brought)
         if ended and not state.gathered_at:
             try:
-                experiment.save_state(msgspec.structs.replace(experiment.state(), gathered_at=time.time()))
+                experiment.save_state(
+                    msgspec.structs.replace(experiment.state(), gathered_at=time.time())
+                )
             except OSError as error:
-                raise RecordError(f"{error.filename or experiment.folder}: {error.strerror}") from error
+                raise RecordError(
+                    f"{error.filename or experiment.folder}: {error.strerror}"
+                ) from error
     return [plan.node for plan in everywhere if plan not in plans]
 
 
-def _plans(experiment: Experiment, record: JobRecord, state: JobState) -> Sequence[NodePlan]:
+def _plans(
+    experiment: Experiment, record: JobRecord, state: JobState
+) -> Sequence[NodePlan]:
     """Where the ranks of the last attempt that ran have written."""
     if record.plan is None:
-        raise RecordError(f"{experiment.job_id} never ran, so there is nothing to gather")
+        raise RecordError(
+            f"{experiment.job_id} never ran, so there is nothing to gather"
+        )
     ran = [attempt for attempt in state.attempts if attempt.ran]
     if not ran or ran[-1].number == record.plan.attempt:
         return record.plan.nodes
@@ -198,10 +250,15 @@ def _ended(state: JobState, plans: Sequence[NodePlan], fleet: Fleet) -> bool:
     return all(found is True for found in fleet.each(work).values())
 
 
-def _together(experiment: Experiment, errors: Sequence[UgroError], brought: Sequence[UgroError]) -> UgroError:
+def _together(
+    experiment: Experiment, errors: Sequence[UgroError], brought: Sequence[UgroError]
+) -> UgroError:
     """One error for all; where the disk here is full, only that, and a node that is away is told of once."""
     away = {error.host for error in errors if isinstance(error, HostError)}
-    errors = [*errors, *(e for e in brought if not isinstance(e, HostError) or e.host not in away)]
+    errors = [
+        *errors,
+        *(e for e in brought if not isinstance(e, HostError) or e.host not in away),
+    ]
     for error in errors:
         if isinstance(error, RecordError):
             return RecordError(f"{error.text}; then: inv gather {experiment.job_id}")

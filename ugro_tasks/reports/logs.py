@@ -10,7 +10,10 @@ from ..jobs.tail import last_lines
 
 
 def log_tails(
-    experiment: Experiment, rank: int | None, count: int, ends: Mapping[int, int] | None = None
+    experiment: Experiment,
+    rank: int | None,
+    count: int,
+    ends: Mapping[int, int] | None = None,
 ) -> dict[int, list[str]]:
     """{rank: its last lines, before `ends` of its log}; a rank that has not printed yet has none.
 
@@ -18,6 +21,11 @@ def log_tails(
     """
     logs, ranks = experiment.logs(), len(experiment.record().nodes)
     if rank is not None and not 0 <= rank < ranks:
-        raise UsageError(f"--rank {rank}: {experiment.job_id} has the ranks 0 to {ranks - 1}")
+        raise UsageError(
+            f"--rank {rank}: {experiment.job_id} has the ranks 0 to {ranks - 1}"
+        )
     chosen = {number: path for number, path in logs.items() if rank in {None, number}}
-    return {number: last_lines(path, count, (ends or {}).get(number)) for number, path in chosen.items()}
+    return {
+        number: last_lines(path, count, (ends or {}).get(number))
+        for number, path in chosen.items()
+    }

@@ -31,9 +31,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     """A checkpoint as it lies at home. `whole` is None where the script wrote no manifest that could tell."""
 
     name: str
-    path: (
-        str  # of rank 0's part, from the job's folder on; what others wrote of it lies in ranks/<rank>/ there
-    )
+    path: str  # of rank 0's part, from the job's folder on; what others wrote of it lies in ranks/<rank>/ there
     bytes: int
     whole: bool | None
     missing: str | None  # why it is not whole
@@ -74,16 +72,24 @@ def results(experiment: Experiment) -> Results:
     )
 
 
-def node_use(record: JobRecord, tokens_per_second: float | None, cards: Sequence[CardUse]) -> list[NodeUse]:
+def node_use(
+    record: JobRecord, tokens_per_second: float | None, cards: Sequence[CardUse]
+) -> list[NodeUse]:
     """A line for each node of the last attempt, then for those that only have samples of their cards."""
     plans = record.plan.nodes if record.plan else ()
     batch = sum(plan.batch_size for plan in plans)
-    names = dict.fromkeys([*(plan.node for plan in plans), *record.nodes, *(card.node for card in cards)])
+    names = dict.fromkeys(
+        [*(plan.node for plan in plans), *record.nodes, *(card.node for card in cards)]
+    )
     by_node = {plan.node: plan for plan in plans}
     found = []
     for name in names:
         plan = by_node.get(name)
-        rate = tokens_per_second * plan.batch_size / batch if plan and tokens_per_second else None
+        rate = (
+            tokens_per_second * plan.batch_size / batch
+            if plan and tokens_per_second
+            else None
+        )
         found.append(
             NodeUse(
                 node=name,
@@ -101,24 +107,41 @@ def kept(experiment: Experiment, record: JobRecord) -> list[Kept]:
     known = {checkpoint.name: checkpoint for checkpoint in at_home(experiment)}
     found = experiment.checkpoints()
     lines = [
-        _kept(experiment, record, name, found.get(name, {}), known.get(name)) for name in {**found, **known}
+        _kept(experiment, record, name, found.get(name, {}), known.get(name))
+        for name in {**found, **known}
     ]
     return sorted(
-        lines, key=lambda line: (-1 if line.step is None else line.step, _age(found.get(line.name, {})))
+        lines,
+        key=lambda line: (
+            -1 if line.step is None else line.step,
+            _age(found.get(line.name, {})),
+        ),
     )
 
 
 def _kept(
-    experiment: Experiment, record: JobRecord, name: str, parts: dict[int, Path], known: Checkpoint | None
+    experiment: Experiment,
+    record: JobRecord,
+    name: str,
+    parts: dict[int, Path],
+    known: Checkpoint | None,
 ) -> Kept:
     nodes = {plan.rank: plan.node for plan in record.plan.nodes} if record.plan else {}
-    ranks, missing = sorted(known.manifests if known else parts), known.missing if known else None
+    ranks, missing = (
+        sorted(known.manifests if known else parts),
+        known.missing if known else None,
+    )
     # A manifest, but none of rank 0: it is one of those that can be whole, and is not.
-    if not known and any(name in stored_manifests(experiment, rank) for rank in experiment.ranks_gathered()):
+    if not known and any(
+        name in stored_manifests(experiment, rank)
+        for rank in experiment.ranks_gathered()
+    ):
         missing = "the part of rank 0 has not come"
     return Kept(
         name=name,
-        path=str((experiment.checkpoint_folder(0) / name).relative_to(experiment.folder)),
+        path=str(
+            (experiment.checkpoint_folder(0) / name).relative_to(experiment.folder)
+        ),
         bytes=known.size_bytes if known else sum(map(size_of, parts.values())),
         whole=not missing if known or missing else None,
         missing=missing,

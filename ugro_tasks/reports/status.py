@@ -50,7 +50,11 @@ def all_jobs(experiments: Experiments, limit: int | None) -> list[JobLine]:
     for experiment in islice(experiments.all(), limit):
         try:
             lines.append(
-                JobLine(job_id=experiment.job_id, state=experiment.state(), nodes=experiment.record().nodes)
+                JobLine(
+                    job_id=experiment.job_id,
+                    state=experiment.state(),
+                    nodes=experiment.record().nodes,
+                )
             )
         except RecordError as error:
             lines.append(JobLine(job_id=experiment.job_id, damaged=error.text))
@@ -69,7 +73,9 @@ def one_job(experiment: Experiment, *, live: bool) -> JobReport:
     )
 
 
-def _ask_nodes(experiment: Experiment, record: JobRecord) -> dict[str, StateAnswer | NoAnswer]:
+def _ask_nodes(
+    experiment: Experiment, record: JobRecord
+) -> dict[str, StateAnswer | NoAnswer]:
     # Nothing else here needs SSH, and loading it takes longer than all the rest.
     from ..hosts.fleet import Fleet
     from ..hosts.host import Host
@@ -81,7 +87,10 @@ def _ask_nodes(experiment: Experiment, record: JobRecord) -> dict[str, StateAnsw
 
     cluster = experiment.cluster()
     # Not a node that was left behind at a restart: nothing of the last attempt is there.
-    work = {plan.node: partial(state, plan) for plan in (record.plan.nodes if record.plan else ())}
+    work = {
+        plan.node: partial(state, plan)
+        for plan in (record.plan.nodes if record.plan else ())
+    }
     if not work:
         return {}
     with Fleet.of(cluster.subset(work)) as fleet:

@@ -41,7 +41,10 @@ def model_to_look_for(record: JobRecord) -> dict[str, Any] | None:
     if not is_foreseen(record):
         return None
     env = {name: record.env[name] for name in CACHE_VARIABLES if name in record.env}
-    return {"name": record.settings.get("model", {}).get("name", record.model), "env": env}
+    return {
+        "name": record.settings.get("model", {}).get("name", record.model),
+        "env": env,
+    }
 
 
 def is_foreseen(record: JobRecord) -> bool:
@@ -64,12 +67,17 @@ def batch_sizes(cluster: Cluster, settings: Settings, facts: Facts) -> dict[str,
         return sizes
     cards = {node.name: card_mib(node, facts[node.name]) for node in cluster.nodes}
     shares = in_small_numbers(cards)
-    return {node.name: _fitting(node, settings, facts, shares[node.name]) for node in cluster.nodes}
+    return {
+        node.name: _fitting(node, settings, facts, shares[node.name])
+        for node in cluster.nodes
+    }
 
 
 def requested_sizes(cluster: Cluster, settings: Settings) -> dict[str, int] | None:
     """The sizes that were asked for, node by node; None for `auto`. Raises UsageError for what is none."""
-    asked = settings.get("training", {}).get("batch_size_per_gpu", cluster.training.batch_size_per_gpu)
+    asked = settings.get("training", {}).get(
+        "batch_size_per_gpu", cluster.training.batch_size_per_gpu
+    )
     names = [node.name for node in cluster.nodes]
     try:
         # A name that is not of these nodes is no fault: the launch may be on some of the file's nodes only.
@@ -80,8 +88,14 @@ def requested_sizes(cluster: Cluster, settings: Settings) -> dict[str, int] | No
         return None if sizes == "auto" else dict.fromkeys(names, int(str(sizes)))
     if missing := [name for name in names if name not in sizes]:
         near = get_close_matches(missing[0], sizes.keys() - set(names), n=1)
-        hint = f"; {near[0]} is none of the nodes, did you mean {missing[0]}?" if near else ""
-        raise UsageError(f"training.batch_size_per_gpu: no number for {', '.join(missing)}{hint}")
+        hint = (
+            f"; {near[0]} is none of the nodes, did you mean {missing[0]}?"
+            if near
+            else ""
+        )
+        raise UsageError(
+            f"training.batch_size_per_gpu: no number for {', '.join(missing)}{hint}"
+        )
     return {name: sizes[name] for name in names}
 
 
@@ -104,7 +118,9 @@ def in_small_numbers(cards: Mapping[str, int | None]) -> dict[str, int]:
         return {name: round(share * value) for name, value in worth.items()}
 
     def furthest_off(share: int) -> float:
-        return max(abs(size / share / worth[name] - 1) for name, size in rounded(share).items())
+        return max(
+            abs(size / share / worth[name] - 1) for name, size in rounded(share).items()
+        )
 
     shares = range(1, SMALLEST_SHARE_MAX + 1)
     near_enough = [share for share in shares if furthest_off(share) <= RATIO_TOLERANCE]
@@ -120,12 +136,16 @@ def _fitting(node: Node, settings: Settings, facts: Facts, wanted: int) -> int:
     return 1
 
 
-def effective_batch(record: JobRecord, cluster: Cluster, sizes: Mapping[str, int]) -> int | None:
+def effective_batch(
+    record: JobRecord, cluster: Cluster, sizes: Mapping[str, int]
+) -> int | None:
     """Sequences in a step of all ranks together; None where the script may do otherwise."""
     if not is_foreseen(record):
         return None
     steps = record.settings.get("training", {}).get("gradient_accumulation_steps")
-    return sum(sizes.values()) * int(steps or cluster.training.gradient_accumulation_steps)
+    return sum(sizes.values()) * int(
+        steps or cluster.training.gradient_accumulation_steps
+    )
 
 
 # ---- memory ----
@@ -135,7 +155,10 @@ def memories(
     cluster: Cluster, settings: Settings, facts: Facts, sizes: Mapping[str, int]
 ) -> dict[str, Memory | str]:
     """{node: what its rank will need, or why that cannot be said}."""
-    return {node.name: _memory(node, settings, facts, sizes[node.name]) for node in cluster.nodes}
+    return {
+        node.name: _memory(node, settings, facts, sizes[node.name])
+        for node in cluster.nodes
+    }
 
 
 def summary(plan: LaunchPlan) -> str:
@@ -185,7 +208,9 @@ def _memory(node: Node, settings: Settings, facts: Facts, size: int) -> Memory |
         return ""
     model = next(filter(None, map(model_facts, told)), None)
     if model is None:
-        return (own.model.missing if own.model else "") or "its config.json lacks what an estimate needs"
+        return (
+            own.model.missing if own.model else ""
+        ) or "its config.json lacks what an estimate needs"
     card = card_mib(node, own)
     if card is None:
         return "no card is known here"

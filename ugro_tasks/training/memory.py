@@ -40,7 +40,13 @@ FLOAT32_BYTES = 4
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": FLOAT32_BYTES, "float64": 8}
 QUANTISED_BYTES = {4: 0.5 + 1 / 64 + 4 / (64 * 256), 8: 1.0}
 # What the optimizer keeps of each trained parameter.
-MOMENT_BYTES = {"adamw": 8.0, "adamw_8bit": 2.0, "paged_adamw_8bit": 2.0, "sgd": 0.0, "adafactor": 0.1}
+MOMENT_BYTES = {
+    "adamw": 8.0,
+    "adamw_8bit": 2.0,
+    "paged_adamw_8bit": 2.0,
+    "sgd": 0.0,
+    "adafactor": 0.1,
+}
 # Of each logit, in float32: the log of its softmax, the gradient of that, and the logit's own gradient.
 LOGIT_BYTES = 3 * FLOAT32_BYTES
 ALL_LINEAR = "all-linear"  # peft's word for every matrix
@@ -76,7 +82,10 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
         """(in, out) of each matrix of a layer, by the names that `lora.target_modules` has for them."""
         hidden, inner = self.hidden_size, self.inner_size
         head_size = self.head_size or hidden // self.heads
-        queries, keys = self.heads * head_size, (self.kv_heads or self.heads) * head_size
+        queries, keys = (
+            self.heads * head_size,
+            (self.kv_heads or self.heads) * head_size,
+        )
         attention = {
             "q_proj": (hidden, queries),
             "k_proj": (hidden, keys),
@@ -84,7 +93,11 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
             "o_proj": (queries, hidden),
         }
         gate = {"gate_proj": (hidden, inner)} if self.gated else {}
-        return attention | gate | {"up_proj": (hidden, inner), "down_proj": (inner, hidden)}
+        return (
+            attention
+            | gate
+            | {"up_proj": (hidden, inner), "down_proj": (inner, hidden)}
+        )
 
     @property
     def outside_matrices(self) -> int:
@@ -111,10 +124,14 @@ def model_facts(told: Model | None) -> ModelFacts | None:
         return None
 
 
-def estimate(model: ModelFacts, settings: Mapping[str, Mapping[str, Any]], batch_size: int) -> Memory:
+def estimate(
+    model: ModelFacts, settings: Mapping[str, Mapping[str, Any]], batch_size: int
+) -> Memory:
     """What a rank needs with micro-batches of so many sequences; `settings` are the job's."""
     run = _Run.of(settings)
-    tokens = batch_size * min(run.sequence_length, model.positions or run.sequence_length)
+    tokens = batch_size * min(
+        run.sequence_length, model.positions or run.sequence_length
+    )
     parts = {
         "weights_mib": round(_weights_bytes(model, run) / MIB),
         "trained_mib": round(_trained_bytes(model, run) / MIB),
@@ -130,7 +147,9 @@ def on_card(memory: Memory, card_mib: int, taken_mib: int) -> Memory:
     fit: Literal["fits", "tight", "too large"] = "fits"
     if memory.total_mib > room:
         fit = "tight" if memory.total_mib <= room * (1 + TOLERANCE) else "too large"
-    return msgspec.structs.replace(memory, card_mib=card_mib, taken_mib=taken_mib, fit=fit)
+    return msgspec.structs.replace(
+        memory, card_mib=card_mib, taken_mib=taken_mib, fit=fit
+    )
 
 
 class _Run(Struct, frozen=True, kw_only=True):
@@ -148,9 +167,13 @@ class _Run(Struct, frozen=True, kw_only=True):
     def of(cls, settings: Mapping[str, Mapping[str, Any]]) -> _Run:
         """The same of the whole settings."""
         sections = ("model", "training", "lora", "quantization", "optimizer")
-        model, training, lora, quantisation, optimizer = (settings.get(name, {}) for name in sections)
+        model, training, lora, quantisation, optimizer = (
+            settings.get(name, {}) for name in sections
+        )
         adapted, bits = lora.get("enabled", True), quantisation.get("bits", 4)
-        quantised = quantisation.get("enabled", True) and (bits == 8 or model.get("load_in_4bit", True))
+        quantised = quantisation.get("enabled", True) and (
+            bits == 8 or model.get("load_in_4bit", True)
+        )
         return cls(
             sequence_length=model.get("max_seq_length", 2048),
             compute_bytes=DTYPE_BYTES.get(model.get("dtype", "float16"), 2),
@@ -168,15 +191,21 @@ class _Run(Struct, frozen=True, kw_only=True):
 
     def beside(self, model: ModelFacts) -> list[tuple[int, int]]:
         """(in, out) of the matrices of a layer that have an adapter."""
-        chosen = model.matrices if self.lora_targets == (ALL_LINEAR,) else self.lora_targets
+        chosen = (
+            model.matrices if self.lora_targets == (ALL_LINEAR,) else self.lora_targets
+        )
         return [model.matrices[name] for name in chosen if name in model.matrices]
 
 
 def _weights_bytes(model: ModelFacts, run: _Run) -> float:
     if model.quantised_bits and model.weights_bytes:
         return model.weights_bytes
-    each = QUANTISED_BYTES.get(model.quantised_bits or run.quantise_bits or 0, run.weight_bytes)
-    return (model.parameters - model.outside_matrices) * each + model.outside_matrices * run.weight_bytes
+    each = QUANTISED_BYTES.get(
+        model.quantised_bits or run.quantise_bits or 0, run.weight_bytes
+    )
+    return (
+        model.parameters - model.outside_matrices
+    ) * each + model.outside_matrices * run.weight_bytes
 
 
 def _trained_bytes(model: ModelFacts, run: _Run) -> float:
@@ -184,8 +213,14 @@ def _trained_bytes(model: ModelFacts, run: _Run) -> float:
     each = 2 * FLOAT32_BYTES + MOMENT_BYTES.get(run.optimizer, 8.0)
     if run.lora_rank is None:
         # The layers compute with a copy of the weights in the smaller type, which the backward pass needs again.
-        return model.parameters * (each + (run.compute_bytes if run.compute_bytes < FLOAT32_BYTES else 0))
-    adapter = model.layers * run.lora_rank * sum(fan_in + fan_out for fan_in, fan_out in run.beside(model))
+        return model.parameters * (
+            each + (run.compute_bytes if run.compute_bytes < FLOAT32_BYTES else 0)
+        )
+    adapter = (
+        model.layers
+        * run.lora_rank
+        * sum(fan_in + fan_out for fan_in, fan_out in run.beside(model))
+    )
     return adapter * (FLOAT32_BYTES + each)
 
 
@@ -207,5 +242,7 @@ def _kept_of_a_layer(model: ModelFacts, run: _Run) -> float:
     hidden, inner, compute = model.hidden_size, model.inner_size, run.compute_bytes
     if run.lora_rank is None:
         return hidden * (28 + 4 * compute) + inner * 4 * compute
-    adapters = sum(fan_in for fan_in, _ in run.beside(model)) * (FLOAT32_BYTES + compute)
+    adapters = sum(fan_in for fan_in, _ in run.beside(model)) * (
+        FLOAT32_BYTES + compute
+    )
     return hidden * (8 + 5 * compute) + inner * 3 * compute + adapters

@@ -37,8 +37,15 @@ PLACES = {
     "gradient_accumulation_steps": ("training", "gradient_accumulation_steps"),
     "max_seq_length": ("model", "max_seq_length"),
 }
-AsWritten: type[yaml.BaseLoader] | type[yaml.CBaseLoader] = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
-KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "one value"}
+AsWritten: type[yaml.BaseLoader] | type[yaml.CBaseLoader] = getattr(
+    yaml, "CBaseLoader", yaml.BaseLoader
+)
+KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "one value",
+}
 
 
 def resolve(
@@ -60,9 +67,16 @@ def resolve(
     schema = {section: dict(keys) for section, keys in settings.items()}
     for section, keys in _sound(base or {}, schema).items():
         settings.setdefault(section, {}).update(keys)
-    flags = {"model": model, "dataset": dataset, "epochs": epochs, "learning_rate": learning_rate}
+    flags = {
+        "model": model,
+        "dataset": dataset,
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+    }
     said = [] if base else list(_of_cluster(cluster))
-    said += [(PLACES[name], value) for name, value in flags.items() if value is not None]
+    said += [
+        (PLACES[name], value) for name, value in flags.items() if value is not None
+    ]
     for (section, key), value in said:
         settings[section][key] = value
     for pair in sets:
@@ -80,7 +94,9 @@ def _sound(base: Settings, schema: Settings) -> Settings:
                 if key in schema.get(section, {}):
                     _fit(value, value, schema[section][key], (section, key))
             except ValueError as error:
-                raise UsageError(f"the job to go on from: {section}.{key}: {error}") from error
+                raise UsageError(
+                    f"the job to go on from: {section}.{key}: {error}"
+                ) from error
     return base
 
 
@@ -102,7 +118,9 @@ def _read(path: Path, defaults: Settings) -> Settings:
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeError) as error:
-        raise UsageError(f"{path}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from error
+        raise UsageError(
+            f"{path}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}"
+        ) from error
     document = Document(text, lambda name, _: f"${{{name}}}")
     if document.faults:
         line, fault = document.faults[0]
@@ -115,21 +133,29 @@ def _read(path: Path, defaults: Settings) -> Settings:
     for section, keys in typed.items():
         if not isinstance(keys, dict):
             line = document.line((section,))
-            raise UsageError(f"{path}, line {line}: {section} must be a section of `key: value` lines")
+            raise UsageError(
+                f"{path}, line {line}: {section} must be a section of `key: value` lines"
+            )
         if odd := [key for key in (section, *keys) if not isinstance(key, str)]:
             line = document.line((section,))
-            raise UsageError(f"{path}, line {line}: the key {odd[0]!r} is no text; put it in quotes")
+            raise UsageError(
+                f"{path}, line {line}: the key {odd[0]!r} is no text; put it in quotes"
+            )
         found[section] = {}
         for key, value in keys.items():
             known = defaults.get(section, {})
             try:
                 _refuse_nested(value, (section, key))
                 fitted = (
-                    _fit(value, written[section][key], known[key], (section, key)) if key in known else value
+                    _fit(value, written[section][key], known[key], (section, key))
+                    if key in known
+                    else value
                 )
             except ValueError as error:
                 line = document.line((section, key))
-                raise UsageError(f"{path}, line {line}: {section}.{key}: {error}") from error
+                raise UsageError(
+                    f"{path}, line {line}: {section}.{key}: {error}"
+                ) from error
             found[section][key] = fitted
     return found
 
@@ -151,9 +177,13 @@ def _parsed(pair: str, schema: Settings, source: Path) -> tuple[str, str, Any]:
     name, equals, text = pair.partition("=")
     section, dot, key = name.strip().partition(".")
     if not (equals and dot and section and key):
-        raise UsageError(f"--set {shown(pair)[1:-1]}: use SECTION.KEY=VALUE, e.g. training.warmup_steps=50")
+        raise UsageError(
+            f"--set {shown(pair)[1:-1]}: use SECTION.KEY=VALUE, e.g. training.warmup_steps=50"
+        )
     if key not in schema.get(section, {}):
-        raise UsageError(f"--set {shown(pair)[1:-1]}: {_unknown(section, key, schema)}; see {source}")
+        raise UsageError(
+            f"--set {shown(pair)[1:-1]}: {_unknown(section, key, schema)}; see {source}"
+        )
     try:
         value, written = _loaded(text)
         _refuse_nested(value, (section, key))
@@ -161,7 +191,9 @@ def _parsed(pair: str, schema: Settings, source: Path) -> tuple[str, str, Any]:
         return section, key, _fit(value, written, schema[section][key], (section, key))
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UsageError(f"--set {shown(pair)[1:-1]}: {shown(text)} is not YAML: {problem}") from error
+        raise UsageError(
+            f"--set {shown(pair)[1:-1]}: {shown(text)} is not YAML: {problem}"
+        ) from error
     except ValueError as error:
         raise UsageError(f"--set {shown(pair)[1:-1]}: {error}") from error
 
@@ -175,7 +207,9 @@ def _loaded(text: str) -> tuple[Any, Any]:
     try:
         return yaml.load(text, Loader), yaml.load(text, AsWritten)  # noqa: S506
     except (LookupError, AttributeError, TypeError, OverflowError) as error:
-        raise ValueError(f"{shown(text)} is not what its tag says") from error  # as in !!bool x
+        raise ValueError(
+            f"{shown(text)} is not what its tag says"
+        ) from error  # as in !!bool x
 
 
 def _refuse_nested(value: Any, place: tuple[str, str]) -> None:
@@ -191,9 +225,15 @@ def _fit(value: Any, text: Any, default: Any, place: tuple[str, str]) -> Any:
         return checked_batch_size(value)
     if isinstance(default, list):
         if not isinstance(value, list) or not value:
-            raise ValueError(f"must be a list like [{', '.join(map(str, default))}], not {shown(text)}")
+            raise ValueError(
+                f"must be a list like [{', '.join(map(str, default))}], not {shown(text)}"
+            )
         pairs = zip(value, text, strict=True)
-        return [_scalar(item, written, type(default[0])) for item, written in pairs] if default else value
+        return (
+            [_scalar(item, written, type(default[0])) for item, written in pairs]
+            if default
+            else value
+        )
     if default is None:
         if isinstance(value, list):
             raise ValueError(f"must be one value, not {shown(text)}")
@@ -214,7 +254,9 @@ def _scalar(value: Any, text: Any, kind: type) -> Any:
             number = math.nan
         if math.isfinite(number):
             return number
-    raise ValueError(f"must be {KINDS.get(kind, 'of the kind of its default')}, not {shown(text)}")
+    raise ValueError(
+        f"must be {KINDS.get(kind, 'of the kind of its default')}, not {shown(text)}"
+    )
 
 
 def _unknown(section: str, key: str, schema: Mapping[str, Mapping[str, Any]]) -> str:

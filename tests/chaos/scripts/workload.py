@@ -17,18 +17,43 @@ import time
 from pathlib import Path
 
 parser = argparse.ArgumentParser()
-for flag in ("--model-name", "--dataset-name", "--num-epochs", "--learning-rate", "--job-id"):
+for flag in (
+    "--model-name",
+    "--dataset-name",
+    "--num-epochs",
+    "--learning-rate",
+    "--job-id",
+):
     parser.add_argument(flag)
-parser.add_argument("--seconds", type=float, default=2.0, help="how long the steps take together")
-parser.add_argument("--output", default="plain", help="what to print besides: plain, giant, binary, flood")
-parser.add_argument("--loud-rank", type=int, default=0, help="who prints that; a flood comes from all")
 parser.add_argument(
-    "--fail-rank", type=int, default=-1, help="this one ends with code 3, half way, in a first run"
+    "--seconds", type=float, default=2.0, help="how long the steps take together"
 )
-parser.add_argument("--save-every", type=int, default=0, help="a checkpoint after so many steps")
-parser.add_argument("--quiet", action="store_true", help="no word from the fourth step to the last")
+parser.add_argument(
+    "--output",
+    default="plain",
+    help="what to print besides: plain, giant, binary, flood",
+)
+parser.add_argument(
+    "--loud-rank", type=int, default=0, help="who prints that; a flood comes from all"
+)
+parser.add_argument(
+    "--fail-rank",
+    type=int,
+    default=-1,
+    help="this one ends with code 3, half way, in a first run",
+)
+parser.add_argument(
+    "--save-every", type=int, default=0, help="a checkpoint after so many steps"
+)
+parser.add_argument(
+    "--quiet", action="store_true", help="no word from the fourth step to the last"
+)
 parser.add_argument("--ignore-term", action="store_true")
-parser.add_argument("--daemon", action="store_true", help="leave a process of a session of its own behind")
+parser.add_argument(
+    "--daemon",
+    action="store_true",
+    help="leave a process of a session of its own behind",
+)
 options = parser.parse_args()
 
 STEP_SECONDS = 0.05
@@ -73,7 +98,10 @@ def save(step: int) -> None:
     name = f"checkpoint-{step}"
     make_folder(checkpoints / name)
     write_file(checkpoints / name / "model.bin", b"%d " % step * 20_000)
-    write_file(checkpoints / name / f"rng_{rank}.json", json.dumps({"step": step, "rank": rank}).encode())
+    write_file(
+        checkpoints / name / f"rng_{rank}.json",
+        json.dumps({"step": step, "rank": rank}).encode(),
+    )
     parts = {
         str(path.relative_to(checkpoints)): {
             "bytes": path.stat().st_size,
@@ -81,7 +109,13 @@ def save(step: int) -> None:
         }
         for path in (checkpoints / name).iterdir()
     }
-    manifest = {"checkpoint": name, "step": step, "rank": rank, "ranks": [*range(world)], "files": parts}
+    manifest = {
+        "checkpoint": name,
+        "step": step,
+        "rank": rank,
+        "ranks": [*range(world)],
+        "files": parts,
+    }
     half = checkpoints / f".{name}.half"
     write_file(half, json.dumps(manifest).encode())
     half.rename(checkpoints / f"{name}.manifest.json")
@@ -98,7 +132,13 @@ def be_loud() -> None:
     elif options.output == "flood":
         line = b"x" * 100
         for block in range(20):
-            write(1, b"".join(b"flood %d %06d %s\n" % (rank, block * 1000 + n, line) for n in range(1000)))
+            write(
+                1,
+                b"".join(
+                    b"flood %d %06d %s\n" % (rank, block * 1000 + n, line)
+                    for n in range(1000)
+                ),
+            )
 
 
 first = 0
@@ -128,5 +168,7 @@ for step in range(first + 1, steps + 1):
         say("has had enough")
         sys.exit(3)
 make_folder(output / "artifacts")
-write_file(output / "artifacts" / f"result-{rank}.bin", b"result of rank %d\n" % rank * 1000)
+write_file(
+    output / "artifacts" / f"result-{rank}.bin", b"result of rank %d\n" % rank * 1000
+)
 say("ends well")

@@ -11,7 +11,13 @@ import torch.distributed
 OPEN_FILES = 300  # as the workers of a data loader have
 
 parser = argparse.ArgumentParser()
-for flag in ("--model-name", "--dataset-name", "--num-epochs", "--learning-rate", "--job-id"):
+for flag in (
+    "--model-name",
+    "--dataset-name",
+    "--num-epochs",
+    "--learning-rate",
+    "--job-id",
+):
     parser.add_argument(flag)
 parser.parse_args()
 

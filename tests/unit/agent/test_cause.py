@@ -11,11 +11,16 @@ from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.outcome import RankExit
 from ugro_tasks.jobs.state import Cause
 
-RECORDINGS = sorted((Path(__file__).parents[1] / "recordings" / "failures").glob("*.json"))
+RECORDINGS = sorted(
+    (Path(__file__).parents[1] / "recordings" / "failures").glob("*.json")
+)
 FAILURES = [path for path in RECORDINGS if path.stem != "quiet_exit_0"]
 # What the rank that began it said, and how it ended.
 EXPECTED: dict[str, dict[str, Any]] = {
-    "record": {"message": "rank 1 on gpu1: exit code 1: ValueError: the loss is nan", "exit_code": 1},
+    "record": {
+        "message": "rank 1 on gpu1: exit code 1: ValueError: the loss is nan",
+        "exit_code": 1,
+    },
     "plain": {"message": "rank 1 on gpu1: exit code 1", "exit_code": 1},
     "plain_master": {"message": "rank 0 on gpu0: exit code 1", "exit_code": 1},
     "exit_2": {"message": "rank 1 on gpu1: exit code 2", "exit_code": 2},
@@ -48,7 +53,15 @@ def replay(recording: Path, experiment: Experiment, first: int) -> list[RankExit
         experiment.log(rank["rank"]).write_text(rank["log"])
         at = 100.0 if rank["rank"] == first else 100.4
         number = rank["rank"]
-        ends.append(RankExit(node=f"gpu{number}", rank=number, at=at, code=rank["code"], error=rank["error"]))
+        ends.append(
+            RankExit(
+                node=f"gpu{number}",
+                rank=number,
+                at=at,
+                code=rank["code"],
+                error=rank["error"],
+            )
+        )
     return ends
 
 
@@ -58,18 +71,28 @@ def cause_of(*ends: RankExit, experiment: Experiment) -> Cause:
     return cause
 
 
-@pytest.mark.parametrize("first", [0, 1], ids=["rank 0 heard first", "rank 1 heard first"])
+@pytest.mark.parametrize(
+    "first", [0, 1], ids=["rank 0 heard first", "rank 1 heard first"]
+)
 @pytest.mark.parametrize("recording", FAILURES, ids=lambda path: path.stem)
-def test_the_rank_that_began_it_is_blamed(recording: Path, first: int, experiment: Experiment) -> None:
+def test_the_rank_that_began_it_is_blamed(
+    recording: Path, first: int, experiment: Experiment
+) -> None:
     cause = cause_of(*replay(recording, experiment, first), experiment=experiment)
     guilty = json.loads(recording.read_text())["failed_rank"]
-    told = {"message": cause.message, "exit_code": cause.exit_code, "signal": cause.signal}
+    told = {
+        "message": cause.message,
+        "exit_code": cause.exit_code,
+        "signal": cause.signal,
+    }
     assert told == {"exit_code": None, "signal": None, **EXPECTED[recording.stem]}
     assert (cause.node, cause.rank) == (f"gpu{guilty}", guilty)
 
 
 @pytest.mark.parametrize("recording", FAILURES, ids=lambda path: path.stem)
-def test_its_last_words_are_its_own_and_not_torchruns(recording: Path, experiment: Experiment) -> None:
+def test_its_last_words_are_its_own_and_not_torchruns(
+    recording: Path, experiment: Experiment
+) -> None:
     cause = cause_of(*replay(recording, experiment, 1), experiment=experiment)
     words = "\n".join(cause.last_lines)
     assert LAST_LINE[recording.stem] in words
@@ -82,9 +105,16 @@ def test_its_last_words_are_its_own_and_not_torchruns(recording: Path, experimen
         assert of_torchrun not in words
 
 
-def test_a_recorded_exception_is_told_with_its_traceback(experiment: Experiment) -> None:
-    cause = cause_of(*replay(RECORDINGS[0].with_name("record.json"), experiment, 0), experiment=experiment)
-    assert 'File "/home/ada/ugro/jobs/exp1/train.py", line 11, in main' in "\n".join(cause.last_lines)
+def test_a_recorded_exception_is_told_with_its_traceback(
+    experiment: Experiment,
+) -> None:
+    cause = cause_of(
+        *replay(RECORDINGS[0].with_name("record.json"), experiment, 0),
+        experiment=experiment,
+    )
+    assert 'File "/home/ada/ugro/jobs/exp1/train.py", line 11, in main' in "\n".join(
+        cause.last_lines
+    )
     assert cause.last_lines[-2:] == ("ValueError: the loss is nan", "at step 7")
 
 
@@ -93,17 +123,29 @@ def test_where_the_other_rank_left_without_a_fault_the_one_that_noticed_is_told_
 ) -> None:
     ends = replay(RECORDINGS[0].with_name("quiet_exit_0.json"), experiment, 1)
     cause = cause_of(*ends, experiment=experiment)
-    assert (cause.rank, "Connection closed by peer" in "\n".join(cause.last_lines)) == (0, True)
+    assert (cause.rank, "Connection closed by peer" in "\n".join(cause.last_lines)) == (
+        0,
+        True,
+    )
 
 
-def test_where_all_blame_their_peers_the_first_is_told_of(experiment: Experiment) -> None:
+def test_where_all_blame_their_peers_the_first_is_told_of(
+    experiment: Experiment,
+) -> None:
     for rank in range(3):
-        experiment.log(rank).write_text("RuntimeError: Connection closed by peer [10.0.0.1]:1\n")
-    ends = [RankExit(node=f"gpu{rank}", rank=rank, at=10.0 - rank, code=1) for rank in range(3)]
+        experiment.log(rank).write_text(
+            "RuntimeError: Connection closed by peer [10.0.0.1]:1\n"
+        )
+    ends = [
+        RankExit(node=f"gpu{rank}", rank=rank, at=10.0 - rank, code=1)
+        for rank in range(3)
+    ]
     assert cause_of(*ends, experiment=experiment).rank == 2
 
 
-def test_a_rank_that_was_told_to_stop_is_never_the_cause(experiment: Experiment) -> None:
+def test_a_rank_that_was_told_to_stop_is_never_the_cause(
+    experiment: Experiment,
+) -> None:
     first = RankExit(node="gpu0", rank=0, at=1.0, signal=9, stopped="failure")
     second = RankExit(node="gpu1", rank=1, at=2.0, code=1)
     assert cause_of(first, second, experiment=experiment).rank == 1
@@ -125,7 +167,10 @@ def test_where_no_rank_failed_there_is_no_cause(experiment: Experiment) -> None:
             {"code": 127, "error": "~/env/bin/python: No such file or directory"},
             "rank 1 on gpu1: exit code 127",
         ),
-        ({"signal": 9}, "rank 1 on gpu1: killed by SIGKILL (out of memory, or somebody's kill -9)"),
+        (
+            {"signal": 9},
+            "rank 1 on gpu1: killed by SIGKILL (out of memory, or somebody's kill -9)",
+        ),
         ({"signal": 64}, "rank 1 on gpu1: killed by SIGRTMAX"),
         (
             {"error": "prepared, but not told to start within 60 s"},
@@ -137,13 +182,21 @@ def test_where_no_rank_failed_there_is_no_cause(experiment: Experiment) -> None:
 def test_an_end_without_a_log_is_told_all_the_same(
     end: dict[str, Any], message: str, experiment: Experiment
 ) -> None:
-    cause = cause_of(RankExit(node="gpu1", rank=1, at=1.0, **end), experiment=experiment)
+    cause = cause_of(
+        RankExit(node="gpu1", rank=1, at=1.0, **end), experiment=experiment
+    )
     assert cause.message.startswith(message)
     assert cause.last_lines == ()
 
 
 def test_a_program_that_is_not_there_is_named(experiment: Experiment) -> None:
-    end = RankExit(node="gpu1", rank=1, at=1.0, code=127, error="~/env/bin/python: No such file or directory")
+    end = RankExit(
+        node="gpu1",
+        rank=1,
+        at=1.0,
+        code=127,
+        error="~/env/bin/python: No such file or directory",
+    )
     assert "~/env/bin/python" in cause_of(end, experiment=experiment).message
 
 
@@ -175,25 +228,41 @@ def test_an_error_file_may_hold_anything(error: str, experiment: Experiment) -> 
 )
 def test_a_log_may_hold_anything(log: bytes, experiment: Experiment) -> None:
     experiment.log(1).write_bytes(log)
-    cause = cause_of(RankExit(node="gpu1", rank=1, at=1.0, code=3), experiment=experiment)
+    cause = cause_of(
+        RankExit(node="gpu1", rank=1, at=1.0, code=3), experiment=experiment
+    )
     assert all(len(line) <= LINE_CHARACTERS for line in cause.last_lines)
 
 
 def test_only_the_last_lines_are_told(experiment: Experiment) -> None:
-    experiment.log(1).write_text("".join(f"line {number}\n\n" for number in range(100_000)))
-    cause = cause_of(RankExit(node="gpu1", rank=1, at=1.0, code=3), experiment=experiment)
-    assert cause.last_lines == tuple(f"line {number}" for number in range(100_000 - LAST_LINES, 100_000))
+    experiment.log(1).write_text(
+        "".join(f"line {number}\n\n" for number in range(100_000))
+    )
+    cause = cause_of(
+        RankExit(node="gpu1", rank=1, at=1.0, code=3), experiment=experiment
+    )
+    assert cause.last_lines == tuple(
+        f"line {number}" for number in range(100_000 - LAST_LINES, 100_000)
+    )
 
 
-def test_a_progress_bar_is_one_line_however_often_it_was_drawn(experiment: Experiment) -> None:
+def test_a_progress_bar_is_one_line_however_often_it_was_drawn(
+    experiment: Experiment,
+) -> None:
     bar = "".join(f"\r{percent} %" for percent in range(100))
     experiment.log(1).write_bytes(f"cannot open text.txt\n{bar}\n".encode())
-    cause = cause_of(RankExit(node="gpu1", rank=1, at=1.0, code=1), experiment=experiment)
+    cause = cause_of(
+        RankExit(node="gpu1", rank=1, at=1.0, code=1), experiment=experiment
+    )
     assert cause.last_lines[0] == "cannot open text.txt"
 
 
-def test_a_warning_of_torch_about_host_names_is_no_last_word(experiment: Experiment) -> None:
+def test_a_warning_of_torch_about_host_names_is_no_last_word(
+    experiment: Experiment,
+) -> None:
     noise = "[W1122 16:20:10.1 socket.cpp:767] [c10d] The hostname of the client socket cannot be retrieved. err=-3\n"
     experiment.log(1).write_text(f"{noise}KeyError: 'text'\n{noise}")
-    cause = cause_of(RankExit(node="gpu1", rank=1, at=1.0, code=1), experiment=experiment)
+    cause = cause_of(
+        RankExit(node="gpu1", rank=1, at=1.0, code=1), experiment=experiment
+    )
     assert cause.last_lines == ("KeyError: 'text'",)

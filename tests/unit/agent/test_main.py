@@ -19,11 +19,15 @@ from ugro_tasks.jobs.experiments import Experiments
 from ugro_tasks.jobs.state import JobState, Phase
 
 # An agent outlives the command that started it: nobody waits for it.
-pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:subprocess .* is still running:ResourceWarning"
+)
 
 
 @pytest.fixture
-def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Experiments]:
+def experiments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Experiments]:
     """A folder of this test's own, with the agents of it ended afterwards."""
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -41,14 +45,18 @@ def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Exp
     wait_until(gone, "the agent to end")
 
 
-def queue(experiments: Experiments, linger_seconds: float, name: str = "exp1") -> Experiment:
+def queue(
+    experiments: Experiments, linger_seconds: float, name: str = "exp1"
+) -> Experiment:
     """A job that its one node refuses, since the node has no such Python: the shortest life of a job."""
     root = experiments.folder.parent
     node = make_node(
         transport="local", address="127.0.0.1", python=sys.executable, project=str(root / "node"),
         environment=Environment(manager="existing", python="/nowhere/python"),
     )  # fmt: skip
-    cluster = make_cluster(root, (node,), timeouts=Timeouts(agent_linger_seconds=linger_seconds))
+    cluster = make_cluster(
+        root, (node,), timeouts=Timeouts(agent_linger_seconds=linger_seconds)
+    )
     scripts = make_scripts(root / "scripts")
     return experiments.create(make_record(cluster, job_name=name), scripts)
 
@@ -82,7 +90,11 @@ def test_of_agents_that_are_started_at_once_one_stays(experiments: Experiments) 
     queue(experiments, linger_seconds=60)
     argv = [sys.executable, "-m", "ugro_tasks.agent", str(experiments.folder)]
     agents = [subprocess.Popen(argv, cwd=Path(__file__).parents[3]) for _ in range(2)]
-    wait_until(lambda: any(agent.poll() is not None for agent in agents), "one of them to leave", 20)
+    wait_until(
+        lambda: any(agent.poll() is not None for agent in agents),
+        "one of them to leave",
+        20,
+    )
     [left] = [agent for agent in agents if agent.poll() is not None]
     [stays] = [agent for agent in agents if agent is not left]
     assert (left.returncode, experiments.agent_pid()) == (0, stays.pid)
@@ -90,7 +102,9 @@ def test_of_agents_that_are_started_at_once_one_stays(experiments: Experiments) 
     stays.wait()
 
 
-def test_an_agent_sees_a_queued_job_through_and_leaves(experiments: Experiments) -> None:
+def test_an_agent_sees_a_queued_job_through_and_leaves(
+    experiments: Experiments,
+) -> None:
     experiment = queue(experiments, linger_seconds=0.1)
     ensure_agent(experiments)
     assert ended(experiment).phase is Phase.REFUSED

@@ -104,7 +104,11 @@ def test_after_a_failed_rank_all_begin_again(tmp_path: Path) -> None:
     first, second = state.attempts
     assert first.cause
     assert first.cause.message == "rank 1 on gpu1: exit code 3"
-    assert (second.number, second.nodes, second.cause) == (2, ("gpu0", "gpu1", "gpu2"), None)
+    assert (second.number, second.nodes, second.cause) == (
+        2,
+        ("gpu0", "gpu1", "gpu2"),
+        None,
+    )
     assert "rank 1 on gpu1: exit code 3; restart 1 of 1" in world.said()
     folders = [node.last("prepare")["folder"] for node in world.nodes]
     assert all(folder.endswith("-2") for folder in folders)
@@ -124,7 +128,11 @@ def test_a_job_is_stopped_when_asked_and_not_begun_again(tmp_path: Path) -> None
     wait_until(world.is_followed, "all ranks to be followed")
     world.experiment.ask_to_stop()
     state = world.end_of(thread)
-    assert (state.phase, state.exit_code, len(state.attempts)) == (Phase.STOPPED, 130, 1)
+    assert (state.phase, state.exit_code, len(state.attempts)) == (
+        Phase.STOPPED,
+        130,
+        1,
+    )
     assert [node.last("stop")["reason"] for node in world.nodes] == ["asked"] * 3
 
 
@@ -136,15 +144,23 @@ def test_a_job_is_stopped_when_asked_and_not_begun_again(tmp_path: Path) -> None
     ],
     ids=["away", "taken"],
 )
-def test_what_never_ran_is_refused(tmp_path: Path, wrong: Callable[[FakeNode], None], code: int) -> None:
+def test_what_never_ran_is_refused(
+    tmp_path: Path, wrong: Callable[[FakeNode], None], code: int
+) -> None:
     world = World(tmp_path, max_restarts=3)
     wrong(world.nodes[2])
     state = world.run()
-    assert (state.phase, state.exit_code, state.started_at) == (Phase.REFUSED, code, None)
+    assert (state.phase, state.exit_code, state.started_at) == (
+        Phase.REFUSED,
+        code,
+        None,
+    )
     assert not any("start" in node.told for node in world.nodes)
 
 
-def test_a_node_that_is_taken_at_the_start_of_a_restart_is_tried_again(tmp_path: Path) -> None:
+def test_a_node_that_is_taken_at_the_start_of_a_restart_is_tried_again(
+    tmp_path: Path,
+) -> None:
     world = World(tmp_path, max_restarts=2)
     world.exits(None, DONE)
     world.nodes[1].exits = [FAILED, DONE]
@@ -155,7 +171,9 @@ def test_a_node_that_is_taken_at_the_start_of_a_restart_is_tried_again(tmp_path:
     assert "gpu2: held by job exp0; restart 2 of 2" in world.said()
 
 
-def test_a_node_that_stays_away_is_left_behind_and_told_to_stop_later(tmp_path: Path) -> None:
+def test_a_node_that_stays_away_is_left_behind_and_told_to_stop_later(
+    tmp_path: Path,
+) -> None:
     world = World(tmp_path, max_restarts=1, min_nodes=2)
     thread = world.begin()
     wait_until(world.is_followed, "all ranks to be followed")
@@ -168,14 +186,21 @@ def test_a_node_that_stays_away_is_left_behind_and_told_to_stop_later(tmp_path: 
     assert second.nodes == ("gpu0", "gpu1")
     assert any("is still away" in words for words in world.said())
     world.nodes[2].mend()
-    wait_until(lambda: "is back; nothing of the job is left there" in world.said(), "the late stop")
+    wait_until(
+        lambda: "is back; nothing of the job is left there" in world.said(),
+        "the late stop",
+    )
 
 
-def test_an_agent_that_comes_later_goes_on_with_the_attempt_under_way(tmp_path: Path) -> None:
+def test_an_agent_that_comes_later_goes_on_with_the_attempt_under_way(
+    tmp_path: Path,
+) -> None:
     world = World(tmp_path)
     before = world.begin()
     wait_until(world.is_followed, "all ranks to be followed")
-    thread = world.begin()  # the one before plays no part any more: its agent was killed, say
+    thread = (
+        world.begin()
+    )  # the one before plays no part any more: its agent was killed, say
     for node in world.nodes:
         node.end(**DONE)
     world.end_of(before)

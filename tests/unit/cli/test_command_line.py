@@ -76,7 +76,10 @@ LINES: list[tuple[str, str]] = [
     ("sweep --param lr=1e-5,2e-5", "sweep None [('lr', '1e-5,2e-5')] False"),
     ("sweep --param=lr=1e-5 s1", "sweep s1 [('lr', '1e-5')] False"),
     ("sweep --param lr 1e-5 s1 -j", "sweep s1 [('lr', '1e-5')] True"),
-    ("sweep s1 --param lr 1 --param wd 0,1", "sweep s1 [('lr', '1'), ('wd', '0,1')] False"),
+    (
+        "sweep s1 --param lr 1 --param wd 0,1",
+        "sweep s1 [('lr', '1'), ('wd', '0,1')] False",
+    ),
     ("sweep -n s1 --param lr 1", "sweep s1 [('lr', '1')] False"),
 ]
 
@@ -135,10 +138,27 @@ def test_a_line_means_the_same_in_the_program_and_under_inv(
 
 def test_several_tasks_on_one_line_keep_their_words(folders: dict[str, Path]) -> None:
     done = _run(
-        [INV, "deploy", "--to", "x", "gpu.queue", "a", "b", "gpu.sweep", "s1", "--param", "lr", "1"],
+        [
+            INV,
+            "deploy",
+            "--to",
+            "x",
+            "gpu.queue",
+            "a",
+            "b",
+            "gpu.sweep",
+            "s1",
+            "--param",
+            "lr",
+            "1",
+        ],
         folders["mounted"],
     )
-    assert done.stdout.splitlines() == ["deploy x", "queue ['a', 'b'] normal", "sweep s1 [('lr', '1')] False"]
+    assert done.stdout.splitlines() == [
+        "deploy x",
+        "queue ['a', 'b'] normal",
+        "sweep s1 [('lr', '1')] False",
+    ]
 
 
 def test_a_flag_of_two_words_that_gets_one_is_refused(folders: dict[str, Path]) -> None:
@@ -169,22 +189,31 @@ def test_a_flag_of_two_words_that_gets_one_is_refused(folders: dict[str, Path]) 
 )  # fmt: skip
 def test_the_words_of_each_task_are_found(line: str, words: list[list[str]]) -> None:
     assert shipped.task_names
-    assert [call.words for call in calls(line.split()) if call.task.typed_name != "test"] == words
+    assert [
+        call.words for call in calls(line.split()) if call.task.typed_name != "test"
+    ] == words
 
 
 def test_the_name_under_which_a_task_is_mounted_is_known() -> None:
     found = calls(["my.gpu.logs", "exp1", "--help"])
-    assert [(call.prefix, call.words, call.help_asked) for call in found] == [("my.gpu.", ["exp1"], True)]
+    assert [(call.prefix, call.words, call.help_asked) for call in found] == [
+        ("my.gpu.", ["exp1"], True)
+    ]
 
 
 def test_a_message_names_tasks_as_they_were_called() -> None:
     message = "see: inv logs exp1, or inv --help logs; not inventory"
     assert as_called(message) == message
     with reading("ugro", []):
-        assert as_called(message) == "see: ugro logs exp1, or ugro --help logs; not inventory"
+        assert (
+            as_called(message)
+            == "see: ugro logs exp1, or ugro --help logs; not inventory"
+        )
 
 
-def test_a_call_from_python_looks_at_no_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_from_python_looks_at_no_command_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     @task(help={"name": "n"}, word="name")
     def shout(_context: Any, name: str | None = None) -> str | None:
         return name
@@ -196,8 +225,16 @@ def test_a_call_from_python_looks_at_no_command_line(monkeypatch: pytest.MonkeyP
 
 
 def test_only_one_module_reads_the_command_line() -> None:
-    modules = [*(ROOT / "ugro_tasks" / "cli").rglob("*.py"), *(ROOT / "dev").glob("*.py"), ROOT / "tasks.py"]
-    readers = [path.name for path in modules if re.search(r"sys\.argv|orig_argv", path.read_text("utf-8"))]
+    modules = [
+        *(ROOT / "ugro_tasks" / "cli").rglob("*.py"),
+        *(ROOT / "dev").glob("*.py"),
+        ROOT / "tasks.py",
+    ]
+    readers = [
+        path.name
+        for path in modules
+        if re.search(r"sys\.argv|orig_argv", path.read_text("utf-8"))
+    ]
     assert readers == ["command_line.py"]
 
 
@@ -217,7 +254,9 @@ def test_every_short_flag_is_chosen_and_none_is_the_helps() -> None:
 def test_asking_for_the_arguments_twice_gives_the_help_twice() -> None:
     logs = shipped["logs"]
     assert isinstance(logs, UgroTask)
-    first, second = ({a.names[0]: a.help for a in logs.get_arguments()} for _ in range(2))
+    first, second = (
+        {a.names[0]: a.help for a in logs.get_arguments()} for _ in range(2)
+    )
     assert first == second
     assert all(first.values())
 

@@ -26,7 +26,11 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("UGRO_CLUSTER", "local")
     cluster = load_cluster("local")
     record = make_record(cluster, job_name="exp1")
-    return Experiments(cluster.experiments).create(record, make_scripts(tmp_path / "scripts")).job_id
+    return (
+        Experiments(cluster.experiments)
+        .create(record, make_scripts(tmp_path / "scripts"))
+        .job_id
+    )
 
 
 def offered(line: str) -> set[str]:

@@ -43,7 +43,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("UGRO_CLUSTER", "local")
     cluster = load_cluster("local")
     scripts = make_scripts(tmp_path / "scripts")
-    Experiments(cluster.experiments).create(make_record(cluster, job_name="exp1"), scripts)
+    Experiments(cluster.experiments).create(
+        make_record(cluster, job_name="exp1"), scripts
+    )
 
     def act(*_: object, **__: object) -> None:
         pytest.fail("something was done")
@@ -89,7 +91,9 @@ def test_a_dry_task_shows_and_does_nothing(words: str, says: str, place: Path) -
     assert _files(place) == before
 
 
-def test_a_dry_launch_shows_the_plan(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_launch_shows_the_plan(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = _files(place)
     code, said = _dry("--dry", "launch", "--script", "train.py")
     assert (code, "train_<time>: 3 ranks meet at 127.0.0.1" in said) == (0, True), said
@@ -114,7 +118,9 @@ def test_echo_is_verbose_and_hide_is_quiet_where_a_task_has_those(place: Path) -
     from ugro_tasks.cli.task import task
 
     @task(help={"verbose": "v", "quiet": "q"})
-    def tell(_context: object, verbose: bool = False, quiet: bool = False) -> tuple[bool, bool]:
+    def tell(
+        _context: object, verbose: bool = False, quiet: bool = False
+    ) -> tuple[bool, bool]:
         return verbose, quiet
 
     context = Context()

@@ -25,8 +25,15 @@ ns.add_collection(ugro, name="gpu")
 """
 
 
-def _run(argv: list[str | Path], folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
-    base = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(folder), "COLUMNS": "120"}
+def _run(
+    argv: list[str | Path], folder: Path, **environ: str
+) -> subprocess.CompletedProcess[str]:
+    base = {
+        "PATH": "/usr/bin:/bin",
+        "PYTHONPATH": str(ROOT),
+        "HOME": str(folder),
+        "COLUMNS": "120",
+    }
     return subprocess.run(
         argv, cwd=folder, env=base | environ,
         capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, check=False,
@@ -65,7 +72,9 @@ def test_a_task_works_under_the_name_that_somebody_gave_it(
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("words", [["gpu.logs", "--help"], ["gpu.logs", "-h"], ["--help", "gpu.logs"]])
+@pytest.mark.parametrize(
+    "words", [["gpu.logs", "--help"], ["gpu.logs", "-h"], ["--help", "gpu.logs"]]
+)
 def test_the_help_of_a_mounted_task_is_shown(words: list[str], mounted: Path) -> None:
     done = _run([INV, *words], mounted)
     assert done.returncode == 0, done.stderr
@@ -75,7 +84,10 @@ def test_the_help_of_a_mounted_task_is_shown(words: list[str], mounted: Path) ->
 
 def test_a_dry_task_of_somebodys_collection_removes_nothing(mounted: Path) -> None:
     done = _run([INV, "--dry", "gpu.clean"], mounted, UGRO_CLUSTER="local")
-    assert (done.returncode, done.stdout) == (0, "0 B would be freed; nothing was removed\n")
+    assert (done.returncode, done.stdout) == (
+        0,
+        "0 B would be freed; nothing was removed\n",
+    )
 
 
 # ---- from Python ----
@@ -109,21 +121,30 @@ def test_a_caller_catches_the_error_of_a_task(here: Path) -> None:
 
 
 def test_the_cluster_of_invokes_configuration_counts_below_ours(tmp_path: Path) -> None:
-    (tmp_path / "tasks.py").write_text(MOUNTED + 'ns.configure({"ugro": {"cluster": "of_the_tasks"}})\n')
+    (tmp_path / "tasks.py").write_text(
+        MOUNTED + 'ns.configure({"ugro": {"cluster": "of_the_tasks"}})\n'
+    )
     status: list[str | Path] = [INV, "gpu.status"]
     assert "'of_the_tasks'" in _run(status, tmp_path).stderr
     (tmp_path / "invoke.yaml").write_text("ugro: {cluster: of_the_file}\n")
     assert "'of_the_file'" in _run(status, tmp_path).stderr
     assert "'of_the_file'" in _run([*UGRO, "status"], tmp_path).stderr
-    assert "'of_invoke'" in _run(status, tmp_path, INVOKE_UGRO_CLUSTER="of_invoke").stderr
-    assert "'of_invoke'" in _run([*UGRO, "status"], tmp_path, INVOKE_UGRO_CLUSTER="of_invoke").stderr
+    assert (
+        "'of_invoke'" in _run(status, tmp_path, INVOKE_UGRO_CLUSTER="of_invoke").stderr
+    )
+    assert (
+        "'of_invoke'"
+        in _run([*UGRO, "status"], tmp_path, INVOKE_UGRO_CLUSTER="of_invoke").stderr
+    )
     both = {"INVOKE_UGRO_CLUSTER": "of_invoke", "UGRO_CLUSTER": "of_ugro"}
     assert "'of_ugro'" in _run(status, tmp_path, **both).stderr
     assert "'of_a_flag'" in _run([*status, "-c", "of_a_flag"], tmp_path, **both).stderr
 
 
 @pytest.mark.parametrize("text", ["ugro: {cluster: 3}", "ugro: [", "- a list"])
-def test_a_configuration_that_cannot_be_used_is_one_clear_error(text: str, tmp_path: Path) -> None:
+def test_a_configuration_that_cannot_be_used_is_one_clear_error(
+    text: str, tmp_path: Path
+) -> None:
     (tmp_path / "invoke.yaml").write_text(text)
     done = _run([*UGRO, "status"], tmp_path)
     assert done.returncode == 2, done.stderr
@@ -132,7 +153,11 @@ def test_a_configuration_that_cannot_be_used_is_one_clear_error(text: str, tmp_p
 
 def test_ugro_runs_no_code_of_the_folder_where_it_is_called(tmp_path: Path) -> None:
     (tmp_path / "invoke.py").write_text("raise SystemExit('ran')\n")
-    done = _run([Path(sys.executable).with_name("ugro"), "status"], tmp_path, UGRO_CLUSTER="local")
+    done = _run(
+        [Path(sys.executable).with_name("ugro"), "status"],
+        tmp_path,
+        UGRO_CLUSTER="local",
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -142,10 +167,14 @@ def test_ugro_runs_no_code_of_the_folder_where_it_is_called(tmp_path: Path) -> N
 def test_the_help_is_grouped_and_lists_every_task(tmp_path: Path) -> None:
     for flag in ("--help", "--list"):
         lines = _run([*UGRO, flag], tmp_path).stdout.splitlines()
-        assert [line[:-1] for line in lines if line in {f"{group}:" for group in GROUPS}] == GROUPS
-        assert {name for name in ns.task_names if any(line.startswith(f"  {name} ") for line in lines)} == {
-            *ns.task_names
-        }
+        assert [
+            line[:-1] for line in lines if line in {f"{group}:" for group in GROUPS}
+        ] == GROUPS
+        assert {
+            name
+            for name in ns.task_names
+            if any(line.startswith(f"  {name} ") for line in lines)
+        } == {*ns.task_names}
 
 
 GROUPS = ["start here", "run", "look", "cluster"]
@@ -164,6 +193,11 @@ def test_help_into_a_pipe_that_is_closed_is_quiet(words: str, tmp_path: Path) ->
 
 
 def test_the_list_for_machines_is_json(tmp_path: Path) -> None:
-    assert _run([*UGRO, "--list", "--list-format", "json"], tmp_path).stdout.startswith("{")
+    assert _run([*UGRO, "--list", "--list-format", "json"], tmp_path).stdout.startswith(
+        "{"
+    )
     done = _run([*UGRO, "--list", "--list-format", "xml"], tmp_path)
-    assert (done.returncode, done.stderr) == (2, "--list-format xml: use flat, nested or json\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "--list-format xml: use flat, nested or json\n",
+    )

@@ -13,10 +13,18 @@ from ugro_tasks.cli.command_line import reading
 LINES: list[tuple[str, str, dict[str, Any]]] = [
     ("health", "health", {}),
     ("sync-envs", "sync-envs", {}),
-    ("launch", "launch", {"name": None}),  # called after its script: tests/unit/test_api.py
+    (
+        "launch",
+        "launch",
+        {"name": None},
+    ),  # called after its script: tests/unit/test_api.py
     ("launch --name exp1", "launch", {"name": "exp1"}),
     ("launch --name exp1 --epochs 3", "launch", {"name": "exp1", "epochs": "3"}),
-    ("launch --name quick_test --epochs 1", "launch", {"name": "quick_test", "epochs": "1"}),
+    (
+        "launch --name quick_test --epochs 1",
+        "launch",
+        {"name": "quick_test", "epochs": "1"},
+    ),
     (
         "launch --name exp1 --model llama-7b --epochs 3",
         "launch",
@@ -30,7 +38,12 @@ LINES: list[tuple[str, str, dict[str, Any]]] = [
     (
         "launch --name llama_exp --model meta-llama/Llama-2-7b-hf --dataset wikitext --epochs 3 --lr 1e-4",
         "launch",
-        {"name": "llama_exp", "model": "meta-llama/Llama-2-7b-hf", "epochs": "3", "lr": "1e-4"},
+        {
+            "name": "llama_exp",
+            "model": "meta-llama/Llama-2-7b-hf",
+            "epochs": "3",
+            "lr": "1e-4",
+        },
     ),
     ("launch --name exp1 --verbose", "launch", {"name": "exp1", "verbose": True}),
     ("status", "status", {"name": None}),
@@ -51,7 +64,9 @@ NOT_YET = {
 
 
 @pytest.mark.parametrize(("line", "task", "values"), LINES)
-def test_a_line_that_was_asked_for_parses(line: str, task: str, values: dict[str, Any]) -> None:
+def test_a_line_that_was_asked_for_parses(
+    line: str, task: str, values: dict[str, Any]
+) -> None:
     words = line.split()
     with reading("ugro", words):
         parsed = Parser(ns.to_contexts()).parse_argv(words)

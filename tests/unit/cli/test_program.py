@@ -9,17 +9,33 @@ import pytest
 ROOT = Path(__file__).parents[3]
 BAD = [
     (["launch", "--name", "../../etc/x"], 2, "--name '../../etc/x'"),
-    (["launch", "--name", "exp1", "--epochs", "three"], 2, "--epochs three: use a whole number from 1 on"),
+    (
+        ["launch", "--name", "exp1", "--epochs", "three"],
+        2,
+        "--epochs three: use a whole number from 1 on",
+    ),
     (["launch", "--name", "exp1", "--epochs", "0"], 2, "--epochs 0"),
     (["launch", "--name", "exp1", "--lr", "abc"], 2, "--lr abc: use a number"),
     (["launch", "--name", "exp1", "--lr", "-1"], 2, "--lr -1"),
     (["launch", "--name", "exp1", "--lr", "nan"], 2, "--lr nan"),
-    (["launch", "--name", "exp1", "--env", "NOVALUE"], 2, "--env NOVALUE: use KEY=VALUE"),
+    (
+        ["launch", "--name", "exp1", "--env", "NOVALUE"],
+        2,
+        "--env NOVALUE: use KEY=VALUE",
+    ),
     (["launch", "--name", "exp1", "--env", "UGRO_TOKEN=x"], 2, "--env UGRO_TOKEN"),
     (["launch", "--name", "exp1", "--args", "'open"], 2, "No closing quotation"),
-    (["launch", "--name", "exp1", "--script", "../evil.py"], 2, "--script '../evil.py'"),
+    (
+        ["launch", "--name", "exp1", "--script", "../evil.py"],
+        2,
+        "--script '../evil.py'",
+    ),
     (["launch", "--name", "exp1", "--script", "absent.py"], 2, "train_single_test.py"),
-    (["launch", "--name", "exp1", "--nodes", "local0,gpu9"], 2, "there is no node 'gpu9'"),
+    (
+        ["launch", "--name", "exp1", "--nodes", "local0,gpu9"],
+        2,
+        "there is no node 'gpu9'",
+    ),
     (["launch", "--name", "exp1", "--nodes", "local0,local0"], 2, "given 2 times"),
     (["health", "--cluster", "nowhere.yaml"], 3, "nowhere.yaml"),
     (["attach", "exp9"], 4, "no job called 'exp9'"),
@@ -30,10 +46,18 @@ BAD = [
     (["clean", "exp9", "--older-than", "30d"], 4, "no job called 'exp9'"),
     (["clean", "--older-than", "30"], 2, "--older-than 30: use hours, days or weeks"),
     (["clean", "--keep-last", "-1"], 2, "--keep-last -1: use a whole number"),
-    (["clean", "--keep-last=2", "--older-than=4w", "--name", "exp9"], 4, "no job called 'exp9'"),
+    (
+        ["clean", "--keep-last=2", "--older-than=4w", "--name", "exp9"],
+        4,
+        "no job called 'exp9'",
+    ),
     (["clean", "--nodes", "local0,gpu9"], 2, "there is no node 'gpu9'"),
     (["results", "exp9", "--plot", "out.svg"], 4, "no job called 'exp9'"),
-    (["launch", "--name", "exp1", "--epoch", "3"], 2, "'--epoch' is! Did you mean --epochs?"),
+    (
+        ["launch", "--name", "exp1", "--epoch", "3"],
+        2,
+        "'--epoch' is! Did you mean --epochs?",
+    ),
     (["launch", "--name", "exp1", "--dry-rum"], 2, "Did you mean --dry-run?"),
     (["lauch"], 2, "No idea what 'lauch' is! Did you mean launch?"),
     (["--help", "lauch"], 2, "Did you mean launch?"),
@@ -45,7 +69,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("words", "code", "says"), BAD, ids=[" ".join(words) for words, _, _ in BAD])
+@pytest.mark.parametrize(
+    ("words", "code", "says"), BAD, ids=[" ".join(words) for words, _, _ in BAD]
+)
 def test_a_bad_command_line_is_one_clear_error(
     words: list[str], code: int, says: str, tmp_path: Path
 ) -> None:

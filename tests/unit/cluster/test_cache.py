@@ -38,7 +38,9 @@ class Reading:
         monkeypatch.setattr(cluster_build, "build", counted)
 
     def __call__(self, **environ: str) -> Cluster:
-        return read_cluster_file(self.path, {"HOME": str(self.home), "LAB": "lab", **environ})
+        return read_cluster_file(
+            self.path, {"HOME": str(self.home), "LAB": "lab", **environ}
+        )
 
     @property
     def entries(self) -> list[Path]:
@@ -68,7 +70,10 @@ def test_another_text_variable_or_lock_is_noticed(reading: Reading) -> None:
     before = reading()
     assert reading(LAB="other").name == "other"
     (reading.path.parent / "uv.lock").touch()
-    assert (before.environment.manager, reading().environment.manager) == ("existing", "uv")
+    assert (before.environment.manager, reading().environment.manager) == (
+        "existing",
+        "uv",
+    )
     (reading.path.parent / "scripts").mkdir()
     assert reading().scripts == reading.path.parent / "scripts"
     reading.path.write_text(TEXT.replace("10.0.0.1", "10.0.0.9"))
@@ -86,7 +91,9 @@ def test_each_lock_is_noticed(reading: Reading, lock: str) -> None:
     assert reading().environment.manager != "existing"
 
 
-@pytest.mark.parametrize("module", sorted(path.name for path in cache.HERE.glob("*.py")))
+@pytest.mark.parametrize(
+    "module", sorted(path.name for path in cache.HERE.glob("*.py"))
+)
 def test_other_code_is_noticed_whatever_its_time_stamp_says(
     reading: Reading, monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:
@@ -105,17 +112,27 @@ def test_other_code_is_noticed_whatever_its_time_stamp_says(
 
 
 def test_no_code_of_another_folder_says_what_a_file_means() -> None:
-    code = (
-        "import sys, ugro_tasks.cluster.build; print(*(m for m in sys.modules if m.startswith('ugro_tasks')))"
+    code = "import sys, ugro_tasks.cluster.build; print(*(m for m in sys.modules if m.startswith('ugro_tasks')))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    elsewhere = {name for name in done.stdout.split() if not name.startswith("ugro_tasks.cluster")}
+    elsewhere = {
+        name
+        for name in done.stdout.split()
+        if not name.startswith("ugro_tasks.cluster")
+    }
     # What words an error, and what decodes a record that was kept.
-    assert elsewhere == {"ugro_tasks", "ugro_tasks.codec", "ugro_tasks.errors", "ugro_tasks.text"}
+    assert elsewhere == {
+        "ugro_tasks",
+        "ugro_tasks.codec",
+        "ugro_tasks.errors",
+        "ugro_tasks.text",
+    }
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"{", b"[]", b'{"cluster": {}, "seen": {}}', b"\xff", b"[" * 100_000]
+    "damage",
+    [b"", b"{", b"[]", b'{"cluster": {}, "seen": {}}', b"\xff", b"[" * 100_000],
 )
 def test_a_damaged_entry_is_as_none(reading: Reading, damage: bytes) -> None:
     first = reading()
@@ -132,7 +149,9 @@ def test_few_are_kept(reading: Reading) -> None:
 
 
 def test_without_a_place_for_it_nothing_is_kept(reading: Reading) -> None:
-    assert reading(XDG_CACHE_HOME="/proc/nowhere") == reading(XDG_CACHE_HOME="/proc/nowhere")
+    assert reading(XDG_CACHE_HOME="/proc/nowhere") == reading(
+        XDG_CACHE_HOME="/proc/nowhere"
+    )
     assert reading.checked == 2
 
 

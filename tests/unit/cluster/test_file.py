@@ -44,7 +44,10 @@ def sample(name: str) -> Cluster:
 
 def test_both_forms_give_the_same_machines() -> None:
     def machines(cluster: Cluster) -> list[tuple[object, ...]]:
-        return [(n.name, n.rank, n.address, n.hostname, n.user, n.transport) for n in cluster.nodes]
+        return [
+            (n.name, n.rank, n.address, n.hostname, n.user, n.transport)
+            for n in cluster.nodes
+        ]
 
     expected = [
         ("gpu-master", 0, "192.168.1.100", "gpu-master", "ada", "ssh"),
@@ -107,12 +110,17 @@ def test_form_with_workers_fills_every_part() -> None:
 
 def test_repository_cluster_is_the_owners_three_hosts() -> None:
     cluster = load_cluster(environ=ENVIRON, cwd=REPOSITORY)
-    assert [(n.name, n.address, n.user, n.gpu_model, n.vram_gb) for n in cluster.nodes] == [
+    assert [
+        (n.name, n.address, n.user, n.gpu_model, n.vram_gb) for n in cluster.nodes
+    ] == [
         ("gpu-master", "192.168.1.100", "ada", "RTX 5070 Ti", 12),
         ("gpu1", "192.168.1.101", "ob", "RTX 4070", 8),
         ("gpu2", "192.168.1.102", "ollie", "RTX 3070 Ti", 8),
     ]
-    assert (cluster.root, cluster.source) == (REPOSITORY, str(REPOSITORY / "cluster.yaml"))
+    assert (cluster.root, cluster.source) == (
+        REPOSITORY,
+        str(REPOSITORY / "cluster.yaml"),
+    )
 
 
 def test_one_machine_is_a_cluster(tmp_path: Path) -> None:
@@ -142,18 +150,29 @@ def test_a_key_without_a_value_counts_as_not_given(tmp_path: Path) -> None:
 
 
 def test_workers_without_ranks_are_ranked_in_their_order(tmp_path: Path) -> None:
-    cluster = load(f"{MASTER}workers: [{{name: b, ip: 10.0.0.2}}, {{name: a, ip: 10.0.0.3}}]", tmp_path)
-    assert [(node.name, node.rank) for node in cluster.nodes] == [("m", 0), ("b", 1), ("a", 2)]
+    cluster = load(
+        f"{MASTER}workers: [{{name: b, ip: 10.0.0.2}}, {{name: a, ip: 10.0.0.3}}]",
+        tmp_path,
+    )
+    assert [(node.name, node.rank) for node in cluster.nodes] == [
+        ("m", 0),
+        ("b", 1),
+        ("a", 2),
+    ]
 
 
 def test_nodes_are_sorted_by_rank(tmp_path: Path) -> None:
-    cluster = load("nodes: {a: {ip: '::2', rank: 1}, b: {ip: '0::1', rank: 0}}", tmp_path)
+    cluster = load(
+        "nodes: {a: {ip: '::2', rank: 1}, b: {ip: '0::1', rank: 0}}", tmp_path
+    )
     assert [node.name for node in cluster.nodes] == ["b", "a"]
     assert cluster.master.address == "::1"
 
 
 def test_user_is_known_where_the_environment_does_not_say(tmp_path: Path) -> None:
-    cluster = load("cluster: {master: {ip: 10.0.0.1, user: '${USER}'}}", tmp_path, {"HOME": "/"})
+    cluster = load(
+        "cluster: {master: {ip: 10.0.0.1, user: '${USER}'}}", tmp_path, {"HOME": "/"}
+    )
     assert cluster.master.user == Path("/proc/self").owner()
 
 
@@ -165,12 +184,16 @@ def test_a_node_may_differ_from_the_clusters_environment(tmp_path: Path) -> None
         "  - {name: b, ip: 10.0.0.3, environment: {manager: existing}}\n",
         tmp_path,
     )
-    interpreters = [node.environment.interpreter(node.project) for node in cluster.nodes]
+    interpreters = [
+        node.environment.interpreter(node.project) for node in cluster.nodes
+    ]
     assert interpreters == ["/data/env/bin/python", "~/env/bin/python", "python3"]
     assert {node.environment.torch_version for node in cluster.nodes} == {"2.13"}
 
 
-def test_local_nodes_may_share_an_address_and_then_have_a_slot_each(tmp_path: Path) -> None:
+def test_local_nodes_may_share_an_address_and_then_have_a_slot_each(
+    tmp_path: Path,
+) -> None:
     local = "ip: 127.0.0.1, transport: local"
     cluster = load(
         f"cluster: {{master: {{name: m, {local}}}}}\n"
@@ -181,17 +204,23 @@ def test_local_nodes_may_share_an_address_and_then_have_a_slot_each(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("written", "meant"), [("4", 4), ("auto", "auto"), ("{m: 3, a: 2}", {"m": 3, "a": 2})]
+    ("written", "meant"),
+    [("4", 4), ("auto", "auto"), ("{m: 3, a: 2}", {"m": 3, "a": 2})],
 )
-def test_a_batch_size_for_all_for_each_or_from_the_cards(tmp_path: Path, written: str, meant: object) -> None:
+def test_a_batch_size_for_all_for_each_or_from_the_cards(
+    tmp_path: Path, written: str, meant: object
+) -> None:
     cluster = load(
-        f"{MASTER}workers: [{{name: a, ip: 10.0.0.2}}]\ntraining: {{batch_size_per_gpu: {written}}}", tmp_path
+        f"{MASTER}workers: [{{name: a, ip: 10.0.0.2}}]\ntraining: {{batch_size_per_gpu: {written}}}",
+        tmp_path,
     )
     assert cluster.training.batch_size_per_gpu == meant
     assert Cluster.from_json(cluster.as_json()) == cluster
 
 
-@pytest.mark.parametrize("written", ["0", "-1", "1.5", "Auto", "[3, 2]", "9999999", "gpu"])
+@pytest.mark.parametrize(
+    "written", ["0", "-1", "1.5", "Auto", "[3, 2]", "9999999", "gpu"]
+)
 def test_no_batch_size(tmp_path: Path, written: str) -> None:
     said = refusal(f"{MASTER}training: {{batch_size_per_gpu: {written}}}", tmp_path)
     assert "line 2: training.batch_size_per_gpu: " in said
@@ -200,25 +229,31 @@ def test_no_batch_size(tmp_path: Path, written: str) -> None:
 
 def test_a_node_without_its_batch_size_is_named(tmp_path: Path) -> None:
     said = refusal(
-        f"{MASTER}workers: [{{name: a, ip: 10.0.0.2}}]\ntraining: {{batch_size_per_gpu: {{m: 1}}}}", tmp_path
+        f"{MASTER}workers: [{{name: a, ip: 10.0.0.2}}]\ntraining: {{batch_size_per_gpu: {{m: 1}}}}",
+        tmp_path,
     )
     assert "training.batch_size_per_gpu: a is missing" in said
 
 
 @pytest.mark.parametrize("folder", ["config", "clusters"])
-def test_the_project_is_above_a_folder_of_cluster_files(tmp_path: Path, folder: str) -> None:
+def test_the_project_is_above_a_folder_of_cluster_files(
+    tmp_path: Path, folder: str
+) -> None:
     (tmp_path / folder).mkdir()
     assert load(MASTER, tmp_path / folder).root == tmp_path
 
 
-def test_scripts_that_came_with_ugro_stand_in_for_a_missing_folder(tmp_path: Path) -> None:
+def test_scripts_that_came_with_ugro_stand_in_for_a_missing_folder(
+    tmp_path: Path,
+) -> None:
     assert load(MASTER, tmp_path).scripts == REPOSITORY / "scripts"
     (tmp_path / "scripts").mkdir()
     assert load(MASTER, tmp_path).scripts == tmp_path / "scripts"
 
 
 @pytest.mark.parametrize(
-    "source", ["local", *(str(path) for path in CLUSTERS.glob("*.yaml")), str(REPOSITORY)]
+    "source",
+    ["local", *(str(path) for path in CLUSTERS.glob("*.yaml")), str(REPOSITORY)],
 )
 def test_a_cluster_survives_json(source: str) -> None:
     choice = source if source != str(REPOSITORY) else str(REPOSITORY / "cluster.yaml")
@@ -236,7 +271,9 @@ def test_local_is_built_in(tmp_path: Path) -> None:
         ("local1", 1, "local1"),
         ("local2", 2, "local2"),
     ]
-    assert {(n.transport, n.address, n.gpu_model) for n in cluster.nodes} == {("local", "127.0.0.1", None)}
+    assert {(n.transport, n.address, n.gpu_model) for n in cluster.nodes} == {
+        ("local", "127.0.0.1", None)
+    }
     interpreter = cluster.master.environment.interpreter(cluster.master.project)
     assert interpreter == f"{tmp_path}/.ugro/env/bin/python"
     assert cluster.master.project == f"{tmp_path}/.ugro/nodes/local0"
@@ -294,7 +331,9 @@ def test_a_choice_that_is_no_file_is_explained(
 
 
 def test_a_file_that_fails_to_be_read_is_explained() -> None:
-    with pytest.raises(ClusterFileError, match="/proc/self/mem cannot be read: Input/output error"):
+    with pytest.raises(
+        ClusterFileError, match="/proc/self/mem cannot be read: Input/output error"
+    ):
         load_cluster("/proc/self/mem")
 
 
@@ -304,7 +343,9 @@ def test_a_file_that_fails_to_be_read_is_explained() -> None:
 @pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)
 def test_every_fault_is_reported_at_once_with_its_line(path: Path) -> None:
     """A bad file begins with what has to be said about it, as `#!` lines."""
-    expected = [line[3:] for line in path.read_text().splitlines() if line.startswith("#!")]
+    expected = [
+        line[3:] for line in path.read_text().splitlines() if line.startswith("#!")
+    ]
     with pytest.raises(ClusterFileError) as refused:
         load_cluster(str(path), environ=ENVIRON)
     header, *faults = refused.value.text.splitlines()
@@ -319,9 +360,15 @@ def test_every_fault_is_reported_at_once_with_its_line(path: Path) -> None:
         (b"", "is empty"),
         (b" \n\n", "is empty"),
         (b"cluster:\n", "line 1: the file says nothing"),
-        ("cluster:\n  name: Tromsø\n".encode("latin-1"), "line 2: byte 0xf8 is not UTF-8"),
+        (
+            "cluster:\n  name: Tromsø\n".encode("latin-1"),
+            "line 2: byte 0xf8 is not UTF-8",
+        ),
         (MASTER.encode("utf-16"), "line 1: byte 0xff is not UTF-8"),
-        (b"cluster:\n  name: lab: two\n", "line 2: this is not YAML: mapping values are not"),
+        (
+            b"cluster:\n  name: lab: two\n",
+            "line 2: this is not YAML: mapping values are not",
+        ),
         (b"cluster: {name: lab\n", "this is not YAML: "),
         (b"cluster: *nobody\n", "line 1: this is not YAML: found undefined alias"),
         (b"cluster: '" + b"x" * (1 << 20) + b"'", "is over 1 MiB"),
@@ -331,7 +378,9 @@ def test_every_fault_is_reported_at_once_with_its_line(path: Path) -> None:
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_a_file_that_cannot_be_read_is_explained(tmp_path: Path, text: bytes, said: str) -> None:
+def test_a_file_that_cannot_be_read_is_explained(
+    tmp_path: Path, text: bytes, said: str
+) -> None:
     assert said in refusal(text, tmp_path)
 
 
@@ -340,11 +389,17 @@ def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
 
 
 GOOD = (CLUSTERS / "master_and_workers.yaml").read_text()
-PIECES = st.sampled_from(["[", "}", ":", "\n", "- ", "  ", "&a ", "*a", "!x ", "~", "''", "9" * 5000])
+PIECES = st.sampled_from(
+    ["[", "}", ":", "\n", "- ", "  ", "&a ", "*a", "!x ", "~", "''", "9" * 5000]
+)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, len(GOOD)), st.integers(0, 20), PIECES), max_size=5))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, len(GOOD)), st.integers(0, 20), PIECES), max_size=5
+    )
+)
 def test_no_damage_gives_anything_but_a_clear_refusal(
     tmp_path_factory: pytest.TempPathFactory, damage: list[tuple[int, int, str]]
 ) -> None:
@@ -365,7 +420,10 @@ def test_no_damage_gives_anything_but_a_clear_refusal(
 def test_select_ranks_anew_in_the_order_of_the_file() -> None:
     cluster = sample("master_and_workers.yaml")
     chosen = cluster.select("gpu2, gpu1")
-    assert [(node.name, node.rank) for node in chosen.nodes] == [("gpu1", 0), ("gpu2", 1)]
+    assert [(node.name, node.rank) for node in chosen.nodes] == [
+        ("gpu1", 0),
+        ("gpu2", 1),
+    ]
     assert chosen.master.address == "192.168.1.101"
     assert cluster.select(None) is cluster
 
@@ -389,17 +447,25 @@ def test_select_explains_what_it_cannot_use(names: str, said: str) -> None:
 
 def test_a_subset_is_ranked_anew_in_the_order_of_the_file() -> None:
     chosen = sample("master_and_workers.yaml").subset({"gpu2", "gpu1"})
-    assert [(node.name, node.rank) for node in chosen.nodes] == [("gpu1", 0), ("gpu2", 1)]
+    assert [(node.name, node.rank) for node in chosen.nodes] == [
+        ("gpu1", 0),
+        ("gpu2", 1),
+    ]
 
 
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["gpu1", "gpu1,gpu2"], "no node is called 'gpu1,gpu2'. The nodes are: gpu-master, gpu1, gpu2."),
+        (
+            ["gpu1", "gpu1,gpu2"],
+            "no node is called 'gpu1,gpu2'. The nodes are: gpu-master, gpu1, gpu2.",
+        ),
         ([], "no node is named"),
     ],
 )
-def test_a_subset_has_at_least_one_node_and_only_known_ones(names: list[str], said: str) -> None:
+def test_a_subset_has_at_least_one_node_and_only_known_ones(
+    names: list[str], said: str
+) -> None:
     with pytest.raises(UsageError) as refused:
         sample("master_and_workers.yaml").subset(names)
     assert said in refused.value.text

@@ -44,7 +44,11 @@ def test_form_and_record_have_the_same_fields_and_defaults(
     form: type[Section], record: type[model.Fact]
 ) -> None:
     written = form().model_dump(exclude=ONLY_FORM)
-    kept = {name: value for name, value in defaults_of(record).items() if name not in ONLY_RECORD}
+    kept = {
+        name: value
+        for name, value in defaults_of(record).items()
+        if name not in ONLY_RECORD
+    }
     assert list(written) == list(kept)
     assert written == msgspec.to_builtins(kept) | {
         name: value for name, value in kept.items() if isinstance(value, tuple)
@@ -69,7 +73,9 @@ def limits_of(properties: dict[str, Any]) -> dict[str, set[tuple[str, Any]]]:
 
 
 @pytest.mark.parametrize(("form", "record"), PAIRS)
-def test_form_and_record_have_the_same_limits(form: type[Section], record: type[model.Fact]) -> None:
+def test_form_and_record_have_the_same_limits(
+    form: type[Section], record: type[model.Fact]
+) -> None:
     written = limits_of(form.model_json_schema(by_alias=False)["properties"])
     (_, definitions) = msgspec.json.schema_components([record])
     kept = limits_of(definitions[record.__name__]["properties"])
@@ -90,13 +96,23 @@ def misfits(value: Any, part: dict[str, Any], at: str = "") -> Iterator[str]:
         found = [list(misfits(value, option, at)) for option in part["anyOf"]]
         yield from min(found, key=len)
         return
-    kind = {dict: "object", list: "array", str: "string", int: "integer", float: "number"}
-    fits = {kind.get(type(value), "null")} | ({"number"} if isinstance(value, int) else set())
+    kind = {
+        dict: "object",
+        list: "array",
+        str: "string",
+        int: "integer",
+        float: "number",
+    }
+    fits = {kind.get(type(value), "null")} | (
+        {"number"} if isinstance(value, int) else set()
+    )
     if part["type"] not in fits:
         yield f"{at}: {part['type']}"
     elif isinstance(value, dict):
         known, required = part["properties"].keys(), set(part.get("required", []))
-        yield from (f"{at}: {key}" for key in (value.keys() - known) | (required - value.keys()))
+        yield from (
+            f"{at}: {key}" for key in (value.keys() - known) | (required - value.keys())
+        )
         for key in value.keys() & known:
             yield from misfits(value[key], part["properties"][key], f"{at}/{key}")
     elif isinstance(value, list):
@@ -111,7 +127,9 @@ def misfits(value: Any, part: dict[str, Any], at: str = "") -> Iterator[str]:
 
 def test_the_schema_file_is_what_the_models_say() -> None:
     written = json.loads((REPOSITORY / "cluster.schema.json").read_text())
-    assert written == schema(), "run: python -m ugro_tasks.cluster.schema > cluster.schema.json"
+    assert written == schema(), (
+        "run: python -m ugro_tasks.cluster.schema > cluster.schema.json"
+    )
 
 
 def test_the_repository_cluster_fits_its_schema() -> None:
@@ -121,11 +139,19 @@ def test_the_repository_cluster_fits_its_schema() -> None:
 
 
 def test_the_schema_finds_what_an_editor_should_underline() -> None:
-    wrong = {"cluster": {"master": {"ip": 1, "prot": 22}}, "workers": [{"name": "a", "ip": "::1"}]}
-    assert sorted(misfits(wrong, schema())) == ["/cluster/master/ip: string", "/cluster/master: prot"]
+    wrong = {
+        "cluster": {"master": {"ip": 1, "prot": 22}},
+        "workers": [{"name": "a", "ip": "::1"}],
+    }
+    assert sorted(misfits(wrong, schema())) == [
+        "/cluster/master/ip: string",
+        "/cluster/master: prot",
+    ]
 
 
 def test_every_section_of_the_schema_is_explained() -> None:
-    unexplained = [name for name, model in schema()["$defs"].items() if not model["description"]]
+    unexplained = [
+        name for name, model in schema()["$defs"].items() if not model["description"]
+    ]
     assert unexplained == []
     assert "Default: `pixi`" in json.dumps(schema())

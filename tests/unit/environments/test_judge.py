@@ -36,7 +36,9 @@ TORCH = {"code": 0, "stderr": "", "python": "3.11.7", "torch": "2.13.0", "cuda":
 EVEN = Fingerprint(digest="a" * 64, python="3.11.7", torch="2.13.0", cuda="12.8")
 
 
-def facts(stamp: dict[str, Any] | None = STAMP, there: bool = True, **torch: Any) -> ProbeAnswer:
+def facts(
+    stamp: dict[str, Any] | None = STAMP, there: bool = True, **torch: Any
+) -> ProbeAnswer:
     return make_probe(environment={"there": there, "stamp": stamp}, torch=TORCH | torch)
 
 
@@ -48,11 +50,17 @@ def facts(stamp: dict[str, Any] | None = STAMP, there: bool = True, **torch: Any
         (make_probe(environment={}, torch=TORCH), None),
         (facts(None, there=False, code=None, torch=None), "not made yet"),
         (facts(None), "made by somebody else"),
-        (facts(STAMP | {"digest": OTHER}), "made from another uv.lock (bbbbbbb, here aaaaaaa)"),
+        (
+            facts(STAMP | {"digest": OTHER}),
+            "made from another uv.lock (bbbbbbb, here aaaaaaa)",
+        ),
         (facts(STAMP | {"manager": "venv"}), "made by venv, not by uv"),
         (facts(code=1, torch=None), "its Python does not run any more"),
         (facts(torch="2.12.0"), "torch 2.13.0 is now 2.12.0"),
-        (facts(torch=None, cuda=None), "torch 2.13.0 is now gone, CUDA 12.8 is now gone"),
+        (
+            facts(torch=None, cuda=None),
+            "torch 2.13.0 is now gone, CUDA 12.8 is now gone",
+        ),
         (facts(python="3.12.1"), "Python 3.11.7 is now 3.12.1"),
         (facts(python="3.11.9"), None),
     ],
@@ -66,18 +74,31 @@ def test_a_node_is_behind_for_a_reason(told: ProbeAnswer, why: str | None) -> No
 def test_only_nodes_of_which_something_is_known_are_behind(tmp_path: Path) -> None:
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts" / "requirements.txt").write_text("torch==2.13.0\n")
-    environments = ("venv", "venv", "existing", "uv")  # of uv there is nothing here to make it from
+    environments = (
+        "venv",
+        "venv",
+        "existing",
+        "uv",
+    )  # of uv there is nothing here to make it from
     nodes = tuple(
         make_node(rank, environment=convert({"manager": manager}, Environment))
         for rank, manager in enumerate(environments)
     )
     told = {f"gpu{rank}": facts() for rank in (1, 2, 3)}
-    assert behind(make_cluster(tmp_path, nodes), told) == {"gpu1": "made by uv, not by venv"}
+    assert behind(make_cluster(tmp_path, nodes), told) == {
+        "gpu1": "made by uv, not by venv"
+    }
 
 
 def test_a_fingerprint_in_words() -> None:
-    assert str(fingerprint_of(facts())) == "aaaaaaa, Python 3.11.7, torch 2.13.0 (CUDA 12.8)"
-    assert str(fingerprint_of(facts(None, torch=None, cuda=None))) == "-, Python 3.11.7, no torch"
+    assert (
+        str(fingerprint_of(facts()))
+        == "aaaaaaa, Python 3.11.7, torch 2.13.0 (CUDA 12.8)"
+    )
+    assert (
+        str(fingerprint_of(facts(None, torch=None, cuda=None)))
+        == "-, Python 3.11.7, no torch"
+    )
     assert str(Fingerprint(digest=None, python=None, torch=None, cuda=None)) == "none"
 
 
@@ -94,8 +115,12 @@ def test_a_fingerprint_in_words() -> None:
         ({"digest": None}, "lock: gpu0 aaaaaaaaaaaaaaaaaaaa, gpu1 none"),
     ],
 )
-def test_what_differs_is_told_node_by_node(change: dict[str, Any], words: str | None) -> None:
-    assert uneven({"gpu0": EVEN, "gpu1": msgspec.structs.replace(EVEN, **change)}) == words
+def test_what_differs_is_told_node_by_node(
+    change: dict[str, Any], words: str | None
+) -> None:
+    assert (
+        uneven({"gpu0": EVEN, "gpu1": msgspec.structs.replace(EVEN, **change)}) == words
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,12 +143,20 @@ def test_health_compares_the_pixis(tmp_path: Path) -> None:
     told = {
         f"gpu{rank}": make_probe(
             torch=TORCH,
-            environment={"there": True, "stamp": None, "version": version, "manifest": "/p/pixi.toml"},
+            environment={
+                "there": True,
+                "stamp": None,
+                "version": version,
+                "manifest": "/p/pixi.toml",
+            },
         )
         for rank, version in enumerate(("0.77.0", "0.60.0"))
     }
     checks = {
-        check.name: check for check in judge_all(make_cluster(tmp_path, 2), told, {"gpu0": 0.0, "gpu1": 0.0})
+        check.name: check
+        for check in judge_all(
+            make_cluster(tmp_path, 2), told, {"gpu0": 0.0, "gpu1": 0.0}
+        )
     }
     assert (checks["same pixi"].ok, checks["same pixi"].fix) == (
         False,
@@ -165,35 +198,79 @@ def failure(
     phase: str = "installing", tail: str = "", message: str = "ended with exit code 1"
 ) -> BuildFailed:
     return BuildFailed(
-        phase=phase, tail=tail, message=message, free_bytes=3 << 29, log="/home/ada/.venv.sync/log"
+        phase=phase,
+        tail=tail,
+        message=message,
+        free_bytes=3 << 29,
+        log="/home/ada/.venv.sync/log",
     )
 
 
 @pytest.mark.parametrize(
     ("manager", "told", "what", "fix"),
     [
-        ("uv", failure(tail=UV_OFFLINE), "uv reaches no packages from there (dns error)", "--offline"),
-        ("venv", failure(tail=PIP_OFFLINE), "pip reaches no packages from there", "--offline"),
-        ("uv", failure(tail=UV_NO_PYTHON), "there is no Python 3.12 on it", "python3.12-venv"),
-        ("venv", failure("no python"), "there is no Python 3.12 on it", "environment.python of gpu0"),
+        (
+            "uv",
+            failure(tail=UV_OFFLINE),
+            "uv reaches no packages from there (dns error)",
+            "--offline",
+        ),
+        (
+            "venv",
+            failure(tail=PIP_OFFLINE),
+            "pip reaches no packages from there",
+            "--offline",
+        ),
+        (
+            "uv",
+            failure(tail=UV_NO_PYTHON),
+            "there is no Python 3.12 on it",
+            "python3.12-venv",
+        ),
+        (
+            "venv",
+            failure("no python"),
+            "there is no Python 3.12 on it",
+            "environment.python of gpu0",
+        ),
         (
             "venv",
             failure("no ensurepip", message="/usr/bin/python3 cannot"),
             "lacks ensurepip",
             "python3.12-venv",
         ),
-        ("uv", failure(tail=FULL), "its disk is full (1.5 GiB free)", "free some space on gpu0"),
+        (
+            "uv",
+            failure(tail=FULL),
+            "its disk is full (1.5 GiB free)",
+            "free some space on gpu0",
+        ),
         (
             "uv",
             failure("writing", message="/x: No space left on device"),
             "its disk is full",
             "free some space",
         ),
-        ("pixi", failure(tail=PIXI_CUDA), "pixi finds no CUDA driver there", "CONDA_OVERRIDE_CUDA"),
+        (
+            "pixi",
+            failure(tail=PIXI_CUDA),
+            "pixi finds no CUDA driver there",
+            "CONDA_OVERRIDE_CUDA",
+        ),
         ("pixi", failure("no pixi"), "pixi was not found", "own documentation"),
-        ("pixi", failure("no pixi-unpack"), "pixi-unpack was not found", "pixi global install pixi-unpack"),
+        (
+            "pixi",
+            failure("no pixi-unpack"),
+            "pixi-unpack was not found",
+            "pixi global install pixi-unpack",
+        ),
         ("uv", failure("no uv"), "uv was not found", "pip install --user uv"),
-        ("venv", failure(tail=PIP_HASH), "a package that is not the pinned one", "requirements.txt"),
+        (
+            "venv",
+            failure(tail=PIP_HASH),
+            "a package that is not the pinned one",
+            "requirements.txt",
+        ),
         (
             "venv",
             failure("not pinned", message="torch 2 with sha256 c"),
@@ -212,12 +289,21 @@ def failure(
             "UGRO's own",
             "environment.path",
         ),
-        ("uv", failure("broken", message="libpython: cannot open"), "libpython: cannot open", "Python"),
+        (
+            "uv",
+            failure("broken", message="libpython: cannot open"),
+            "libpython: cannot open",
+            "Python",
+        ),
         ("uv", failure(tail=""), "ended with exit code 1", "log"),
     ],
 )
-def test_a_failed_build_is_explained(manager: str, told: BuildFailed, what: str, fix: str) -> None:
-    recipe = Recipe(manager=manager, name="main", digest="a" * 64, files={}, python="3.12")
+def test_a_failed_build_is_explained(
+    manager: str, told: BuildFailed, what: str, fix: str
+) -> None:
+    recipe = Recipe(
+        manager=manager, name="main", digest="a" * 64, files={}, python="3.12"
+    )
     first, _, rest = explained(make_node(), recipe, told).text.partition("\n")
     assert first.startswith("gpu0: ")
     assert what in first
@@ -228,7 +314,10 @@ def test_a_failed_build_is_explained(manager: str, told: BuildFailed, what: str,
 @pytest.mark.parametrize("tail", [UV_STALE, UV_STALE_CHECK, PIXI_STALE])
 def test_a_stale_lock_is_known(tail: str) -> None:
     assert is_stale(tail)
-    assert "does not fit the manifest" in explained(make_node(), RECIPE, failure(tail=tail)).text
+    assert (
+        "does not fit the manifest"
+        in explained(make_node(), RECIPE, failure(tail=tail)).text
+    )
 
 
 # ---- the verdict on all nodes ----
@@ -247,18 +336,26 @@ def test_the_nodes_that_are_behind_are_named() -> None:
     fault = fault_of({"gpu0": even("gpu0"), "gpu1": lost})
     assert fault
     assert (fault.exit_code, fault.text.splitlines()[0]) == (21, "gpu1: no answer")
-    assert "behind, or not known: gpu1; what was in use there stays in use. Up to date: gpu0" in fault.text
+    assert (
+        "behind, or not known: gpu1; what was in use there stays in use. Up to date: gpu0"
+        in fault.text
+    )
 
 
 def test_faults_of_several_kinds_are_one_of_the_environment() -> None:
-    lost, busy = HostUnreachable("gpu0", "no answer"), NodesBusy("gpu1: held by job exp1")
+    lost, busy = (
+        HostUnreachable("gpu0", "no answer"),
+        NodesBusy("gpu1: held by job exp1"),
+    )
     fault = fault_of({"gpu0": lost, "gpu1": busy})
     assert fault
     assert fault.exit_code == EnvironmentFault.exit_code
 
 
 def test_what_all_say_is_said_once() -> None:
-    stale = {name: EnvironmentFault("uv.lock does not fit") for name in ("gpu0", "gpu1")}
+    stale = {
+        name: EnvironmentFault("uv.lock does not fit") for name in ("gpu0", "gpu1")
+    }
     fault = fault_of(stale)
     assert fault
     assert fault.text.count("uv.lock does not fit") == 1

@@ -14,7 +14,13 @@ from msgspec.structs import replace
 from tests.unit.factories import make_cluster, make_node
 from ugro_tasks.cluster.file import read_cluster_file
 from ugro_tasks.cluster.model import Cluster, Environment
-from ugro_tasks.environments.recipe import Recipe, activation_of, missing_lock, place_of, recipe_of
+from ugro_tasks.environments.recipe import (
+    Recipe,
+    activation_of,
+    missing_lock,
+    place_of,
+    recipe_of,
+)
 from ugro_tasks.errors import EnvironmentFault
 from ugro_tasks.hosts.answers import Built
 from ugro_tasks.node.installers import has_hashes, hashes_of, pinned, wanted
@@ -28,7 +34,10 @@ MASTER = "cluster:\n  master: {ip: 10.0.0.1, hostname: a}\n"
 def cluster_with(root: Path, environment: Environment, **files: str) -> Cluster:
     """A cluster in `root` whose one node has this environment; `files` by their names, . as _."""
     (root / "scripts").mkdir(exist_ok=True)
-    places = {"requirements_txt": "scripts/requirements.txt", "constraints_txt": "scripts/constraints.txt"}
+    places = {
+        "requirements_txt": "scripts/requirements.txt",
+        "constraints_txt": "scripts/constraints.txt",
+    }
     for name, text in files.items():
         (root / places.get(name, name.replace("_", "."))).write_text(text)
     return make_cluster(root, (make_node(environment=environment),))
@@ -45,11 +54,36 @@ def recipe(root: Path, manager: str, **files: str) -> Recipe:
 @pytest.mark.parametrize(
     ("manager", "files", "changes", "other"),
     [
-        ("venv", {"requirements_txt": "torch==1"}, {"requirements_txt": "# why\n\ntorch==1\n"}, False),
-        ("venv", {"requirements_txt": "torch==1"}, {"requirements_txt": "torch==2"}, True),
-        ("venv", {"requirements_txt": "torch==1"}, {"constraints_txt": "numpy==2"}, True),
-        ("uv", {"pyproject_toml": UV, "uv_lock": "a"}, {"pyproject_toml": UV.replace("100", "88")}, False),
-        ("uv", {"pyproject_toml": UV, "uv_lock": "a"}, {"pyproject_toml": UV.replace("torch", "jax")}, True),
+        (
+            "venv",
+            {"requirements_txt": "torch==1"},
+            {"requirements_txt": "# why\n\ntorch==1\n"},
+            False,
+        ),
+        (
+            "venv",
+            {"requirements_txt": "torch==1"},
+            {"requirements_txt": "torch==2"},
+            True,
+        ),
+        (
+            "venv",
+            {"requirements_txt": "torch==1"},
+            {"constraints_txt": "numpy==2"},
+            True,
+        ),
+        (
+            "uv",
+            {"pyproject_toml": UV, "uv_lock": "a"},
+            {"pyproject_toml": UV.replace("100", "88")},
+            False,
+        ),
+        (
+            "uv",
+            {"pyproject_toml": UV, "uv_lock": "a"},
+            {"pyproject_toml": UV.replace("torch", "jax")},
+            True,
+        ),
         ("uv", {"pyproject_toml": UV, "uv_lock": "a"}, {"uv_lock": "b"}, True),
         (
             "pixi",
@@ -67,7 +101,11 @@ def recipe(root: Path, manager: str, **files: str) -> Recipe:
     ],
 )
 def test_a_digest_changes_with_what_decides(
-    tmp_path: Path, manager: str, files: dict[str, str], changes: dict[str, str], other: bool
+    tmp_path: Path,
+    manager: str,
+    files: dict[str, str],
+    changes: dict[str, str],
+    other: bool,
 ) -> None:
     before = recipe(tmp_path, manager, **files)
     after = recipe(tmp_path, manager, **changes)
@@ -77,11 +115,19 @@ def test_a_digest_changes_with_what_decides(
 @pytest.mark.parametrize(
     ("environment", "files", "words"),
     [
-        ({"manager": "venv"}, {}, "requirements.txt is missing: the environment is to be made from it"),
+        (
+            {"manager": "venv"},
+            {},
+            "requirements.txt is missing: the environment is to be made from it",
+        ),
         ({"manager": "uv"}, {}, "pyproject.toml is missing"),
         ({"manager": "uv"}, {"pyproject_toml": UV}, "uv.lock is missing"),
         ({"manager": "pixi"}, {"pyproject_toml": PIXI}, "make it: inv sync-envs"),
-        ({"manager": "pixi"}, {"pyproject_toml": UV, "pixi_lock": ""}, "neither a pixi.toml nor [tool.pixi]"),
+        (
+            {"manager": "pixi"},
+            {"pyproject_toml": UV, "pixi_lock": ""},
+            "neither a pixi.toml nor [tool.pixi]",
+        ),
         ({"manager": "uv"}, {"pyproject_toml": "[", "uv_lock": ""}, "cannot be read"),
         ({"manager": "pixi", "path": "/opt/env"}, {}, "leave environment.path away"),
     ],
@@ -106,7 +152,11 @@ def test_nobody_makes_an_existing_environment(tmp_path: Path) -> None:
     [
         ({"manager": "venv"}, "~/ugro/.venv", "~/ugro/.venv.sync"),
         ({"manager": "uv", "path": "/data/env/"}, "/data/env", "/data/env.sync"),
-        ({"manager": "pixi", "name": "main"}, "~/ugro/.pixi/envs/main", "~/ugro/.pixi/ugro-main"),
+        (
+            {"manager": "pixi", "name": "main"},
+            "~/ugro/.pixi/envs/main",
+            "~/ugro/.pixi/ugro-main",
+        ),
         (
             {"manager": "pixi", "path": "~/p/.pixi/envs/default"},
             "~/p/.pixi/envs/default",
@@ -114,7 +164,9 @@ def test_nobody_makes_an_existing_environment(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_an_environment_has_its_place(environment: dict[str, str], folder: str, work: str) -> None:
+def test_an_environment_has_its_place(
+    environment: dict[str, str], folder: str, work: str
+) -> None:
     place = place_of(make_node(environment=convert(environment, Environment)))
     assert (place["folder"], place["work"]) == (folder, work)
 
@@ -143,8 +195,12 @@ def test_the_lock_in_the_project_chooses_where_the_file_does_not(
     for name in files:
         (tmp_path / name).touch()
     (tmp_path / "cluster.yaml").write_text(f"{MASTER}{section}")
-    cluster = read_cluster_file(tmp_path / "cluster.yaml", {"HOME": str(tmp_path), "USER": "ada"})
-    assert {cluster.environment.manager, cluster.master.environment.manager} == {manager}
+    cluster = read_cluster_file(
+        tmp_path / "cluster.yaml", {"HOME": str(tmp_path), "USER": "ada"}
+    )
+    assert {cluster.environment.manager, cluster.master.environment.manager} == {
+        manager
+    }
 
 
 # ---- activation ----
@@ -153,7 +209,10 @@ def test_the_lock_in_the_project_chooses_where_the_file_does_not(
 def test_an_environment_of_pixis_is_activated_by_its_own_words() -> None:
     node = make_node(environment=Environment(manager="pixi", name="main"))
     built = Built(
-        there=True, stamp=None, program="/home/ada/.pixi/bin/pixi", manifest="/home/ada/ugro/pixi.toml"
+        there=True,
+        stamp=None,
+        program="/home/ada/.pixi/bin/pixi",
+        manifest="/home/ada/ugro/pixi.toml",
     )
     assert activation_of(node, built) == (
         "/home/ada/.pixi/bin/pixi", "shell-hook", "--json", "--frozen", "--no-install", "--environment", "main",
@@ -166,7 +225,9 @@ def test_an_environment_of_pixis_is_activated_by_its_own_words() -> None:
 
 @pytest.mark.parametrize("built", [None, Built(), Built(there=True, stamp=None)])
 def test_what_cannot_be_activated_is_not(built: Built | None) -> None:
-    assert activation_of(make_node(environment=Environment(manager="pixi")), built) == ()
+    assert (
+        activation_of(make_node(environment=Environment(manager="pixi")), built) == ()
+    )
     assert activation_of(make_node(environment=Environment(manager="uv")), built) == ()
 
 
@@ -182,12 +243,17 @@ CONSTRAINTS = (
 def chosen(folder: Path, *packages: tuple[str, str, str]) -> None:
     """Let pip have chosen these."""
     install = [
-        {"metadata": {"name": n, "version": v}, "download_info": {"archive_info": {"hashes": {"sha256": h}}}}
+        {
+            "metadata": {"name": n, "version": v},
+            "download_info": {"archive_info": {"hashes": {"sha256": h}}},
+        }
         for n, v, h in packages
     ]
     (folder / "report.json").write_text(json.dumps({"install": install}))
     (folder / "constraints.txt").write_text(CONSTRAINTS)
-    (folder / "requirements.txt").write_text("--find-links /wheels\ntorch==2.13.0\n-r other.txt\n")
+    (folder / "requirements.txt").write_text(
+        "--find-links /wheels\ntorch==2.13.0\n-r other.txt\n"
+    )
 
 
 def test_versions_choose_and_hashes_pin(tmp_path: Path) -> None:
@@ -227,7 +293,9 @@ def test_the_shipped_constraints_pin_what_is_required() -> None:
     text = (ROOT / "scripts" / "constraints.txt").read_text()
     allowed = hashes_of(text)
     assert all(allowed.values())
-    assert sum(len(hashes) for hashes in allowed.values()) == text.count("--hash=sha256:")
+    assert sum(len(hashes) for hashes in allowed.values()) == text.count(
+        "--hash=sha256:"
+    )
     for line in required():
         assert f"\n{line} \\\n" in text
     assert "://" not in text
@@ -242,20 +310,34 @@ def test_the_managers_bring_the_same() -> None:
     document = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert sorted(document["dependency-groups"]["main"]) == sorted(required())
     pixi = document["tool"]["pixi"]
-    assert pixi["environments"]["main"] == {"features": ["train"], "no-default-feature": True}
-    train = pixi["feature"]["train"]
-    from_pypi = {f"{name}{version}" for name, version in train["pypi-dependencies"].items()}
-    from_conda = {
-        line.partition("==")[0]: line.partition("==")[2] for line in required() if line not in from_pypi
+    assert pixi["environments"]["main"] == {
+        "features": ["train"],
+        "no-default-feature": True,
     }
-    conda = {name.replace("pytorch", "torch"): version for name, version in train["dependencies"].items()}
+    train = pixi["feature"]["train"]
+    from_pypi = {
+        f"{name}{version}" for name, version in train["pypi-dependencies"].items()
+    }
+    from_conda = {
+        line.partition("==")[0]: line.partition("==")[2]
+        for line in required()
+        if line not in from_pypi
+    }
+    conda = {
+        name.replace("pytorch", "torch"): version
+        for name, version in train["dependencies"].items()
+    }
     assert from_pypi <= set(required())
     assert conda.pop("python") == "3.11.*"
-    assert conda == {name: f"{version.rpartition('.')[0]}.*" for name, version in from_conda.items()}
+    assert conda == {
+        name: f"{version.rpartition('.')[0]}.*" for name, version in from_conda.items()
+    }
 
 
 def test_the_shipped_workspace_has_a_platform_with_and_one_without_cuda() -> None:
-    workspace = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pixi"]["workspace"]
+    workspace = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pixi"][
+        "workspace"
+    ]
     first, second = workspace["platforms"]
     assert ("cuda" in first, "cuda" in second) == (True, False)
     assert first["platform"] == second["platform"] == "linux-64"

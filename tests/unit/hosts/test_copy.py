@@ -23,7 +23,13 @@ from ugro_tasks.hosts.copy import Copy
 from ugro_tasks.hosts.local import LocalHost
 from ugro_tasks.node.copy import Source, batches
 from ugro_tasks.node.receiver import Receiver, nothing
-from ugro_tasks.node.tree import PARTIAL_FOLDER, Unfit, check_entry, is_excluded, leads_inside
+from ugro_tasks.node.tree import (
+    PARTIAL_FOLDER,
+    Unfit,
+    check_entry,
+    is_excluded,
+    leads_inside,
+)
 
 HERE = LocalHost(make_node(transport="local", address="127.0.0.1"))
 
@@ -67,10 +73,19 @@ def test_a_tree_comes_as_it_is(there: Path, here: Path) -> None:
     (there / "no folder").mkdir(mode=0o750)
     os.mkfifo(there / "pipe")
     pull(there, here)
-    assert tree(here) == {name: content for name, content in tree(there).items() if name != "pipe"}
-    for path in (path for path in there.rglob("*") if not path.is_symlink() and path.name != "pipe"):
+    assert tree(here) == {
+        name: content for name, content in tree(there).items() if name != "pipe"
+    }
+    for path in (
+        path
+        for path in there.rglob("*")
+        if not path.is_symlink() and path.name != "pipe"
+    ):
         ours = (here / path.relative_to(there)).stat()
-        assert (ours.st_mode, ours.st_mtime_ns) == (path.stat().st_mode, path.stat().st_mtime_ns)
+        assert (ours.st_mode, ours.st_mtime_ns) == (
+            path.stat().st_mode,
+            path.stat().st_mtime_ns,
+        )
 
 
 def test_names_that_are_no_text_come_as_they_are(there: Path, here: Path) -> None:
@@ -130,7 +145,9 @@ def test_verify_is_not_fooled_by_a_part_that_was_left(there: Path, here: Path) -
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_what_has_come_does_not_come_again(there: Path, here: Path, damaged: bool) -> None:
+def test_what_has_come_does_not_come_again(
+    there: Path, here: Path, damaged: bool
+) -> None:
     content = os.urandom(1_000_000)
     (there / "file").write_bytes(content)
     (here / PARTIAL_FOLDER).mkdir(parents=True)
@@ -148,26 +165,35 @@ def test_chosen_files_alone_come(there: Path, here: Path) -> None:
         (there / name).parent.mkdir(parents=True, exist_ok=True)
         (there / name).write_text(name)
     pull(there, here, files=["a/b/one", "three"])
-    assert sorted(name for name, content in tree(here).items() if content) == ["a/b/one", "three"]
+    assert sorted(name for name, content in tree(here).items() if content) == [
+        "a/b/one",
+        "three",
+    ]
     pull(there, here / "only", only=["/logs"])
     assert sorted(tree(here / "only")) == ["logs", "logs/four"]
     pull(there, here / "not", exclude=["/a/b", "thr*"])
     assert sorted(tree(here / "not")) == ["a", "a/two", "logs", "logs/four"]
 
 
-def test_a_chosen_file_that_is_not_there_is_told_and_the_others_come(there: Path, here: Path) -> None:
+def test_a_chosen_file_that_is_not_there_is_told_and_the_others_come(
+    there: Path, here: Path
+) -> None:
     (there / "one").touch()
     with pytest.raises(NodeFault, match="two: No such file"):
         pull(there, here, files=["one", "two"])
     assert (here / "one").exists()
 
 
-def test_what_cannot_be_read_is_told_and_the_rest_comes(there: Path, here: Path) -> None:
+def test_what_cannot_be_read_is_told_and_the_rest_comes(
+    there: Path, here: Path
+) -> None:
     (there / "loop").mkdir()
     for name in ("one", "two"):
         (there / name).write_text(name)
     (here / "two").mkdir(parents=True)
-    (here / "two" / "mine").touch()  # a folder with something in it gives way to no file
+    (
+        here / "two" / "mine"
+    ).touch()  # a folder with something in it gives way to no file
     with pytest.raises(NodeFault, match="two: "):
         pull(there, here)
     assert (here / "one").read_text() == "one"
@@ -179,7 +205,9 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path, here: Path) -> None
         pull(tmp_path / "nowhere", here)
 
 
-def test_a_full_disk_here_is_an_error_of_this_machine(there: Path, tmp_path: Path) -> None:
+def test_a_full_disk_here_is_an_error_of_this_machine(
+    there: Path, tmp_path: Path
+) -> None:
     (there / "big").write_bytes(os.urandom(8 << 20))
     with small_disk(tmp_path / "small", 4) as small:
         with pytest.raises(OSError, match="No space left") as raised:
@@ -201,18 +229,27 @@ def test_a_push_makes_the_other_side_the_same(there: Path, here: Path) -> None:
     assert tree(there) == {**tree(here), "kept": b""}
 
 
-def test_a_push_takes_from_a_folder_beside_what_is_there_already(there: Path, here: Path) -> None:
+def test_a_push_takes_from_a_folder_beside_what_is_there_already(
+    there: Path, here: Path
+) -> None:
     here.mkdir()
     (here / "file").write_text("content")
     Copy(HERE).push(f"{here}/", f"{there}/first/")
-    Copy(HERE).push(f"{here}/", f"{there}/second/", link_from=["../first", "../nowhere"])
-    assert (there / "first" / "file").stat().st_ino == (there / "second" / "file").stat().st_ino
+    Copy(HERE).push(
+        f"{here}/", f"{there}/second/", link_from=["../first", "../nowhere"]
+    )
+    assert (there / "first" / "file").stat().st_ino == (
+        there / "second" / "file"
+    ).stat().st_ino
 
 
 def test_a_push_to_a_full_disk_is_the_nodes_fault(here: Path, tmp_path: Path) -> None:
     here.mkdir()
     (here / "big").write_bytes(os.urandom(8 << 20))
-    with small_disk(tmp_path / "small", 4) as small, pytest.raises(NodeFault, match="No space left"):
+    with (
+        small_disk(tmp_path / "small", 4) as small,
+        pytest.raises(NodeFault, match="No space left"),
+    ):
         Copy(HERE).push(f"{here}/", f"{small}/to/")
 
 
@@ -258,7 +295,11 @@ def test_an_entry_that_is_none_is_refused(entry: object) -> None:
         check_entry(entry)
 
 
-@given(st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.lists(inner, max_size=6)))
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(), lambda inner: st.lists(inner, max_size=6)
+    )
+)
 def test_whatever_stands_for_an_entry_is_one_or_unfit(entry: object) -> None:
     with contextlib.suppress(Unfit):
         check_entry(entry)
@@ -292,7 +333,13 @@ def test_what_a_pattern_fits(path: str, pattern: str, excluded: bool) -> None:
 
 def told(name: str, content: bytes, **changes: Any) -> dict[str, Any]:
     sha256 = hashlib.sha256(content).hexdigest()
-    return {"path": name, "size": len(content), "mtime_ns": 5, "mode": 0o644, "sha256": sha256} | changes
+    return {
+        "path": name,
+        "size": len(content),
+        "mtime_ns": 5,
+        "mode": 0o644,
+        "sha256": sha256,
+    } | changes
 
 
 @pytest.fixture
@@ -302,7 +349,9 @@ def receiver(here: Path) -> Iterator[Receiver]:
     made.close()
 
 
-def test_a_file_through_a_link_lands_in_a_folder_of_its_own(receiver: Receiver, here: Path) -> None:
+def test_a_file_through_a_link_lands_in_a_folder_of_its_own(
+    receiver: Receiver, here: Path
+) -> None:
     """A link that came before leads to where UGRO's own records lie; it gives way."""
     (here / "records").mkdir(parents=True)
     (here / "records" / "config.json").write_text("ours")
@@ -316,7 +365,9 @@ def test_a_file_through_a_link_lands_in_a_folder_of_its_own(receiver: Receiver, 
     assert (here / "checkpoints" / "config.json").read_text() == "theirs"
 
 
-def test_a_link_in_the_place_of_a_file_is_not_written_through(receiver: Receiver, here: Path) -> None:
+def test_a_link_in_the_place_of_a_file_is_not_written_through(
+    receiver: Receiver, here: Path
+) -> None:
     here.mkdir()
     (here / "secret").write_text("ours")
     (here / "file").symlink_to("secret")
@@ -328,7 +379,9 @@ def test_a_link_in_the_place_of_a_file_is_not_written_through(receiver: Receiver
     assert not (here / "file").is_symlink()
 
 
-def test_bytes_that_are_not_the_sources_get_no_name(receiver: Receiver, here: Path) -> None:
+def test_bytes_that_are_not_the_sources_get_no_name(
+    receiver: Receiver, here: Path
+) -> None:
     receiver.expect([["f", "file", 5, 0o644, 5]])
     list(receiver.wants())
     receiver.content("file", 0, b"wrong")
@@ -340,17 +393,24 @@ def test_bytes_that_are_not_the_sources_get_no_name(receiver: Receiver, here: Pa
 
 
 @pytest.mark.parametrize(
-    ("path", "offset"), [("other", 0), ("file", 1), ("file", 1 << 40), ("folder", 0), ("../file", 0)]
+    ("path", "offset"),
+    [("other", 0), ("file", 1), ("file", 1 << 40), ("folder", 0), ("../file", 0)],
 )
-def test_content_that_nobody_asked_for_is_refused(receiver: Receiver, path: str, offset: int) -> None:
+def test_content_that_nobody_asked_for_is_refused(
+    receiver: Receiver, path: str, offset: int
+) -> None:
     receiver.expect([["f", "file", 5, 0o644, 5], ["d", "folder", 5, 0o755]])
     list(receiver.wants())
     with pytest.raises(Unfit):
         receiver.content(path, offset, b"x")
 
 
-@pytest.mark.parametrize("changes", [{"path": "other"}, {"path": 7}, {"mode": 0o7777}, {"mtime_ns": "x"}])
-def test_an_end_that_is_none_is_refused(receiver: Receiver, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "changes", [{"path": "other"}, {"path": 7}, {"mode": 0o7777}, {"mtime_ns": "x"}]
+)
+def test_an_end_that_is_none_is_refused(
+    receiver: Receiver, changes: dict[str, Any]
+) -> None:
     receiver.expect([["f", "file", 5, 0o644, 1]])
     list(receiver.wants())
     receiver.content("file", 0, b"x")
@@ -358,8 +418,17 @@ def test_an_end_that_is_none_is_refused(receiver: Receiver, changes: dict[str, A
         receiver.whole(told("file", b"x", **changes))
 
 
-def test_links_come_last_so_that_nothing_is_written_through_them(receiver: Receiver, here: Path) -> None:
-    receiver.expect([["l", "a", "b"], ["d", "b", 5, 0o755], ["l", "out", "../../etc"], ["l", "in", "b/c"]])
+def test_links_come_last_so_that_nothing_is_written_through_them(
+    receiver: Receiver, here: Path
+) -> None:
+    receiver.expect(
+        [
+            ["l", "a", "b"],
+            ["d", "b", 5, 0o755],
+            ["l", "out", "../../etc"],
+            ["l", "in", "b/c"],
+        ]
+    )
     list(receiver.wants())
     assert not (here / "a").exists()
     receiver.finish()
@@ -372,7 +441,10 @@ def test_every_batch_is_a_list_that_a_frame_can_carry(words: list[str]) -> None:
     many = [word * 500 for word in words]
     parts = [json.loads(batch) for batch in batches(many)]
     assert [word for part in parts for word in part] == many
-    assert all(len(batch) < 1 << 19 for batch in batches([["f", "\ud800" * 4096, 0, 0, 0]] * 100))
+    assert all(
+        len(batch) < 1 << 19
+        for batch in batches([["f", "\ud800" * 4096, 0, 0, 0]] * 100)
+    )
 
 
 def test_a_source_that_vanished_while_it_was_listed_is_passed_over(there: Path) -> None:

@@ -82,7 +82,9 @@ class Deaf(Said):
 class Liar(LocalHost):
     """A node with another program in the place of ours."""
 
-    def __init__(self, *frames: bytes, endless: bool = False, kind: type[Said] = Said) -> None:
+    def __init__(
+        self, *frames: bytes, endless: bool = False, kind: type[Said] = Said
+    ) -> None:
         super().__init__(NODE)
         self.kind = kind
         self.frames = frames
@@ -94,7 +96,14 @@ class Liar(LocalHost):
 
 def file_told(path: str, content: bytes, **changes: Any) -> dict[str, Any]:
     sha256 = hashlib.sha256(content).hexdigest()
-    return {"path": path, "size": len(content), "mtime_ns": 5, "mode": 0o644, "sha256": sha256, **changes}
+    return {
+        "path": path,
+        "size": len(content),
+        "mtime_ns": 5,
+        "mode": 0o644,
+        "sha256": sha256,
+        **changes,
+    }
 
 
 def sent(path: str, content: bytes) -> list[bytes]:
@@ -113,7 +122,9 @@ def sent(path: str, content: bytes) -> list[bytes]:
 
 
 def test_a_node_that_says_what_it_should_is_believed(here: Path) -> None:
-    Copy(Liar(*sent("file", b"content"))).pull("/x/", f"{here}/", exclude=["/state.json"])
+    Copy(Liar(*sent("file", b"content"))).pull(
+        "/x/", f"{here}/", exclude=["/state.json"]
+    )
     assert (here / "file").read_bytes() == b"content"
 
 
@@ -128,7 +139,9 @@ def test_a_node_that_says_what_it_should_is_believed(here: Path) -> None:
         ("checkpoint-2/a.manifest.json", {"files": ["checkpoint-2/a"]}),
     ],
 )
-def test_what_was_not_asked_for_is_not_taken(here: Path, path: str, options: dict[str, Any]) -> None:
+def test_what_was_not_asked_for_is_not_taken(
+    here: Path, path: str, options: dict[str, Any]
+) -> None:
     """Beside a rank's outputs lie UGRO's own records, which no node may write."""
     (here / "state.json").write_text("ours")
     with pytest.raises(NodeFault, match="not asked for"):
@@ -139,18 +152,34 @@ def test_what_was_not_asked_for_is_not_taken(here: Path, path: str, options: dic
 
 @pytest.mark.parametrize(
     "entry",
-    [["f", "\ud800", 5, 0o644, 1], ["d", "a/\udfff", 5, 0o755], ["l", "a", "\ud800"], ["l", "\ud800", "a"]],
+    [
+        ["f", "\ud800", 5, 0o644, 1],
+        ["d", "a/\udfff", 5, 0o755],
+        ["l", "a", "\ud800"],
+        ["l", "\ud800", "a"],
+    ],
     ids=ascii,
 )
-def test_a_name_that_no_file_system_has_is_the_nodes_fault(here: Path, entry: list[object]) -> None:
-    frames = [frame(protocol.ENTRIES, [entry]), frame(protocol.LISTED, b""), frame(protocol.ENOUGH, b"")]
+def test_a_name_that_no_file_system_has_is_the_nodes_fault(
+    here: Path, entry: list[object]
+) -> None:
+    frames = [
+        frame(protocol.ENTRIES, [entry]),
+        frame(protocol.LISTED, b""),
+        frame(protocol.ENOUGH, b""),
+    ]
     with pytest.raises(NodeFault):
         Copy(Liar(*frames)).pull("/x/", f"{here}/")
 
 
 @pytest.mark.parametrize(
     "entry",
-    [["f", "same", 5, 0o644, 1], ["e", "x", "no"], ["e", "", "no"], ["d", "x" * 3000, 5, 0o755]],
+    [
+        ["f", "same", 5, 0o644, 1],
+        ["e", "x", "no"],
+        ["e", "", "no"],
+        ["d", "x" * 3000, 5, 0o755],
+    ],
     ids=["one file", "what cannot be read", "the folder", "a long name"],
 )
 def test_a_list_without_end_is_given_up(
@@ -159,10 +188,14 @@ def test_a_list_without_end_is_given_up(
     monkeypatch.setattr(listing, "ENTRIES_MOST", 5000)
     monkeypatch.setattr(listing, "CHARACTERS_MOST", 100_000)
     with pytest.raises(NodeFault, match="without end"):
-        Copy(Liar(frame(protocol.ENTRIES, [entry] * 10), endless=True)).pull("/x/", f"{here}/")
+        Copy(Liar(frame(protocol.ENTRIES, [entry] * 10), endless=True)).pull(
+            "/x/", f"{here}/"
+        )
 
 
-def test_of_endless_complaints_the_first_are_kept(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_endless_complaints_the_first_are_kept(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(receiver, "ERRORS_KEPT", 10)
     made = Receiver(str(here))
     made.expect([["e", f"file{number}", "no"] for number in range(100)])
@@ -171,8 +204,16 @@ def test_of_endless_complaints_the_first_are_kept(here: Path, monkeypatch: pytes
 
 def test_links_that_lead_out_by_way_of_others_do_not_stay(here: Path) -> None:
     """By its words `out` stays inside: two folders down, one up."""
-    links = [["d", "deep", 5, 0o755], ["l", "deep/up", ".."], ["l", "out", "deep/up/.."]]
-    frames = [frame(protocol.ENTRIES, links), frame(protocol.LISTED, b""), frame(protocol.ENOUGH, b"")]
+    links = [
+        ["d", "deep", 5, 0o755],
+        ["l", "deep/up", ".."],
+        ["l", "out", "deep/up/.."],
+    ]
+    frames = [
+        frame(protocol.ENTRIES, links),
+        frame(protocol.LISTED, b""),
+        frame(protocol.ENOUGH, b""),
+    ]
     Copy(Liar(*frames)).pull("/x/", f"{here}/")
     assert (here / "deep" / "up").is_symlink()
     assert not (here / "out").is_symlink()
@@ -182,11 +223,16 @@ def test_links_that_lead_out_by_way_of_others_do_not_stay(here: Path) -> None:
     "frames",
     [
         [frame(protocol.WANTED, [["file", 0, None, True]] * 10)],
-        [frame(protocol.WANTED, [["file", 0, None, True]]) + frame(protocol.ENOUGH, b"")],
+        [
+            frame(protocol.WANTED, [["file", 0, None, True]])
+            + frame(protocol.ENOUGH, b"")
+        ],
     ],
     ids=["in one list", "again and again"],
 )
-def test_a_node_that_wants_files_without_end_is_given_up(there: Path, frames: list[bytes]) -> None:
+def test_a_node_that_wants_files_without_end_is_given_up(
+    there: Path, frames: list[bytes]
+) -> None:
     (there / "file").write_bytes(b"content")
     with pytest.raises(NodeFault, match=r"without end|again and again"):
         Copy(Liar(*frames, endless=True)).push(f"{there}/", "/x/")
@@ -200,7 +246,9 @@ def test_a_file_that_comes_damaged_twice_is_told_once(here: Path) -> None:
         frame(protocol.ENOUGH, b""),
     ]
     frames = [*sent("file", b"right")[:2], *wrong, *wrong]
-    with pytest.raises(NodeFault, match="file: what came of it is not what was sent, twice"):
+    with pytest.raises(
+        NodeFault, match="file: what came of it is not what was sent, twice"
+    ):
         Copy(Liar(*frames)).pull("/x/", f"{here}/")
     assert not (here / "file").exists()
 
@@ -242,7 +290,9 @@ def test_a_deep_tree_comes_with_its_links(there: Path, here: Path) -> None:
 
 
 @pytest.mark.usefixtures("few_calls")
-def test_what_the_source_has_not_is_removed_however_deep_it_lies(there: Path, here: Path) -> None:
+def test_what_the_source_has_not_is_removed_however_deep_it_lies(
+    there: Path, here: Path
+) -> None:
     kept = make_deep(here, DEEP)
     (here / kept).with_name("other").touch()
     (here / "old").mkdir()
@@ -257,7 +307,9 @@ def test_what_the_source_has_not_is_removed_however_deep_it_lies(there: Path, he
     assert [path.name for path in (here / kept).parent.iterdir()] == ["file"]
 
 
-def test_a_path_longer_than_a_system_takes_is_told_and_the_rest_comes(there: Path, here: Path) -> None:
+def test_a_path_longer_than_a_system_takes_is_told_and_the_rest_comes(
+    there: Path, here: Path
+) -> None:
     make_deep(there, 20, "d" * 250)
     (there / "one").write_text("one")
     with pytest.raises(NodeFault, match="File name too long"):
@@ -267,8 +319,18 @@ def test_a_path_longer_than_a_system_takes_is_told_and_the_rest_comes(there: Pat
         subprocess.run(["rm", "-rf", "--", folder], check=True)
 
 
-def test_names_with_newlines_escapes_and_no_text_come_and_are_told_plainly(there: Path, here: Path) -> None:
-    names = ["two\nlines", "\x1b[31mred", os.fsdecode(b"\xff\xfe"), "-n", "a\\b", "*", "\u202egnp"]
+def test_names_with_newlines_escapes_and_no_text_come_and_are_told_plainly(
+    there: Path, here: Path
+) -> None:
+    names = [
+        "two\nlines",
+        "\x1b[31mred",
+        os.fsdecode(b"\xff\xfe"),
+        "-n",
+        "a\\b",
+        "*",
+        "\u202egnp",
+    ]
     for name in names:
         (there / name).write_text(name, errors="surrogateescape")
     bad = os.fsdecode(b"\x1b]0;owned\x07\xff")
@@ -277,7 +339,9 @@ def test_names_with_newlines_escapes_and_no_text_come_and_are_told_plainly(there
     with pytest.raises(NodeFault) as fault:
         Copy(HERE).pull(f"{there}/", f"{here}/")
     assert all(line.isprintable() for line in fault.value.text.splitlines())
-    assert sorted(path.name for path in here.iterdir()) == sorted([*names, bad, PARTIAL_FOLDER])
+    assert sorted(path.name for path in here.iterdir()) == sorted(
+        [*names, bad, PARTIAL_FOLDER]
+    )
 
 
 def test_where_a_part_cannot_lie_the_other_files_come(there: Path, here: Path) -> None:
@@ -311,7 +375,9 @@ class Failing:
         raise OSError(5, "Input/output error")
 
 
-def test_a_disk_that_fails_is_told_of_its_file(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fails_is_told_of_its_file(
+    there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (there / "file").write_bytes(b"content")
     put: list[tuple[int, bytes]] = []
 
@@ -319,10 +385,14 @@ def test_a_disk_that_fails_is_told_of_its_file(there: Path, monkeypatch: pytest.
         os.close(descriptor)
         return Failing([b"con"])
 
-    monkeypatch.setattr("ugro_tasks.node.copy.os.fstat", lambda _: (there / "file").stat())
+    monkeypatch.setattr(
+        "ugro_tasks.node.copy.os.fstat", lambda _: (there / "file").stat()
+    )
     monkeypatch.setattr("ugro_tasks.node.copy.open", opened, raising=False)
     Source(str(there)).send(
-        ["file", 0, None, True], lambda kind, _, payload: put.append((kind, payload)), nothing
+        ["file", 0, None, True],
+        lambda kind, _, payload: put.append((kind, payload)),
+        nothing,
     )
     assert put[1] == (protocol.CONTENT, b"con")
     assert json.loads(put[-1][1]) == {"path": "file", "error": "Input/output error"}
@@ -332,7 +402,9 @@ def test_a_disk_that_fails_is_told_of_its_file(there: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("came", [b"", b"con"], ids=["from its start", "half way"])
-def test_two_transfers_of_one_file_do_not_write_to_it_together(here: Path, came: bytes) -> None:
+def test_two_transfers_of_one_file_do_not_write_to_it_together(
+    here: Path, came: bytes
+) -> None:
     """The first may be one whose link is dead: the second takes over what came, and the first cannot name it."""
     if came:
         (here / PARTIAL_FOLDER).mkdir()
@@ -355,7 +427,9 @@ def test_two_transfers_of_one_file_do_not_write_to_it_together(here: Path, came:
     assert [path.name for path in here.iterdir()] == ["file"]
 
 
-def test_a_part_that_changed_while_another_held_it_is_not_taken_over(here: Path) -> None:
+def test_a_part_that_changed_while_another_held_it_is_not_taken_over(
+    here: Path,
+) -> None:
     part = here / PARTIAL_FOLDER / "file"
     part.parent.mkdir()
     part.write_bytes(b"con")
@@ -372,7 +446,9 @@ def test_a_part_that_changed_while_another_held_it_is_not_taken_over(here: Path)
     assert [path.name for path in part.parent.iterdir()] == ["file"]
 
 
-def test_a_part_that_another_transfer_has_continued_is_not_gone_on_with(here: Path) -> None:
+def test_a_part_that_another_transfer_has_continued_is_not_gone_on_with(
+    here: Path,
+) -> None:
     (here / PARTIAL_FOLDER).mkdir()
     (here / PARTIAL_FOLDER / "file").write_bytes(b"con")
     made = Receiver(str(here))
@@ -402,7 +478,9 @@ class Breakable(LocalHost):
             raise KeyboardInterrupt
 
 
-def transfer(host: LocalHost, way: str, there: Path, here: Path, **options: Any) -> None:
+def transfer(
+    host: LocalHost, way: str, there: Path, here: Path, **options: Any
+) -> None:
     if way == "pull":
         Copy(host).pull(f"{there}/", f"{here}/", **options)
     else:
@@ -436,4 +514,6 @@ def test_a_node_that_closes_its_ears_and_talks_on_is_given_up(
     (there / "file").write_bytes(b"content")
 
     with pytest.raises(HostError):
-        Copy(Liar(frame(protocol.HEARTBEAT, b""), endless=True, kind=Deaf)).push(f"{there}/", "/x/")
+        Copy(Liar(frame(protocol.HEARTBEAT, b""), endless=True, kind=Deaf)).push(
+            f"{there}/", "/x/"
+        )

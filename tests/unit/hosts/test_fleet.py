@@ -15,7 +15,13 @@ from fabric import ThreadingGroup
 
 from tests.unit.factories import make_cluster, make_node
 from ugro_tasks.cluster.model import Node
-from ugro_tasks.errors import HostError, HostUnreachable, NodeFault, RecordError, UgroError
+from ugro_tasks.errors import (
+    HostError,
+    HostUnreachable,
+    NodeFault,
+    RecordError,
+    UgroError,
+)
 from ugro_tasks.hosts.fleet import Fleet
 from ugro_tasks.hosts.host import Host
 from ugro_tasks.hosts.local import LocalHost
@@ -33,7 +39,9 @@ class Silent:
         self.node = node
         self.closed = False
 
-    def run(self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0) -> bytes:
+    def run(
+        self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0
+    ) -> bytes:
         raise NotImplementedError
 
     def stream(self, argv: Sequence[str], stdin: bytes | None = b"") -> Any:
@@ -68,7 +76,9 @@ def test_all_are_at_work_at_once(fleet: Fleet) -> None:
     assert sorted(places.values(), key=str) == [0, 1, 2]
 
 
-def test_results_come_in_the_order_of_the_hosts_whoever_is_done_first(fleet: Fleet) -> None:
+def test_results_come_in_the_order_of_the_hosts_whoever_is_done_first(
+    fleet: Fleet,
+) -> None:
     last_is_done = threading.Event()
 
     def work(host: Host) -> int:
@@ -107,11 +117,15 @@ def test_all_hosts_may_fail(fleet: Fleet) -> None:
 def test_a_result_may_be_none_or_an_error_that_was_not_raised(fleet: Fleet) -> None:
     assert fleet.map(lambda _: None) == {"gpu0": None, "gpu1": None, "gpu2": None}
     returned = ValueError("a value")
-    assert fleet.map(lambda _: returned) == dict.fromkeys(["gpu0", "gpu1", "gpu2"], returned)
+    assert fleet.map(lambda _: returned) == dict.fromkeys(
+        ["gpu0", "gpu1", "gpu2"], returned
+    )
 
 
 @pytest.mark.parametrize("bug", [ZeroDivisionError, SystemExit, KeyError])
-def test_a_bug_is_raised_when_the_others_are_done(fleet: Fleet, bug: type[BaseException]) -> None:
+def test_a_bug_is_raised_when_the_others_are_done(
+    fleet: Fleet, bug: type[BaseException]
+) -> None:
     done: list[str] = []
 
     def work(host: Host) -> None:
@@ -126,7 +140,9 @@ def test_a_bug_is_raised_when_the_others_are_done(fleet: Fleet, bug: type[BaseEx
 
 
 @pytest.mark.parametrize("kind", ["ssh", "local"])
-def test_two_nodes_of_one_address_answer_each_for_itself(tmp_path: Path, kind: str) -> None:
+def test_two_nodes_of_one_address_answer_each_for_itself(
+    tmp_path: Path, kind: str
+) -> None:
     first = make_node(0, transport=kind, address="10.0.0.1", user="x")
     second = make_node(1, transport=kind, address="10.0.0.1", user="x")
     with Fleet.of(make_cluster(tmp_path, (first, second))) as fleet:
@@ -162,7 +178,9 @@ def test_threads_at_work_do_not_keep_the_program_from_ending(fleet: Fleet) -> No
 # ---- work by node name ----
 
 
-def test_each_node_does_its_own_work_and_the_others_are_left_alone(fleet: Fleet) -> None:
+def test_each_node_does_its_own_work_and_the_others_are_left_alone(
+    fleet: Fleet,
+) -> None:
     asked: list[str] = []
 
     def work(word: str, host: Host) -> str:
@@ -180,12 +198,17 @@ def test_the_work_of_all_nodes_is_done_at_once(fleet: Fleet) -> None:
     assert sorted(told.values(), key=str) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("error", [HostUnreachable("gpu1", "no route"), RecordError("the disk is full")])
+@pytest.mark.parametrize(
+    "error", [HostUnreachable("gpu1", "no route"), RecordError("the disk is full")]
+)
 def test_an_error_of_one_node_is_its_result(fleet: Fleet, error: UgroError) -> None:
     def fail(host: Host) -> str:
         raise error
 
-    work: dict[str, Callable[[Host], str]] = {"gpu0": lambda host: host.node.name, "gpu1": fail}
+    work: dict[str, Callable[[Host], str]] = {
+        "gpu0": lambda host: host.node.name,
+        "gpu1": fail,
+    }
     assert fleet.each(work) == {"gpu0": "gpu0", "gpu1": error}
 
 

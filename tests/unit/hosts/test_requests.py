@@ -23,11 +23,26 @@ from ugro_tasks.hosts.local import LocalHost
 from ugro_tasks.hosts.operations import MakeFolder, Prepare, Probe, Request, State
 from ugro_tasks.hosts.requests import PREFACE_LIMIT_BYTES, ask
 from ugro_tasks.node.main import MODULE_OF
-from ugro_tasks.node.protocol import CHUNK_BYTES, COMPRESSED, EXIT, FRAME, HEARTBEAT, LOG, MARK
+from ugro_tasks.node.protocol import (
+    CHUNK_BYTES,
+    COMPRESSED,
+    EXIT,
+    FRAME,
+    HEARTBEAT,
+    LOG,
+    MARK,
+)
 
 STATE = State(folder="/x", token="a:b:c")
 PREPARE = Prepare(
-    token="a:b:c", node="gpu0", folder="/x", argv=(), env={}, node_bytes=0, controller="/a", hold_seconds=1.0
+    token="a:b:c",
+    node="gpu0",
+    folder="/x",
+    argv=(),
+    env={},
+    node_bytes=0,
+    controller="/a",
+    hold_seconds=1.0,
 )
 PROBE = Probe(
     interpreter="python3",
@@ -54,7 +69,9 @@ class Said:
         self.chunks = list(chunks)
         self.closed = False
 
-    def run(self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0) -> bytes:
+    def run(
+        self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0
+    ) -> bytes:
         return b"".join(self.chunks)
 
     def stream(self, argv: Sequence[str], stdin: bytes | None = b"") -> "Said":
@@ -92,12 +109,27 @@ def frames_of(*chunks: bytes) -> list[Frame]:
 
 @pytest.mark.parametrize(
     "preface",
-    [b"", b"Welcome!\n", b"\x1b[31mmotd\x1b[0m\r\n", b'{"error": "busy"}\n', MARK, b"\xff\0" * 1000],
+    [
+        b"",
+        b"Welcome!\n",
+        b"\x1b[31mmotd\x1b[0m\r\n",
+        b'{"error": "busy"}\n',
+        MARK,
+        b"\xff\0" * 1000,
+    ],
 )
-def test_an_answer_is_found_behind_whatever_a_login_shell_prints(preface: bytes) -> None:
-    said = preface + MARK + b'{"known": true, "supervised": false, "started": true, "processes": []}\n'
+def test_an_answer_is_found_behind_whatever_a_login_shell_prints(
+    preface: bytes,
+) -> None:
+    said = (
+        preface
+        + MARK
+        + b'{"known": true, "supervised": false, "started": true, "processes": []}\n'
+    )
     answer = ask(Said(said), STATE)
-    assert answer == StateAnswer(known=True, supervised=False, started=True, processes=[])
+    assert answer == StateAnswer(
+        known=True, supervised=False, started=True, processes=[]
+    )
 
 
 def facts_of_a_fit_node() -> dict[str, Any]:
@@ -110,21 +142,28 @@ def facts_of_a_fit_node() -> dict[str, Any]:
 
 def test_a_probe_tells_what_the_login_shell_printed() -> None:
     said = MARK + json.dumps(facts_of_a_fit_node()).encode()
-    assert ask(Said(b"Welcome to gpu0!\n\xff\n" + said), PROBE).preface == "Welcome to gpu0!\n\ufffd\n"
+    assert (
+        ask(Said(b"Welcome to gpu0!\n\xff\n" + said), PROBE).preface
+        == "Welcome to gpu0!\n\ufffd\n"
+    )
     assert ask(Said(said), PROBE).preface == ""
 
 
 class Antique(Said):
     """A host whose python3 is one of before 2019, with the words that it ends with."""
 
-    def run(self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0) -> bytes:
+    def run(
+        self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0
+    ) -> bytes:
         raise NodeFault(self.node.name, "Python 3.6, and UGRO needs 3.8")
 
 
 def test_a_python_that_is_too_old_comes_with_its_remedy() -> None:
     with pytest.raises(NodeFault) as fault:
         ask(Antique(), PROBE)
-    assert fault.value.what == "python3 is Python 3.6, and UGRO needs 3.8 or newer there"
+    assert (
+        fault.value.what == "python3 is Python 3.6, and UGRO needs 3.8 or newer there"
+    )
     assert fault.value.fix == "name a newer one as `python` of gpu0 in the cluster file"
 
 
@@ -150,7 +189,11 @@ def test_garbage_is_a_fault_of_the_node(said: bytes) -> None:
     assert len(fault.value.text) < 1500
 
 
-@given(st.binary() | st.binary().map(MARK.__add__) | st.text().map(lambda t: MARK + json.dumps(t).encode()))
+@given(
+    st.binary()
+    | st.binary().map(MARK.__add__)
+    | st.text().map(lambda t: MARK + json.dumps(t).encode())
+)
 @example(MARK + b'{"error": "busy", "holder": 7}')
 @example(MARK + b'{"error": null}')
 def test_any_bytes_are_an_answer_or_a_fault(said: bytes) -> None:
@@ -166,7 +209,12 @@ def test_garbage_is_shown_without_its_control_characters() -> None:
 
 
 def test_a_refusal_is_a_fault_in_the_nodes_own_words() -> None:
-    said = MARK + json.dumps({"error": "unwritable", "message": "/x: Read-only file system"}).encode()
+    said = (
+        MARK
+        + json.dumps(
+            {"error": "unwritable", "message": "/x: Read-only file system"}
+        ).encode()
+    )
     with pytest.raises(NodeFault) as fault:
         ask(Said(said), PREPARE)
     assert fault.value.text == "gpu0: prepare: /x: Read-only file system"
@@ -175,7 +223,10 @@ def test_a_refusal_is_a_fault_in_the_nodes_own_words() -> None:
 @pytest.mark.parametrize(
     ("holder", "words"),
     [
-        ({"job": "exp1", "controller": "/a", "pid": 7}, "held by job exp1 of /a (pid 7 there)"),
+        (
+            {"job": "exp1", "controller": "/a", "pid": 7},
+            "held by job exp1 of /a (pid 7 there)",
+        ),
         ({"job": "exp1"}, "held by job exp1"),
         ({"pid": 7}, "held by another job"),
         ({}, "held by another job"),
@@ -190,7 +241,12 @@ def test_the_holder_of_a_node_in_words(holder: Any, words: str) -> None:
 
 # ---- frames ----
 
-FRAMES = [Frame(HEARTBEAT, 0, b""), Frame(LOG, 0, b"one\n"), Frame(LOG, 4, b"two\n"), Frame(EXIT, 0, b"{}")]
+FRAMES = [
+    Frame(HEARTBEAT, 0, b""),
+    Frame(LOG, 0, b"one\n"),
+    Frame(LOG, 4, b"two\n"),
+    Frame(EXIT, 0, b"{}"),
+]
 WIRE = MARK + b"".join(frame(*one) for one in FRAMES)
 
 
@@ -227,14 +283,18 @@ def test_a_shell_that_never_stops_talking_is_a_fault() -> None:
 
 def test_a_compressed_frame_is_unpacked() -> None:
     bulk = b"0" * CHUNK_BYTES
-    assert frames_of(MARK + frame(LOG | COMPRESSED, 5, zlib.compress(bulk))) == [Frame(LOG, 5, bulk)]
+    assert frames_of(MARK + frame(LOG | COMPRESSED, 5, zlib.compress(bulk))) == [
+        Frame(LOG, 5, bulk)
+    ]
 
 
 HOSTILE = {
     "too long": FRAME.pack(LOG, 0, 2 * CHUNK_BYTES + 1),
     "as long as can be": FRAME.pack(LOG, 0, 2**32 - 1),
     "not packed": frame(LOG | COMPRESSED, 0, b"this is not zlib"),
-    "packed, and cut short": frame(LOG | COMPRESSED, 0, zlib.compress(os.urandom(1000))[:500]),
+    "packed, and cut short": frame(
+        LOG | COMPRESSED, 0, zlib.compress(os.urandom(1000))[:500]
+    ),
     "packed, and nothing": frame(LOG | COMPRESSED, 0, b""),
     "a bomb": frame(LOG | COMPRESSED, 0, zlib.compress(bytes(200 << 20), 9)),
 }
@@ -263,7 +323,9 @@ def python(tmp_path: Path) -> Path:
 
 
 def local(python: Path) -> LocalHost:
-    return LocalHost(make_node(transport="local", address="127.0.0.1", python=str(python)))
+    return LocalHost(
+        make_node(transport="local", address="127.0.0.1", python=str(python))
+    )
 
 
 def test_a_node_that_says_nothing_is_out_of_reach(python: Path) -> None:
@@ -285,45 +347,63 @@ def test_a_node_whose_python_fails_is_a_fault_with_its_last_words(python: Path) 
     assert fault.value.text == "gpu0: no such thing"
 
 
-def test_a_python_in_the_nodes_home_is_found_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_python_in_the_nodes_home_is_found_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = tmp_path / "a home; with $(oddities)"
     (home / "bin").mkdir(parents=True)
     (home / "bin" / "python").symlink_to(sys.executable)
     monkeypatch.setenv("HOME", str(home))
-    host = LocalHost(make_node(transport="local", address="127.0.0.1", python="~/bin/python"))
+    host = LocalHost(
+        make_node(transport="local", address="127.0.0.1", python="~/bin/python")
+    )
     assert ask(host, MakeFolder(project="~/ugro")).project == f"{home}/ugro"
 
 
 # ---- requests ----
 
 
-@pytest.mark.parametrize("kind", Request.__subclasses__(), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", Request.__subclasses__(), ids=lambda kind: kind.__name__
+)
 def test_a_request_knows_the_class_of_its_answer_and_a_node_its_name(kind: Any) -> None:
     assert get_args(kind.__orig_bases__[0]) == (kind.answer,)
     assert kind.__struct_config__.tag in MODULE_OF
 
 
 def test_every_operation_of_a_node_has_a_request() -> None:
-    assert {kind.__struct_config__.tag for kind in Request.__subclasses__()} == set(MODULE_OF)
+    assert {kind.__struct_config__.tag for kind in Request.__subclasses__()} == set(
+        MODULE_OF
+    )
 
 
 def test_a_request_is_a_line_of_json_and_then_its_bytes() -> None:
     heard: list[bytes] = []
 
     class Listening(Said):
-        def run(self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0) -> bytes:
+        def run(
+            self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0
+        ) -> bytes:
             heard.append(stdin[int(argv[-1]) :])
             return MARK + b"{}\n"
 
     ask(Listening(), PREPARE, blob=b"zip")
     line, _, blob = heard[0].partition(b"\n")
     told = json.loads(line)
-    assert (told["op"], told["blob_bytes"], told["folder"], told["argv"]) == ("prepare", 3, "/x", [])
+    assert (told["op"], told["blob_bytes"], told["folder"], told["argv"]) == (
+        "prepare",
+        3,
+        "/x",
+        [],
+    )
     assert blob == b"zip"
 
 
 def test_another_jobs_name_is_an_answer_only_where_a_job_may_be_in_the_way() -> None:
-    said = MARK + b'{"error": "busy", "message": "held", "holder": {"job": "exp1", "pid": 7}}\n'
+    said = (
+        MARK
+        + b'{"error": "busy", "message": "held", "holder": {"job": "exp1", "pid": 7}}\n'
+    )
     with pytest.raises(NodesBusy, match=r"gpu0: held by job exp1 \(pid 7 there\)"):
         ask(Said(said), PREPARE)
     with pytest.raises(NodeFault, match="state: held"):

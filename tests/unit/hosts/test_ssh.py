@@ -96,7 +96,9 @@ def host_with(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> SshHos
     return host
 
 
-def test_a_connection_found_dead_is_opened_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_found_dead_is_opened_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     connection = Connection(dead=0)
     host = host_with(connection, monkeypatch)
     assert host.run(["true"]) == b""
@@ -121,7 +123,9 @@ def test_it_is_opened_anew_once_and_only_where_it_had_been_open(
     assert connection.channel.commands == []
 
 
-@pytest.mark.parametrize("node", [NODE, make_node(jump="y@127.0.0.2:2200")], ids=["direct", "jump host"])
+@pytest.mark.parametrize(
+    "node", [NODE, make_node(jump="y@127.0.0.2:2200")], ids=["direct", "jump host"]
+)
 def test_each_hop_verifies_keys_and_has_limits_of_its_own(node: Node) -> None:
     hops = hops_to(SshHost(node, CONNECT_SECONDS).connection)
     assert len(hops) == (2 if node.jump else 1)
@@ -130,12 +134,20 @@ def test_each_hop_verifies_keys_and_has_limits_of_its_own(node: Node) -> None:
         # paramiko has no public way to ask for the policy.
         assert isinstance(hop.client._policy, Refuse)
         assert hop.connect_timeout == CONNECT_SECONDS
-        limits = {name: hop.connect_kwargs[name] for name in hop.connect_kwargs if "timeout" in name}
-        assert limits == dict.fromkeys(("banner_timeout", "auth_timeout", "channel_timeout"), 6.0)
+        limits = {
+            name: hop.connect_kwargs[name]
+            for name in hop.connect_kwargs
+            if "timeout" in name
+        }
+        assert limits == dict.fromkeys(
+            ("banner_timeout", "auth_timeout", "channel_timeout"), 6.0
+        )
 
 
 def test_a_transport_prefers_a_cipher_that_needs_no_digest() -> None:
-    factory = SshHost(NODE, CONNECT_SECONDS).connection.connect_kwargs["transport_factory"]
+    factory = SshHost(NODE, CONNECT_SECONDS).connection.connect_kwargs[
+        "transport_factory"
+    ]
     made = factory(_NoSocket())
     assert "gcm" in made.get_security_options().ciphers[0]
 
@@ -158,4 +170,8 @@ class _NoSocket:
 def test_a_host_is_no_connection_of_fabrics() -> None:
     host = SshHost(NODE, CONNECT_SECONDS)
     assert not hasattr(host, "call")
-    assert (host.node, host.connection.host, host.connection.user) == (NODE, "127.0.0.1", "x")
+    assert (host.node, host.connection.host, host.connection.user) == (
+        NODE,
+        "127.0.0.1",
+        "x",
+    )

@@ -10,7 +10,13 @@ import pytest
 
 from tests.unit.factories import make_cluster, make_record
 from ugro_tasks.errors import UsageError
-from ugro_tasks.jobs.checkpoints import at_home, metrics_until, newest_whole, read_manifest, resume_from
+from ugro_tasks.jobs.checkpoints import (
+    at_home,
+    metrics_until,
+    newest_whole,
+    read_manifest,
+    resume_from,
+)
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.state import JobState, Phase
 
@@ -24,13 +30,31 @@ def experiment(tmp_path: Path) -> Experiment:
     return made
 
 
-def manifest(step: int, rank: int, files: dict[str, bytes], **changes: Any) -> dict[str, Any]:
-    parts = {path: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for path, b in files.items()}
+def manifest(
+    step: int, rank: int, files: dict[str, bytes], **changes: Any
+) -> dict[str, Any]:
+    parts = {
+        path: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()}
+        for path, b in files.items()
+    }
     name = f"checkpoint-{step}"
-    return {"checkpoint": name, "step": step, "rank": rank, "ranks": [0, 1], "files": parts, **changes}
+    return {
+        "checkpoint": name,
+        "step": step,
+        "rank": rank,
+        "ranks": [0, 1],
+        "files": parts,
+        **changes,
+    }
 
 
-def keep(experiment: Experiment, step: int, *, ranks: tuple[int, ...] = (0, 1), **changes: Any) -> None:
+def keep(
+    experiment: Experiment,
+    step: int,
+    *,
+    ranks: tuple[int, ...] = (0, 1),
+    **changes: Any,
+) -> None:
     """A checkpoint of two ranks as the mirror leaves it at home: what both have lies with rank 0."""
     name = f"checkpoint-{step}"
     shared = {f"{name}/model.bin": b"weights %d" % step}
@@ -67,7 +91,9 @@ def test_the_one_that_is_farthest_in_the_data_is_taken(experiment: Experiment) -
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_checkpoint_with_a_changed_byte_is_passed_over(experiment: Experiment, rank: int) -> None:
+def test_a_checkpoint_with_a_changed_byte_is_passed_over(
+    experiment: Experiment, rank: int
+) -> None:
     keep(experiment, 5)
     keep(experiment, 10)
     file = experiment.checkpoint_folder(rank) / f"checkpoint-10/rng_{rank}"
@@ -77,16 +103,22 @@ def test_a_checkpoint_with_a_changed_byte_is_passed_over(experiment: Experiment,
     assert found.name == "checkpoint-5"
 
 
-def test_parts_of_two_different_saves_make_no_checkpoint(experiment: Experiment) -> None:
+def test_parts_of_two_different_saves_make_no_checkpoint(
+    experiment: Experiment,
+) -> None:
     keep(experiment, 10)
     path = experiment.checkpoint_folder(1) / "checkpoint-10.manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "step": 11}))
-    assert [checkpoint.missing for checkpoint in at_home(experiment)] == ["the part of rank 1 has not come"]
+    assert [checkpoint.missing for checkpoint in at_home(experiment)] == [
+        "the part of rank 1 has not come"
+    ]
 
 
 def test_a_job_that_runs_cannot_be_resumed(experiment: Experiment) -> None:
     keep(experiment, 5)
-    experiment.save_state(msgspec.structs.replace(experiment.state(), phase=Phase.RUNNING))
+    experiment.save_state(
+        msgspec.structs.replace(experiment.state(), phase=Phase.RUNNING)
+    )
     with pytest.raises(UsageError, match="is not finished"):
         resume_from(experiment)
 
@@ -101,7 +133,10 @@ def test_the_metrics_up_to_a_step_go_along(experiment: Experiment) -> None:
     experiment.metrics.write_text(
         '{"step": 1}\n{"step": 2, "loss": NaN}\n3\ngarbage\n{"step": 3}\n{"step": 2}\n'
     )
-    assert metrics_until(experiment, 2) == b'{"step": 1}\n{"step": 2, "loss": NaN}\n{"step": 2}\n'
+    assert (
+        metrics_until(experiment, 2)
+        == b'{"step": 1}\n{"step": 2, "loss": NaN}\n{"step": 2}\n'
+    )
 
 
 @pytest.mark.parametrize(

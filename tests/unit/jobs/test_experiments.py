@@ -55,7 +55,9 @@ def lay(experiments: Experiments, *jobs: str, phase: Phase = Phase.SUCCEEDED) ->
 
 
 def files_in(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
+    }
 
 
 # ---- create ----
@@ -64,7 +66,11 @@ def files_in(folder: Path) -> set[str]:
 def test_a_new_job_is_queued_under_its_name_and_the_time(job: Experiment) -> None:
     stamp = datetime.strptime(job.job_id.removeprefix("exp1_"), "%Y%m%d_%H%M%S")
     assert abs((datetime.now() - stamp).total_seconds()) < 60
-    assert (job.name, job.state().phase, job.record().job_id) == ("exp1", Phase.QUEUED, job.job_id)
+    assert (job.name, job.state().phase, job.record().job_id) == (
+        "exp1",
+        Phase.QUEUED,
+        job.job_id,
+    )
     assert (job.folder / "logs").is_dir()
 
 
@@ -89,10 +95,16 @@ def test_processes_that_create_at_once_get_a_job_each(
 
     argv = [sys.executable, "-c", code, str(tmp_path / "experiments"), str(scripts)]
     processes = [
-        subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)
+        subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
     ]
-    ids = [process.communicate(msgspec.json.encode(record).decode())[0].strip() for process in processes]
-    assert sorted(path.name for path in (tmp_path / "experiments").iterdir()) == sorted(ids)
+    ids = [
+        process.communicate(msgspec.json.encode(record).decode())[0].strip()
+        for process in processes
+    ]
+    assert sorted(path.name for path in (tmp_path / "experiments").iterdir()) == sorted(
+        ids
+    )
     assert len(set(ids)) == 3
 
 
@@ -100,12 +112,17 @@ def test_processes_that_create_at_once_get_a_job_each(
 def test_a_full_disk_leaves_no_half_made_job(
     experiments: Experiments, record: JobRecord, scripts: Path, file_bytes: int
 ) -> None:
-    with disk_full_beyond(file_bytes), pytest.raises(RecordError, match="the job was not created"):
+    with (
+        disk_full_beyond(file_bytes),
+        pytest.raises(RecordError, match="the job was not created"),
+    ):
         experiments.create(record, scripts)
     assert list(experiments.folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("place", ["/proc/experiments", "{}/file/experiments", "{}/file"])
+@pytest.mark.parametrize(
+    "place", ["/proc/experiments", "{}/file/experiments", "{}/file"]
+)
 def test_a_folder_that_cannot_be_made_says_where_to_set_another(
     tmp_path: Path, record: JobRecord, scripts: Path, place: str
 ) -> None:
@@ -151,11 +168,17 @@ def test_half_a_record_of_a_killed_process_is_removed_and_that_of_a_living_one_i
     job = experiments.create(record, scripts)
     gone = subprocess.Popen(["true"])
     gone.wait()
-    dead, alive = (job.folder / f".state.json.{pid}.7" for pid in (gone.pid, os.getppid()))
+    dead, alive = (
+        job.folder / f".state.json.{pid}.7" for pid in (gone.pid, os.getppid())
+    )
     dead.touch()
     alive.touch()
     job.remove_half_written()
-    assert (dead.exists(), alive.exists(), job.state().phase) == (False, True, Phase.QUEUED)
+    assert (dead.exists(), alive.exists(), job.state().phase) == (
+        False,
+        True,
+        Phase.QUEUED,
+    )
 
 
 # ---- the snapshot of the scripts ----
@@ -175,11 +198,18 @@ def test_the_snapshot_holds_the_scripts_and_nothing_that_is_made_of_them(
 def test_the_hash_follows_names_and_contents(
     experiments: Experiments, record: JobRecord, tmp_path: Path
 ) -> None:
-    variants = {"same": {}, "again": {}, "other": {"b": "1"}, "renamed": {"c": "1"}, "edited": {"b": "2"}}
+    variants = {
+        "same": {},
+        "again": {},
+        "other": {"b": "1"},
+        "renamed": {"c": "1"},
+        "edited": {"b": "2"},
+    }
     for number, (variant, files) in enumerate(variants.items()):
         make_scripts(tmp_path / variant, **files)
         experiments.create(
-            make_record(make_cluster(tmp_path), job_name=f"{variant}{number}"), tmp_path / variant
+            make_record(make_cluster(tmp_path), job_name=f"{variant}{number}"),
+            tmp_path / variant,
         )
     hashes = {job.name[:-1]: job.record().code.sha256 for job in experiments.all()}
     assert hashes["same"] == hashes["again"]
@@ -187,7 +217,10 @@ def test_the_hash_follows_names_and_contents(
 
 
 def test_scripts_too_large_to_travel_are_refused(
-    experiments: Experiments, record: JobRecord, scripts: Path, monkeypatch: pytest.MonkeyPatch
+    experiments: Experiments,
+    record: JobRecord,
+    scripts: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("ugro_tasks.jobs.snapshot.CODE_LIMIT_BYTES", 3 << 20)
     with (scripts / "model.bin").open("wb") as file:
@@ -217,10 +250,15 @@ def _not_utf8(scripts: Path) -> None:
     (scripts / os.fsdecode(b"caf\xe9.py")).touch()
 
 
-@pytest.mark.parametrize("oddity", [_loop, _loop_of_folders, _dangling, _pipe, _not_utf8])
+@pytest.mark.parametrize(
+    "oddity", [_loop, _loop_of_folders, _dangling, _pipe, _not_utf8]
+)
 @pytest.mark.timeout(20)
 def test_an_oddity_among_the_scripts_does_no_harm(
-    experiments: Experiments, record: JobRecord, scripts: Path, oddity: Callable[[Path], None]
+    experiments: Experiments,
+    record: JobRecord,
+    scripts: Path,
+    oddity: Callable[[Path], None],
 ) -> None:
     oddity(scripts)
     assert (experiments.create(record, scripts).code / "train.py").is_file()
@@ -271,31 +309,45 @@ def test_the_archive_is_what_was_launched_whatever_became_of_the_scripts(
 def test_a_name_is_found_exactly_or_not_at_all(
     experiments: Experiments, name: str, found: str | None
 ) -> None:
-    lay(experiments, "exp1_20260119_120000", "exp1_20260120_120000", "exp1_b_20260121_120000")
+    lay(
+        experiments,
+        "exp1_20260119_120000",
+        "exp1_20260120_120000",
+        "exp1_b_20260121_120000",
+    )
     try:
         assert experiments.find(name).job_id == found
     except JobNotFound:
         assert found is None
 
 
-def test_a_whole_id_is_that_job_even_where_another_is_called_like_it(experiments: Experiments) -> None:
+def test_a_whole_id_is_that_job_even_where_another_is_called_like_it(
+    experiments: Experiments,
+) -> None:
     lay(experiments, "exp1_20260120_120000", "exp1_20260120_120000_20260121_120000")
     assert experiments.find("exp1_20260120_120000").job_id == "exp1_20260120_120000"
 
 
 def test_a_name_that_looks_like_an_id_is_found(experiments: Experiments) -> None:
     lay(experiments, "exp1_20260120_120000_20260121_120000")
-    assert experiments.find("exp1_20260120_120000").job_id == "exp1_20260120_120000_20260121_120000"
+    assert (
+        experiments.find("exp1_20260120_120000").job_id
+        == "exp1_20260120_120000_20260121_120000"
+    )
 
 
-def test_a_refused_job_is_passed_over_for_one_that_ran(experiments: Experiments) -> None:
+def test_a_refused_job_is_passed_over_for_one_that_ran(
+    experiments: Experiments,
+) -> None:
     lay(experiments, "exp1_20260120_120000")
     lay(experiments, "exp1_20260121_120000", phase=Phase.REFUSED)
     assert experiments.find("exp1").job_id == "exp1_20260120_120000"
 
 
 def test_where_all_were_refused_the_newest_is_found(experiments: Experiments) -> None:
-    lay(experiments, "exp1_20260120_120000", "exp1_20260121_120000", phase=Phase.REFUSED)
+    lay(
+        experiments, "exp1_20260120_120000", "exp1_20260121_120000", phase=Phase.REFUSED
+    )
     assert experiments.find("exp1").job_id == "exp1_20260121_120000"
 
 
@@ -306,13 +358,20 @@ def test_a_refused_job_is_found_by_its_id(experiments: Experiments) -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(experiments: Experiments) -> None:
-    lay(experiments, "baseline_20260120_120000", "exp1_20260120_120000", "exp1_20260120_120001")
+    lay(
+        experiments,
+        "baseline_20260120_120000",
+        "exp1_20260120_120000",
+        "exp1_20260120_120001",
+    )
     with pytest.raises(JobNotFound) as error:
         experiments.find("exp2")
     assert error.value.text.endswith("did you mean exp1?")
 
 
-def test_in_an_empty_folder_the_answer_is_how_to_begin(experiments: Experiments) -> None:
+def test_in_an_empty_folder_the_answer_is_how_to_begin(
+    experiments: Experiments,
+) -> None:
     with pytest.raises(JobNotFound, match="there is none yet: inv launch"):
         experiments.find("exp1")
 
@@ -324,7 +383,14 @@ def test_jobs_come_newest_first_whatever_their_names(experiments: Experiments) -
 
 def test_what_is_no_job_is_no_job(experiments: Experiments) -> None:
     lay(experiments, "exp1_20260120_120000")
-    for name in ("notes", "exp1", "exp1_2026", "exp1-20260120-120000", ".git", "exp1_20260120_120000.bak"):
+    for name in (
+        "notes",
+        "exp1",
+        "exp1_2026",
+        "exp1-20260120-120000",
+        ".git",
+        "exp1_20260120_120000.bak",
+    ):
         (experiments.folder / name).mkdir()
     (experiments.folder / "file_20260120_120000").touch()
     (experiments.folder / "gone_20260120_120000").symlink_to("nowhere")
@@ -342,13 +408,19 @@ def test_the_unfinished_jobs_come_oldest_first(experiments: Experiments) -> None
 
 
 @pytest.mark.parametrize("phase", list(Phase))
-def test_a_job_is_unfinished_until_nothing_more_happens_to_it(experiments: Experiments, phase: Phase) -> None:
+def test_a_job_is_unfinished_until_nothing_more_happens_to_it(
+    experiments: Experiments, phase: Phase
+) -> None:
     lay(experiments, "exp1_20260120_120000", phase=phase)
     assert bool(experiments.unfinished()) is not phase.finished
 
 
-def test_a_job_in_the_history_has_ended(experiments: Experiments, job: Experiment, record: JobRecord) -> None:
-    experiments.add_to_history(job, record, JobState(phase=Phase.FAILED, cause=Cause(message='a "quote"')))
+def test_a_job_in_the_history_has_ended(
+    experiments: Experiments, job: Experiment, record: JobRecord
+) -> None:
+    experiments.add_to_history(
+        job, record, JobState(phase=Phase.FAILED, cause=Cause(message='a "quote"'))
+    )
     assert experiments.unfinished() == []
 
 
@@ -364,8 +436,12 @@ def test_a_job_whose_agent_was_killed_at_its_end_comes_into_the_history(
     assert [json.loads(line)["job_id"] for line in lines] == ["old_20250120_120000"]
 
 
-@pytest.mark.parametrize("junk", [b"\xff\xfe\0", b"[]\n", b'{"job_id":', b"{}\n", b"\n\n", b'{"job_id":7}\n'])
-def test_junk_in_the_history_ends_no_job(experiments: Experiments, job: Experiment, junk: bytes) -> None:
+@pytest.mark.parametrize(
+    "junk", [b"\xff\xfe\0", b"[]\n", b'{"job_id":', b"{}\n", b"\n\n", b'{"job_id":7}\n']
+)
+def test_junk_in_the_history_ends_no_job(
+    experiments: Experiments, job: Experiment, junk: bytes
+) -> None:
     (experiments.folder / "job_history.jsonl").write_bytes(junk)
     assert [one.job_id for one in experiments.unfinished()] == [job.job_id]
 
@@ -374,7 +450,9 @@ def test_a_history_torn_at_any_byte_ends_no_other_job(
     experiments: Experiments, job: Experiment, record: JobRecord
 ) -> None:
     lay(experiments, "old_20250120_120000")
-    experiments.add_to_history(Experiment(experiments.folder / "old_20250120_120000"), record, job.state())
+    experiments.add_to_history(
+        Experiment(experiments.folder / "old_20250120_120000"), record, job.state()
+    )
     whole = (experiments.folder / "job_history.jsonl").read_bytes()
     for length in range(len(whole)):
         (experiments.folder / "job_history.jsonl").write_bytes(whole[:length])
@@ -388,10 +466,22 @@ def test_a_history_torn_at_any_byte_ends_no_other_job(
 def full(job: Experiment, record: JobRecord) -> Experiment:
     """A job with every record that it can have."""
     plans = (make_node_plan(0), make_node_plan(1))
-    job.save_record(make_record(make_cluster(job.folder), job_id=job.job_id, plan=make_plan_of(plans)))
-    ranks = (RankState(rank=0, node="gpu0"), RankState(rank=1, node="gpu1", lost="x", left_pids=(7,)))
+    job.save_record(
+        make_record(
+            make_cluster(job.folder), job_id=job.job_id, plan=make_plan_of(plans)
+        )
+    )
+    ranks = (
+        RankState(rank=0, node="gpu0"),
+        RankState(rank=1, node="gpu1", lost="x", left_pids=(7,)),
+    )
     job.save_state(
-        JobState(phase=Phase.FAILED, started_at=1.0, ranks=ranks, cause=Cause(message="é", last_lines=("x",)))
+        JobState(
+            phase=Phase.FAILED,
+            started_at=1.0,
+            ranks=ranks,
+            cause=Cause(message="é", last_lines=("x",)),
+        )
     )
     job.add_event(Event(time=1.0, message="rank 0 runs", node="gpu0"))
     job.add_event(Event(time=2.0, message="rank 0 ended"))
@@ -411,7 +501,9 @@ JUNK = [
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_record_torn_at_any_byte_is_a_record_error(full: Experiment, name: str) -> None:
+def test_a_record_torn_at_any_byte_is_a_record_error(
+    full: Experiment, name: str
+) -> None:
     path = full.folder / name
     whole = path.read_bytes().rstrip()
     for length in range(len(whole)):
@@ -425,7 +517,9 @@ def test_a_record_torn_at_any_byte_is_a_record_error(full: Experiment, name: str
 
 @pytest.mark.parametrize("junk", JUNK, ids=range(len(JUNK)))
 @pytest.mark.parametrize("name", READERS)
-def test_junk_in_a_record_is_a_record_error(full: Experiment, name: str, junk: bytes) -> None:
+def test_junk_in_a_record_is_a_record_error(
+    full: Experiment, name: str, junk: bytes
+) -> None:
     (full.folder / name).write_bytes(junk)
     with pytest.raises(RecordError, match=name):
         READERS[name](full)
@@ -433,7 +527,9 @@ def test_junk_in_a_record_is_a_record_error(full: Experiment, name: str, junk: b
 
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("what", ["missing", "a folder", "a loop"])
-def test_a_record_that_is_no_file_is_a_record_error(full: Experiment, name: str, what: str) -> None:
+def test_a_record_that_is_no_file_is_a_record_error(
+    full: Experiment, name: str, what: str
+) -> None:
     path = full.folder / name
     path.unlink()
     if what == "a folder":
@@ -451,7 +547,9 @@ def test_events_torn_at_any_byte_are_the_whole_ones_before(full: Experiment) -> 
         path.write_bytes(whole[:length])
         came, offset = full.events()
         assert came == events[: whole[:length].count(b"\n")]
-        assert offset == sum(len(line) for line in whole.splitlines(keepends=True)[: len(came)])
+        assert offset == sum(
+            len(line) for line in whole.splitlines(keepends=True)[: len(came)]
+        )
 
 
 @pytest.mark.parametrize("junk", [junk + b"\n" for junk in JUNK], ids=range(len(JUNK)))
@@ -459,7 +557,10 @@ def test_junk_among_the_events_is_skipped(full: Experiment, junk: bytes) -> None
     path = full.folder / "events.jsonl"
     first, second = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(first + junk + second)
-    assert [event.message for event in full.events()[0]] == ["rank 0 runs", "rank 0 ended"]
+    assert [event.message for event in full.events()[0]] == [
+        "rank 0 runs",
+        "rank 0 ended",
+    ]
 
 
 def test_events_come_from_where_the_reader_was(full: Experiment) -> None:
@@ -468,7 +569,9 @@ def test_events_come_from_where_the_reader_was(full: Experiment) -> None:
     assert [event.message for event in full.events(offset)[0]] == ["more"]
 
 
-def test_a_damaged_job_is_not_unfinished_and_no_harm_to_others(experiments: Experiments) -> None:
+def test_a_damaged_job_is_not_unfinished_and_no_harm_to_others(
+    experiments: Experiments,
+) -> None:
     lay(experiments, "a_20260120_120000", "b_20260121_120000", phase=Phase.QUEUED)
     (experiments.folder / "b_20260121_120000" / "state.json").write_bytes(b"{")
     assert [job.name for job in experiments.unfinished()] == ["a"]
@@ -494,7 +597,9 @@ def test_what_ugro_writes_is_readable_by_its_owner_only(
     assert lock
     lock.close()
     written = {path for path in files_in(experiments.folder) if "/code/" not in path}
-    open_to_others = {path for path in written if (experiments.folder / path).stat().st_mode & 0o077}
+    open_to_others = {
+        path for path in written if (experiments.folder / path).stat().st_mode & 0o077
+    }
     assert len(written) == 7
     assert open_to_others == set()
 
@@ -547,7 +652,9 @@ def test_the_lock_is_free_when_its_agent_was_killed(experiments: Experiments) ->
         "print('locked', flush=True); sys.stdin.read()"
     )
     argv = [sys.executable, "-c", code, str(experiments.folder)]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout
         assert process.stdout.readline() == b"locked\n"
         assert experiments.take_agent_lock() is None
@@ -557,7 +664,9 @@ def test_the_lock_is_free_when_its_agent_was_killed(experiments: Experiments) ->
     lock.close()
 
 
-def test_an_agent_that_has_not_yet_said_its_pid_is_an_agent(experiments: Experiments) -> None:
+def test_an_agent_that_has_not_yet_said_its_pid_is_an_agent(
+    experiments: Experiments,
+) -> None:
     lock = experiments.take_agent_lock()
     assert lock
     with lock:
@@ -567,7 +676,9 @@ def test_an_agent_that_has_not_yet_said_its_pid_is_an_agent(experiments: Experim
 def test_the_history_says_what_ended_and_how(
     experiments: Experiments, job: Experiment, record: JobRecord
 ) -> None:
-    state = JobState(phase=Phase.FAILED, started_at=10.0, ended_at=12.0, cause=Cause(message="why"))
+    state = JobState(
+        phase=Phase.FAILED, started_at=10.0, ended_at=12.0, cause=Cause(message="why")
+    )
     experiments.add_to_history(job, record, state)
     [line] = (experiments.folder / "job_history.jsonl").read_text().splitlines()
     assert json.loads(line) == {

@@ -20,7 +20,9 @@ def refusal(**changes: Any) -> str:
     return refused.value.text
 
 
-@pytest.mark.parametrize("name", ["exp1", "a", "7", "Exp.1_b-2", "a" * 64, "exp1_20260120_120000"])
+@pytest.mark.parametrize(
+    "name", ["exp1", "a", "7", "Exp.1_b-2", "a" * 64, "exp1_20260120_120000"]
+)
 def test_an_ordinary_name_is_taken(name: str) -> None:
     spec = make_spec(name=name)
     assert spec.checked() is spec
@@ -99,7 +101,9 @@ def test_a_script_elsewhere_is_refused(script: str) -> None:
         ({"args": ("x", "\0")}, "NUL"),
     ],
 )
-def test_a_value_that_cannot_be_used_is_named(change: dict[str, Any], flag: str) -> None:
+def test_a_value_that_cannot_be_used_is_named(
+    change: dict[str, Any], flag: str
+) -> None:
     assert flag in refusal(**change)
 
 
@@ -110,14 +114,20 @@ def test_a_word_that_cannot_travel_is_refused(field: str, value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"args": ("caf\udce9",)}, {"env": {"A": "caf\udce9"}}], ids=["args", "env"]
+    "change",
+    [{"args": ("caf\udce9",)}, {"env": {"A": "caf\udce9"}}],
+    ids=["args", "env"],
 )
-def test_bytes_that_are_no_text_are_refused_and_not_a_crash_later(change: dict[str, Any]) -> None:
+def test_bytes_that_are_no_text_are_refused_and_not_a_crash_later(
+    change: dict[str, Any],
+) -> None:
     refusal(**change)
 
 
 def test_all_faults_are_told_at_once() -> None:
-    told = refusal(name="../x", script="x", epochs=0, learning_rate=0.0, model="", env={"-": ""})
+    told = refusal(
+        name="../x", script="x", epochs=0, learning_rate=0.0, model="", env={"-": ""}
+    )
     assert [line.split()[0] for line in told.splitlines()] == [
         "--name", "--script", "--epochs", "--lr", "--model", "--env",
     ]  # fmt: skip
@@ -129,7 +139,9 @@ def test_arguments_and_variables_may_hold_any_text(word: str) -> None:
 
 
 def test_the_spec_can_be_read_back_from_the_record(tmp_path: Any) -> None:
-    record = make_record(make_cluster(tmp_path), args=("-x",), env={"A": "b"}, force=True)
+    record = make_record(
+        make_cluster(tmp_path), args=("-x",), env={"A": "b"}, force=True
+    )
     assert record.spec == make_spec(args=("-x",), env={"A": "b"}, force=True)
     assert isinstance(record.spec, JobSpec)
 

@@ -45,7 +45,15 @@ from ugro_tasks.node import probe, protocol
 from ugro_tasks.node.files import expand, read_text, write_json
 from ugro_tasks.node.gpu import GPU_FIELDS
 from ugro_tasks.node.lease import lease_holder, take_lease
-from ugro_tasks.node.processes import Process, end_all, identity, of_rank, of_slot, start_time, supervisor_of
+from ugro_tasks.node.processes import (
+    Process,
+    end_all,
+    identity,
+    of_rank,
+    of_slot,
+    start_time,
+    supervisor_of,
+)
 from ugro_tasks.node.supervisor import OPEN_FILES, last_words, names_in
 from ugro_tasks.node.torch_facts import remember
 
@@ -67,7 +75,9 @@ def told(host: LocalHost, request: Request[Any]) -> dict[str, Any]:
     """Ask a node, and give all that it says: more than a controller reads of it."""
     packed = node_zip()
     line = json.dumps(to_builtins(request)).encode() + b"\n"
-    said = host.run([host.node.python, "-ES", "-c", BOOTSTRAP, str(len(packed))], packed + line)
+    said = host.run(
+        [host.node.python, "-ES", "-c", BOOTSTRAP, str(len(packed))], packed + line
+    )
     answer: dict[str, Any] = json.loads(said.rpartition(protocol.MARK)[2])
     return answer
 
@@ -75,13 +85,17 @@ def told(host: LocalHost, request: Request[Any]) -> dict[str, Any]:
 class Rank:
     """A job's rank on this machine, as a controller speaks to it."""
 
-    def __init__(self, host: LocalHost, home: Path, slot: str, job: str = "exp1_20260120_120000") -> None:
+    def __init__(
+        self, host: LocalHost, home: Path, slot: str, job: str = "exp1_20260120_120000"
+    ) -> None:
         self.host, self.home, self.slot, self.job = host, home, slot, job
         self.token = f"{job}.c0ffee00:{host.node.name}:{slot}"
         self.at = f"~/ugro/jobs/{job}.c0ffee00"
         self.folder = home / self.at[2:]
 
-    def prepare(self, *argv: str, env: dict[str, str] | None = None, hold_seconds: float = 30.0) -> None:
+    def prepare(
+        self, *argv: str, env: dict[str, str] | None = None, hold_seconds: float = 30.0
+    ) -> None:
         zipped, code = node_zip(), archive({"train.py": "print('hello')\n"})
         request = Prepare(
             token=self.token,
@@ -109,7 +123,13 @@ class Rank:
             wait_until(lambda: "ready" in self.log, "the script to be ready")
 
     def stop(self, grace_seconds: float = 5.0, **more: Any) -> dict[str, Any]:
-        request = Stop(folder=self.at, token=self.token, grace_seconds=grace_seconds, reason="asked", **more)
+        request = Stop(
+            folder=self.at,
+            token=self.token,
+            grace_seconds=grace_seconds,
+            reason="asked",
+            **more,
+        )
         return told(self.host, request)
 
     def state(self) -> dict[str, Any]:
@@ -117,9 +137,16 @@ class Rank:
 
     def follow(self, *, quiet_seconds: float = 0.1, **offsets: int) -> Iterator[Frame]:
         """The frames up to the one that says how it ended."""
-        wanted = {getattr(protocol, kind): offset for kind, offset in offsets.items()} or {protocol.LOG: 0}
+        wanted = {
+            getattr(protocol, kind): offset for kind, offset in offsets.items()
+        } or {protocol.LOG: 0}
         for frame in follow(
-            self.host, 10.0, folder=self.at, token=self.token, offsets=wanted, heartbeat_seconds=quiet_seconds
+            self.host,
+            10.0,
+            folder=self.at,
+            token=self.token,
+            offsets=wanted,
+            heartbeat_seconds=quiet_seconds,
         ):
             yield frame
             if frame.kind in {protocol.EXIT, protocol.LOST}:
@@ -146,7 +173,9 @@ class Rank:
     def kill_supervisor(self) -> None:
         """kill -9 it, if it is what the record says."""
         folder = str(self.folder)
-        assert send_signal(self.supervisor, signal.SIGKILL, lambda pid: supervisor_of(folder) == pid)
+        assert send_signal(
+            self.supervisor, signal.SIGKILL, lambda pid: supervisor_of(folder) == pid
+        )
 
     def processes(self) -> list[Process]:
         return of_rank(self.token)
@@ -188,7 +217,9 @@ def slot(home: Path) -> Iterator[str]:
 
 @pytest.fixture
 def rank(home: Path, slot: str) -> Rank:
-    node = make_node(transport="local", address="127.0.0.1", python=sys.executable, slot=slot)
+    node = make_node(
+        transport="local", address="127.0.0.1", python=sys.executable, slot=slot
+    )
     return Rank(LocalHost(node), home, slot)
 
 
@@ -236,7 +267,8 @@ def test_a_process_is_found_by_its_token(spawn: Any, slot: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "token", ["exp1.c0ffee:gpu1:{}", "exp1.c0ffe:gpu0:{}", "exp1_b.c0ffee:gpu0:{}", "x:{}"]
+    "token",
+    ["exp1.c0ffee:gpu1:{}", "exp1.c0ffe:gpu0:{}", "exp1_b.c0ffee:gpu0:{}", "x:{}"],
 )
 def test_a_token_is_matched_whole(spawn: Any, slot: str, token: str) -> None:
     spawn(SLEEP, token.format(slot))
@@ -252,15 +284,22 @@ def test_a_variable_whose_name_only_ends_like_the_token_is_none(slot: str) -> No
 
 def test_a_zombie_is_not_alive(spawn: Any, slot: str) -> None:
     process = spawn("echo ready")
-    wait_until(lambda: " Z " in Path(f"/proc/{process.pid}/stat").read_text(), "the process to end")
+    wait_until(
+        lambda: " Z " in Path(f"/proc/{process.pid}/stat").read_text(),
+        "the process to end",
+    )
     assert (of_slot(slot), start_time(process.pid)) == ([], None)
 
 
-def test_a_process_may_be_called_as_its_stat_line_would_confuse(tmp_path: Path, spawn: Any) -> None:
+def test_a_process_may_be_called_as_its_stat_line_would_confuse(
+    tmp_path: Path, spawn: Any
+) -> None:
     program = tmp_path / "a) Z 1 (b"
     program.symlink_to("/bin/sleep")
     process = spawn(f"echo ready; exec '{program}' 60")
-    wait_until(lambda: "a)" in Path(f"/proc/{process.pid}/stat").read_text(), "the program")
+    wait_until(
+        lambda: "a)" in Path(f"/proc/{process.pid}/stat").read_text(), "the program"
+    )
     after = Path(f"/proc/{process.pid}/stat").read_text().rsplit(") ", 1)[1].split()
     assert start_time(process.pid) == after[19]
 
@@ -274,7 +313,9 @@ def test_a_process_is_known_by_pid_start_time_and_boot(spawn: Any) -> None:
     }
 
 
-def test_of_a_long_error_file_the_words_and_the_end_of_the_traceback_are_told(tmp_path: Path) -> None:
+def test_of_a_long_error_file_the_words_and_the_end_of_the_traceback_are_told(
+    tmp_path: Path,
+) -> None:
     stack = "Traceback\n" + "  File x\n" * 5000 + "RuntimeError: size mismatch"
     told = {
         "message": {
@@ -289,7 +330,9 @@ def test_of_a_long_error_file_the_words_and_the_end_of_the_traceback_are_told(tm
     assert len(json.dumps(words)) < 30_000
 
 
-@pytest.mark.parametrize("content", ["", "null" * 10_000, '{"message": 7, "x": "' + "y" * 30_000 + '"}'])
+@pytest.mark.parametrize(
+    "content", ["", "null" * 10_000, '{"message": 7, "x": "' + "y" * 30_000 + '"}']
+)
 def test_any_error_file_is_told_as_far_as_it_goes(tmp_path: Path, content: str) -> None:
     (tmp_path / "error.json").write_text(content)
     assert (last_words(str(tmp_path / "error.json")) or "") == content[:20_000]
@@ -299,7 +342,9 @@ def test_a_script_may_remove_its_output_folder(tmp_path: Path) -> None:
     assert names_in(str(tmp_path / "output")) == []
 
 
-@pytest.mark.parametrize("change", [{"start_time": "1"}, {"boot_id": "another"}, {"pid": 2**22 + 1}])
+@pytest.mark.parametrize(
+    "change", [{"start_time": "1"}, {"boot_id": "another"}, {"pid": 2**22 + 1}]
+)
 def test_a_pid_that_was_used_again_is_no_supervisor(
     spawn: Any, tmp_path: Path, change: dict[str, Any]
 ) -> None:
@@ -322,8 +367,12 @@ def test_what_ignores_term_is_killed_after_the_grace(spawn: Any, slot: str) -> N
     assert of_slot(slot) == []
 
 
-def test_what_forks_while_it_is_ended_is_ended_with_its_children(spawn: Any, slot: str) -> None:
-    spawn("trap 'setsid sleep 60 & exit' TERM; echo ready; while :; do sleep 0.02; done")
+def test_what_forks_while_it_is_ended_is_ended_with_its_children(
+    spawn: Any, slot: str
+) -> None:
+    spawn(
+        "trap 'setsid sleep 60 & exit' TERM; echo ready; while :; do sleep 0.02; done"
+    )
     assert end_all(lambda: of_slot(slot), 5.0) == []
 
 
@@ -332,7 +381,9 @@ def test_nothing_escapes_while_it_becomes_another_program(slot: str) -> None:
     env = dict(os.environ, UGRO_TOKEN=f"exp1.c0ffee:gpu0:{slot}")
     script = "setsid sleep 60 > /dev/null & echo $!"
     for _ in range(60):
-        with subprocess.Popen(["sh", "-c", script], env=env, stdout=subprocess.PIPE) as process:
+        with subprocess.Popen(
+            ["sh", "-c", script], env=env, stdout=subprocess.PIPE
+        ) as process:
             process.wait()
             assert end_all(lambda: of_slot(slot), 1.0) == []
             assert process.stdout
@@ -369,7 +420,9 @@ def holder_process(slot: str) -> subprocess.Popen[bytes]:
         f"lease = take_lease({slot!r}, {{'job': 'exp1', 'pid': 7}})\n"
         "print(lease is not None, flush=True); sys.stdin.read()"
     )
-    return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
 
 
 def test_a_lease_that_nobody_took_is_free(slot: str) -> None:
@@ -382,7 +435,9 @@ def test_a_lease_is_held_by_one_and_says_by_whom(slot: str) -> None:
         assert process.stdout.readline() == b"True\n"
         assert lease_holder(slot) == {"job": "exp1", "pid": 7}
         assert take_lease(slot, {"job": "exp2"}) is None
-        assert lease_holder(slot) == {"job": "exp1", "pid": 7}, "a refusal leaves the holder's words alone"
+        assert lease_holder(slot) == {"job": "exp1", "pid": 7}, (
+            "a refusal leaves the holder's words alone"
+        )
         process.kill()
 
 
@@ -412,10 +467,15 @@ def test_preparing_again_only_says_so(rank: Rank) -> None:
     rank.prepare()
     first = rank.supervisor
     rank.prepare()
-    assert (rank.supervisor, [process.pid for process in rank.processes()]) == (first, [first])
+    assert (rank.supervisor, [process.pid for process in rank.processes()]) == (
+        first,
+        [first],
+    )
 
 
-def test_a_second_job_is_refused_and_told_who_has_the_node(rank: Rank, other: Rank) -> None:
+def test_a_second_job_is_refused_and_told_who_has_the_node(
+    rank: Rank, other: Rank
+) -> None:
     rank.prepare()
     with pytest.raises(NodesBusy) as refused:
         other.prepare()
@@ -426,7 +486,10 @@ def test_a_second_job_is_refused_and_told_who_has_the_node(rank: Rank, other: Ra
 
 
 def test_of_jobs_that_come_at_once_one_gets_the_node(rank: Rank) -> None:
-    rivals = [Rank(rank.host, rank.home, rank.slot, f"exp{number}_20260120_120000") for number in range(4)]
+    rivals = [
+        Rank(rank.host, rank.home, rank.slot, f"exp{number}_20260120_120000")
+        for number in range(4)
+    ]
     faults: dict[str, UgroError] = {}
 
     def attempt(rival: Rank) -> None:
@@ -447,14 +510,18 @@ def test_of_jobs_that_come_at_once_one_gets_the_node(rank: Rank) -> None:
     assert holder["token"] == winner.token
 
 
-def test_a_prepared_node_that_is_never_told_to_start_frees_itself(rank: Rank, other: Rank) -> None:
+def test_a_prepared_node_that_is_never_told_to_start_frees_itself(
+    rank: Rank, other: Rank
+) -> None:
     rank.prepare(hold_seconds=0.1)
     assert rank.ended()["error"] == "prepared, but not told to start within 0.1 s"
     wait_until(lambda: not rank.processes(), "the supervisor to leave")
     other.prepare()
 
 
-def test_a_job_of_another_job_that_lost_its_supervisor_still_has_the_node(rank: Rank, other: Rank) -> None:
+def test_a_job_of_another_job_that_lost_its_supervisor_still_has_the_node(
+    rank: Rank, other: Rank
+) -> None:
     rank.script("setsid sh -c 'trap \"\" TERM; echo ready; sleep 60' & wait")
     rank.kill_supervisor()
     wait_until(lambda: lease_holder(rank.slot) is None, "the lease to be free")
@@ -510,7 +577,9 @@ def test_a_folder_that_cannot_be_made_is_a_fault_with_its_path(rank: Rank) -> No
     (rank.home / "ugro").write_text("a file in the way")
     with pytest.raises(NodeFault) as refused:
         rank.prepare()
-    assert refused.value.text == f"gpu0: prepare: {rank.home}/ugro/jobs: Not a directory"
+    assert (
+        refused.value.text == f"gpu0: prepare: {rank.home}/ugro/jobs: Not a directory"
+    )
 
 
 def test_making_the_project_folder_where_a_file_lies_is_a_fault(rank: Rank) -> None:
@@ -539,7 +608,12 @@ def test_what_was_never_prepared_cannot_start(rank: Rank) -> None:
 def test_an_exit_code_is_recorded(rank: Rank, code: int) -> None:
     rank.script(f"exit {code}")
     record = rank.ended()
-    assert (record["code"], record["signal"], record["error"], record["stopped"]) == (code, None, None, None)
+    assert (record["code"], record["signal"], record["error"], record["stopped"]) == (
+        code,
+        None,
+        None,
+        None,
+    )
     assert record["started_at"] <= record["ended_at"]
 
 
@@ -563,7 +637,9 @@ def test_the_scripts_own_error_file_is_in_the_record(rank: Rank) -> None:
 
 
 def test_the_topmost_outputs_are_named(rank: Rank) -> None:
-    rank.script("cd ../output; mkdir checkpoints; touch metrics.jsonl checkpoints/a checkpoints/b")
+    rank.script(
+        "cd ../output; mkdir checkpoints; touch metrics.jsonl checkpoints/a checkpoints/b"
+    )
     assert rank.ended()["outputs"] == ["checkpoints", "metrics.jsonl"]
 
 
@@ -588,7 +664,11 @@ def test_only_what_misleads_torchrun_is_taken_from_its_environment(
     rank.ended()
     seen = dict(line.split("=", 1) for line in rank.log.splitlines() if "=" in line)
     assert [name for name in MISLEADING if seen.get(name) == "stray"] == []
-    assert (seen["RANKING"], seen["MY_RANK"], seen["UGRO_TOKEN"]) == ("stray", "stray", rank.token)
+    assert (seen["RANKING"], seen["MY_RANK"], seen["UGRO_TOKEN"]) == (
+        "stray",
+        "stray",
+        rank.token,
+    )
 
 
 @pytest.mark.parametrize("name", ["UGRO_TOKEN", "TORCHELASTIC_ERROR_FILE"])
@@ -600,7 +680,9 @@ def test_a_plan_cannot_hide_a_rank_from_its_supervisor(rank: Rank, name: str) ->
 
 def test_a_rank_may_open_as_many_files_as_the_node_lets_it(rank: Rank) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    rank.host.node = replace(rank.host.node, python=few_files(rank.home, sys.executable))
+    rank.host.node = replace(
+        rank.host.node, python=few_files(rank.home, sys.executable)
+    )
     rank.run("sh", "-c", "ulimit -Sn; ulimit -Hn")
     rank.ended()
     allowed = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
@@ -626,12 +708,20 @@ def test_a_home_that_cannot_be_written_is_a_fact_and_no_fault(
 
 
 def test_the_home_of_the_node_is_filled_in(rank: Rank) -> None:
-    rank.run("sh", "-c", 'echo "$0" "$DATA" "$OTHER"', "~/a", env={"DATA": "~/data", "OTHER": "a:~/b"})
+    rank.run(
+        "sh",
+        "-c",
+        'echo "$0" "$DATA" "$OTHER"',
+        "~/a",
+        env={"DATA": "~/data", "OTHER": "a:~/b"},
+    )
     rank.ended()
     assert rank.log == f"{rank.home}/a {rank.home}/data a:~/b\n"
 
 
-def test_the_gpus_are_sampled_meanwhile(rank: Rank, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpus_are_sampled_meanwhile(
+    rank: Rank, monkeypatch: pytest.MonkeyPatch
+) -> None:
     programs = rank.home / "bin"
     programs.mkdir()
     shutil.copy(RECORDED_GPUS, programs / "gpus.json")
@@ -641,9 +731,16 @@ def test_the_gpus_are_sampled_meanwhile(rank: Rank, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     rank.run("sleep", "60")
     samples = rank.folder / "gpu.jsonl"
-    wait_until(lambda: samples.exists() and samples.read_bytes().endswith(b"\n"), "the first sample")
+    wait_until(
+        lambda: samples.exists() and samples.read_bytes().endswith(b"\n"),
+        "the first sample",
+    )
     sample = json.loads(samples.read_text().splitlines()[0])
-    assert (sample["node"], sample["memory.used"], sample["temperature.gpu"]) == ("gpu0", "12", "43")
+    assert (sample["node"], sample["memory.used"], sample["temperature.gpu"]) == (
+        "gpu0",
+        "12",
+        "43",
+    )
     assert set(GPU_FIELDS.split(",")) < sample.keys()
 
 
@@ -651,9 +748,15 @@ def test_the_gpus_are_sampled_meanwhile(rank: Rank, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_script_that_obeys_term_ends_in_its_own_way(rank: Rank) -> None:
-    rank.script("trap 'echo saved; exit 5' TERM; echo ready; while :; do sleep 0.02; done")
+    rank.script(
+        "trap 'echo saved; exit 5' TERM; echo ready; while :; do sleep 0.02; done"
+    )
     answer = rank.stop()
-    assert (answer["left"], answer["exit"]["code"], answer["exit"]["stopped"]) == ([], 5, "asked")
+    assert (answer["left"], answer["exit"]["code"], answer["exit"]["stopped"]) == (
+        [],
+        5,
+        "asked",
+    )
     assert rank.log == "ready\nsaved\n"
 
 
@@ -661,7 +764,11 @@ def test_a_script_that_ignores_term_is_killed_after_its_grace(rank: Rank) -> Non
     rank.script("trap '' TERM; echo ready; sleep 60")
     answer = rank.stop(grace_seconds=0.3)
     assert answer["left"] == []
-    assert (answer["exit"]["code"], answer["exit"]["signal"], answer["exit"]["stopped"]) == (
+    assert (
+        answer["exit"]["code"],
+        answer["exit"]["signal"],
+        answer["exit"]["stopped"],
+    ) == (
         None,
         None,
         "asked",
@@ -670,7 +777,9 @@ def test_a_script_that_ignores_term_is_killed_after_its_grace(rank: Rank) -> Non
 
 
 def test_daemons_are_stopped_with_the_script(rank: Rank) -> None:
-    rank.script("setsid sleep 60 & setsid sh -c 'trap \"\" TERM; (sleep 60 &); echo ready; sleep 60' & wait")
+    rank.script(
+        "setsid sleep 60 & setsid sh -c 'trap \"\" TERM; (sleep 60 &); echo ready; sleep 60' & wait"
+    )
     assert rank.stop(grace_seconds=1)["left"] == []
     assert rank.processes() == []
 
@@ -684,7 +793,11 @@ def test_daemons_do_not_outlive_a_script_that_ended(rank: Rank) -> None:
 def test_stopping_what_is_only_prepared_starts_nothing(rank: Rank) -> None:
     rank.prepare("sh", "-c", "echo begun")
     answer = rank.stop()
-    assert (answer["left"], answer["exit"]["stopped"], answer["exit"]["started_at"]) == ([], "asked", None)
+    assert (
+        answer["left"],
+        answer["exit"]["stopped"],
+        answer["exit"]["started_at"],
+    ) == ([], "asked", None)
     assert rank.log == ""
 
 
@@ -692,7 +805,11 @@ def test_stopping_what_has_ended_proves_it(rank: Rank) -> None:
     rank.script("exit 3")
     rank.ended()
     answer = rank.stop()
-    assert (answer["left"], answer["exit"]["code"], answer["exit"]["stopped"]) == ([], 3, None)
+    assert (answer["left"], answer["exit"]["code"], answer["exit"]["stopped"]) == (
+        [],
+        3,
+        None,
+    )
 
 
 def test_stopping_what_was_never_there_proves_it(rank: Rank) -> None:
@@ -712,8 +829,12 @@ def test_a_stop_that_discards_takes_the_folder(rank: Rank) -> None:
     assert not rank.folder.exists()
 
 
-def test_when_the_supervisor_is_killed_its_script_ends_and_the_node_is_free(rank: Rank, other: Rank) -> None:
-    rank.script("trap 'echo saved; exit' TERM; echo ready; while :; do sleep 0.02; done")
+def test_when_the_supervisor_is_killed_its_script_ends_and_the_node_is_free(
+    rank: Rank, other: Rank
+) -> None:
+    rank.script(
+        "trap 'echo saved; exit' TERM; echo ready; while :; do sleep 0.02; done"
+    )
     rank.kill_supervisor()
     wait_until(lambda: not rank.processes(), "the script to end")
     assert "saved" in rank.log
@@ -751,7 +872,9 @@ def test_the_state_from_prepared_to_ended(rank: Rank) -> None:
     assert (prepared["exit"], ended["exit"]["code"]) == (None, 0)
 
 
-def test_a_reset_ends_everything_in_its_slot_and_nothing_else(rank: Rank, spawn: Any, slot: str) -> None:
+def test_a_reset_ends_everything_in_its_slot_and_nothing_else(
+    rank: Rank, spawn: Any, slot: str
+) -> None:
     rank.script("trap '' TERM; echo ready; sleep 60")
     neighbour = spawn(SLEEP, f"exp9.c0ffee:gpu0:{slot}-2")
     supervisor = rank.supervisor
@@ -778,13 +901,19 @@ def test_a_stream_comes_from_its_offset_and_the_end_comes_last(rank: Rank) -> No
 
 
 def test_what_is_printed_meanwhile_comes_meanwhile(rank: Rank) -> None:
-    rank.prepare("sh", "-c", "echo one; while [ ! -e go ]; do sleep 0.02; done; echo two")
+    rank.prepare(
+        "sh", "-c", "echo one; while [ ! -e go ]; do sleep 0.02; done; echo two"
+    )
     frames = rank.follow()
     assert next(frames).kind == protocol.HEARTBEAT
     rank.start()
-    assert next(f for f in frames if f.kind == protocol.LOG) == Frame(protocol.LOG, 0, b"one\n")
+    assert next(f for f in frames if f.kind == protocol.LOG) == Frame(
+        protocol.LOG, 0, b"one\n"
+    )
     (rank.folder / "code" / "go").touch()
-    assert next(f for f in frames if f.kind == protocol.LOG) == Frame(protocol.LOG, 4, b"two\n")
+    assert next(f for f in frames if f.kind == protocol.LOG) == Frame(
+        protocol.LOG, 4, b"two\n"
+    )
 
 
 @pytest.mark.parametrize("source", ["/dev/zero", "/dev/urandom"])
@@ -796,10 +925,14 @@ def test_a_bulk_of_output_comes_whole(rank: Rank, source: str) -> None:
 
 
 def test_each_stream_has_offsets_of_its_own(rank: Rank) -> None:
-    rank.script("echo log; echo '{}' >> ../gpu.jsonl; echo '{\"step\": 1}' > ../output/metrics.jsonl")
+    rank.script(
+        "echo log; echo '{}' >> ../gpu.jsonl; echo '{\"step\": 1}' > ../output/metrics.jsonl"
+    )
     rank.ended()
     frames = list(rank.follow(LOG=0, METRICS=3, GPU=0))
-    streams = [joined(frames, kind) for kind in (protocol.LOG, protocol.METRICS, protocol.GPU)]
+    streams = [
+        joined(frames, kind) for kind in (protocol.LOG, protocol.METRICS, protocol.GPU)
+    ]
     assert streams == [b"log\n", b'tep": 1}\n', b"{}\n"]
 
 
@@ -818,12 +951,18 @@ def test_a_killed_supervisor_is_a_rank_that_is_lost(rank: Rank) -> None:
     assert (last.kind, told["known"], told["rebooted"]) == (protocol.LOST, True, False)
 
 
-def test_the_last_words_of_a_rank_whose_supervisor_was_killed_are_sent(rank: Rank) -> None:
-    rank.script("trap 'sleep 0.3; echo last words; exit' TERM; echo ready; while :; do sleep 0.1; done")
+def test_the_last_words_of_a_rank_whose_supervisor_was_killed_are_sent(
+    rank: Rank,
+) -> None:
+    rank.script(
+        "trap 'sleep 0.3; echo last words; exit' TERM; echo ready; while :; do sleep 0.1; done"
+    )
     rank.kill_supervisor()
     frames = list(rank.follow(quiet_seconds=0.05))
     assert frames[-1].kind == protocol.LOST
-    assert b"".join(f.payload for f in frames if f.kind == protocol.LOG).endswith(b"last words\n")
+    assert b"".join(f.payload for f in frames if f.kind == protocol.LOG).endswith(
+        b"last words\n"
+    )
     assert rank.processes() == []
 
 
@@ -837,17 +976,25 @@ def test_a_rank_that_prints_on_without_its_supervisor_is_ended(rank: Rank) -> No
     assert rank.processes() == []
 
 
-def test_a_supervisor_of_an_earlier_boot_is_a_node_that_was_rebooted(rank: Rank) -> None:
+def test_a_supervisor_of_an_earlier_boot_is_a_node_that_was_rebooted(
+    rank: Rank,
+) -> None:
     rank.script("exec sleep 60")
     identity = rank.read("supervisor.json")
     rank.stop(grace_seconds=1)
     (rank.folder / "exit.json").unlink()
     write_json(str(rank.folder / "supervisor.json"), {**identity, "boot_id": "another"})
-    assert json.loads(list(rank.follow())[-1].payload) == {"known": True, "rebooted": True}
+    assert json.loads(list(rank.follow())[-1].payload) == {
+        "known": True,
+        "rebooted": True,
+    }
 
 
 def test_a_job_that_the_node_does_not_know_is_lost(rank: Rank) -> None:
-    assert json.loads(list(rank.follow())[-1].payload) == {"known": False, "rebooted": False}
+    assert json.loads(list(rank.follow())[-1].payload) == {
+        "known": False,
+        "rebooted": False,
+    }
 
 
 def test_following_ends_when_the_reader_has_gone(rank: Rank) -> None:
@@ -875,9 +1022,13 @@ def test_following_ends_when_the_reader_has_gone(rank: Rank) -> None:
 
 
 @pytest.mark.parametrize("python", pythons(), ids=lambda path: Path(path).parts[-3])
-def test_a_whole_life_under_each_python_of_this_machine(rank: Rank, python: str) -> None:
+def test_a_whole_life_under_each_python_of_this_machine(
+    rank: Rank, python: str
+) -> None:
     rank.host.node = replace(rank.host.node, python=python)
-    version = subprocess.run([python, "-V"], capture_output=True, text=True, check=True).stdout.split()[1]
+    version = subprocess.run(
+        [python, "-V"], capture_output=True, text=True, check=True
+    ).stdout.split()[1]
     with reserved_port() as port:
         salt = salt_of(port, 29500)
         visits = {"gpu0": Visit(address="127.0.0.1", salt=salt)}
@@ -904,12 +1055,18 @@ def test_a_whole_life_under_each_python_of_this_machine(rank: Rank, python: str)
     answer = rank.stop()
     frames = list(rank.follow())
     assert (answer["left"], answer["exit"]["signal"]) == ([], signal.SIGTERM)
-    assert (joined(frames, protocol.LOG), frames[-1].kind) == (b"hello\n", protocol.EXIT)
+    assert (joined(frames, protocol.LOG), frames[-1].kind) == (
+        b"hello\n",
+        protocol.EXIT,
+    )
 
 
 def test_the_zip_holds_no_file_of_the_rest_of_the_package() -> None:
     import zipfile
 
     with zipfile.ZipFile(io.BytesIO(node_zip())) as packed:
-        assert {name.split("/")[0] for name in packed.namelist()} == {"__main__.py", "node"}
+        assert {name.split("/")[0] for name in packed.namelist()} == {
+            "__main__.py",
+            "node",
+        }
         assert len(node_zip()) < 64 << 10

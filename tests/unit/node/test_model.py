@@ -31,7 +31,9 @@ def look(name: object, **env: str) -> dict[str, Any]:
 def put(folder: Path, config: object = CONFIG, **weights: int) -> Path:
     """A model's folder, with weight files of these sizes."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    (folder / "config.json").write_text(
+        config if isinstance(config, str) else json.dumps(config)
+    )
     for name, size in weights.items():
         (folder / name.replace("__", ".")).write_bytes(b"x" * size)
     return folder
@@ -74,24 +76,45 @@ def test_the_hubs_cache(
     assert look("org/tiny", **env)["config"]["hidden_size"] == 32
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text("bbbb")
-    assert look("org/tiny", **env) == {"path": str(wanted), "config": TOLD, "weights_bytes": 77}
+    assert look("org/tiny", **env) == {
+        "path": str(wanted),
+        "config": TOLD,
+        "weights_bytes": 77,
+    }
 
 
 @pytest.mark.parametrize(
     "name",
-    ["org/none", "none", "../tiny", "a/b/c", "", "a b", "$(id)", "/nowhere", "~/nowhere", "é", "x" * 5000],
+    [
+        "org/none",
+        "none",
+        "../tiny",
+        "a/b/c",
+        "",
+        "a b",
+        "$(id)",
+        "/nowhere",
+        "~/nowhere",
+        "é",
+        "x" * 5000,
+    ],
 )
 def test_no_model(name: str) -> None:
     assert look(name) == {"missing": "it is not on this node yet"}
 
 
-@pytest.mark.parametrize("config", ["", "[]", "7", "{", "[" * 50_000, '{"a": NaN', "null"])
+@pytest.mark.parametrize(
+    "config", ["", "[]", "7", "{", "[" * 50_000, '{"a": NaN', "null"]
+)
 def test_a_config_that_is_none(tmp_path: Path, config: str) -> None:
     assert "cannot be read" in look(put(tmp_path / "tiny", config))["missing"]
 
 
 def test_a_config_that_is_far_too_large(tmp_path: Path) -> None:
-    assert "cannot be read" in look(put(tmp_path / "tiny", json.dumps({"a": "x" * 2_000_000})))["missing"]
+    assert (
+        "cannot be read"
+        in look(put(tmp_path / "tiny", json.dumps({"a": "x" * 2_000_000})))["missing"]
+    )
 
 
 @pytest.mark.parametrize("value", ["64", -1, 0, True, 1.5, None, [64], 1 << 40])
@@ -109,11 +132,18 @@ def test_other_families_have_other_names(tmp_path: Path) -> None:
         "n_positions": 1024,
     }
     told = look(put(tmp_path / "gpt2", config))["config"]
-    assert (told["hidden_size"], told["layers"], told["heads"], told["positions"]) == (768, 12, 12, 1024)
+    assert (told["hidden_size"], told["layers"], told["heads"], told["positions"]) == (
+        768,
+        12,
+        12,
+        1024,
+    )
     assert told["gated"] is False
     inner = {**CONFIG, "dtype": "float16"}
     assert (
-        look(put(tmp_path / "sees", {"vision_config": {}, "text_config": inner}))["config"]["hidden_size"]
+        look(put(tmp_path / "sees", {"vision_config": {}, "text_config": inner}))[
+            "config"
+        ]["hidden_size"]
         == 64
     )
 
@@ -121,7 +151,14 @@ def test_other_families_have_other_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("quantised", "bits"),
     [
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False}, 4),
+        (
+            {
+                "quant_method": "bitsandbytes",
+                "load_in_4bit": True,
+                "load_in_8bit": False,
+            },
+            4,
+        ),
         ({"quant_method": "bitsandbytes", "_load_in_8bit": True}, 8),
         ({"quant_method": "gptq", "bits": 3}, 3),
         ({"quant_method": "fp8"}, 8),
@@ -131,23 +168,33 @@ def test_other_families_have_other_names(tmp_path: Path) -> None:
     ],
 )
 def test_quantised_weights(tmp_path: Path, quantised: object, bits: int | None) -> None:
-    assert numbers(tmp_path / "tiny", quantization_config=quantised)["quantised_bits"] == bits
+    assert (
+        numbers(tmp_path / "tiny", quantization_config=quantised)["quantised_bits"]
+        == bits
+    )
 
 
 def test_weights_are_counted_once_and_nothing_else_is(tmp_path: Path) -> None:
     folder = put(
-        tmp_path / "tiny", adapter_model__safetensors=5, consolidated__safetensors=900, optimizer__pt=7
+        tmp_path / "tiny",
+        adapter_model__safetensors=5,
+        consolidated__safetensors=900,
+        optimizer__pt=7,
     )
     assert look(folder)["weights_bytes"] is None
     put(folder, pytorch_model__bin=1000)
     assert look(folder)["weights_bytes"] == 1000
     (folder / "model-00001-of-00002.safetensors").write_bytes(b"x" * 300)
     assert look(folder)["weights_bytes"] == 300
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": 650}}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": 650}})
+    )
     assert look(folder)["weights_bytes"] == 650
 
 
-@pytest.mark.parametrize("index", ["{}", '{"metadata": 5}', '{"metadata": {"total_size": "1"}}', "{", "[]"])
+@pytest.mark.parametrize(
+    "index", ["{}", '{"metadata": 5}', '{"metadata": {"total_size": "1"}}', "{", "[]"]
+)
 def test_an_index_that_says_nothing_is_passed_over(tmp_path: Path, index: str) -> None:
     folder = put(tmp_path / "tiny", model__safetensors=300)
     (folder / "model.safetensors.index.json").write_text(index)

@@ -15,7 +15,13 @@ from tests.ports import reserved_ports
 from tests.unit.factories import salt_of
 from ugro_tasks.cluster.values import NODE_NAME_MAX
 from ugro_tasks.node import network
-from ugro_tasks.node.network import PEER_BYTES, greeting, interfaces, peer_port, try_ports
+from ugro_tasks.node.network import (
+    PEER_BYTES,
+    greeting,
+    interfaces,
+    peer_port,
+    try_ports,
+)
 
 HERE = "127.0.0.1"
 NONCE = "0123456789abcdef"
@@ -26,7 +32,9 @@ PATIENCE_SECONDS = 60.0  # what is there is found long before
 def requests_of(count: int, salt: int, **more: Any) -> list[dict[str, Any]]:
     """What each of so many nodes on this machine is asked."""
     names = [f"gpu{rank}" for rank in range(count)]
-    visits = {name: {"address": HERE, "salt": salt + rank} for rank, name in enumerate(names)}
+    visits = {
+        name: {"address": HERE, "salt": salt + rank} for rank, name in enumerate(names)
+    }
     return [
         {
             "role": "neither", "address": HERE, "port": PORT, "port_seconds": PATIENCE_SECONDS, "nonce": NONCE,
@@ -66,9 +74,15 @@ def test_each_of_three_finds_the_others(salt: int) -> None:
     for rank, facts in enumerate(at_once(requests_of(3, salt))):
         others = {f"gpu{other}" for other in range(3) if other != rank}
         peers = facts["peers"]
-        assert (peers["listens"], set(peers["heard"]), set(peers["reached"])) == (True, others, others)
+        assert (peers["listens"], set(peers["heard"]), set(peers["reached"])) == (
+            True,
+            others,
+            others,
+        )
         assert all(visit["ok"] for visit in peers["reached"].values())
-    assert time.monotonic() - begun < PATIENCE_SECONDS / 2, "they wait although all have met"
+    assert time.monotonic() - begun < PATIENCE_SECONDS / 2, (
+        "they wait although all have met"
+    )
 
 
 def test_nobody_there_is_told_after_the_time(salt: int) -> None:
@@ -96,7 +110,9 @@ def test_who_takes_connections_and_says_nothing_is_told_from_who_refuses(
     assert (visit["ok"], visit["stalled"], visit["error"]) == (False, True, "timed out")
 
 
-@pytest.mark.parametrize("words", [b"", b"GET / HTTP/1.1\r\n\r\n", b"x" * 2 * PEER_BYTES])
+@pytest.mark.parametrize(
+    "words", [b"", b"GET / HTTP/1.1\r\n\r\n", b"x" * 2 * PEER_BYTES]
+)
 def test_strangers_do_not_count_and_keep_nobody_away(salt: int, words: bytes) -> None:
     requests = requests_of(2, salt)
     strangers: list[socket.socket] = []
@@ -104,7 +120,9 @@ def test_strangers_do_not_count_and_keep_nobody_away(salt: int, words: bytes) ->
     def call() -> None:
         while len(strangers) < 3:
             try:
-                strangers.append(socket.create_connection((HERE, peer_port(salt, PORT))))
+                strangers.append(
+                    socket.create_connection((HERE, peer_port(salt, PORT)))
+                )
             except ConnectionRefusedError:
                 time.sleep(0.005)
             else:
@@ -130,11 +148,15 @@ def test_who_speaks_of_another_probe_is_a_stranger(salt: int) -> None:
 
 
 def test_a_jumbo_frame_is_filled_and_a_first_flight_is_not() -> None:
-    assert {len(greeting(NONCE.encode(), "x" * length)) for length in (1, NODE_NAME_MAX)} == {PEER_BYTES}
+    assert {
+        len(greeting(NONCE.encode(), "x" * length)) for length in (1, NODE_NAME_MAX)
+    } == {PEER_BYTES}
     assert 9000 < PEER_BYTES < 10 * 1448
 
 
-def test_the_ports_are_those_that_the_kernel_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ports_are_those_that_the_kernel_gives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(network, "read_text", lambda _: "50000\t50009\n")
     assert {peer_port(salt, PORT) for salt in range(100)} == set(range(50000, 50010))
 
@@ -150,7 +172,9 @@ def test_the_name_of_this_machine_is_looked_for() -> None:
     assert network.resolve_later("no-such-host.invalid")() is None
 
 
-def test_a_dns_server_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dns_server_that_does_not_answer_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(network, "RESOLVE_SECONDS", 0.05)
     answer = threading.Event()
     monkeypatch.setattr(socket, "gethostbyname", lambda _: answer.wait())

@@ -14,13 +14,18 @@ from pathlib import Path
 import pytest
 
 from ugro_tasks.node import ports
-from ugro_tasks.node.ports import find_port, is_kept_elsewhere, keep, keep_within, keeper_of, reach
+from ugro_tasks.node.ports import (
+    find_port,
+    is_kept_elsewhere,
+    keep,
+    keep_within,
+    keeper_of,
+    reach,
+)
 
 HERE = "127.0.0.1"
 PACKAGE = Path(ports.__file__).parents[1]
-ELSEWHERE = (
-    "import sys; from node.ports import keep; print(keep(int(sys.argv[1])), flush=True); sys.stdin.read()"
-)
+ELSEWHERE = "import sys; from node.ports import keep; print(keep(int(sys.argv[1])), flush=True); sys.stdin.read()"
 
 
 @pytest.fixture
@@ -38,7 +43,9 @@ def port() -> Iterator[int]:
 @pytest.fixture
 def kept_elsewhere(port: int) -> Iterator[int]:
     argv = [sys.executable, "-c", ELSEWHERE, str(port)]
-    with subprocess.Popen(argv, cwd=PACKAGE, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    with subprocess.Popen(
+        argv, cwd=PACKAGE, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
         assert other.stdout
         assert other.stdout.readline() == b"True\n"
         yield port
@@ -62,7 +69,9 @@ def test_a_free_port_is_found_and_nobody_can_connect_to_it(port: int) -> None:
 
 
 @pytest.mark.parametrize("keep_it", [False, True])
-def test_torchrun_can_listen_whatever_is_looked_at_meanwhile(port: int, keep_it: bool) -> None:
+def test_torchrun_can_listen_whatever_is_looked_at_meanwhile(
+    port: int, keep_it: bool
+) -> None:
     """The race that was lost once in eight simultaneous launches, a thousand times over."""
     over = threading.Event()
 
@@ -89,7 +98,9 @@ def test_where_something_listens_the_next_port_is_found(port: int) -> None:
     assert (found["port"], found["free_port"]) == ("taken", port + 1)
 
 
-def test_where_another_launch_keeps_it_the_next_port_is_found(kept_elsewhere: int) -> None:
+def test_where_another_launch_keeps_it_the_next_port_is_found(
+    kept_elsewhere: int,
+) -> None:
     assert is_kept_elsewhere(kept_elsewhere)
     for keep_it in (False, True):
         found = find_port(HERE, kept_elsewhere, keep_it=keep_it)
@@ -104,7 +115,10 @@ def test_two_launches_in_the_same_moment_keep_two_ports(port: int) -> None:
         HERE, str(port),
     ]  # fmt: skip
     launches = [
-        subprocess.Popen(argv, cwd=PACKAGE, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(4)
+        subprocess.Popen(
+            argv, cwd=PACKAGE, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for _ in range(4)
     ]
     found = []
     for launch in launches:
@@ -153,7 +167,9 @@ def test_a_refusal_shows_that_the_port_is_reached(port: int) -> None:
 def test_silence_shows_that_it_is_not(port: int) -> None:
     with socket.socket() as deaf:
         deaf.bind((HERE, port))
-        deaf.listen(0)  # its queue is full with the first: the kernel answers nobody who comes after
+        deaf.listen(
+            0
+        )  # its queue is full with the first: the kernel answers nobody who comes after
         with socket.create_connection((HERE, port)):
             found = reach(HERE, port, time.monotonic() + 0.5)
     assert found == {"ok": False, "error": "timed out"}

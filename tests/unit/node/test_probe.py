@@ -16,7 +16,9 @@ from ugro_tasks.node.processes import Process, of_slot
 
 
 @pytest.fixture
-def slot(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> str:
+def slot(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> str:
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(home))
     return f"probe-{os.getpid()}-{home.name}"
@@ -58,14 +60,21 @@ def test_a_job_that_frees_its_lease_and_then_ends_has_left_nothing(
     assert looks == [slot, slot]
 
 
-def test_what_goes_on_without_a_lease_is_told(slot: str, rank: subprocess.Popen[bytes]) -> None:
+def test_what_goes_on_without_a_lease_is_told(
+    slot: str, rank: subprocess.Popen[bytes]
+) -> None:
     found = holders(slot, of_slot(slot))
     assert (found["lease"], [job["pid"] for job in found["jobs"]]) == (None, [rank.pid])
 
 
-def test_what_goes_on_with_a_lease_is_told(slot: str, rank: subprocess.Popen[bytes]) -> None:
+def test_what_goes_on_with_a_lease_is_told(
+    slot: str, rank: subprocess.Popen[bytes]
+) -> None:
     lease = take_lease(slot, {"job": "exp1"})
     assert lease
     with lease:
         found = holders(slot, of_slot(slot))
-    assert (found["lease"], [job["pid"] for job in found["jobs"]]) == ({"job": "exp1"}, [rank.pid])
+    assert (found["lease"], [job["pid"] for job in found["jobs"]]) == (
+        {"job": "exp1"},
+        [rank.pid],
+    )

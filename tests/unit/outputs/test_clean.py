@@ -61,7 +61,9 @@ def reasons(found: Cleaning) -> list[str]:
 # ---- which jobs ----
 
 
-def test_a_job_that_is_over_and_gathered_goes_from_all_nodes_and_stays_at_home(gang: EndedJob) -> None:
+def test_a_job_that_is_over_and_gathered_goes_from_all_nodes_and_stays_at_home(
+    gang: EndedJob,
+) -> None:
     gang.write(1, "big", b"x" * 100_000)
     found = clean(gang)
     assert there(gang) == [False, False, False]
@@ -71,7 +73,10 @@ def test_a_job_that_is_over_and_gathered_goes_from_all_nodes_and_stays_at_home(g
     assert 100_000 <= found.removals[1].bytes <= 150_000
     assert gang.home.state().cleaned == ("gpu0", "gpu1", "gpu2")
     assert gang.home.record().job_name == "exp1"
-    assert any("inv clean removed its folder there" in event.message for event in gang.home.events()[0])
+    assert any(
+        "inv clean removed its folder there" in event.message
+        for event in gang.home.events()[0]
+    )
     assert clean(gang).removals == []
 
 
@@ -82,7 +87,9 @@ def test_a_dry_run_tells_the_same_and_removes_nothing(job: EndedJob) -> None:
     assert clean(job).removals == told.removals
 
 
-@pytest.mark.parametrize("phase", [Phase.QUEUED, Phase.PREPARING, Phase.RUNNING, Phase.STOPPING])
+@pytest.mark.parametrize(
+    "phase", [Phase.QUEUED, Phase.PREPARING, Phase.RUNNING, Phase.STOPPING]
+)
 def test_a_job_that_is_not_over_is_not_touched(job: EndedJob, phase: Phase) -> None:
     job.end(phase, gathered_at=1.0)
     assert reasons(clean(job, at_home=True)) == [phase]
@@ -91,7 +98,9 @@ def test_a_job_that_is_not_over_is_not_touched(job: EndedJob, phase: Phase) -> N
 
 def test_a_job_that_is_not_gathered_is_not_touched(job: EndedJob) -> None:
     job.end(Phase.FAILED)
-    assert reasons(clean(job, at_home=True)) == [f"not gathered; first: inv gather {job.home.job_id}"]
+    assert reasons(clean(job, at_home=True)) == [
+        f"not gathered; first: inv gather {job.home.job_id}"
+    ]
     assert there(job) == [True]
     job.gather()
     clean(job)
@@ -143,7 +152,9 @@ def jobs(tmp_path: Path) -> dict[str, EndedJob]:
         ({"names": ("b_20260102_000000",)}, ["a1", "a2", "b2"]),
     ],
 )
-def test_the_jobs_in_question(jobs: dict[str, EndedJob], wish: dict[str, Any], left: list[str]) -> None:
+def test_the_jobs_in_question(
+    jobs: dict[str, EndedJob], wish: dict[str, Any], left: list[str]
+) -> None:
     clean(jobs["a1"], **wish)
     assert sorted(name for name, job in jobs.items() if any(there(job))) == left
 
@@ -168,7 +179,10 @@ def test_what_earlier_attempts_left_goes_too(tmp_path: Path) -> None:
 def test_what_something_of_the_job_lives_in_stays(tmp_path: Path, attempt: int) -> None:
     job = EndedJob(tmp_path, ranks=1, attempts=2)
     job.end(Phase.SUCCEEDED, gathered_at=1.0)
-    environment = {"UGRO_TOKEN": job.token(0, job.attempts[attempt]), "PATH": os.environ["PATH"]}
+    environment = {
+        "UGRO_TOKEN": job.token(0, job.attempts[attempt]),
+        "PATH": os.environ["PATH"],
+    }
     with subprocess.Popen(["sleep", "60"], env=environment) as process:
         found = clean(job)
         process.kill()
@@ -180,23 +194,34 @@ def test_what_something_of_the_job_lives_in_stays(tmp_path: Path, attempt: int) 
 
 def test_what_has_a_living_supervisor_stays(gang: EndedJob) -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
-        (gang.folder(1) / "supervisor.json").write_text(json.dumps(identity(process.pid)))
+        (gang.folder(1) / "supervisor.json").write_text(
+            json.dumps(identity(process.pid))
+        )
         clean(gang)
         process.kill()
     assert there(gang) == [False, True, False]
     assert gang.home.state().cleaned == ("gpu0", "gpu2")
 
 
-def test_folders_that_this_experiments_folder_does_not_know_stay_and_are_counted(job: EndedJob) -> None:
+def test_folders_that_this_experiments_folder_does_not_know_stay_and_are_counted(
+    job: EndedJob,
+) -> None:
     jobs = job.folder(0).parent
-    for name in ("exp1_20260101_000000.c0ffee00", f"{job.attempts[0][:-8]}deadbeef", "notes", "exp1"):
+    for name in (
+        "exp1_20260101_000000.c0ffee00",
+        f"{job.attempts[0][:-8]}deadbeef",
+        "notes",
+        "exp1",
+    ):
         (jobs / name).mkdir()
     assert clean(job).foreign == {"gpu0": 2}
     assert len(list(jobs.iterdir())) == 4
 
 
 def test_a_node_that_is_away_is_told_and_the_others_are_cleaned(gang: EndedJob) -> None:
-    away = make_node(1, address="127.0.0.1", ssh_port=1, project=gang.cluster.nodes[1].project)
+    away = make_node(
+        1, address="127.0.0.1", ssh_port=1, project=gang.cluster.nodes[1].project
+    )
     nodes = (gang.cluster.nodes[0], away, gang.cluster.nodes[2])
     cluster = replace(gang.cluster, nodes=nodes)
     found, [error] = cleaning.clean(gang.experiments, cluster, Wish())
@@ -207,7 +232,9 @@ def test_a_node_that_is_away_is_told_and_the_others_are_cleaned(gang: EndedJob) 
 
 
 def test_a_node_that_is_left_out_stays_as_it_is(gang: EndedJob) -> None:
-    found, _ = cleaning.clean(gang.experiments, gang.cluster.select("gpu0,gpu2"), Wish())
+    found, _ = cleaning.clean(
+        gang.experiments, gang.cluster.select("gpu0,gpu2"), Wish()
+    )
     assert there(gang) == [False, True, False]
     assert reasons(found) == ["gpu1: not in the cluster file, or left out by --nodes"]
 
@@ -216,7 +243,9 @@ def test_a_node_that_is_left_out_stays_as_it_is(gang: EndedJob) -> None:
 
 
 def ask_node(project: Path, *names: str) -> dict[str, Any]:
-    return node_cleaning.clean({"folders": [[str(project), name] for name in names], "remove": True})
+    return node_cleaning.clean(
+        {"folders": [[str(project), name] for name in names], "remove": True}
+    )
 
 
 @pytest.mark.parametrize(
@@ -261,7 +290,9 @@ def test_a_folder_with_the_plan_of_another_job_stays(tmp_path: Path) -> None:
     name = "exp1_20260120_120000.c0ffee00"
     folder = tmp_path / "jobs" / name
     folder.mkdir(parents=True)
-    (folder / "plan.json").write_text(json.dumps({"token": "exp1_20260120_120000.deadbeef:gpu0:node"}))
+    (folder / "plan.json").write_text(
+        json.dumps({"token": "exp1_20260120_120000.deadbeef:gpu0:node"})
+    )
     assert "another job" in ask_node(tmp_path, name)["folders"][name]["kept"]
     (folder / "plan.json").write_text("{")
     assert "cannot be looked into" in ask_node(tmp_path, name)["folders"][name]["kept"]
@@ -270,11 +301,15 @@ def test_a_folder_with_the_plan_of_another_job_stays(tmp_path: Path) -> None:
 
 def test_a_file_with_two_names_is_counted_once(tmp_path: Path) -> None:
     """As in `resume/` of a second attempt, which shares the first one's checkpoint."""
-    first, second = (f"exp1_20260120_120000.c0ffee00{attempt}" for attempt in ("", "-2"))
+    first, second = (
+        f"exp1_20260120_120000.c0ffee00{attempt}" for attempt in ("", "-2")
+    )
     for name in (first, second):
         (tmp_path / "jobs" / name).mkdir(parents=True)
     (tmp_path / "jobs" / first / "weights").write_bytes(os.urandom(1_000_000))
-    (tmp_path / "jobs" / second / "weights").hardlink_to(tmp_path / "jobs" / first / "weights")
+    (tmp_path / "jobs" / second / "weights").hardlink_to(
+        tmp_path / "jobs" / first / "weights"
+    )
     told = ask_node(tmp_path, first, second)["folders"]
     assert 1_000_000 <= told[first]["bytes"] + told[second]["bytes"] < 1_100_000
 
@@ -289,10 +324,20 @@ def trained(tmp_path: Path) -> EndedJob:
     job.end(Phase.SUCCEEDED, gathered_at=1.0)
     for step in (10, 20, 30, 40):
         for rank in job.ranks:
-            store(job.home, f"checkpoint-{step}", step, rank, (0, 1), **{f"rank{rank}": b"x" * 1000})
+            store(
+                job.home,
+                f"checkpoint-{step}",
+                step,
+                rank,
+                (0, 1),
+                **{f"rank{rank}": b"x" * 1000},
+            )
     losses = {10: 3.0, 20: 1.0, 30: 2.0, 40: 0.5, 25: 0.1}
     job.home.metrics.write_text(
-        "".join(json.dumps({"step": step, "eval_loss": loss}) + "\n" for step, loss in losses.items())
+        "".join(
+            json.dumps({"step": step, "eval_loss": loss}) + "\n"
+            for step, loss in losses.items()
+        )
     )
     (job.home.checkpoint_folder(1) / "checkpoint-40.manifest.json").unlink()
     return job
@@ -302,7 +347,9 @@ def names(job: EndedJob) -> list[str]:
     return sorted(job.home.checkpoints())
 
 
-def test_at_home_the_newest_whole_checkpoint_and_the_best_are_left(trained: EndedJob) -> None:
+def test_at_home_the_newest_whole_checkpoint_and_the_best_are_left(
+    trained: EndedJob,
+) -> None:
     told = clean(trained, at_home=True, dry_run=True)
     assert len(names(trained)) == 4
     found = clean(trained, at_home=True)
@@ -322,7 +369,9 @@ def test_without_the_flag_nothing_goes_at_home(trained: EndedJob) -> None:
     assert len(names(trained)) == 4
 
 
-def test_what_another_job_goes_on_from_is_left(trained: EndedJob, tmp_path: Path) -> None:
+def test_what_another_job_goes_on_from_is_left(
+    trained: EndedJob, tmp_path: Path
+) -> None:
     other = EndedJob(tmp_path, "exp2", ranks=2)
     resume = Resume(job_id=trained.home.job_id, checkpoint="checkpoint-10", step=10)
     other.home.save_record(msgspec.structs.replace(other.home.record(), resume=resume))
@@ -340,7 +389,9 @@ def test_of_checkpoints_without_manifests_the_newest_is_left(job: EndedJob) -> N
     assert names(job) == ["a.pt"]
 
 
-def test_at_home_a_link_is_removed_and_not_followed(trained: EndedJob, tmp_path: Path) -> None:
+def test_at_home_a_link_is_removed_and_not_followed(
+    trained: EndedJob, tmp_path: Path
+) -> None:
     (tmp_path / "victim").mkdir()
     (trained.home.checkpoint_folder(0) / "old").symlink_to(tmp_path / "victim")
     os.utime(trained.home.checkpoint_folder(0) / "old", (1, 1), follow_symlinks=False)
@@ -364,12 +415,17 @@ def test_on_a_full_disk_here_the_nodes_are_cleaned_all_the_same(tmp_path: Path) 
 # ---- as a user sees it ----
 
 
-def test_the_sums_are_shown_for_each_place(trained: EndedJob, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_sums_are_shown_for_each_place(
+    trained: EndedJob, capsys: pytest.CaptureFixture[str]
+) -> None:
     show_clean(clean(trained, at_home=True, dry_run=True), as_json=False)
     out = capsys.readouterr().out
     assert "would be removed" in out
     assert "checkpoint-10" in out
-    assert re.search(r"would be freed; nothing was removed: home 3.9 KiB, gpu0 .* KiB, gpu1 .* KiB", out)
+    assert re.search(
+        r"would be freed; nothing was removed: home 3.9 KiB, gpu0 .* KiB, gpu1 .* KiB",
+        out,
+    )
     show_clean(clean(trained, at_home=True), as_json=True)
     told = json.loads(capsys.readouterr().out)
     assert told["bytes"][HOME] == 4000
@@ -378,7 +434,10 @@ def test_the_sums_are_shown_for_each_place(trained: EndedJob, capsys: pytest.Cap
 
 def test_a_hundred_jobs_that_were_cleaned_ask_no_node_again(job: EndedJob) -> None:
     clean(job)
-    gone = replace(job.cluster, nodes=tuple(make_node(rank, address="203.0.113.1") for rank in range(3)))
+    gone = replace(
+        job.cluster,
+        nodes=tuple(make_node(rank, address="203.0.113.1") for rank in range(3)),
+    )
     found, errors = cleaning.clean(job.experiments, gone, Wish())
     # A node that is asked there does not answer, which would be an error.
     assert (found.removals, errors) == ([], [])

@@ -36,7 +36,9 @@ def test_what_the_ranks_wrote_comes_home_and_is_marked_so(job: EndedJob) -> None
 
 
 @pytest.mark.parametrize("phase", [Phase.RUNNING, Phase.STOPPING])
-def test_a_job_that_runs_is_gathered_as_far_as_it_is_but_not_marked(job: EndedJob, phase: Phase) -> None:
+def test_a_job_that_runs_is_gathered_as_far_as_it_is_but_not_marked(
+    job: EndedJob, phase: Phase
+) -> None:
     job.end(phase)
     job.write(0, "tensorboard/events", b"so far")
     job.gather()
@@ -62,7 +64,9 @@ def test_where_the_end_is_not_proven_the_node_is_asked(job: EndedJob) -> None:
     assert job.home.state().gathered_at
 
 
-def test_a_node_without_the_folder_is_an_error_and_the_others_are_gathered(job: EndedJob) -> None:
+def test_a_node_without_the_folder_is_an_error_and_the_others_are_gathered(
+    job: EndedJob,
+) -> None:
     job.write(0, "artifacts/model.bin", b"model")
     job.folder(1).rename(job.folder(1).with_name("away"))
     with pytest.raises(HostError, match=r"gpu1: .*No such file"):
@@ -71,22 +75,34 @@ def test_a_node_without_the_folder_is_an_error_and_the_others_are_gathered(job: 
     assert job.home.state().gathered_at is None
 
 
-def test_of_a_restart_that_never_ran_the_attempt_before_is_gathered(job: EndedJob) -> None:
+def test_of_a_restart_that_never_ran_the_attempt_before_is_gathered(
+    job: EndedJob,
+) -> None:
     record, attempts = job.home.record(), []
     assert record.plan
     for number, ran in ((1, True), (2, False)):
         attempts.append(
             Attempt(
-                number=number, nodes=("gpu0", "gpu1", "gpu2"), began_at=1.0, bases={}, ran=ran, ended_at=2.0
+                number=number,
+                nodes=("gpu0", "gpu1", "gpu2"),
+                began_at=1.0,
+                bases={},
+                ran=ran,
+                ended_at=2.0,
             )
         )
-    nodes = tuple(msgspec.structs.replace(node, folder=f"{node.folder}-2") for node in record.plan.nodes)
+    nodes = tuple(
+        msgspec.structs.replace(node, folder=f"{node.folder}-2")
+        for node in record.plan.nodes
+    )
     plan = msgspec.structs.replace(record.plan, nodes=nodes, attempt=2)
     job.home.save_record(msgspec.structs.replace(record, plan=plan))
     job.end(Phase.FAILED, attempts=tuple(attempts))
     job.write(2, "notes.txt", b"of the attempt before")
     job.gather()
-    assert (job.home.folder / "ranks" / "2" / "notes.txt").read_bytes() == b"of the attempt before"
+    assert (
+        job.home.folder / "ranks" / "2" / "notes.txt"
+    ).read_bytes() == b"of the attempt before"
     assert job.home.state().gathered_at
 
 
@@ -101,7 +117,9 @@ def test_a_node_that_was_cleaned_is_not_asked(job: EndedJob) -> None:
 # ---- checkpoints ----
 
 
-def test_checkpoints_come_by_the_mirror_and_their_manifests_only_by_it(job: EndedJob) -> None:
+def test_checkpoints_come_by_the_mirror_and_their_manifests_only_by_it(
+    job: EndedJob,
+) -> None:
     for rank in range(3):
         job.write_checkpoint(rank, 50, b"weights")
     job.write(0, "checkpoints/torn.manifest.json", b"{")
@@ -116,7 +134,9 @@ def test_checkpoints_come_by_the_mirror_and_their_manifests_only_by_it(job: Ende
     assert not (job.home.checkpoint_folder(0) / "torn.manifest.json").exists()
 
 
-def test_while_a_job_runs_no_manifest_comes_that_the_mirror_has_not_brought(job: EndedJob) -> None:
+def test_while_a_job_runs_no_manifest_comes_that_the_mirror_has_not_brought(
+    job: EndedJob,
+) -> None:
     job.write_checkpoint(0, 50, b"weights")
     job.end(Phase.RUNNING)
     job.gather()
@@ -137,7 +157,9 @@ def test_what_the_mirror_has_brought_is_not_pulled_again(job: EndedJob) -> None:
 # ---- in doubt ----
 
 
-@pytest.mark.parametrize("name", ["artifacts/model.bin", "checkpoints/checkpoint-50/rank0.bin"])
+@pytest.mark.parametrize(
+    "name", ["artifacts/model.bin", "checkpoints/checkpoint-50/rank0.bin"]
+)
 def test_verify_finds_what_size_and_time_do_not_show(job: EndedJob, name: str) -> None:
     for rank in range(3):
         job.write_checkpoint(rank, 50, b"weights")
@@ -187,6 +209,10 @@ def test_a_full_disk_here_is_one_error_and_a_second_gather_completes(
     subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
     job.gather()
     assert job.home.state().gathered_at
-    name = f"checkpoints/checkpoint-50/rank{2}.bin" if checkpoint else "artifacts/model.bin"
+    name = (
+        f"checkpoints/checkpoint-50/rank{2}.bin"
+        if checkpoint
+        else "artifacts/model.bin"
+    )
     assert (job.home.folder / "ranks" / "2" / name).read_bytes() == content
     assert list(job.home.folder.rglob(PARTIAL_FOLDER)) == []

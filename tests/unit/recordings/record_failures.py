@@ -49,7 +49,9 @@ def main(python: str) -> None:
             script.write_text(SCRIPT.format(rank=rank, failure=failure, main=called))
             ranks = run(python, script)
         target = Path(__file__).parent / "failures" / f"{name}.json"
-        target.write_text(json.dumps({"failed_rank": rank, "ranks": ranks}, indent=1) + "\n")
+        target.write_text(
+            json.dumps({"failed_rank": rank, "ranks": ranks}, indent=1) + "\n"
+        )
         print(name, [one["code"] for one in ranks], flush=True)
 
 
@@ -59,13 +61,42 @@ def run(python: str, script: Path) -> list[dict[str, object]]:
     folder = script.parent
     ranks = []
     for rank in range(2):
-        argv = [python, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(rank)]
-        argv += ["--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)]
-        argv += ["--local-addr", "127.0.0.1", "--max-restarts", "0", "--log-dir", f"{folder}/torchrun{rank}"]
-        env = dict(os.environ, GLOO_SOCKET_IFNAME="lo", PYTHONUNBUFFERED="1", OMP_NUM_THREADS="1")
+        argv = [
+            python,
+            "-m",
+            "torch.distributed.run",
+            "--nnodes",
+            "2",
+            "--node-rank",
+            str(rank),
+        ]
+        argv += [
+            "--nproc-per-node",
+            "1",
+            "--master-addr",
+            "127.0.0.1",
+            "--master-port",
+            str(port),
+        ]
+        argv += [
+            "--local-addr",
+            "127.0.0.1",
+            "--max-restarts",
+            "0",
+            "--log-dir",
+            f"{folder}/torchrun{rank}",
+        ]
+        env = dict(
+            os.environ,
+            GLOO_SOCKET_IFNAME="lo",
+            PYTHONUNBUFFERED="1",
+            OMP_NUM_THREADS="1",
+        )
         env["TORCHELASTIC_ERROR_FILE"] = f"{folder}/error{rank}.json"
         with Path(folder, f"log{rank}").open("wb") as log:
-            ranks.append(subprocess.Popen([*argv, str(script)], stdout=log, stderr=log, env=env))
+            ranks.append(
+                subprocess.Popen([*argv, str(script)], stdout=log, stderr=log, env=env)
+            )
     codes = [one.wait(timeout=120) for one in ranks]
     prefix = str(Path(python).parents[1])
 
@@ -74,11 +105,18 @@ def run(python: str, script: Path) -> list[dict[str, object]]:
         if not path.exists():
             return None
         text = path.read_text(errors="replace")
-        text = text.replace(prefix, "/home/ada/ugro/.venv").replace(str(folder), "/home/ada/ugro/jobs/exp1")
+        text = text.replace(prefix, "/home/ada/ugro/.venv").replace(
+            str(folder), "/home/ada/ugro/jobs/exp1"
+        )
         return re.sub(re.escape(socket.gethostname()), "node", text)
 
     return [
-        {"rank": rank, "code": code, "log": read(f"log{rank}"), "error": read(f"error{rank}.json")}
+        {
+            "rank": rank,
+            "code": code,
+            "log": read(f"log{rank}"),
+            "error": read(f"error{rank}.json"),
+        }
         for rank, code in enumerate(codes)
     ]
 

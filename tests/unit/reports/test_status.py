@@ -22,7 +22,9 @@ def experiments(tmp_path: Path) -> Experiments:
 
 @pytest.fixture
 def job(experiments: Experiments, tmp_path: Path) -> Experiment:
-    return experiments.create(make_record(make_cluster(tmp_path)), make_scripts(tmp_path / "scripts"))
+    return experiments.create(
+        make_record(make_cluster(tmp_path)), make_scripts(tmp_path / "scripts")
+    )
 
 
 # ---- status ----
@@ -35,7 +37,11 @@ def test_a_folder_without_jobs_has_no_lines(experiments: Experiments) -> None:
 def test_a_job_has_a_line(experiments: Experiments, job: Experiment) -> None:
     [line] = all_jobs(experiments, None)
     assert line.state
-    assert (line.job_id, line.state.phase, line.nodes) == (job.job_id, Phase.QUEUED, ("gpu0", "gpu1", "gpu2"))
+    assert (line.job_id, line.state.phase, line.nodes) == (
+        job.job_id,
+        Phase.QUEUED,
+        ("gpu0", "gpu1", "gpu2"),
+    )
 
 
 @pytest.mark.parametrize("damage", ["config.json", "state.json"])
@@ -50,7 +56,9 @@ def test_a_damaged_job_is_a_line_with_the_reason(
     assert damage in (line.damaged or "")
 
 
-def test_a_foreign_folder_does_not_hide_the_jobs(experiments: Experiments, job: Experiment) -> None:
+def test_a_foreign_folder_does_not_hide_the_jobs(
+    experiments: Experiments, job: Experiment
+) -> None:
     (experiments.folder / "backup_20200101_000000").mkdir()
     (experiments.folder / "notes").mkdir()
     assert [(line.job_id, line.damaged is None) for line in all_jobs(experiments, None)] == [
@@ -68,7 +76,10 @@ def test_only_the_newest_jobs_are_read_where_only_they_are_asked_for(
 def test_one_job_is_told_with_its_events(job: Experiment) -> None:
     job.add_event(Event(time=1.0, message="hello"))
     report = one_job(job, live=False)
-    assert ([event.message for event in report.events], report.live) == (["hello"], None)
+    assert ([event.message for event in report.events], report.live) == (
+        ["hello"],
+        None,
+    )
 
 
 def test_a_job_without_a_plan_has_no_nodes_to_ask(job: Experiment) -> None:
@@ -99,7 +110,9 @@ def test_one_damaged_job_is_a_record_error(job: Experiment) -> None:
     ],
     ids=range(9),
 )
-def test_the_last_lines_of_a_rank(job: Experiment, log: bytes, count: int, lines: list[str]) -> None:
+def test_the_last_lines_of_a_rank(
+    job: Experiment, log: bytes, count: int, lines: list[str]
+) -> None:
     job.log(0).write_bytes(log)
     assert log_tails(job, 0, count) == {0: lines}
 
@@ -122,30 +135,41 @@ def test_the_end_of_a_huge_log_is_read_from_its_end(job: Experiment) -> None:
         (b"x" * (LINE_BYTES + 1), LINE_BYTES + 1),
     ],
 )
-def test_who_follows_goes_on_where_the_last_lines_ended(job: Experiment, log: bytes, end: int) -> None:
+def test_who_follows_goes_on_where_the_last_lines_ended(
+    job: Experiment, log: bytes, end: int
+) -> None:
     path = job.log(0)
     path.write_bytes(log)
     assert end_of_lines(path) == end
     with path.open("ab") as file:
         file.write(b" more\nlast\n")
     shown = log_tails(job, 0, 100, {0: end})[0] + Tail(path, end).read()
-    assert "\n".join(shown) == path.read_text().removesuffix("\n").replace("x more", "x\n more")
+    assert "\n".join(shown) == path.read_text().removesuffix("\n").replace(
+        "x more", "x\n more"
+    )
 
 
 def test_all_ranks_are_told_in_their_order(job: Experiment) -> None:
     for rank in (10, 2, 0):
         job.log(rank).write_text(f"{rank}\n")
-    assert list(log_tails(job, None, 5).items()) == [(0, ["0"]), (2, ["2"]), (10, ["10"])]
+    assert list(log_tails(job, None, 5).items()) == [
+        (0, ["0"]),
+        (2, ["2"]),
+        (10, ["10"]),
+    ]
 
 
 @pytest.mark.parametrize("rank", [-1, 3, 99])
-def test_a_rank_that_the_job_does_not_have_is_refused(job: Experiment, rank: int) -> None:
+def test_a_rank_that_the_job_does_not_have_is_refused(
+    job: Experiment, rank: int
+) -> None:
     with pytest.raises(UsageError, match=f"--rank {rank}: .* has the ranks 0 to 2"):
         log_tails(job, rank, 5)
 
 
 @pytest.mark.parametrize(
-    "name", ["training_rank0_old.log", "training_rankX.log", "training_rank.log", "notes.log"]
+    "name",
+    ["training_rank0_old.log", "training_rankX.log", "training_rank.log", "notes.log"],
 )
 def test_a_foreign_file_among_the_logs_is_skipped(job: Experiment, name: str) -> None:
     job.log(0).write_text("mine\n")

@@ -21,7 +21,16 @@ pytestmark = pytest.mark.timeout(600)
 REPOSITORY = Path(__file__).resolve().parents[3]
 TRAIN = REPOSITORY / "scripts" / "train_single_test.py"
 MEASURE = REPOSITORY / "scripts" / "measure_allreduce.py"
-SMALL = ["--width", "16", "--batch-size", "4", "--context", "32", "--steps-per-epoch", "12"]
+SMALL = [
+    "--width",
+    "16",
+    "--batch-size",
+    "4",
+    "--context",
+    "32",
+    "--steps-per-epoch",
+    "12",
+]
 DEADLINE_SECONDS = 180
 
 
@@ -35,26 +44,54 @@ def two_epochs(training_python: str, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def environment(output: Path) -> dict[str, str]:
-    ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    ranks = (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    )
     clean = {name: value for name, value in os.environ.items() if name not in ranks}
     # The order in which threads add up is no part of a promise; and on a machine with other work, threads that spin
     # while they wait make a step take a second.
     one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return {**clean, **one_thread, "UGRO_OUTPUT_DIR": str(output), "CUDA_VISIBLE_DEVICES": ""}
+    return {
+        **clean,
+        **one_thread,
+        "UGRO_OUTPUT_DIR": str(output),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
 
 
-def plain(python: str, output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def plain(
+    python: str, output: Path, *arguments: str
+) -> subprocess.CompletedProcess[str]:
     command = [python, str(TRAIN), *arguments]
     return subprocess.run(
-        command, env=environment(output), capture_output=True, text=True, timeout=DEADLINE_SECONDS
+        command,
+        env=environment(output),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
     )
 
 
-def torchrun(python: str, output: Path, script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    python: str, output: Path, script: Path, *arguments: str
+) -> subprocess.CompletedProcess[str]:
     command = [python, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     with reserved_port() as port:
         return subprocess.run(
-            [*command, "--master-addr", "127.0.0.1", "--master-port", str(port), str(script), *arguments],
+            [
+                *command,
+                "--master-addr",
+                "127.0.0.1",
+                "--master-port",
+                str(port),
+                str(script),
+                *arguments,
+            ],
             env=environment(output),
             capture_output=True,
             text=True,
@@ -63,10 +100,16 @@ def torchrun(python: str, output: Path, script: Path, *arguments: str) -> subpro
 
 
 @contextmanager
-def two_ranks(python: str, output: Path, *arguments: str) -> Iterator[list[subprocess.Popen[str]]]:
+def two_ranks(
+    python: str, output: Path, *arguments: str
+) -> Iterator[list[subprocess.Popen[str]]]:
     """Two ranks without torchrun between them and the test, which so sees each one's exit code."""
     with reserved_port() as port:
-        meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        meeting = {
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
         ranks = [
             subprocess.Popen(
                 [python, str(TRAIN), *arguments],
@@ -86,7 +129,9 @@ def two_ranks(python: str, output: Path, *arguments: str) -> Iterator[list[subpr
 
 
 def metrics(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def wait_for_first_step(output: Path) -> None:
@@ -97,7 +142,9 @@ def wait_for_first_step(output: Path) -> None:
 
 
 def test_two_ranks_leave_checkpoints_and_a_sample(two_epochs: Path) -> None:
-    checkpoints = sorted(path.name for path in (two_epochs / "checkpoints").glob("*.pt"))
+    checkpoints = sorted(
+        path.name for path in (two_epochs / "checkpoints").glob("*.pt")
+    )
     assert checkpoints == ["epoch_1.pt", "epoch_2.pt"]
     assert (two_epochs / "artifacts" / "sample.txt").stat().st_size > 100
 
@@ -114,12 +161,16 @@ def test_a_manifest_vouches_for_each_checkpoint(two_epochs: Path) -> None:
         "files": {
             "epoch_2.pt": {
                 "bytes": (folder / "epoch_2.pt").stat().st_size,
-                "sha256": hashlib.sha256((folder / "epoch_2.pt").read_bytes()).hexdigest(),
+                "sha256": hashlib.sha256(
+                    (folder / "epoch_2.pt").read_bytes()
+                ).hexdigest(),
             }
         },
     }
     assert {path.name for path in folder.iterdir()} == {
-        name + end for name in ("epoch_1.pt", "epoch_2.pt") for end in ("", ".manifest.json")
+        name + end
+        for name in ("epoch_1.pt", "epoch_2.pt")
+        for end in ("", ".manifest.json")
     }
 
 
@@ -137,11 +188,17 @@ def test_metrics_hold_one_complete_object_a_logged_step(two_epochs: Path) -> Non
         "elapsed_seconds",
         "time",
     }
-    assert (lines[-1]["epoch"], lines[-1]["total_epochs"], lines[-1]["total_steps"]) == (2, 2, 24)
+    assert (
+        lines[-1]["epoch"],
+        lines[-1]["total_epochs"],
+        lines[-1]["total_steps"],
+    ) == (2, 2, 24)
 
 
 def test_loss_falls_from_that_of_guessing(training_python: str, tmp_path: Path) -> None:
-    done = plain(training_python, tmp_path, "--num-epochs", "1", "--learning-rate", "0.01")
+    done = plain(
+        training_python, tmp_path, "--num-epochs", "1", "--learning-rate", "0.01"
+    )
     assert done.returncode == 0, done.stderr
     lines = metrics(tmp_path)
     assert lines[0]["loss"] > 4.0  # ln(61 characters) is 4.1
@@ -152,27 +209,46 @@ def test_resumed_run_equals_the_uninterrupted_one(
     training_python: str, tmp_path: Path, two_epochs: Path
 ) -> None:
     first = torchrun(training_python, tmp_path, TRAIN, *SMALL, "--num-epochs", "1")
-    second = torchrun(training_python, tmp_path, TRAIN, *SMALL, "--num-epochs", "2", "--resume", "latest")
+    second = torchrun(
+        training_python,
+        tmp_path,
+        TRAIN,
+        *SMALL,
+        "--num-epochs",
+        "2",
+        "--resume",
+        "latest",
+    )
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     resumed = {line["step"]: line["loss"] for line in metrics(tmp_path)}
     for line in metrics(two_epochs):
         assert resumed[line["step"]] == pytest.approx(line["loss"], abs=1e-6)
 
 
-def test_term_on_one_rank_saves_and_stops_all_with_143(training_python: str, tmp_path: Path) -> None:
+def test_term_on_one_rank_saves_and_stops_all_with_143(
+    training_python: str, tmp_path: Path
+) -> None:
     endless = [*SMALL, "--num-epochs", "100000", "--save-every-epochs", "100000"]
     with two_ranks(training_python, tmp_path, *endless) as (first, second):
         wait_for_first_step(tmp_path)
         second.terminate()
-        assert (first.wait(DEADLINE_SECONDS), second.wait(DEADLINE_SECONDS)) == (143, 143)
+        assert (first.wait(DEADLINE_SECONDS), second.wait(DEADLINE_SECONDS)) == (
+            143,
+            143,
+        )
     (checkpoint,) = (tmp_path / "checkpoints").glob("*.pt")
     done = metrics(tmp_path)[-1]["step"]
     suffix = f"_step_{done}" if done % 12 else ""
     assert checkpoint.name == f"epoch_{done // 12}{suffix}.pt"
 
 
-def test_term_ends_a_rank_whose_peer_is_frozen(training_python: str, tmp_path: Path) -> None:
-    with two_ranks(training_python, tmp_path, *SMALL, "--num-epochs", "100000") as (first, second):
+def test_term_ends_a_rank_whose_peer_is_frozen(
+    training_python: str, tmp_path: Path
+) -> None:
+    with two_ranks(training_python, tmp_path, *SMALL, "--num-epochs", "100000") as (
+        first,
+        second,
+    ):
         wait_for_first_step(tmp_path)
         second.send_signal(signal.SIGSTOP)
         first.terminate()
@@ -181,14 +257,21 @@ def test_term_ends_a_rank_whose_peer_is_frozen(training_python: str, tmp_path: P
     assert "no step in common" in said
 
 
-def test_stopped_in_mid_epoch_resumes_at_its_step(training_python: str, tmp_path: Path) -> None:
+def test_stopped_in_mid_epoch_resumes_at_its_step(
+    training_python: str, tmp_path: Path
+) -> None:
     long_epoch = ["--width", "16", "--steps-per-epoch", "100000", "--log-every", "1"]
     with two_ranks(training_python, tmp_path, *long_epoch) as (first, second):
         wait_for_first_step(tmp_path)
         first.terminate()
-        assert (first.wait(DEADLINE_SECONDS), second.wait(DEADLINE_SECONDS)) == (143, 143)
+        assert (first.wait(DEADLINE_SECONDS), second.wait(DEADLINE_SECONDS)) == (
+            143,
+            143,
+        )
     stopped = metrics(tmp_path)[-1]["step"]
-    with two_ranks(training_python, tmp_path, *long_epoch, "--resume", "latest") as ranks:
+    with two_ranks(
+        training_python, tmp_path, *long_epoch, "--resume", "latest"
+    ) as ranks:
         deadline = time.monotonic() + DEADLINE_SECONDS
         while len(lines := metrics(tmp_path)) == stopped:
             assert time.monotonic() < deadline, "the resumed run logged no step"
@@ -218,18 +301,26 @@ def test_what_cannot_be_used_is_one_line_and_exit_2(
     assert done.stderr.count("\n") == 1
 
 
-def test_nothing_to_resume_is_one_line_and_exit_2(training_python: str, tmp_path: Path) -> None:
+def test_nothing_to_resume_is_one_line_and_exit_2(
+    training_python: str, tmp_path: Path
+) -> None:
     done = plain(training_python, tmp_path, "--resume", "latest")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert str(tmp_path / "checkpoints") in done.stderr
 
 
-def test_measure_allreduce_tells_of_the_ring_and_of_each_pair(training_python: str, tmp_path: Path) -> None:
+def test_measure_allreduce_tells_of_the_ring_and_of_each_pair(
+    training_python: str, tmp_path: Path
+) -> None:
     done = torchrun(training_python, tmp_path, MEASURE)
     assert done.returncode == 0, done.stderr
     ring, pair = metrics(tmp_path)
-    assert (ring["kind"], ring["backend"], len(ring["hosts"])) == ("allreduce", "gloo", 2)
+    assert (ring["kind"], ring["backend"], len(ring["hosts"])) == (
+        "allreduce",
+        "gloo",
+        2,
+    )
     # With two ranks the bus carries exactly what the operation carries: 2 (n - 1) / n is 1.
     assert ring["bus_bandwidth_mb_per_second"] == ring["bandwidth_mb_per_second"] > 1
     assert 0 < ring["latency_us"] < 1e6

@@ -9,7 +9,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.unit.factories import make_cluster, make_node, make_probe, make_record, make_spec
+from tests.unit.factories import (
+    make_cluster,
+    make_node,
+    make_probe,
+    make_record,
+    make_spec,
+)
 from ugro_tasks.backends.ssh.plan import make_plan
 from ugro_tasks.cluster.model import Cluster, TrainingDefaults
 from ugro_tasks.errors import UsageError
@@ -32,17 +38,24 @@ MISSING = {"missing": "it is not on this node yet"}
 def owners(root: Path, *cards: float | None, **changes: Any) -> Cluster:
     """A node for each card, with the GB that the file promises."""
     nodes = tuple(
-        make_node(rank, gpu_model="RTX", vram_gb=vram_gb, **changes) for rank, vram_gb in enumerate(cards)
+        make_node(rank, gpu_model="RTX", vram_gb=vram_gb, **changes)
+        for rank, vram_gb in enumerate(cards)
     )
     return make_cluster(root, nodes)
 
 
-def seen(cluster: Cluster, *cards: str, model: Any = None, **more: Any) -> dict[str, ProbeAnswer]:
+def seen(
+    cluster: Cluster, *cards: str, model: Any = None, **more: Any
+) -> dict[str, ProbeAnswer]:
     """Facts of the nodes whose nvidia-smi shows "memory.total,memory.used"."""
     facts = {}
-    for node, card in zip(cluster.nodes, cards or [""] * len(cluster.nodes), strict=True):
+    for node, card in zip(
+        cluster.nodes, cards or [""] * len(cluster.nodes), strict=True
+    ):
         total, _, used = card.partition(",")
-        row = f"0, RTX, GPU-1, 580.1, {total}, {used or 0}, 0, 40, 9.0\n" if card else ""
+        row = (
+            f"0, RTX, GPU-1, 580.1, {total}, {used or 0}, 0, 40, 9.0\n" if card else ""
+        )
         facts[node.name] = make_probe(
             gpus={"code": 0, "stdout": row, "stderr": ""},
             interfaces={"eth0": {"addresses": [node.address], "mtu": 1500}},
@@ -53,12 +66,16 @@ def seen(cluster: Cluster, *cards: str, model: Any = None, **more: Any) -> dict[
     return facts
 
 
-def sizes_of(cluster: Cluster, facts: dict[str, ProbeAnswer], **training: Any) -> list[int]:
+def sizes_of(
+    cluster: Cluster, facts: dict[str, ProbeAnswer], **training: Any
+) -> list[int]:
     settings = {**AUTO, "training": {**AUTO["training"], **training}}
     return list(batch_sizes(cluster, settings, facts).values())
 
 
-def plan_of(cluster: Cluster, facts: dict[str, ProbeAnswer], **record: Any) -> LaunchPlan:
+def plan_of(
+    cluster: Cluster, facts: dict[str, ProbeAnswer], **record: Any
+) -> LaunchPlan:
     given = {"script": "train_production.py", "settings": AUTO}
     return make_plan(make_record(cluster, **{**given, **record}), cluster, facts)
 
@@ -91,13 +108,18 @@ def test_the_ratio_of_the_cards_in_small_numbers(
 @pytest.mark.parametrize(
     ("cards", "sizes"),
     [
-        (["12227", "8188", "8192"], [3, 2, 2]),  # as nvidia-smi tells of the cards of 12, 8 and 8 GB
+        (
+            ["12227", "8188", "8192"],
+            [3, 2, 2],
+        ),  # as nvidia-smi tells of the cards of 12, 8 and 8 GB
         (["11878", "12288"], [1, 1]),
         (["24564", "8188"], [3, 1]),
         (["143771", "8188"], [18, 1]),
     ],
 )
-def test_what_is_sold_as_alike_counts_as_alike(tmp_path: Path, cards: list[str], sizes: list[int]) -> None:
+def test_what_is_sold_as_alike_counts_as_alike(
+    tmp_path: Path, cards: list[str], sizes: list[int]
+) -> None:
     cluster = owners(tmp_path, *[None] * len(cards))
     assert sizes_of(cluster, seen(cluster, *cards)) == sizes
 
@@ -117,7 +139,10 @@ def test_a_card_that_a_rank_will_not_see_counts_for_nothing(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("seed", range(50))
 def test_no_share_is_far_from_what_its_card_is_worth(seed: int) -> None:
-    cards = {str(index): 4000 + (seed * 7919 + index * 104729) % 76000 for index in range(1 + seed % 5)}
+    cards = {
+        str(index): 4000 + (seed * 7919 + index * 104729) % 76000
+        for index in range(1 + seed % 5)
+    }
     sizes, smallest = in_small_numbers(cards), min(cards.values())
     least = min(sizes.values())
     assert 1 <= least <= 4
@@ -138,24 +163,33 @@ def test_fewer_nodes_are_shared_out_anew(tmp_path: Path) -> None:
 def test_a_number_is_for_all_and_a_mapping_for_each(tmp_path: Path) -> None:
     cluster = owners(tmp_path, 12, 8, 8)
     assert sizes_of(cluster, seen(cluster), batch_size_per_gpu=4) == [4, 4, 4]
-    assert sizes_of(cluster, seen(cluster), batch_size_per_gpu={"gpu2": 1, "gpu0": 3, "gpu1": "2"}) == [
+    assert sizes_of(
+        cluster, seen(cluster), batch_size_per_gpu={"gpu2": 1, "gpu0": 3, "gpu1": "2"}
+    ) == [
         3,
         2,
         1,
     ]
     fewer = cluster.select("gpu0,gpu2")
-    assert sizes_of(fewer, seen(cluster), batch_size_per_gpu={"gpu2": 1, "gpu0": 3, "gpu1": 2}) == [3, 1]
+    assert sizes_of(
+        fewer, seen(cluster), batch_size_per_gpu={"gpu2": 1, "gpu0": 3, "gpu1": 2}
+    ) == [3, 1]
 
 
 def test_without_settings_the_cluster_file_decides(tmp_path: Path) -> None:
-    cluster = make_cluster(tmp_path, 3, training=TrainingDefaults.given(batch_size_per_gpu=5))
+    cluster = make_cluster(
+        tmp_path, 3, training=TrainingDefaults.given(batch_size_per_gpu=5)
+    )
     assert batch_sizes(cluster, {}, seen(cluster)) == {"gpu0": 5, "gpu1": 5, "gpu2": 5}
 
 
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (0, "0 is no batch size; write a whole number from 1 on, auto, or a number for each node"),
+        (
+            0,
+            "0 is no batch size; write a whole number from 1 on, auto, or a number for each node",
+        ),
         ("all", "'all' is no batch size"),
         (None, "None is no batch size"),
         ({"gpu0": 1, "gpu1": 0, "gpu2": 1}, "gpu1: "),
@@ -187,19 +221,27 @@ def test_auto_takes_no_more_than_fits(tmp_path: Path) -> None:
     assert list(batch_sizes(cluster, short, facts).values()) == [3, 2, 2]
 
 
-def test_a_desktop_on_the_card_counts_and_a_job_of_ugros_does_not(tmp_path: Path) -> None:
+def test_a_desktop_on_the_card_counts_and_a_job_of_ugros_does_not(
+    tmp_path: Path,
+) -> None:
     cluster = owners(tmp_path, 12, 8, 8)
     model = {"config": TINY_LLAMA}
     cards = "12227,900", "8188,900", "8192"
     assert sizes_of(cluster, seen(cluster, *cards, model=model)) == [1, 1, 1]
-    assert sizes_of(cluster, seen(cluster, *cards, model=model, lease={"job": "other"})) == [2, 1, 1]
+    assert sizes_of(
+        cluster, seen(cluster, *cards, model=model, lease={"job": "other"})
+    ) == [2, 1, 1]
 
 
-def test_where_not_even_one_fits_the_plan_says_so_with_the_numbers(tmp_path: Path) -> None:
+def test_where_not_even_one_fits_the_plan_says_so_with_the_numbers(
+    tmp_path: Path,
+) -> None:
     cluster = owners(tmp_path, 12, 6, 4)
     facts = seen(cluster, "12227", "6144", "4096,100", model={"config": TINY_LLAMA})
     plan = plan_of(cluster, facts)
-    assert [(node.batch_size, node.memory and node.memory.fit) for node in plan.nodes] == [
+    assert [
+        (node.batch_size, node.memory and node.memory.fit) for node in plan.nodes
+    ] == [
         (2, "fits"),
         (1, "tight"),
         (1, "too large"),
@@ -218,7 +260,9 @@ def test_too_much_for_a_card_is_to_be_left_to_auto(tmp_path: Path) -> None:
     cluster = owners(tmp_path, 12)
     training = {**AUTO["training"], "batch_size_per_gpu": 4}
     plan = plan_of(
-        cluster, seen(cluster, "12227", model={"config": TINY_LLAMA}), settings={**AUTO, "training": training}
+        cluster,
+        seen(cluster, "12227", model={"config": TINY_LLAMA}),
+        settings={**AUTO, "training": training},
     )
     assert plan.nodes[0].batch_size == 4
     assert "--set training.batch_size_per_gpu=auto" in shares.refusals(plan)[0]
@@ -228,11 +272,16 @@ def test_too_much_for_a_card_is_to_be_left_to_auto(tmp_path: Path) -> None:
     ("model", "why"),
     [
         (MISSING, "it is not on this node yet"),
-        ({"config": {"hidden_size": 64}}, "its config.json lacks what an estimate needs"),
+        (
+            {"config": {"hidden_size": 64}},
+            "its config.json lacks what an estimate needs",
+        ),
         (None, None),
     ],
 )
-def test_without_the_models_numbers_there_is_no_estimate(tmp_path: Path, model: Any, why: str | None) -> None:
+def test_without_the_models_numbers_there_is_no_estimate(
+    tmp_path: Path, model: Any, why: str | None
+) -> None:
     cluster = owners(tmp_path, 12, 8, 8)
     plan = plan_of(cluster, seen(cluster, model=model))
     assert [node.memory for node in plan.nodes] == [None] * 3
@@ -244,8 +293,13 @@ def test_without_the_models_numbers_there_is_no_estimate(tmp_path: Path, model: 
 def test_one_node_that_has_the_model_is_enough(tmp_path: Path) -> None:
     cluster = owners(tmp_path, 12, 8)
     facts = seen(cluster, "12227", "8188", model=MISSING)
-    facts["gpu1"] = msgspec.structs.replace(facts["gpu1"], model=Model(config=TINY_LLAMA))
-    assert [node.memory is not None for node in plan_of(cluster, facts).nodes] == [True, True]
+    facts["gpu1"] = msgspec.structs.replace(
+        facts["gpu1"], model=Model(config=TINY_LLAMA)
+    )
+    assert [node.memory is not None for node in plan_of(cluster, facts).nodes] == [
+        True,
+        True,
+    ]
 
 
 def test_a_rank_on_the_cpu_has_no_card_to_fill(tmp_path: Path) -> None:
@@ -265,10 +319,15 @@ def test_the_plan_tells_every_rank_all_sizes_and_the_settings(tmp_path: Path) ->
     (settings,) = {node.env["UGRO_SETTINGS"] for node in plan.nodes}
     assert json.loads(settings) == AUTO
     assert settings == json.dumps(AUTO, sort_keys=True, separators=(",", ":"))
-    assert shares.summary(plan) == "micro-batches of 3 on gpu0, 2 on gpu1, 2 on gpu2: 56 sequences a step"
+    assert (
+        shares.summary(plan)
+        == "micro-batches of 3 on gpu0, 2 on gpu1, 2 on gpu2: 56 sequences a step"
+    )
 
 
-def test_a_script_of_ones_own_is_told_the_sizes_and_promised_nothing(tmp_path: Path) -> None:
+def test_a_script_of_ones_own_is_told_the_sizes_and_promised_nothing(
+    tmp_path: Path,
+) -> None:
     cluster = owners(tmp_path, 12, 8, 8)
     plan = plan_of(cluster, seen(cluster), script="train.py", settings={})
     assert plan.effective_batch is None
@@ -281,13 +340,29 @@ def test_a_restart_on_the_same_nodes_keeps_their_shares(tmp_path: Path) -> None:
     model = {"config": TINY_LLAMA}
     first = plan_of(cluster, seen(cluster, "12227", "8188", "8192", model=model))
     later = seen(cluster, "12227,2000", "8188", "8192", model=model)
-    assert [node.batch_size for node in plan_of(cluster, later, plan=first).nodes] == [2, 1, 1]
+    assert [node.batch_size for node in plan_of(cluster, later, plan=first).nodes] == [
+        2,
+        1,
+        1,
+    ]
     fewer = cluster.select("gpu0,gpu1")
-    assert [node.batch_size for node in plan_of(fewer, later, plan=first).nodes] == [1, 1]
+    assert [node.batch_size for node in plan_of(fewer, later, plan=first).nodes] == [
+        1,
+        1,
+    ]
 
 
-def test_only_the_script_that_follows_the_settings_has_its_model_looked_for(tmp_path: Path) -> None:
+def test_only_the_script_that_follows_the_settings_has_its_model_looked_for(
+    tmp_path: Path,
+) -> None:
     cluster = make_cluster(tmp_path)
-    record = make_record(cluster, script="lm/train_production.py", env={"HF_HOME": "~/hf", "TOKEN": "secret"})
-    assert shares.model_to_look_for(record) == {"name": "tiny", "env": {"HF_HOME": "~/hf"}}
+    record = make_record(
+        cluster,
+        script="lm/train_production.py",
+        env={"HF_HOME": "~/hf", "TOKEN": "secret"},
+    )
+    assert shares.model_to_look_for(record) == {
+        "name": "tiny",
+        "env": {"HF_HOME": "~/hf"},
+    }
     assert shares.model_to_look_for(make_record(cluster, script="train.py")) is None

@@ -12,7 +12,14 @@ import pytest
 
 from ugro_tasks.codec import UNREADABLE, convert
 from ugro_tasks.hosts.answers import Model
-from ugro_tasks.training.memory import MIB, OVERHEAD_MIB, ModelFacts, estimate, model_facts, on_card
+from ugro_tasks.training.memory import (
+    MIB,
+    OVERHEAD_MIB,
+    ModelFacts,
+    estimate,
+    model_facts,
+    on_card,
+)
 
 TINY_LLAMA = ModelFacts(
     hidden_size=2048, layers=22, heads=32, kv_heads=4, intermediate_size=5632, vocabulary=32000, positions=2048
@@ -38,7 +45,9 @@ def settings(**changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "optimizer": {"type": "adamw"},
         "lora": {"enabled": True, "rank": 16, "target_modules": ["q_proj", "v_proj"]},
     }
-    return {section: {**keys, **changes.get(section, {})} for section, keys in given.items()}
+    return {
+        section: {**keys, **changes.get(section, {})} for section, keys in given.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -46,7 +55,9 @@ def settings(**changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
     [(TINY_LLAMA, 1_100_048_384), (SMALL, 494_005_120), (LARGE, 8_030_261_248)],
     ids=["TinyLlama-1.1B", "0.5B, tied", "8B"],
 )
-def test_parameters_are_as_many_as_transformers_makes(model: ModelFacts, parameters: int) -> None:
+def test_parameters_are_as_many_as_transformers_makes(
+    model: ModelFacts, parameters: int
+) -> None:
     assert model.parameters == parameters
 
 
@@ -80,11 +91,17 @@ CHECKPOINTS = {"training": {"gradient_checkpointing": True}}
     ],
 )
 def test_the_estimate_is_what_torch_keeps_alive(
-    model: ModelFacts, batch_size: int, changes: dict[str, dict[str, Any]], trained: int, counted_mib: float
+    model: ModelFacts,
+    batch_size: int,
+    changes: dict[str, dict[str, Any]],
+    trained: int,
+    counted_mib: float,
 ) -> None:
     needed = estimate(model, settings(**changes), batch_size)
     buckets_mib = 4 * trained / MIB  # of DDP; the counted process was alone
-    assert needed.total_mib - OVERHEAD_MIB == pytest.approx(counted_mib + buckets_mib, rel=0.04)
+    assert needed.total_mib - OVERHEAD_MIB == pytest.approx(
+        counted_mib + buckets_mib, rel=0.04
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,20 +109,37 @@ def test_the_estimate_is_what_torch_keeps_alive(
     [
         ({"dtype": "bfloat16", "weights_bytes": 122_968_304}, 56_076_800),
         ({}, 56_076_800),
-        ({"dtype": "float16", "quantised_bits": 4, "weights_bytes": 56_102_038}, 56_076_800),
-        ({"dtype": "float16", "quantised_bits": 4, "weights_bytes": 58_167_068}, 58_150_656),
+        (
+            {"dtype": "float16", "quantised_bits": 4, "weights_bytes": 56_102_038},
+            56_076_800,
+        ),
+        (
+            {"dtype": "float16", "quantised_bits": 4, "weights_bytes": 58_167_068},
+            58_150_656,
+        ),
     ],
-    ids=["quantised when loaded", "by its dimensions", "quantised file", "without double quantisation"],
+    ids=[
+        "quantised when loaded",
+        "by its dimensions",
+        "quantised file",
+        "without double quantisation",
+    ],
 )
-def test_nf4_weights_are_what_bitsandbytes_holds(told: dict[str, Any], bytes_held: int) -> None:
-    found = model_facts(Model(config={**FOR_NF4, **told}, weights_bytes=told.get("weights_bytes")))
+def test_nf4_weights_are_what_bitsandbytes_holds(
+    told: dict[str, Any], bytes_held: int
+) -> None:
+    found = model_facts(
+        Model(config={**FOR_NF4, **told}, weights_bytes=told.get("weights_bytes"))
+    )
     assert found
     needed = estimate(found, settings(quantization={"enabled": True}), 1)
     assert needed.weights_mib == pytest.approx(bytes_held / MIB, rel=0.02)
 
 
 def test_an_adapter_takes_twenty_bytes_a_parameter() -> None:
-    assert estimate(TINY_LLAMA, settings(), 1).trained_mib == round(20 * 2_252_800 / MIB)
+    assert estimate(TINY_LLAMA, settings(), 1).trained_mib == round(
+        20 * 2_252_800 / MIB
+    )
     in_8_bits = estimate(TINY_LLAMA, settings(optimizer={"type": "adamw_8bit"}), 1)
     assert in_8_bits.trained_mib == round(14 * 2_252_800 / MIB)
 
@@ -113,7 +147,12 @@ def test_an_adapter_takes_twenty_bytes_a_parameter() -> None:
 def test_what_must_not_be_quantised_is_not() -> None:
     asked = {"quantization": {"enabled": True}}
     assert estimate(TINY_LLAMA, settings(**asked), 1).weights_mib < 800
-    assert estimate(TINY_LLAMA, settings(**asked, model={"load_in_4bit": False}), 1).weights_mib > 2000
+    assert (
+        estimate(
+            TINY_LLAMA, settings(**asked, model={"load_in_4bit": False}), 1
+        ).weights_mib
+        > 2000
+    )
     assert estimate(TINY_LLAMA, settings(**asked, **NO_LORA), 1).weights_mib > 4000
 
 
@@ -123,7 +162,9 @@ def test_a_sequence_is_no_longer_than_the_model_takes() -> None:
 
 
 def test_settings_that_say_nothing_mean_the_defaults() -> None:
-    assert estimate(TINY_LLAMA, {}, 1) == estimate(TINY_LLAMA, settings(quantization={"enabled": True}), 1)
+    assert estimate(TINY_LLAMA, {}, 1) == estimate(
+        TINY_LLAMA, settings(quantization={"enabled": True}), 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -156,7 +197,9 @@ def test_too_little_is_known_for_an_estimate(told: Model | None) -> None:
     assert model_facts(told) is None
 
 
-@pytest.mark.parametrize("told", [{"config": 7}, [], {"config": {}, "weights_bytes": -1}])
+@pytest.mark.parametrize(
+    "told", [{"config": 7}, [], {"config": {}, "weights_bytes": -1}]
+)
 def test_what_is_no_answer_about_a_model_is_refused_before(told: object) -> None:
     with pytest.raises(UNREADABLE):
         convert(Model, told)

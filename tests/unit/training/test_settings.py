@@ -39,32 +39,54 @@ def test_without_a_word_they_are_those_of_the_shipped_file(cluster: Cluster) -> 
 
 
 def test_json_can_carry_them(cluster: Cluster) -> None:
-    written = replace(cluster, training=TrainingDefaults.given(lora={"target_modules": ("k_proj",)}))
-    settings = resolve(written, sets=["training.batch_size_per_gpu={gpu0: 3, gpu1: 2, gpu2: 2}"])
+    written = replace(
+        cluster, training=TrainingDefaults.given(lora={"target_modules": ("k_proj",)})
+    )
+    settings = resolve(
+        written, sets=["training.batch_size_per_gpu={gpu0: 3, gpu1: 2, gpu2: 2}"]
+    )
     assert json.loads(json.dumps(settings)) == settings
 
 
 def test_each_source_counts_over_the_one_before(tmp_path: Path) -> None:
-    keys = ("warmup_steps", "gradient_accumulation_steps", "learning_rate", "num_epochs")
+    keys = (
+        "warmup_steps",
+        "gradient_accumulation_steps",
+        "learning_rate",
+        "num_epochs",
+    )
     own_file(tmp_path, "training:\n" + "".join(f"  {key}: 1\n" for key in keys))
-    training = TrainingDefaults.given(gradient_accumulation_steps=2, learning_rate=2, epochs=2)
+    training = TrainingDefaults.given(
+        gradient_accumulation_steps=2, learning_rate=2, epochs=2
+    )
     cluster = make_cluster(tmp_path, training=training)
-    settings = resolve(cluster, learning_rate=3.0, epochs=3, sets=["training.num_epochs=4"])["training"]
+    settings = resolve(
+        cluster, learning_rate=3.0, epochs=3, sets=["training.num_epochs=4"]
+    )["training"]
     assert [settings[key] for key in keys] == [1, 2, 3, 4]
     assert settings["seed"] == SHIPPED["training"]["seed"]
 
 
 def test_of_the_cluster_file_counts_only_what_is_written(tmp_path: Path) -> None:
-    own_file(tmp_path, "model: {max_seq_length: 512}\nlora: {rank: 4, alpha: 4}\ntraining: {num_epochs: 7}\n")
+    own_file(
+        tmp_path,
+        "model: {max_seq_length: 512}\nlora: {rank: 4, alpha: 4}\ntraining: {num_epochs: 7}\n",
+    )
     path = tmp_path / "cluster.yaml"
     path.write_text(
         "cluster: {master: {ip: 10.0.0.1}}\nworkers: []\n"
         "training: {default_model: tiny, gradient_accumulation: 3, lora: {rank: 8}}\n"
     )
     settings = resolve(read_cluster_file(path, {"HOME": str(tmp_path)}))
-    assert settings["model"] == SHIPPED["model"] | {"name": "tiny", "max_seq_length": 512}
+    assert settings["model"] == SHIPPED["model"] | {
+        "name": "tiny",
+        "max_seq_length": 512,
+    }
     assert settings["lora"] == SHIPPED["lora"] | {"rank": 8, "alpha": 4}
-    assert (settings["training"]["num_epochs"], settings["training"]["gradient_accumulation_steps"]) == (7, 3)
+    assert (
+        settings["training"]["num_epochs"],
+        settings["training"]["gradient_accumulation_steps"],
+    ) == (7, 3)
 
 
 def test_a_job_that_goes_on_keeps_its_own(cluster: Cluster) -> None:
@@ -98,11 +120,16 @@ def test_a_file_of_ones_own_may_have_keys_of_its_own(tmp_path: Path) -> None:
         ("training.max_steps=", None),
         ("training.save_total_limit=5", 5),
         ("training.batch_size_per_gpu=auto", "auto"),
-        ("training.batch_size_per_gpu={gpu0: 3, gpu1: 2, gpu2: 2}", {"gpu0": 3, "gpu1": 2, "gpu2": 2}),
+        (
+            "training.batch_size_per_gpu={gpu0: 3, gpu1: 2, gpu2: 2}",
+            {"gpu0": 3, "gpu1": 2, "gpu2": 2},
+        ),
         (" training.seed = 5", 5),
     ],
 )
-def test_set_reads_a_value_as_its_key_wants_it(cluster: Cluster, pair: str, value: Any) -> None:
+def test_set_reads_a_value_as_its_key_wants_it(
+    cluster: Cluster, pair: str, value: Any
+) -> None:
     section, _, key = pair.partition("=")[0].strip().partition(".")
     found = resolve(cluster, sets=[pair])[section][key]
     assert (found, type(found)) == (value, type(value))
@@ -115,10 +142,22 @@ def test_set_reads_a_value_as_its_key_wants_it(cluster: Cluster, pair: str, valu
         ("warmup_steps=5", "use SECTION.KEY=VALUE"),
         (".seed=5", "use SECTION.KEY=VALUE"),
         ("", "use SECTION.KEY=VALUE"),
-        ("traning.warmup_steps=5", "no section 'traning'; did you mean training.warmup_steps?"),
-        ("nothing.like_it=5", "no section 'nothing'; there is model, dataset, training"),
-        ("training.warmup=5", "training has no key 'warmup'; did you mean training.warmup_steps?"),
-        ("model.learning_rate=5", "model has no key 'learning_rate'; did you mean training.learning_rate?"),
+        (
+            "traning.warmup_steps=5",
+            "no section 'traning'; did you mean training.warmup_steps?",
+        ),
+        (
+            "nothing.like_it=5",
+            "no section 'nothing'; there is model, dataset, training",
+        ),
+        (
+            "training.warmup=5",
+            "training has no key 'warmup'; did you mean training.warmup_steps?",
+        ),
+        (
+            "model.learning_rate=5",
+            "model has no key 'learning_rate'; did you mean training.learning_rate?",
+        ),
         ("training.seed=many", "must be a whole number, not 'many'"),
         ("training.seed=1.5", "must be a whole number"),
         ("training.seed=true", "must be a whole number"),
@@ -137,7 +176,9 @@ def test_set_reads_a_value_as_its_key_wants_it(cluster: Cluster, pair: str, valu
         ("training.batch_size_per_gpu=0", "is no batch size"),
     ],
 )
-def test_set_says_what_is_wrong_in_one_line(cluster: Cluster, pair: str, said: str) -> None:
+def test_set_says_what_is_wrong_in_one_line(
+    cluster: Cluster, pair: str, said: str
+) -> None:
     message = said_of(cluster, pair)
     assert message.startswith("--set")
     assert said in message
@@ -153,14 +194,25 @@ def test_set_says_what_is_wrong_in_one_line(cluster: Cluster, pair: str, said: s
         ("- 1\n", "line 1: the file must hold `key: value` lines"),
         ("training: 5\n", "line 1: training must be a section"),
         ("training:\n  seed: 1\n  seed: 2\n", "line 3: training.seed: is given twice"),
-        ("training:\n  seed: x\n", "line 2: training.seed: must be a whole number, not 'x'"),
-        ("lora:\n  rank: {a: 1}\n", "line 2: lora.rank: must be one value or a list of values"),
-        ("training:\n  seed: 1\nlogging: {on: 1}\n", "line 3: the key True is no text; put it in quotes"),
+        (
+            "training:\n  seed: x\n",
+            "line 2: training.seed: must be a whole number, not 'x'",
+        ),
+        (
+            "lora:\n  rank: {a: 1}\n",
+            "line 2: lora.rank: must be one value or a list of values",
+        ),
+        (
+            "training:\n  seed: 1\nlogging: {on: 1}\n",
+            "line 3: the key True is no text; put it in quotes",
+        ),
         ("1: {a: 1}\n", "line 1: the key 1 is no text"),
         ("model: !!python/name:os.system\n", "line 1: model: the tag"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named_with_the_line(tmp_path: Path, text: str, said: str) -> None:
+def test_a_file_that_cannot_be_used_is_named_with_the_line(
+    tmp_path: Path, text: str, said: str
+) -> None:
     own_file(tmp_path, text)
     message = said_of(make_cluster(tmp_path))
     assert message.startswith(f"{tmp_path / FILE}, {said}")
@@ -173,7 +225,10 @@ def test_a_file_that_is_no_text_says_so(tmp_path: Path) -> None:
 
 
 def test_a_plain_no_is_a_word_where_a_word_belongs(tmp_path: Path) -> None:
-    own_file(tmp_path, "training: {save_strategy: no, learning_rate: 1e-3}\nquantization: {enabled: no}\n")
+    own_file(
+        tmp_path,
+        "training: {save_strategy: no, learning_rate: 1e-3}\nquantization: {enabled: no}\n",
+    )
     settings = resolve(make_cluster(tmp_path))
     assert settings["training"]["save_strategy"] == "no"
     assert settings["training"]["learning_rate"] == 0.001

@@ -33,7 +33,12 @@ class Gang:
     """One attempt: `launch()`, then `see_through()`. Begun again by another agent, both go on from what there is."""
 
     def __init__(
-        self, journal: Journal, cluster: Cluster, fleet: Fleet, plan: LaunchPlan, talks: Talks
+        self,
+        journal: Journal,
+        cluster: Cluster,
+        fleet: Fleet,
+        plan: LaunchPlan,
+        talks: Talks,
     ) -> None:
         self.journal = journal
         self.cluster = cluster
@@ -46,7 +51,9 @@ class Gang:
         self.wrote: dict[str, tuple[str, ...]] = {}
         self._discard = True  # what an undone launch has laid out
         self._ran = False  # a rank did, as a node says that was told to stop
-        self._results: queue.SimpleQueue[RankExit | list[str] | Exception] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[RankExit | list[str] | Exception] = (
+            queue.SimpleQueue()
+        )
 
     # ---- the start ----
 
@@ -58,7 +65,8 @@ class Gang:
         """
         self._discard = not begun_before
         self.journal.change(
-            phase=Phase.PREPARING, ranks=tuple(RankState(rank=p.rank, node=p.node) for p in self.plan.nodes)
+            phase=Phase.PREPARING,
+            ranks=tuple(RankState(rank=p.rank, node=p.node) for p in self.plan.nodes),
         )
         if source and self.plan.resume:
             self.journal.say(f"taking {self.plan.resume.checkpoint} to the nodes")
@@ -77,7 +85,10 @@ class Gang:
     def _deliver(self, source: Experiment, plan: NodePlan, host: Host) -> None:
         assert self.plan.resume  # noqa: S101
         record, before = self.journal.record, range(1, self.plan.attempt)
-        earlier = [f"../../{attempt_folder(record, number)}/output/checkpoints" for number in before]
+        earlier = [
+            f"../../{attempt_folder(record, number)}/output/checkpoints"
+            for number in before
+        ]
         deliver(source, self.plan.resume, host, plan, link_from=earlier)
 
     def _prepare(self, code: bytes, plan: NodePlan, host: Host) -> None:
@@ -100,16 +111,24 @@ class Gang:
 
     def _start(self, plan: NodePlan, host: Host) -> None:
         request = Start(folder=plan.folder)
-        self.talks.ask(host, request, timeout_seconds=self.cluster.timeouts.start_seconds)
+        self.talks.ask(
+            host, request, timeout_seconds=self.cluster.timeouts.start_seconds
+        )
 
     def _on_all(self, step: str, action: Callable[[NodePlan, Host], object]) -> None:
         """Do the step on all nodes at once. Where one cannot, or a stop is asked for, everything is undone."""
-        answers = self.fleet.each({plan.node: partial(action, plan) for plan in self.plan.nodes})
-        faults = [answer for answer in answers.values() if isinstance(answer, UgroError)]
+        answers = self.fleet.each(
+            {plan.node: partial(action, plan) for plan in self.plan.nodes}
+        )
+        faults = [
+            answer for answer in answers.values() if isinstance(answer, UgroError)
+        ]
         if not faults and not self.experiment.stop_asked:
             return
         self.journal.say("undoing: stopping what was prepared")
-        left = self.stop(StopOrder(reason="undone", discard=self._discard), tries=STOP_TRIES)
+        left = self.stop(
+            StopOrder(reason="undone", discard=self._discard), tries=STOP_TRIES
+        )
         if self._ran and not self._discard:
             self._note_begun()
         words = "\n".join(fault.text for fault in faults)
@@ -120,7 +139,11 @@ class Gang:
             raise _cut_short(Phase.STOPPED, Interrupted, "before it started")
         if all(isinstance(fault, NodesBusy) for fault in faults):
             raise _cut_short(Phase.REFUSED, NodesBusy, words)
-        raise _cut_short(Phase.FAILED, LaunchFailed, f"the {step} failed, so nothing runs anywhere:\n{words}")
+        raise _cut_short(
+            Phase.FAILED,
+            LaunchFailed,
+            f"the {step} failed, so nothing runs anywhere:\n{words}",
+        )
 
     # ---- from running to the end ----
 
@@ -133,7 +156,10 @@ class Gang:
         mirror = Mirror(self.experiment, self.hosts, self.journal.log)
         for plan in self.plan.nodes:
             manifest = partial(mirror.take, plan)
-            self._in_thread(f"follow-{plan.node}", partial(self._follow, plan, manifest, away_seconds))
+            self._in_thread(
+                f"follow-{plan.node}",
+                partial(self._follow, plan, manifest, away_seconds),
+            )
         ends: list[RankExit] = []
         stopping, asked = False, False
         # After a stop: a line for each node that could not show that nothing is left.
@@ -181,7 +207,10 @@ class Gang:
         return {rank.node for rank in self.journal.state.ranks if rank.proven_gone}
 
     def _follow(
-        self, plan: NodePlan, manifest: Callable[[bytes], None], away_seconds: float | None
+        self,
+        plan: NodePlan,
+        manifest: Callable[[bytes], None],
+        away_seconds: float | None,
     ) -> RankExit:
         attempts = self.journal.state.attempts
         return follow_rank(
@@ -189,7 +218,9 @@ class Gang:
             self.experiment,
             plan,
             talk=self.talks[self.hosts[plan.node]],
-            bases=next((a.bases for a in attempts if a.number == self.plan.attempt), {}),
+            bases=next(
+                (a.bases for a in attempts if a.number == self.plan.attempt), {}
+            ),
             heartbeat_seconds=self.cluster.timeouts.heartbeat_seconds,
             away_seconds=away_seconds,
             connected=lambda yes: self.journal.change_rank(plan.rank, connected=yes),
@@ -207,8 +238,12 @@ class Gang:
             lost=end.lost,
             proven_gone=not end.lost,
         )
-        how = end.lost or (f"killed by signal {end.signal}" if end.signal else f"exit code {end.code}")
-        self.journal.say(f"rank {end.rank} ended: {'stopped' if end.stopped else how}", end.node)
+        how = end.lost or (
+            f"killed by signal {end.signal}" if end.signal else f"exit code {end.code}"
+        )
+        self.journal.say(
+            f"rank {end.rank} ended: {'stopped' if end.stopped else how}", end.node
+        )
 
     # ---- stop ----
 
@@ -216,7 +251,9 @@ class Gang:
         self.journal.change(phase=Phase.STOPPING)
         if asked:
             self.journal.say("stopping all ranks, as asked")
-            order = StopOrder(reason="asked", grace_seconds=self.cluster.timeouts.stop_grace_seconds)
+            order = StopOrder(
+                reason="asked", grace_seconds=self.cluster.timeouts.stop_grace_seconds
+            )
             return self.stop(order)
         self.journal.say("a rank failed: stopping the others")
         return self.stop(StopOrder(reason="failure"), tries=tries)
@@ -226,11 +263,20 @@ class Gang:
 
         A node out of reach is tried again, `tries` times or for as long as it takes.
         """
-        work = {plan.node: partial(self._stop_one, plan, order, tries) for plan in self.plan.nodes}
+        work = {
+            plan.node: partial(self._stop_one, plan, order, tries)
+            for plan in self.plan.nodes
+        }
         lines = self.fleet.each(work)
-        return [line if isinstance(line, str) else line.text for line in lines.values() if line]
+        return [
+            line if isinstance(line, str) else line.text
+            for line in lines.values()
+            if line
+        ]
 
-    def _stop_one(self, plan: NodePlan, order: StopOrder, tries: int | None, host: Host) -> str | None:
+    def _stop_one(
+        self, plan: NodePlan, order: StopOrder, tries: int | None, host: Host
+    ) -> str | None:
         result = stop_rank(
             host,
             plan.folder,
@@ -243,7 +289,9 @@ class Gang:
         if result.unreached:
             return result.words
         self._ran |= result.ran
-        self.journal.change_rank(plan.rank, left_pids=result.left_pids, proven_gone=result.proven_gone)
+        self.journal.change_rank(
+            plan.rank, left_pids=result.left_pids, proven_gone=result.proven_gone
+        )
         return f"{plan.node}: {result.words}" if result.words else None
 
     # ---- helpers ----

@@ -76,7 +76,9 @@ class Gate:
             return
         too_large = refusals(plan)
         if too_large:
-            raise CutShort(Outcome(phase=Phase.REFUSED, error=NotFit, words="\n".join(too_large)))
+            raise CutShort(
+                Outcome(phase=Phase.REFUSED, error=NotFit, words="\n".join(too_large))
+            )
 
     def _synced(self, health: ClusterHealth) -> ClusterHealth:
         """Make the environments that are behind; give what was seen of the nodes last."""
@@ -85,7 +87,9 @@ class Gate:
             return health
         # Minutes pass until an environment is made: what is wrong anyway is said before.
         self._refuse_unfit(health, late)
-        self.refuse_too_large(make_plan(self.journal.record, self.cluster, health.facts()))
+        self.refuse_too_large(
+            make_plan(self.journal.record, self.cluster, health.facts())
+        )
         for node, why in late.items():
             self.journal.say(f"environment: {why}; it is made anew", node)
         self._make_environments(late)
@@ -105,7 +109,9 @@ class Gate:
             fault = fault_of(sync(self.fleet, self.cluster, tell, late))
         except Interrupted:
             fault = None
-        self._unless_stopped("while environments were made; what was in use stays in use")
+        self._unless_stopped(
+            "while environments were made; what was in use stays in use"
+        )
         if fault:
             raise CutShort(Outcome(phase=Phase.REFUSED, error=fault, words=fault.text))
 
@@ -113,7 +119,9 @@ class Gate:
         self._unless_stopped("before it started")
         error = health.refusal(force=self.journal.record.force, late=late)
         if error:
-            raise CutShort(Outcome(phase=Phase.REFUSED, error=type(error), words=error.text))
+            raise CutShort(
+                Outcome(phase=Phase.REFUSED, error=type(error), words=error.text)
+            )
 
     # ---- a restart ----
 
@@ -157,14 +165,18 @@ class Gate:
                 break
             gone += away
         self.journal.say(f"going on without {', '.join(gone)}")
-        return Admitted(cluster=left, fleet=fleet, health=health, left_behind=tuple(gone))
+        return Admitted(
+            cluster=left, fleet=fleet, health=health, left_behind=tuple(gone)
+        )
 
     def _away(self, health: ClusterHealth) -> list[str]:
         """Name the nodes that no attempt can be made with.
 
         Those that are out of reach or taken come first: what else is wrong may come of their absence.
         """
-        away = [node.node for node in health.nodes if not node.reachable or node.held_by]
+        away = [
+            node.node for node in health.nodes if not node.reachable or node.held_by
+        ]
         if away or self.journal.record.force:
             return away
         return [node.node for node in health.nodes if not node.fit]

@@ -18,7 +18,11 @@ class LateStops:
     """Goes on telling the nodes that were left behind to stop, for as long as the agent lives."""
 
     def __init__(
-        self, journal: Journal, fleet: Fleet, *, sleep: Callable[[float], None] = time.sleep
+        self,
+        journal: Journal,
+        fleet: Fleet,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.journal = journal
         self._hosts: dict[str, Host] = {host.node.name: host for host in fleet}
@@ -32,7 +36,10 @@ class LateStops:
             if name in already:
                 continue
             self._threads[name] = threading.Thread(
-                target=self._stop, args=(self._hosts[name], number), name=f"late-stop-{name}", daemon=True
+                target=self._stop,
+                args=(self._hosts[name], number),
+                name=f"late-stop-{name}",
+                daemon=True,
             )
             self._threads[name].start()
 
@@ -48,11 +55,15 @@ class LateStops:
             folder_of(host.node, unique),
             token_of(host.node, unique),
             StopOrder(reason="failure"),
-            given_up=lambda: False,  # nobody waits for it, so there is nothing to give up
+            given_up=lambda: (
+                False
+            ),  # nobody waits for it, so there is nothing to give up
             trying_again=lambda words: self.journal.log.info("%s: %s", node, words),
             sleep=self._sleep,
         )
-        self.journal.say(f"is back; {result.words or 'nothing of the job is left there'}", node)
+        self.journal.say(
+            f"is back; {result.words or 'nothing of the job is left there'}", node
+        )
 
 
 def left_behind(attempts: Sequence[Attempt]) -> dict[str, int]:

@@ -39,19 +39,26 @@ def make_plan(
             "see what listens there (ss -ltnp) or set cluster.communication.master_port"
         )
     # A restart on the same nodes shall be the same run, whatever a card's memory is taken by in the meantime.
-    before = {plan.node: plan.batch_size for plan in record.plan.nodes} if record.plan else {}
+    before = (
+        {plan.node: plan.batch_size for plan in record.plan.nodes}
+        if record.plan
+        else {}
+    )
     same = list(before) == [node.name for node in cluster.nodes]
     sizes = before if same else batch_sizes(cluster, record.settings, facts)
     needed = memories(cluster, record.settings, facts, sizes)
     plans = [
-        _node_plan(record, cluster, node, port, facts[node.name], attempt, resume) for node in cluster.nodes
+        _node_plan(record, cluster, node, port, facts[node.name], attempt, resume)
+        for node in cluster.nodes
     ]
     return LaunchPlan(
         job_id=record.job_id,
         world_size=len(cluster.nodes),
         master_address=master.address,
         master_port=port,
-        nodes=tuple(_with_share(plan, record, sizes, needed[plan.node]) for plan in plans),
+        nodes=tuple(
+            _with_share(plan, record, sizes, needed[plan.node]) for plan in plans
+        ),
         effective_batch=effective_batch(record, cluster, sizes),
         attempt=attempt,
         resume=resume,
@@ -115,12 +122,22 @@ def _node_plan(
             "PYTHONUNBUFFERED": "1",
             # Several ranks on one machine that promises no GPU: they must not all take the one that may be there.
             **({"CUDA_VISIBLE_DEVICES": ""} if node.hides_card else {}),
-            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(max(1, round(cluster.timeouts.stop_grace_seconds))),
-            **{key: value for key, value in record.env.items() if not key.startswith("UGRO_")},
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(
+                max(1, round(cluster.timeouts.stop_grace_seconds))
+            ),
+            **{
+                key: value
+                for key, value in record.env.items()
+                if not key.startswith("UGRO_")
+            },
             "UGRO_JOB_ID": record.job_id,
             "UGRO_NODE": node.name,
             "UGRO_OUTPUT_DIR": f"{folder}/output",
-            **({"UGRO_RESUME": f"{folder}/resume/{resume.checkpoint}"} if resume else {}),
+            **(
+                {"UGRO_RESUME": f"{folder}/resume/{resume.checkpoint}"}
+                if resume
+                else {}
+            ),
         },
         activation=activation_of(node, facts.environment),
     )
@@ -134,7 +151,9 @@ def _with_share(
         "UGRO_BATCH_SIZES": ",".join(map(str, sizes.values()))
     }  # in the order of the ranks, as the nodes are
     if record.settings:
-        told["UGRO_SETTINGS"] = msgspec.json.encode(record.settings, order="sorted").decode()
+        told["UGRO_SETTINGS"] = msgspec.json.encode(
+            record.settings, order="sorted"
+        ).decode()
     return msgspec.structs.replace(
         plan,
         env=plan.env | told,

@@ -32,4 +32,6 @@ def reset(cluster: Cluster) -> dict[str, list[Process] | HostError]:
     ]
     if left:
         raise StopUnproven("\n".join(left))
-    return {node: a if isinstance(a, HostError) else a.ended for node, a in answers.items()}
+    return {
+        node: a if isinstance(a, HostError) else a.ended for node, a in answers.items()
+    }

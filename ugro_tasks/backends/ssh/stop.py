@@ -84,7 +84,9 @@ def stop_rank(
     tried = 0
     while True:
         try:
-            answer = ask(host, request, timeout_seconds=order.grace_seconds + PROOF_SECONDS)
+            answer = ask(
+                host, request, timeout_seconds=order.grace_seconds + PROOF_SECONDS
+            )
         except HostError as error:
             tried += 1
             if tried == tries or given_up():

@@ -27,7 +27,9 @@ NO_BASES: Mapping[str, int] = MappingProxyType({})
 
 # Heartbeats that may be missing before the connection counts as dead.
 HEARTBEATS_MISSED = 4
-STEADY_SECONDS = 10.0  # a connection that broke sooner was none: the next pause is longer
+STEADY_SECONDS = (
+    10.0  # a connection that broke sooner was none: the next pause is longer
+)
 SAMPLE_BYTES = 1 << 16  # far more than a line of samples has
 
 
@@ -37,7 +39,12 @@ class RankFiles:
     `bases` tells how much of a file is older than the attempt whose streams these are.
     """
 
-    def __init__(self, experiment: Experiment, plan: NodePlan, bases: Mapping[str, int] = NO_BASES) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        plan: NodePlan,
+        bases: Mapping[str, int] = NO_BASES,
+    ) -> None:
         self._gpu, self._gpu_rest = experiment.gpu, b""
         self._files = {LOG: experiment.log(plan.rank)}
         if plan.rank == 0:
@@ -54,21 +61,30 @@ class RankFiles:
         """Append the frame; raises NodeFault where it is not the next one, OSError where the disk is full."""
         if self.offsets.get(frame.kind) != frame.offset:
             raise NodeFault(
-                node, f"stream {frame.kind} goes on at byte {frame.offset} instead of the next one"
+                node,
+                f"stream {frame.kind} goes on at byte {frame.offset} instead of the next one",
             )
         self.offsets[frame.kind] += len(frame.payload)
         if frame.kind == GPU:
             # One file for all nodes: whole lines only, and by their node they are counted.
-            lines, newline, self._gpu_rest = (self._gpu_rest + frame.payload).rpartition(b"\n")
+            lines, newline, self._gpu_rest = (
+                self._gpu_rest + frame.payload
+            ).rpartition(b"\n")
             whole = lines.split(b"\n") if newline else []
-            if any(node_of_sample(line) != node for line in whole) or len(self._gpu_rest) > SAMPLE_BYTES:
+            if (
+                any(node_of_sample(line) != node for line in whole)
+                or len(self._gpu_rest) > SAMPLE_BYTES
+            ):
                 raise NodeFault(
-                    node, f"it sends samples of no card of its own: {(lines or self._gpu_rest)[:100]!r}"
+                    node,
+                    f"it sends samples of no card of its own: {(lines or self._gpu_rest)[:100]!r}",
                 )
             append_lines(self._gpu, lines + newline)
             return
         leave_room(self._files[frame.kind].parent)
-        descriptor = os.open(self._files[frame.kind], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        descriptor = os.open(
+            self._files[frame.kind], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600
+        )
         try:
             left = memoryview(frame.payload)
             while left:
@@ -120,12 +136,16 @@ def follow_rank(
     while True:
         try:
             files = RankFiles(experiment, plan, bases)
-            frames = _frames(host, plan, files, heartbeat_seconds, talk if attempt == 0 else None)
+            frames = _frames(
+                host, plan, files, heartbeat_seconds, talk if attempt == 0 else None
+            )
             for number, frame in enumerate(frames):
                 if number == 0:
                     connected(True)
                     if away_since:
-                        say(f"connected again after {time.monotonic() - away_since:.0f} s")
+                        say(
+                            f"connected again after {time.monotonic() - away_since:.0f} s"
+                        )
                     away_since, connected_at = 0.0, time.monotonic()
                 if frame.kind in {EXIT, LOST}:
                     return _end(host, plan, frame)
@@ -136,7 +156,13 @@ def follow_rank(
         except (HostError, OSError) as error:
             if not experiment.folder.is_dir():
                 lost = "its folder here was removed"
-                return RankExit(node=plan.node, rank=plan.rank, at=time.time(), lost=lost, gave_up=True)
+                return RankExit(
+                    node=plan.node,
+                    rank=plan.rank,
+                    at=time.time(),
+                    lost=lost,
+                    gave_up=True,
+                )
             # An OSError is this machine's: a full disk, say. What was not stored is asked for again.
             if not away_since:
                 away_since = time.monotonic()
@@ -144,15 +170,28 @@ def follow_rank(
                 connected(False)
                 say(f"not in touch, trying again; the rank goes on meanwhile. {error}")
             host.close()
-            if away_seconds is not None and time.monotonic() - away_since > away_seconds:
+            if (
+                away_seconds is not None
+                and time.monotonic() - away_since > away_seconds
+            ):
                 lost = f"{plan.node} has been out of reach for {away_seconds:g} s"
-                return RankExit(node=plan.node, rank=plan.rank, at=time.time(), lost=lost, gave_up=True)
+                return RankExit(
+                    node=plan.node,
+                    rank=plan.rank,
+                    at=time.time(),
+                    lost=lost,
+                    gave_up=True,
+                )
             time.sleep(retry_pause(attempt))
             attempt += 1
 
 
 def _frames(
-    host: Host, plan: NodePlan, files: RankFiles, heartbeat_seconds: float, talk: Conversation | None
+    host: Host,
+    plan: NodePlan,
+    files: RankFiles,
+    heartbeat_seconds: float,
+    talk: Conversation | None,
 ) -> Iterator[Frame]:
     return follow(
         host,
@@ -186,11 +225,23 @@ def _end(host: Host, plan: NodePlan, frame: Frame) -> RankExit:
     try:
         if frame.kind == EXIT:
             record = decode(_ExitRecord, frame.payload)
-            return RankExit(node=plan.node, rank=plan.rank, at=time.time(), **msgspec.structs.asdict(record))
+            return RankExit(
+                node=plan.node,
+                rank=plan.rank,
+                at=time.time(),
+                **msgspec.structs.asdict(record),
+            )
         lost = decode(_LostRecord, frame.payload)
     except UNREADABLE as error:
-        raise NodeFault(host.node.name, f"its exit record cannot be read: {error}") from error
-    return RankExit(node=plan.node, rank=plan.rank, at=time.time(), lost=f"{plan.node} {_why_lost(lost)}")
+        raise NodeFault(
+            host.node.name, f"its exit record cannot be read: {error}"
+        ) from error
+    return RankExit(
+        node=plan.node,
+        rank=plan.rank,
+        at=time.time(),
+        lost=f"{plan.node} {_why_lost(lost)}",
+    )
 
 
 def _why_lost(record: _LostRecord) -> str:

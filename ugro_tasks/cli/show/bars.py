@@ -23,7 +23,9 @@ class _NodeBars:
     def __init__(self, *more: ProgressColumn, transient: bool) -> None:
         self.console = LiveConsole(sys.stderr)
         words = TextColumn("{task.description}", markup=False)
-        self._bars = RichProgress(words, *more, console=self.console.rich, transient=transient)
+        self._bars = RichProgress(
+            words, *more, console=self.console.rich, transient=transient
+        )
         self._rows: dict[str, Any] = {}
 
     def __enter__(self) -> Self:

@@ -40,7 +40,9 @@ def chart(
     down = _scale((_height(point.value, logarithmic) for point in both), 4 * height)
 
     def place(point: Point) -> tuple[int, int]:
-        return across(point.step), 4 * height - 1 - down(_height(point.value, logarithmic))
+        return across(point.step), 4 * height - 1 - down(
+            _height(point.value, logarithmic)
+        )
 
     cells = [[BLANK] * columns for _ in range(height)]
     for x, y in _dots_of_line([place(point) for point in line]):
@@ -94,4 +96,7 @@ def _dots_of_line(places: Sequence[tuple[int, int]]) -> Iterable[tuple[int, int]
     for (x0, y0), (x1, y1) in pairwise(places):
         length = max(x1 - x0, abs(y1 - y0))
         for step in range(1, length + 1):
-            yield x0 + round((x1 - x0) * step / length), y0 + round((y1 - y0) * step / length)
+            yield (
+                x0 + round((x1 - x0) * step / length),
+                y0 + round((y1 - y0) * step / length),
+            )

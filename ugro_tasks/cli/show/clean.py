@@ -26,9 +26,16 @@ def show_clean(found: Cleaning, *, as_json: bool) -> None:
         columns(console, rows, heads=False, indent="  ")
     if found.stays:
         console.print(style("stays", "bold"))
-        columns(console, [[stay.job_id, stay.reason] for stay in found.stays], heads=False, indent="  ")
+        columns(
+            console,
+            [[stay.job_id, stay.reason] for stay in found.stays],
+            heads=False,
+            indent="  ",
+        )
     for node, count in found.foreign.items():
-        console.print(f"{printable_lines(node)}: {count} job folders of no experiment here; they stay")
+        console.print(
+            f"{printable_lines(node)}: {count} job folders of no experiment here; they stay"
+        )
     for reason in found.unreached.values():
         console.print(style("not asked:", "red"), f" {printable_lines(reason)}")
     console.print(_sum_of(found))
@@ -42,5 +49,7 @@ def _sum_of(found: Cleaning) -> str:
     total = f"{byte_size(sum(sizes.values()))} {done}"
     if len(sizes) < 2:
         return total
-    each = [f"{printable_lines(place)} {byte_size(size)}" for place, size in sizes.items()]
+    each = [
+        f"{printable_lines(place)} {byte_size(size)}" for place, size in sizes.items()
+    ]
     return f"{total}: {', '.join(each)}"

@@ -25,7 +25,9 @@ from ...text import UNSHOWN, printable_lines
 # Where nobody looks at a terminal's width, nothing is cut off.
 PLAIN_WIDTH = 200
 FALLBACK_WIDTH = 80
-Style = Literal["bold", "red", "green", "yellow", "blue", "magenta", "cyan", "bright_red"]
+Style = Literal[
+    "bold", "red", "green", "yellow", "blue", "magenta", "cyan", "bright_red"
+]
 CODES: dict[Style, str] = {
     "bold": "1", "red": "31", "green": "32", "yellow": "33", "blue": "34", "magenta": "35", "cyan": "36",
     "bright_red": "91",
@@ -57,7 +59,9 @@ def without_controls(text: str) -> str:
 
 def plain(pieces: Iterable[Piece]) -> str:
     """Join the pieces without their colours."""
-    return "".join(piece.text if isinstance(piece, Styled) else piece for piece in pieces)
+    return "".join(
+        piece.text if isinstance(piece, Styled) else piece for piece in pieces
+    )
 
 
 class Printer(Protocol):
@@ -87,7 +91,10 @@ class Console:
     def __init__(self, stream: Any = None) -> None:
         self._stream = stream
         self.is_terminal: bool = (stream or sys.stdout).isatty()
-        unwanted = os.environ.get("NO_COLOR") or os.environ.get("TERM") in {"dumb", "unknown"}
+        unwanted = os.environ.get("NO_COLOR") or os.environ.get("TERM") in {
+            "dumb",
+            "unknown",
+        }
         self._coloured = self.is_terminal and not unwanted
 
     @property
@@ -96,7 +103,9 @@ class Console:
         if not self.is_terminal:
             return PLAIN_WIDTH
         try:
-            columns = os.get_terminal_size((self._stream or sys.stdout).fileno()).columns
+            columns = os.get_terminal_size(
+                (self._stream or sys.stdout).fileno()
+            ).columns
         except OSError:
             return FALLBACK_WIDTH
         return columns or FALLBACK_WIDTH

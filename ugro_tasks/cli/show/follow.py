@@ -14,7 +14,9 @@ from ..interrupts import Interrupts
 from .format import note, show_json
 from .job_view import JobView
 
-STOP_PATIENCE_SECONDS = 30.0  # beyond the grace, before Ctrl-C says that a node has not answered
+STOP_PATIENCE_SECONDS = (
+    30.0  # beyond the grace, before Ctrl-C says that a node has not answered
+)
 NEVER = float("inf")
 
 
@@ -39,7 +41,9 @@ class Follower:
         self.ranks = [] if quiet or as_json else ranks
         self.offsets = offsets
         self.as_json = as_json
-        self.view = JobView(experiment, offsets=offsets, verbose=verbose, as_json=as_json)
+        self.view = JobView(
+            experiment, offsets=offsets, verbose=verbose, as_json=as_json
+        )
         self._stop_by = NEVER  # when the proof that nothing is left should have come
 
     @property
@@ -55,7 +59,9 @@ class Follower:
         if self._follow(frozenset(), interrupt_stops=interrupt_stops):
             self._end()
         else:
-            note(f"{self.experiment.job_id} goes on; again: inv attach {self.experiment.name}")
+            note(
+                f"{self.experiment.job_id} goes on; again: inv attach {self.experiment.name}"
+            )
 
     def until_running(self) -> None:
         """Return when all ranks run; raises where they do not come to it."""
@@ -65,7 +71,9 @@ class Follower:
         elif self.as_json:
             self._show_as_json()
         else:
-            note(f"{self.experiment.job_id} runs; follow it: inv attach {self.experiment.name}")
+            note(
+                f"{self.experiment.job_id} runs; follow it: inv attach {self.experiment.name}"
+            )
 
     def stop(self, *, give_up: bool = False) -> None:
         """Ask for the stop and return with the proof; raises StopUnproven with host and pids.
@@ -80,14 +88,21 @@ class Follower:
         try:
             self.until_ended(interrupt_stops=True)
         except JobEnded as done:
-            if done.exit_code != Interrupted.exit_code:  # stopped, but not proven to be gone, say
+            if (
+                done.exit_code != Interrupted.exit_code
+            ):  # stopped, but not proven to be gone, say
                 raise
             note(done.text)
 
     def _follow(self, until: frozenset[Phase], *, interrupt_stops: bool) -> bool:
         """Show the job until it has ended or is in one of these states; False where Ctrl-C left it."""
         with self.view:
-            for item in watch(self.experiments, self.experiment, ranks=self.ranks, offsets=self.offsets):
+            for item in watch(
+                self.experiments,
+                self.experiment,
+                ranks=self.ranks,
+                offsets=self.offsets,
+            ):
                 if self.interrupts.take():
                     if not interrupt_stops:
                         return False
@@ -106,7 +121,9 @@ class Follower:
     def _ask_to_stop(self, *, give_up: bool = False) -> None:
         self.experiment.ask_to_stop(give_up=give_up)
         timeouts = self.experiment.cluster().timeouts
-        self._stop_by = time.monotonic() + timeouts.stop_grace_seconds + STOP_PATIENCE_SECONDS
+        self._stop_by = (
+            time.monotonic() + timeouts.stop_grace_seconds + STOP_PATIENCE_SECONDS
+        )
         note(f"stopping {self.experiment.job_id} on all nodes")
 
     def _end(self) -> None:
@@ -120,7 +137,12 @@ class Follower:
         words = f"{self.experiment.job_id} {self.state.phase}"
         cause = self.state.cause
         if cause:
-            words = "\n".join([f"{words}: {cause.message}", *(f"    {line}" for line in cause.last_lines)])
+            words = "\n".join(
+                [
+                    f"{words}: {cause.message}",
+                    *(f"    {line}" for line in cause.last_lines),
+                ]
+            )
         if self.state.phase is Phase.FAILED:
             words += f"\nsee: inv logs {self.experiment.name}"
         return words
@@ -129,7 +151,9 @@ class Follower:
         show_json({"job_id": self.experiment.job_id, "state": self.state})
 
     def _unproven(self, why: str) -> StopUnproven:
-        missing = [rank.node for rank in self.experiment.state().ranks if not rank.proven_gone]
+        missing = [
+            rank.node for rank in self.experiment.state().ranks if not rank.proven_gone
+        ]
         return StopUnproven(
             f"{self.experiment.job_id}: {why} from {', '.join(missing) or 'any node'}; "
             f"the agent goes on asking. See: inv status {self.experiment.name}. "

@@ -30,12 +30,20 @@ def coloured(word: str) -> Piece:
     return style(word, colour) if colour else word
 
 
-def columns(console: Printer, rows: Sequence[Sequence[str]], *, heads: bool = True, indent: str = "") -> None:
+def columns(
+    console: Printer,
+    rows: Sequence[Sequence[str]],
+    *,
+    heads: bool = True,
+    indent: str = "",
+) -> None:
     """Print the rows in columns, `heads` says whether the first is bold; a state has its colour."""
     rows = [[_one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for number, row in enumerate(rows):
-        cells = _without_empty_end([cell.ljust(width) for cell, width in zip(row, widths, strict=True)])
+        cells = _without_empty_end(
+            [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        )
         if heads and number == 0:
             console.print(style(indent + COLUMN_GAP.join(cells), "bold"))
             continue
@@ -101,7 +109,9 @@ def waiting(message: str) -> Iterator[None]:
     if not sys.stderr.isatty():
         yield
         return
-    from .live import LiveConsole  # late: rich takes as long to load as all of UGRO's records
+    from .live import (
+        LiveConsole,
+    )  # late: rich takes as long to load as all of UGRO's records
 
     with LiveConsole(sys.stderr).spinner(message):
         yield

@@ -20,11 +20,17 @@ HEADS = ["", "node", "address", "round trip", "GPU", "environment", "disk", "sta
 
 
 def show_health(
-    found: ClusterHealth, measured: list[dict[str, Any]] | None, *, verbose: bool, as_json: bool
+    found: ClusterHealth,
+    measured: list[dict[str, Any]] | None,
+    *,
+    verbose: bool,
+    as_json: bool,
 ) -> None:
     """Print a row a node, then each fault with its fix."""
     if as_json:
-        return show_json({"fit": found.fit, **msgspec.to_builtins(found), "allreduce": measured})
+        return show_json(
+            {"fit": found.fit, **msgspec.to_builtins(found), "allreduce": measured}
+        )
     console = open_console()
     columns(console, [HEADS, *map(_node_row, found.nodes)])
     checks = [(node.node, check) for node in found.nodes for check in node.checks]
@@ -72,7 +78,9 @@ def _first_card(node: NodeHealth) -> str:
     if not node.gpus:
         return "none"
     card = node.gpus[0]
-    return f"{card.name} {card.memory_used}/{card.memory_total} MiB {card.temperature} °C"
+    return (
+        f"{card.name} {card.memory_used}/{card.memory_total} MiB {card.temperature} °C"
+    )
 
 
 def _measured(found: dict[str, Any]) -> str:

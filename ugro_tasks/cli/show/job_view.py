@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from .live import Spinner
 
 LINES_AT_ONCE = 2000
-NODE_COLOURS: tuple[Style, ...] = ("cyan", "magenta", "yellow", "green", "blue", "bright_red")
+NODE_COLOURS: tuple[Style, ...] = (
+    "cyan",
+    "magenta",
+    "yellow",
+    "green",
+    "blue",
+    "bright_red",
+)
 
 
 class JobView:
@@ -81,7 +88,9 @@ class JobView:
         """Show the lines of ranks that wait; a print for each could not keep up with them."""
         if self._lines:
             nodes = {rank.rank: rank.node for rank in self.state.ranks}
-            self.console.print_lines([_named(line, nodes) for line in self._lines], self.width)
+            self.console.print_lines(
+                [_named(line, nodes) for line in self._lines], self.width
+            )
             self._lines.clear()
 
     def show_success(self) -> None:
@@ -97,7 +106,11 @@ class JobView:
     def _show_state(self, state: JobState) -> None:
         before = self.state.phase
         self.state = state
-        if not self.verbose or state.phase is not Phase.PREPARING or before is Phase.PREPARING:
+        if (
+            not self.verbose
+            or state.phase is not Phase.PREPARING
+            or before is Phase.PREPARING
+        ):
             return
         plan = self.experiment.record().plan
         if plan:
@@ -108,13 +121,17 @@ class JobView:
         if self.as_json or shown_before:
             return
         message = f"{event.node}: {event.message}" if event.node else event.message
-        self.console.print(style(clock(event.time), "bold"), f" {printable_lines(message)}")
+        self.console.print(
+            style(clock(event.time), "bold"), f" {printable_lines(message)}"
+        )
 
     def _update_spinner(self) -> None:
         if self._spinner:
             name = printable_lines(self.experiment.name)
             time_taken = duration(self.state.seconds)
-            self._spinner.update(f"{name} {self.state.phase} {time_taken}{self._progress()}")
+            self._spinner.update(
+                f"{name} {self.state.phase} {time_taken}{self._progress()}"
+            )
 
     def _progress(self) -> str:
         """Write the step and the loss that the job logged last; nothing where there are none."""

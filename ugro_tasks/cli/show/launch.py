@@ -30,10 +30,18 @@ def show_dry_run(found: Rehearsal, *, as_json: bool) -> None:
 
 def show_plan(plan: LaunchPlan) -> None:
     """Print every command in full."""
-    print(f"{plan.job_id}: {plan.world_size} ranks meet at {plan.master_address} port {plan.master_port}")
+    print(
+        f"{plan.job_id}: {plan.world_size} ranks meet at {plan.master_address} port {plan.master_port}"
+    )
     for node in plan.nodes:
-        variables = " ".join(f"{key}={_quoted(value)}" for key, value in node.env.items())
-        print(printable(f"rank {node.rank} on {node.node} ({node.address}), in {node.folder}/code:"))
+        variables = " ".join(
+            f"{key}={_quoted(value)}" for key, value in node.env.items()
+        )
+        print(
+            printable(
+                f"rank {node.rank} on {node.node} ({node.address}), in {node.folder}/code:"
+            )
+        )
         if node.activation:
             print(f"  with what this tells: {' '.join(map(_quoted, node.activation))}")
         print(f"  {variables} {' '.join(map(_quoted, node.argv))}")
@@ -47,4 +55,8 @@ def _quoted(word: str) -> str:
     if word.isprintable() or (printable(word) == word and "\n" not in word):
         return shlex.quote(word)
     plain = re.sub(r"[\\']", r"\\\g<0>", word)
-    return "$'" + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in plain) + "'"
+    return (
+        "$'"
+        + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in plain)
+        + "'"
+    )

@@ -86,7 +86,9 @@ class _NamedLines:
     ) -> Iterator[Segment]:
         """Yield what rich prints; it calls this."""
         for name, colour, text in self.lines:
-            yield Segment(f"{printable_lines(name):{self.width}}", console.get_style(colour))
+            yield Segment(
+                f"{printable_lines(name):{self.width}}", console.get_style(colour)
+            )
             yield Segment(f" │ {printable_lines(text)}\n")
 
 

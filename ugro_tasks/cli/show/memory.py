@@ -7,7 +7,18 @@ from .console import open_console
 from .format import columns
 from .values import UNKNOWN, gib
 
-HEADS = ["node", "batch", "weights", "trained", "activations", "CUDA", "needs about", "card", "free", ""]
+HEADS = [
+    "node",
+    "batch",
+    "weights",
+    "trained",
+    "activations",
+    "CUDA",
+    "needs about",
+    "card",
+    "free",
+    "",
+]
 
 
 def show_memory(plan: LaunchPlan) -> None:
@@ -22,13 +33,20 @@ def show_memory(plan: LaunchPlan) -> None:
     sizes = [node.batch_size for node in plan.nodes]
     steps = plan.effective_batch // sum(sizes)
     total = f"({' + '.join(map(str, sizes))}) x {steps} accumulated = {plan.effective_batch}"
-    console.print(f"effective batch: {total} sequences a step; memory in GiB, estimated")
+    console.print(
+        f"effective batch: {total} sequences a step; memory in GiB, estimated"
+    )
 
 
 def _row(node: NodePlan) -> list[str]:
     memory = node.memory
     if memory is None:
-        return [node.node, str(node.batch_size), *[UNKNOWN] * 7, node.memory_unknown or ""]
+        return [
+            node.node,
+            str(node.batch_size),
+            *[UNKNOWN] * 7,
+            node.memory_unknown or "",
+        ]
     sizes = (
         memory.weights_mib, memory.trained_mib, memory.activations_mib, memory.overhead_mib, memory.total_mib,
         memory.card_mib, memory.room_mib,

@@ -29,7 +29,9 @@ def draw(found: Results, target: str) -> Path:
         EVAL_LOSS: (found.metrics.evaluation, "D--", "tab:purple"),
     }
     if not any(points for points, _, _ in curves.values()):
-        raise RecordError(f"{found.job_id} has logged no loss, so there is nothing to draw")
+        raise RecordError(
+            f"{found.job_id} has logged no loss, so there is nothing to draw"
+        )
     figure = _new_figure()
     axes = figure.add_subplot(xlabel="step", ylabel="loss")
     axes.set_title(found.job_id, parse_math=False)
@@ -38,7 +40,9 @@ def draw(found: Results, target: str) -> Path:
             continue
         steps = [point.step for point in points]
         values = [point.value for point in points]
-        axes.plot(steps, values, style, label=label, color=colour, linewidth=1.2, markersize=4)
+        axes.plot(
+            steps, values, style, label=label, color=colour, linewidth=1.2, markersize=4
+        )
     axes.grid(alpha=0.3)
     axes.legend()
     try:
@@ -54,7 +58,9 @@ def _picture_path(target: str) -> Path:
     except RuntimeError as error:  # ~somebody, without a home
         raise UsageError(f"--plot {target}: {error}") from error
     if path.suffix.lower() not in KINDS:
-        raise UsageError(f"--plot {target}: name a file that ends in {' or '.join(KINDS)}")
+        raise UsageError(
+            f"--plot {target}: name a file that ends in {' or '.join(KINDS)}"
+        )
     return path
 
 

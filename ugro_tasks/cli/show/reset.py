@@ -23,7 +23,9 @@ def show_reset(ended: dict[str, list[Process] | HostError], *, as_json: bool) ->
             note(answer.text)
             continue
         for process in answer:
-            words = f"{node}: ended pid {process.pid} of {process.job}: {process.command}"
+            words = (
+                f"{node}: ended pid {process.pid} of {process.job}: {process.command}"
+            )
             console.print(printable_lines(words))
         if not answer:
             console.print(f"{node}: nothing of UGRO was running")

@@ -40,14 +40,24 @@ def show_results(found: Results, *, as_json: bool) -> None:
     _show_section(console, "nodes", _node_rows(found), NODE_HEADS)
     if len(found.state.attempts) > 1:
         _show_section(console, "attempts", map(_attempt_row, found.state.attempts))
-    _show_section(console, "checkpoints", map(_checkpoint_row, found.checkpoints), CHECKPOINT_HEADS)
-    _show_section(console, "logs", ([name, byte_size(size)] for name, size in found.logs.items()))
+    _show_section(
+        console,
+        "checkpoints",
+        map(_checkpoint_row, found.checkpoints),
+        CHECKPOINT_HEADS,
+    )
+    _show_section(
+        console, "logs", ([name, byte_size(size)] for name, size in found.logs.items())
+    )
     show_cause(console, found.state)
     return None
 
 
 def _show_section(
-    console: Printer, title: str, rows: Iterable[list[str]], heads: list[str] | None = None
+    console: Printer,
+    title: str,
+    rows: Iterable[list[str]],
+    heads: list[str] | None = None,
 ) -> None:
     lines = list(rows)
     if not lines:
@@ -61,7 +71,9 @@ def _show_section(
 
 
 def _show_curve(console: Printer, metrics: Metrics) -> None:
-    rows = chart(metrics.train, metrics.evaluation, width=min(CHART_WIDTH, console.width))
+    rows = chart(
+        metrics.train, metrics.evaluation, width=min(CHART_WIDTH, console.width)
+    )
     if rows:
         title: list[Piece] = [style("loss", "bold")]
         if metrics.evaluation:
@@ -103,7 +115,13 @@ def _node_rows(found: Results) -> Iterator[list[str]]:
     for node in found.nodes:
         cards = [_card_cells(card) for card in node.cards] or [NO_CARD_CELLS]
         rank = _rank(node, planned=found.record.plan is not None)
-        yield [node.node, rank, number(node.batch_size), number(node.tokens_per_second), *cards[0]]
+        yield [
+            node.node,
+            rank,
+            number(node.batch_size),
+            number(node.tokens_per_second),
+            *cards[0],
+        ]
         for cells in cards[1:]:
             yield ["", "", "", "", *cells]
     together = found.metrics.tokens_per_second

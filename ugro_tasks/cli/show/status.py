@@ -61,7 +61,9 @@ def show_job(report: JobReport, *, as_json: bool) -> None:
             f"  rank {rank.rank}  {printable_lines(rank.node):12} {printable_lines(_rank_state(rank))}"
         )
     for node, answer in (report.live or {}).items():
-        console.print(f"  {printable_lines(node)} says: {printable_lines(_live(answer))}")
+        console.print(
+            f"  {printable_lines(node)} says: {printable_lines(_live(answer))}"
+        )
     for event in report.events:
         console.print(
             f"  {clock(event.time)}  {printable_lines(event.node or ''):12} {printable_lines(event.message)}"
@@ -73,7 +75,10 @@ def show_job(report: JobReport, *, as_json: bool) -> None:
 def show_job_head(console: Printer, job_id: str, state: JobState) -> None:
     """Print the job's id, its state and how long it took, in a line."""
     console.print(
-        style(printable_lines(job_id), "bold"), "  ", coloured(state.phase), f"  {duration(state.seconds)}"
+        style(printable_lines(job_id), "bold"),
+        "  ",
+        coloured(state.phase),
+        f"  {duration(state.seconds)}",
     )
 
 
@@ -87,7 +92,9 @@ def show_cause(console: Printer, state: JobState) -> None:
 
 
 def _live(answer: StateAnswer | NoAnswer) -> str:
-    from ...reports.status import NoAnswer  # it is loaded where there is a report of a job
+    from ...reports.status import (
+        NoAnswer,
+    )  # it is loaded where there is a report of a job
 
     if isinstance(answer, NoAnswer):
         return answer.error

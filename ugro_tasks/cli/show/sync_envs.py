@@ -20,12 +20,17 @@ SYNC_HEADS = ["", "node", "was", "is", "seconds", "state"]
 SURVEY_HEADS = ["", "node", "is", "would be"]
 
 
-def show_sync(results: Mapping[str, Synced | UgroError], fault: UgroError | None, *, as_json: bool) -> None:
+def show_sync(
+    results: Mapping[str, Synced | UgroError], fault: UgroError | None, *, as_json: bool
+) -> None:
     """Print a row a node: what it had, what it has, and how long that took."""
     if as_json:
         nodes = {name: _synced_as_json(result) for name, result in results.items()}
         return show_json({"even": fault is None, "nodes": nodes})
-    columns(open_console(), [SYNC_HEADS, *(_sync_row(name, result) for name, result in results.items())])
+    columns(
+        open_console(),
+        [SYNC_HEADS, *(_sync_row(name, result) for name, result in results.items())],
+    )
     for result in results.values():
         if not isinstance(result, UgroError) and result.kept:
             note(
@@ -35,11 +40,18 @@ def show_sync(results: Mapping[str, Synced | UgroError], fault: UgroError | None
     return None
 
 
-def show_environments(states: Mapping[str, State | UgroError], *, as_json: bool) -> None:
+def show_environments(
+    states: Mapping[str, State | UgroError], *, as_json: bool
+) -> None:
     """Print a row a node: what it has, and what a sync would do."""
     if as_json:
-        return show_json({"nodes": {name: _state_as_json(state) for name, state in states.items()}})
-    columns(open_console(), [SURVEY_HEADS, *(_survey_row(name, state) for name, state in states.items())])
+        return show_json(
+            {"nodes": {name: _state_as_json(state) for name, state in states.items()}}
+        )
+    columns(
+        open_console(),
+        [SURVEY_HEADS, *(_survey_row(name, state) for name, state in states.items())],
+    )
     return None
 
 
@@ -49,7 +61,14 @@ def _sync_row(name: str, result: Synced | UgroError) -> list[str]:
     if result.why is None:
         return ["✓", name, "", str(result.after), "", "as it should be"]
     made = f"made, {byte_size(result.bytes)}: {result.why}"
-    return ["✓", name, str(result.before), str(result.after), f"{result.seconds:.1f}", made]
+    return [
+        "✓",
+        name,
+        str(result.before),
+        str(result.after),
+        f"{result.seconds:.1f}",
+        made,
+    ]
 
 
 def _survey_row(name: str, state: State | UgroError) -> list[str]:
@@ -60,7 +79,12 @@ def _survey_row(name: str, state: State | UgroError) -> list[str]:
         return ["✓", name, found, "left alone: its manager is `existing`"]
     if not state.why:
         return ["✓", name, found, "left as it is"]
-    return ["✗", name, found, f"made by {state.recipe.manager} from {state.recipe.digest[:7]}: {state.why}"]
+    return [
+        "✗",
+        name,
+        found,
+        f"made by {state.recipe.manager} from {state.recipe.digest[:7]}: {state.why}",
+    ]
 
 
 def _synced_as_json(result: Synced | UgroError) -> object:

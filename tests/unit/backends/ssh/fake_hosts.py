@@ -18,7 +18,9 @@ from ugro_tasks.node.protocol import EXIT, FRAME, HEARTBEAT, MARK
 
 Answer = dict[str, Any] | HostError
 HEALTH = Path(__file__).parents[2] / "recordings" / "health.json"
-REQUESTS_LIMIT = 50  # more than any test needs: who asks for ever without a pause shall be seen
+REQUESTS_LIMIT = (
+    50  # more than any test needs: who asks for ever without a pause shall be seen
+)
 
 
 class FakeHost:
@@ -36,7 +38,9 @@ class FakeHost:
         self.requests: list[dict[str, Any]] = []
         self.timeouts: list[float] = []
 
-    def run(self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0) -> bytes:
+    def run(
+        self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0
+    ) -> bytes:
         """Answer a request."""
         self.requests.append(request_in(stdin[len(node_zip()) :]))
         assert len(self.requests) <= REQUESTS_LIMIT, "asked for ever"
@@ -141,7 +145,10 @@ class FakeNode:
         if operation != "stop":
             return {"ok": True}
         self.end(code=None, signal=15, stopped=request["reason"])
-        left = [{"pid": pid, "job": "exp1", "token": "t", "command": "python"} for pid in self.left_pids]
+        left = [
+            {"pid": pid, "job": "exp1", "token": "t", "command": "python"}
+            for pid in self.left_pids
+        ]
         return {"left": left, "exit": {"started_at": 1.0} if self._started else None}
 
     def facts(self) -> dict[str, Any]:
@@ -156,7 +163,9 @@ class FakeNode:
         """Say what is met by whoever wants something of it while it is cut off."""
         return HostUnreachable(self.node.name, "no route to it")
 
-    def run(self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0) -> bytes:
+    def run(
+        self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0
+    ) -> bytes:
         """Answer one request."""
         return self.answer(request_in(stdin[len(node_zip()) :]))
 
@@ -201,7 +210,9 @@ class FakeStream:
     def read(self, silence_seconds: float) -> bytes:
         """Give what was sent; of a rank that is followed, wait for its end."""
         with self.host.changed:
-            assert self.host.changed.wait_for(self._has_more, min(silence_seconds, WAIT_SECONDS))
+            assert self.host.changed.wait_for(
+                self._has_more, min(silence_seconds, WAIT_SECONDS)
+            )
             if self._closed:
                 return b""
             if self.host.is_cut:

@@ -12,7 +12,13 @@ import pytest
 
 from lab.tools import wait_until
 from tests.unit.backends.ssh.fake_hosts import FakeNode
-from tests.unit.factories import make_cluster, make_node_plan, make_plan_of, make_record, make_scripts
+from tests.unit.factories import (
+    make_cluster,
+    make_node_plan,
+    make_plan_of,
+    make_record,
+    make_scripts,
+)
 from ugro_tasks.backends.ssh.gang import Gang
 from ugro_tasks.cluster.model import Timeouts
 from ugro_tasks.errors import Interrupted, LaunchFailed, NodesBusy, StopUnproven
@@ -35,7 +41,9 @@ class World:
         timeouts = Timeouts(stop_grace_seconds=STOP_GRACE_SECONDS)
         cluster = make_cluster(root, timeouts=timeouts)
         scripts = make_scripts(root / "scripts")
-        self.experiment = Experiments(root / "experiments").create(make_record(cluster), scripts)
+        self.experiment = Experiments(root / "experiments").create(
+            make_record(cluster), scripts
+        )
         self.plan = make_plan_of(tuple(make_node_plan(rank) for rank in range(3)))
         nodes = tuple(node.name for node in cluster.nodes)
         attempt = Attempt(number=1, nodes=nodes, began_at=1.0, bases={})
@@ -67,7 +75,10 @@ class SeenThrough(threading.Thread):
         self.cut_short: Outcome | None = None
         world.gang.launch(None)
         self.start()
-        wait_until(lambda: all(r.connected for r in world.experiment.state().ranks), "all to be followed")
+        wait_until(
+            lambda: all(r.connected for r in world.experiment.state().ranks),
+            "all to be followed",
+        )
 
     def run(self) -> None:
         """See it through."""
@@ -111,7 +122,9 @@ def test_all_are_prepared_before_any_is_started(world: World) -> None:
     world.nodes[2].delay_seconds["prepare"] = 0.2
     world.gang.launch(None)
     assert world.told() == [["prepare", "start"]] * 3
-    assert world.nodes[2].began["prepare"] + 0.2 <= min(node.began["start"] for node in world.nodes)
+    assert world.nodes[2].began["prepare"] + 0.2 <= min(
+        node.began["start"] for node in world.nodes
+    )
     state = world.experiment.state()
     assert state.phase is Phase.RUNNING
     assert state.started_at is not None
@@ -133,22 +146,28 @@ def test_where_one_cannot_all_are_undone(world: World, operation: str) -> None:
     world.nodes[1].refuses[operation] = NO_ROOM
     outcome = undone(world)
     assert (outcome.phase, outcome.error) == (Phase.FAILED, LaunchFailed)
-    assert outcome.words.startswith(f"the {operation} failed, so nothing runs anywhere:\ngpu1: ")
+    assert outcome.words.startswith(
+        f"the {operation} failed, so nothing runs anywhere:\ngpu1: "
+    )
     assert [told[-1] for told in world.told()] == ["stop"] * 3
-    assert [(n.last("stop")["reason"], n.last("stop")["discard"]) for n in world.nodes] == [
-        ("undone", True)
-    ] * 3
+    assert [
+        (n.last("stop")["reason"], n.last("stop")["discard"]) for n in world.nodes
+    ] == [("undone", True)] * 3
     assert world.proven_gone() == [True] * 3
     if operation == "prepare":
         assert not any("start" in told for told in world.told())
 
 
-def test_what_another_agent_had_begun_is_stopped_but_not_discarded(world: World) -> None:
+def test_what_another_agent_had_begun_is_stopped_but_not_discarded(
+    world: World,
+) -> None:
     world.nodes[1].refuses["start"] = NO_ROOM
     with pytest.raises(CutShort):
         world.gang.launch(None, begun_before=True)
     assert [node.last("stop")["discard"] for node in world.nodes] == [False] * 3
-    assert world.experiment.state().attempts[-1].ran  # gpu0 says that its rank had begun
+    assert (
+        world.experiment.state().attempts[-1].ran
+    )  # gpu0 says that its rank had begun
 
 
 def test_taken_nodes_refuse_the_job(world: World) -> None:
@@ -196,7 +215,9 @@ def test_a_success_is_three_exits_without_a_stop(world: World) -> None:
 
 
 @pytest.mark.parametrize("record", [{"code": 3}, {"signal": 9}])
-def test_the_first_failure_stops_the_others(world: World, record: dict[str, Any]) -> None:
+def test_the_first_failure_stops_the_others(
+    world: World, record: dict[str, Any]
+) -> None:
     seen = SeenThrough(world)
     world.nodes[1].end(**record)
     ends, asked = seen.result()
@@ -212,13 +233,17 @@ def test_the_first_failure_stops_the_others(world: World, record: dict[str, Any]
     assert world.proven_gone() == [True] * 3
 
 
-def test_an_asked_stop_reaches_all_with_the_grace_of_the_cluster_file(world: World) -> None:
+def test_an_asked_stop_reaches_all_with_the_grace_of_the_cluster_file(
+    world: World,
+) -> None:
     seen = SeenThrough(world)
     world.experiment.ask_to_stop()
     ends, asked = seen.result()
     assert asked
     assert {end.stopped for end in ends.values()} == {"asked"}
-    assert [node.last("stop")["grace_seconds"] for node in world.nodes] == [STOP_GRACE_SECONDS] * 3
+    assert [node.last("stop")["grace_seconds"] for node in world.nodes] == [
+        STOP_GRACE_SECONDS
+    ] * 3
     assert world.experiment.state().phase is Phase.STOPPING
 
 
@@ -248,7 +273,9 @@ def test_a_stop_that_is_not_proven_is_the_outcome(
 def test_a_node_out_of_reach_is_waited_for(world: World) -> None:
     seen = SeenThrough(world)
     world.nodes[2].cut()
-    wait_until(lambda: not world.experiment.state().ranks[2].connected, "the loss to be seen")
+    wait_until(
+        lambda: not world.experiment.state().ranks[2].connected, "the loss to be seen"
+    )
     world.nodes[2].mend()
     for node in world.nodes:
         node.end(code=0)
@@ -257,7 +284,9 @@ def test_a_node_out_of_reach_is_waited_for(world: World) -> None:
     assert any(words.startswith("connected again after") for words in world.said())
 
 
-def test_with_a_limit_a_node_out_of_reach_counts_as_lost_and_the_others_are_stopped(world: World) -> None:
+def test_with_a_limit_a_node_out_of_reach_counts_as_lost_and_the_others_are_stopped(
+    world: World,
+) -> None:
     seen = SeenThrough(world, away_seconds=0.2)
     world.nodes[2].cut()
     ends, asked = seen.result()
@@ -272,7 +301,10 @@ def test_a_stop_waits_for_a_node_that_was_cut_off(world: World) -> None:
     seen = SeenThrough(world)
     world.nodes[2].cut()
     world.experiment.ask_to_stop()
-    wait_until(lambda: any("cannot be told to stop" in words for words in world.said()), "the first try")
+    wait_until(
+        lambda: any("cannot be told to stop" in words for words in world.said()),
+        "the first try",
+    )
     assert seen.is_alive()
     world.nodes[2].mend()
     ends, asked = seen.result()
@@ -287,5 +319,7 @@ def test_a_job_that_was_given_up_does_not_wait_for_it(world: World) -> None:
     world.experiment.ask_to_stop(give_up=True)
     outcome = seen.outcome()
     assert (outcome.phase, outcome.error) == (Phase.STOPPED, StopUnproven)
-    assert "it could not be told to stop; later: inv reset --nodes gpu2" in outcome.words
+    assert (
+        "it could not be told to stop; later: inv reset --nodes gpu2" in outcome.words
+    )
     assert world.proven_gone() == [True, True, False]

@@ -27,11 +27,15 @@ Seen = dict[str, str]  # {node: "away", "held" or "unfit"}; all others are well
 class World:
     """A gate, what its probes saw one after the other, and what it did meanwhile."""
 
-    def __init__(self, root: Path, *seen: Seen, force: bool = False, min_nodes: int | None = None) -> None:
+    def __init__(
+        self, root: Path, *seen: Seen, force: bool = False, min_nodes: int | None = None
+    ) -> None:
         timeouts = Timeouts(return_seconds=RETURN_SECONDS)
         self.cluster = make_cluster(root, timeouts=timeouts)
         record = make_record(self.cluster, force=force, min_nodes=min_nodes, sync=False)
-        self.experiment = Experiments(root / "experiments").create(record, make_scripts(root / "scripts"))
+        self.experiment = Experiments(root / "experiments").create(
+            record, make_scripts(root / "scripts")
+        )
         self.seen = list(seen)
         self.probed: list[tuple[str, ...]] = []
         self.now = 0.0
@@ -40,7 +44,14 @@ class World:
         self.on_probe: Callable[[], None] = lambda: None
         journal = Journal(self.experiment, logging.getLogger("test"))
         fleet = Fleet.of(self.cluster)
-        self.gate = Gate(journal, self.cluster, fleet, self._probe, clock=self._clock, sleep=self._sleep)
+        self.gate = Gate(
+            journal,
+            self.cluster,
+            fleet,
+            self._probe,
+            clock=self._clock,
+            sleep=self._sleep,
+        )
 
     def again(self) -> Admitted:
         return self.gate.admit_again(self._stop_remains)
@@ -54,8 +65,12 @@ class World:
         self.probed.append(names)
         self.on_probe()
         seen = self.seen.pop(0) if len(self.seen) > 1 else self.seen[0]
-        nodes = tuple(node_health(rank, name, seen.get(name)) for rank, name in enumerate(names))
-        return ClusterHealth(cluster="lab", probed_at=1.0, seconds=0.1, nodes=nodes, across=())
+        nodes = tuple(
+            node_health(rank, name, seen.get(name)) for rank, name in enumerate(names)
+        )
+        return ClusterHealth(
+            cluster="lab", probed_at=1.0, seconds=0.1, nodes=nodes, across=()
+        )
 
     def _clock(self) -> float:
         return self.now
@@ -70,7 +85,9 @@ class World:
 
 def node_health(rank: int, name: str, wrong: str | None) -> NodeHealth:
     checks = {
-        "away": Check(name="reachable", ok=False, value="no route to it", fix="look at the cable"),
+        "away": Check(
+            name="reachable", ok=False, value="no route to it", fix="look at the cable"
+        ),
         "unfit": Check(name="disk", ok=False, value="1 GiB free", fix="inv clean"),
     }
     check = checks.get(wrong or "")
@@ -104,15 +121,23 @@ def test_fit_nodes_are_admitted_at_once(tmp_path: Path) -> None:
     assert len(world.probed) == 1
 
 
-@pytest.mark.parametrize(("wrong", "error"), [("away", NotFit), ("unfit", NotFit), ("held", NodesBusy)])
-def test_what_is_wrong_at_first_refuses_the_job(tmp_path: Path, wrong: str, error: type[UgroError]) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "error"), [("away", NotFit), ("unfit", NotFit), ("held", NodesBusy)]
+)
+def test_what_is_wrong_at_first_refuses_the_job(
+    tmp_path: Path, wrong: str, error: type[UgroError]
+) -> None:
     outcome = refused(World(tmp_path, {"gpu1": wrong}).gate.admit_first)
     assert (outcome.phase, outcome.error) == (Phase.REFUSED, error)
     assert outcome.words.startswith("gpu1: ")
 
 
-@pytest.mark.parametrize(("wrong", "admitted"), [("unfit", True), ("away", False), ("held", False)])
-def test_force_takes_what_is_unfit_but_there_and_free(tmp_path: Path, wrong: str, admitted: bool) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "admitted"), [("unfit", True), ("away", False), ("held", False)]
+)
+def test_force_takes_what_is_unfit_but_there_and_free(
+    tmp_path: Path, wrong: str, admitted: bool
+) -> None:
     world = World(tmp_path, {"gpu1": wrong}, force=True)
     if admitted:
         assert names_of(world.gate.admit_first()) == ["gpu0", "gpu1", "gpu2"]
@@ -131,7 +156,9 @@ def test_a_stop_counts_for_more_than_what_is_wrong(tmp_path: Path) -> None:
 # ---- a restart ----
 
 
-def test_nodes_that_come_back_are_waited_for_with_growing_pauses(tmp_path: Path) -> None:
+def test_nodes_that_come_back_are_waited_for_with_growing_pauses(
+    tmp_path: Path,
+) -> None:
     world = World(tmp_path, *[{"gpu1": "away"}] * 3, {"gpu2": "held"}, {})
     admitted = world.again()
     assert names_of(admitted) == ["gpu0", "gpu1", "gpu2"]
@@ -165,7 +192,9 @@ def test_what_is_unfit_counts_only_once_all_are_there(tmp_path: Path) -> None:
     assert world.said() == ["waiting for gpu1, for 10 s at most"]
 
 
-@pytest.mark.parametrize(("away", "min_nodes"), [(["gpu1"], None), (["gpu1"], 3), (["gpu1", "gpu2"], 2)])
+@pytest.mark.parametrize(
+    ("away", "min_nodes"), [(["gpu1"], None), (["gpu1"], 3), (["gpu1", "gpu2"], 2)]
+)
 def test_with_fewer_nodes_than_allowed_the_job_ends(
     tmp_path: Path, away: Sequence[str], min_nodes: int | None
 ) -> None:
@@ -179,7 +208,9 @@ def test_with_fewer_nodes_than_allowed_the_job_ends(
 
 def test_a_stop_ends_the_wait(tmp_path: Path) -> None:
     world = World(tmp_path, {"gpu1": "away"})
-    world.on_probe = lambda: world.experiment.ask_to_stop() if len(world.probed) == 3 else None
+    world.on_probe = lambda: (
+        world.experiment.ask_to_stop() if len(world.probed) == 3 else None
+    )
     outcome = refused(world.again)
     assert (outcome.phase, outcome.words) == (Phase.STOPPED, "before it started again")
     assert world.pauses == [0.5, 1.0]

@@ -23,14 +23,20 @@ from ugro_tasks.jobs.state import Attempt, JobState, Phase
 ALL = ("gpu0", "gpu1", "gpu2")
 GONE: dict[str, Any] = {"left": [], "exit": None}
 LEFT: dict[str, Any] = {
-    "left": [{"pid": 41, "job": "exp1", "token": "exp1:gpu1:slot", "command": "python"}],
+    "left": [
+        {"pid": 41, "job": "exp1", "token": "exp1:gpu1:slot", "command": "python"}
+    ],
     "exit": None,
 }
 AWAY = HostUnreachable("gpu1", "no route to it")
 
 
 def attempt(
-    number: int, nodes: tuple[str, ...] = ALL, *, without: tuple[str, ...] = (), ended: bool = True
+    number: int,
+    nodes: tuple[str, ...] = ALL,
+    *,
+    without: tuple[str, ...] = (),
+    ended: bool = True,
 ) -> Attempt:
     return Attempt(
         number=number,
@@ -51,12 +57,17 @@ class World:
         self.experiment: Experiment = Experiments(root / "experiments").create(
             record, make_scripts(root / "scripts")
         )
-        attempts = (attempt(1, without=("gpu1",)), attempt(2, ("gpu0", "gpu2"), ended=False))
+        attempts = (
+            attempt(1, without=("gpu1",)),
+            attempt(2, ("gpu0", "gpu2"), ended=False),
+        )
         self.experiment.save_state(JobState(phase=Phase.RUNNING, attempts=attempts))
         self.hosts = [FakeHost(node, *answers) for node in cluster.nodes]
         journal = Journal(self.experiment, logging.getLogger("test"))
         self.may_try_again = threading.Event()
-        self.stops = LateStops(journal, Fleet.from_connections(self.hosts), sleep=self._sleep)
+        self.stops = LateStops(
+            journal, Fleet.from_connections(self.hosts), sleep=self._sleep
+        )
 
     def _sleep(self, seconds: float) -> None:
         assert self.may_try_again.wait(30), seconds
@@ -83,9 +94,9 @@ def test_a_node_that_is_back_is_told_to_stop_the_attempt_that_it_was_part_of(
     wait_until(lambda: not world.stops.still_away(), "the node to have answered")
     assert world.said() == [("gpu1", said)]
     record = world.experiment.record()
-    assert [request["token"].partition(":")[0] for request in world.hosts[1].requests] == [
-        f"{record.job_id}.{record.nonce}"
-    ] * 2
+    assert [
+        request["token"].partition(":")[0] for request in world.hosts[1].requests
+    ] == [f"{record.job_id}.{record.nonce}"] * 2
     assert [len(host.requests) for host in world.hosts] == [0, 2, 0]
 
 
@@ -117,11 +128,20 @@ def test_even_a_job_that_was_given_up_has_its_late_stops(tmp_path: Path) -> None
         ([attempt(1, without=("gpu1",)), attempt(2, ("gpu0", "gpu2"))], {"gpu1": 1}),
         # It came back for the next attempt but one, which is under way.
         (
-            [attempt(1, without=("gpu1",)), attempt(2, ("gpu0", "gpu2")), attempt(3, ended=False)],
+            [
+                attempt(1, without=("gpu1",)),
+                attempt(2, ("gpu0", "gpu2")),
+                attempt(3, ended=False),
+            ],
             {},
         ),
-        ([attempt(1, without=("gpu1",)), attempt(2, ("gpu0", "gpu2")), attempt(3)], {"gpu1": 3}),
+        (
+            [attempt(1, without=("gpu1",)), attempt(2, ("gpu0", "gpu2")), attempt(3)],
+            {"gpu1": 3},
+        ),
     ],
 )
-def test_who_was_left_behind_and_with_which_attempt(attempts: list[Attempt], found: dict[str, int]) -> None:
+def test_who_was_left_behind_and_with_which_attempt(
+    attempts: list[Attempt], found: dict[str, int]
+) -> None:
     assert left_behind(attempts) == found

@@ -26,14 +26,24 @@ def interfaces_of(node: Node) -> dict[str, Any]:
 
 def seen(cluster: Cluster, **master: Any) -> dict[str, ProbeAnswer]:
     """What the nodes' probes told: each owns its address on an interface of its own name."""
-    facts = {node.name: make_probe(interfaces=interfaces_of(node)) for node in cluster.nodes}
-    given = {"interfaces": interfaces_of(cluster.master), "free_port": cluster.master_port, **master}
+    facts = {
+        node.name: make_probe(interfaces=interfaces_of(node)) for node in cluster.nodes
+    }
+    given = {
+        "interfaces": interfaces_of(cluster.master),
+        "free_port": cluster.master_port,
+        **master,
+    }
     facts[cluster.master.name] = make_probe(**given)
     return facts
 
 
-def plan_of(cluster: Cluster, facts: dict[str, ProbeAnswer] | None = None, **record: Any) -> LaunchPlan:
-    return make_plan(make_record(cluster, job_id=JOB, **record), cluster, facts or seen(cluster))
+def plan_of(
+    cluster: Cluster, facts: dict[str, ProbeAnswer] | None = None, **record: Any
+) -> LaunchPlan:
+    return make_plan(
+        make_record(cluster, job_id=JOB, **record), cluster, facts or seen(cluster)
+    )
 
 
 def flag(plan: LaunchPlan, rank: int, name: str) -> str:
@@ -85,9 +95,14 @@ def test_the_launch_as_a_whole(cluster: Cluster) -> None:
     ]  # fmt: skip
 
 
-def test_jobs_of_one_name_and_second_from_two_controllers_are_told_apart(cluster: Cluster) -> None:
+def test_jobs_of_one_name_and_second_from_two_controllers_are_told_apart(
+    cluster: Cluster,
+) -> None:
     mine, yours = (plan_of(cluster, nonce=nonce).nodes[1] for nonce in ("aaaa", "bbbb"))
-    assert (mine.token, yours.token) == (f"{JOB}.aaaa:gpu1:node", f"{JOB}.bbbb:gpu1:node")
+    assert (mine.token, yours.token) == (
+        f"{JOB}.aaaa:gpu1:node",
+        f"{JOB}.bbbb:gpu1:node",
+    )
     assert mine.folder != yours.folder
 
 
@@ -101,7 +116,10 @@ def test_ranks_follow_the_file_and_not_the_addresses(tmp_path: Path) -> None:
 def test_ipv6_addresses_stand_in_brackets_for_torchrun_only(tmp_path: Path) -> None:
     gang = (make_node(0, address="fd00::1"), make_node(1, address="fd00::2"))
     plan = plan_of(make_cluster(tmp_path, gang))
-    assert (flag(plan, 1, "master-addr"), flag(plan, 1, "local-addr")) == ("[fd00::1]", "[fd00::2]")
+    assert (flag(plan, 1, "master-addr"), flag(plan, 1, "local-addr")) == (
+        "[fd00::1]",
+        "[fd00::2]",
+    )
     assert (plan.master_address, plan.nodes[1].address) == ("fd00::1", "fd00::2")
 
 
@@ -111,17 +129,27 @@ def test_the_free_port_that_the_master_found_is_used_by_all(cluster: Cluster) ->
     assert {flag(plan, rank, "master-port") for rank in range(3)} == {"29507"}
 
 
-@pytest.mark.parametrize("facts", [{"free_port": None}, {"free_port": None, "port": "unbindable"}])
-def test_no_free_port_is_a_launch_that_fails(cluster: Cluster, facts: dict[str, Any]) -> None:
-    with pytest.raises(LaunchFailed, match=r"gpu0: no free port from 29500 on.*master_port"):
+@pytest.mark.parametrize(
+    "facts", [{"free_port": None}, {"free_port": None, "port": "unbindable"}]
+)
+def test_no_free_port_is_a_launch_that_fails(
+    cluster: Cluster, facts: dict[str, Any]
+) -> None:
+    with pytest.raises(
+        LaunchFailed, match=r"gpu0: no free port from 29500 on.*master_port"
+    ):
         plan_of(cluster, seen(cluster, **facts))
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
-def test_a_node_without_its_address_is_a_launch_that_fails(cluster: Cluster, rank: int) -> None:
+def test_a_node_without_its_address_is_a_launch_that_fails(
+    cluster: Cluster, rank: int
+) -> None:
     facts = seen(cluster)
     del facts[f"gpu{rank}"].interfaces[f"eth{rank}"]
-    with pytest.raises(LaunchFailed, match=rf"gpu{rank}: none of its interfaces .*10\.0\.0\.{rank + 1}"):
+    with pytest.raises(
+        LaunchFailed, match=rf"gpu{rank}: none of its interfaces .*10\.0\.0\.{rank + 1}"
+    ):
         plan_of(cluster, facts)
 
 
@@ -136,14 +164,24 @@ def test_an_address_with_a_prefix_is_none() -> None:
         make_probe(interfaces={"eth0": {"addresses": ["10.0.0.1/24"], "mtu": 1500}})
 
 
-@pytest.mark.parametrize("name", ["UGRO_JOB_ID", "UGRO_NODE", "UGRO_OUTPUT_DIR", "UGRO_TOKEN"])
-def test_a_user_cannot_override_what_ugro_finds_its_jobs_by(cluster: Cluster, name: str) -> None:
-    assert all(node.env.get(name) != "mine" for node in plan_of(cluster, env={name: "mine"}).nodes)
+@pytest.mark.parametrize(
+    "name", ["UGRO_JOB_ID", "UGRO_NODE", "UGRO_OUTPUT_DIR", "UGRO_TOKEN"]
+)
+def test_a_user_cannot_override_what_ugro_finds_its_jobs_by(
+    cluster: Cluster, name: str
+) -> None:
+    assert all(
+        node.env.get(name) != "mine"
+        for node in plan_of(cluster, env={name: "mine"}).nodes
+    )
 
 
 def test_a_user_may_choose_another_interface(cluster: Cluster) -> None:
     plan = plan_of(cluster, env={"NCCL_SOCKET_IFNAME": "ib0"})
-    assert (plan.nodes[0].env["NCCL_SOCKET_IFNAME"], plan.nodes[0].env["GLOO_SOCKET_IFNAME"]) == (
+    assert (
+        plan.nodes[0].env["NCCL_SOCKET_IFNAME"],
+        plan.nodes[0].env["GLOO_SOCKET_IFNAME"],
+    ) == (
         "ib0",
         "eth0",
     )
@@ -173,8 +211,12 @@ def test_time_limits_come_from_the_cluster_file(tmp_path: Path) -> None:
     assert plan.nodes[0].env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "1"
 
 
-@pytest.mark.parametrize("word", ["; rm -rf ~", "$(id)", "a b", "", "'", "--nnodes", "\n"])
-def test_arguments_stay_whole_words_behind_the_script(cluster: Cluster, word: str) -> None:
+@pytest.mark.parametrize(
+    "word", ["; rm -rf ~", "$(id)", "a b", "", "'", "--nnodes", "\n"]
+)
+def test_arguments_stay_whole_words_behind_the_script(
+    cluster: Cluster, word: str
+) -> None:
     argv = plan_of(cluster, args=(word,)).nodes[0].argv
     assert argv[-1] == word
     assert argv.index("train.py") < len(argv) - 1

@@ -24,7 +24,9 @@ class Telling:
         self.pauses: list[float] = []
         self.given_up_after: int | None = None
 
-    def tell(self, order: StopOrder | None = None, tries: int | None = None) -> StopResult:
+    def tell(
+        self, order: StopOrder | None = None, tries: int | None = None
+    ) -> StopResult:
         return stop_rank(
             self.host,
             "/project/jobs/exp1",
@@ -37,14 +39,20 @@ class Telling:
         )
 
     def _given_up(self) -> bool:
-        return self.given_up_after is not None and len(self.host.requests) >= self.given_up_after
+        return (
+            self.given_up_after is not None
+            and len(self.host.requests) >= self.given_up_after
+        )
 
 
 def test_the_node_is_told_what_to_stop_and_how() -> None:
     telling = Telling(GONE)
     result = telling.tell(StopOrder(reason="undone", grace_seconds=7.0, discard=True))
     [request] = telling.host.requests
-    told = {name: request[name] for name in ("folder", "token", "grace_seconds", "reason", "discard")}
+    told = {
+        name: request[name]
+        for name in ("folder", "token", "grace_seconds", "reason", "discard")
+    }
     assert told == {
         "folder": "/project/jobs/exp1",
         "token": "exp1:gpu1:slot",
@@ -60,14 +68,23 @@ def test_the_node_is_told_what_to_stop_and_how() -> None:
 
 @pytest.mark.parametrize(
     ("record", "ran"),
-    [(None, False), ({"stopped": "undone"}, False), ({"code": 0, "started_at": 1.5}, True)],
+    [
+        (None, False),
+        ({"stopped": "undone"}, False),
+        ({"code": 0, "started_at": 1.5}, True),
+    ],
 )
-def test_the_exit_record_says_whether_the_rank_had_begun(record: dict[str, Any] | None, ran: bool) -> None:
+def test_the_exit_record_says_whether_the_rank_had_begun(
+    record: dict[str, Any] | None, ran: bool
+) -> None:
     assert Telling({"left": [], "exit": record}).tell().ran is ran
 
 
 def test_what_lives_after_kill_is_named() -> None:
-    left = [{"pid": pid, "job": "exp1", "token": "exp1:gpu1:slot", "command": "python"} for pid in (41, 42)]
+    left = [
+        {"pid": pid, "job": "exp1", "token": "exp1:gpu1:slot", "command": "python"}
+        for pid in (41, 42)
+    ]
     result = Telling({"left": left, "exit": None}).tell()
     assert result.left_pids == (41, 42)
     assert not result.proven_gone
@@ -81,15 +98,21 @@ def test_a_node_out_of_reach_is_tried_again_with_growing_pauses_and_said_once() 
     assert telling.said == [f"cannot be told to stop, trying again. {AWAY.text}"]
 
 
-@pytest.mark.parametrize("error", [AWAY, NodeFault("gpu1", "its answer cannot be read")])
-def test_after_so_many_tries_it_is_left_with_the_remedy(error: HostUnreachable | NodeFault) -> None:
+@pytest.mark.parametrize(
+    "error", [AWAY, NodeFault("gpu1", "its answer cannot be read")]
+)
+def test_after_so_many_tries_it_is_left_with_the_remedy(
+    error: HostUnreachable | NodeFault,
+) -> None:
     telling = Telling(error)
     result = telling.tell(tries=3)
     assert len(telling.host.requests) == 3
     assert telling.pauses == [0.5, 1.0]
     assert result.unreached is error
     assert not result.proven_gone
-    assert result.words == (f"{error.text}\n    it could not be told to stop; later: inv reset --nodes gpu1")
+    assert result.words == (
+        f"{error.text}\n    it could not be told to stop; later: inv reset --nodes gpu1"
+    )
 
 
 def test_one_try_says_nothing_of_another() -> None:

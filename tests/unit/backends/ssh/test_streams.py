@@ -18,7 +18,16 @@ from ugro_tasks.hosts.frames import Frame
 from ugro_tasks.hosts.requests import node_zip
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.outcome import RankExit
-from ugro_tasks.node.protocol import EXIT, FRAME, GPU, HEARTBEAT, LOG, LOST, MARK, METRICS
+from ugro_tasks.node.protocol import (
+    EXIT,
+    FRAME,
+    GPU,
+    HEARTBEAT,
+    LOG,
+    LOST,
+    MARK,
+    METRICS,
+)
 
 
 @pytest.fixture
@@ -29,7 +38,10 @@ def experiment(tmp_path: Path) -> Experiment:
 
 def sample(node: str, number: int) -> bytes:
     """A line as a node's supervisor writes it."""
-    return (json.dumps({"index": "0", "power.draw": str(number), "node": node, "time": 1.5}) + "\n").encode()
+    return (
+        json.dumps({"index": "0", "power.draw": str(number), "node": node, "time": 1.5})
+        + "\n"
+    ).encode()
 
 
 def test_a_log_is_stored_byte_for_byte(experiment: Experiment) -> None:
@@ -47,20 +59,36 @@ def test_a_log_is_readable_by_its_owner_only(experiment: Experiment) -> None:
 def test_streams_go_on_where_their_files_end(experiment: Experiment) -> None:
     plan = make_node_plan()
     files = RankFiles(experiment, plan)
-    for one in (Frame(LOG, 0, b"12345"), Frame(METRICS, 0, b"{}\n"), Frame(GPU, 0, sample("gpu0", 1))):
+    for one in (
+        Frame(LOG, 0, b"12345"),
+        Frame(METRICS, 0, b"{}\n"),
+        Frame(GPU, 0, sample("gpu0", 1)),
+    ):
         files.store("gpu0", one)
     assert files.offsets == {LOG: 5, METRICS: 3, GPU: len(sample("gpu0", 1))}
     assert RankFiles(experiment, plan).offsets == files.offsets
 
 
-def test_a_rank_that_was_never_heard_of_begins_at_the_beginning(experiment: Experiment) -> None:
-    assert RankFiles(experiment, make_node_plan()).offsets == {LOG: 0, METRICS: 0, GPU: 0}
+def test_a_rank_that_was_never_heard_of_begins_at_the_beginning(
+    experiment: Experiment,
+) -> None:
+    assert RankFiles(experiment, make_node_plan()).offsets == {
+        LOG: 0,
+        METRICS: 0,
+        GPU: 0,
+    }
 
 
-def test_a_later_attempt_appends_to_the_files_of_the_earlier(experiment: Experiment) -> None:
+def test_a_later_attempt_appends_to_the_files_of_the_earlier(
+    experiment: Experiment,
+) -> None:
     plan = make_node_plan()
     first = RankFiles(experiment, plan)
-    for one in (Frame(LOG, 0, b"12345"), Frame(METRICS, 0, b"{}\n"), Frame(GPU, 0, sample("gpu0", 1))):
+    for one in (
+        Frame(LOG, 0, b"12345"),
+        Frame(METRICS, 0, b"{}\n"),
+        Frame(GPU, 0, sample("gpu0", 1)),
+    ):
         first.store("gpu0", one)
     bases = stream_sizes(experiment, [plan])
     second = RankFiles(experiment, plan, bases)
@@ -71,7 +99,9 @@ def test_a_later_attempt_appends_to_the_files_of_the_earlier(experiment: Experim
 
 
 @pytest.mark.parametrize("offset", [0, 4, 6, 2**63])
-def test_a_piece_that_is_not_the_next_is_refused_and_not_stored(experiment: Experiment, offset: int) -> None:
+def test_a_piece_that_is_not_the_next_is_refused_and_not_stored(
+    experiment: Experiment, offset: int
+) -> None:
     files = RankFiles(experiment, make_node_plan())
     files.store("gpu0", Frame(LOG, 0, b"12345"))
     with pytest.raises(NodeFault, match="goes on at byte"):
@@ -80,35 +110,55 @@ def test_a_piece_that_is_not_the_next_is_refused_and_not_stored(experiment: Expe
 
 
 @pytest.mark.parametrize("kind", [HEARTBEAT, EXIT, LOST, 77])
-def test_a_stream_that_does_not_exist_is_refused(experiment: Experiment, kind: int) -> None:
+def test_a_stream_that_does_not_exist_is_refused(
+    experiment: Experiment, kind: int
+) -> None:
     with pytest.raises(NodeFault):
         RankFiles(experiment, make_node_plan()).store("gpu0", Frame(kind, 0, b"x"))
 
 
 def test_metrics_are_taken_from_rank_0_only(experiment: Experiment) -> None:
     with pytest.raises(NodeFault):
-        RankFiles(experiment, make_node_plan(1)).store("gpu1", Frame(METRICS, 0, b"{}\n"))
+        RankFiles(experiment, make_node_plan(1)).store(
+            "gpu1", Frame(METRICS, 0, b"{}\n")
+        )
     assert not experiment.metrics.exists()
 
 
-def test_samples_of_several_nodes_share_a_file_in_whole_lines(experiment: Experiment) -> None:
-    wanted = {f"gpu{rank}": sample(f"gpu{rank}", 1) + sample(f"gpu{rank}", 2) for rank in (1, 10)}
-    files = {node: RankFiles(experiment, make_node_plan(int(node[3:]))) for node in wanted}
+def test_samples_of_several_nodes_share_a_file_in_whole_lines(
+    experiment: Experiment,
+) -> None:
+    wanted = {
+        f"gpu{rank}": sample(f"gpu{rank}", 1) + sample(f"gpu{rank}", 2)
+        for rank in (1, 10)
+    }
+    files = {
+        node: RankFiles(experiment, make_node_plan(int(node[3:]))) for node in wanted
+    }
     for offset in range(0, 400, 7):
         for node, stream in wanted.items():
             if piece := stream[offset : offset + 7]:
                 files[node].store(node, Frame(GPU, offset, piece))
     lines = experiment.gpu.read_bytes().splitlines(keepends=True)
     for node, stream in wanted.items():
-        assert b"".join(line for line in lines if json.loads(line)["node"] == node) == stream
+        assert (
+            b"".join(line for line in lines if json.loads(line)["node"] == node)
+            == stream
+        )
 
 
-def test_samples_go_on_behind_the_last_whole_line_of_their_own_node(experiment: Experiment) -> None:
+def test_samples_go_on_behind_the_last_whole_line_of_their_own_node(
+    experiment: Experiment,
+) -> None:
     one, ten = (RankFiles(experiment, make_node_plan(rank)) for rank in (1, 10))
     one.store("gpu1", Frame(GPU, 0, sample("gpu1", 1) + sample("gpu1", 2)[:9]))
     ten.store("gpu10", Frame(GPU, 0, sample("gpu10", 1)))
-    assert RankFiles(experiment, make_node_plan(1)).offsets[GPU] == len(sample("gpu1", 1))
-    assert RankFiles(experiment, make_node_plan(10)).offsets[GPU] == len(sample("gpu10", 1))
+    assert RankFiles(experiment, make_node_plan(1)).offsets[GPU] == len(
+        sample("gpu1", 1)
+    )
+    assert RankFiles(experiment, make_node_plan(10)).offsets[GPU] == len(
+        sample("gpu10", 1)
+    )
 
 
 def test_a_log_goes_on_behind_what_a_full_disk_took(experiment: Experiment) -> None:
@@ -137,7 +187,9 @@ class Breaking:
 
     round_trip_seconds = 0.0
 
-    def __init__(self, log: bytes, lives: Sequence[int], end: bytes = b'{"code": 0}') -> None:
+    def __init__(
+        self, log: bytes, lives: Sequence[int], end: bytes = b'{"code": 0}'
+    ) -> None:
         self.node = make_node()
         self.log, self.lives, self.end = log, list(lives), end
         self.connections = 0
@@ -161,7 +213,9 @@ class Breaking:
         came, self.wire = self.wire[:50], self.wire[50:]
         return came
 
-    def run(self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0) -> bytes:
+    def run(
+        self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0
+    ) -> bytes:
         raise NotImplementedError
 
     def close(self) -> None: ...
@@ -170,7 +224,9 @@ class Breaking:
         return [], ""
 
 
-def followed(host: Breaking, experiment: Experiment) -> tuple[RankExit, list[bool], list[str]]:
+def followed(
+    host: Breaking, experiment: Experiment
+) -> tuple[RankExit, list[bool], list[str]]:
     touch: list[bool] = []
     words: list[str] = []
     end = follow_rank(
@@ -190,7 +246,11 @@ def ignored(_manifest: bytes) -> None:
 
 
 @given(st.lists(st.integers(0, 600), max_size=5))
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=25,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    deadline=None,
+)
 def test_a_log_is_whole_however_often_the_connection_breaks(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch, lives: list[int]
 ) -> None:
@@ -222,7 +282,16 @@ def test_the_words_about_a_lost_node_are_a_sentence(
 
 
 @pytest.mark.parametrize(
-    "end", [b"", b"null", b"[]", b'{"code": "0"}', b'{"code": ', b'{"error": "\xff"}', b"[" * 10**5]
+    "end",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b'{"code": "0"}',
+        b'{"code": ',
+        b'{"error": "\xff"}',
+        b"[" * 10**5,
+    ],
 )
 def test_an_exit_record_that_cannot_be_read_is_asked_for_again(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch, end: bytes
@@ -258,5 +327,7 @@ def test_an_exit_record_that_cannot_be_read_is_asked_for_again(
         ({}, True),
     ],
 )
-def test_a_rank_failed_where_it_ended_badly_by_itself(end: dict[str, Any], failed: bool) -> None:
+def test_a_rank_failed_where_it_ended_badly_by_itself(
+    end: dict[str, Any], failed: bool
+) -> None:
     assert RankExit(node="gpu0", rank=0, at=1.0, **end).failed is failed

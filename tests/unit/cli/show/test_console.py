@@ -55,7 +55,11 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 @pytest.mark.parametrize("opened", CONSOLES)
 @pytest.mark.parametrize(("variable", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
 def test_no_colours_where_they_are_not_wanted(
-    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, opened: Opened
+    terminal: Terminal,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+    opened: Opened,
 ) -> None:
     monkeypatch.setenv(variable, value)
     console = opened(terminal)
@@ -69,7 +73,11 @@ def test_no_colours_where_nobody_looks(opened: Opened) -> None:
     stream = io.StringIO()
     console = opened(stream)
     console.print(style("a", "bold"), "b", style("c", "green"))
-    assert (stream.getvalue(), console.width, console.is_terminal) == ("abc\n", 200, False)
+    assert (stream.getvalue(), console.width, console.is_terminal) == (
+        "abc\n",
+        200,
+        False,
+    )
 
 
 def test_a_colour_ends_where_its_text_ends(terminal: Terminal) -> None:
@@ -85,12 +93,20 @@ def test_every_style_has_its_code_and_rich_knows_it(terminal: Terminal) -> None:
 
 
 @pytest.mark.parametrize("opened", CONSOLES)
-@given(words=st.lists(st.sampled_from(TRICKS) | st.text(max_size=3), max_size=8).map("".join))
+@given(
+    words=st.lists(st.sampled_from(TRICKS) | st.text(max_size=3), max_size=8).map(
+        "".join
+    )
+)
 @example(words="\x1b]0;no end of it")
 @example(words="[/]\\")
-def test_a_text_is_only_a_text_and_changes_nothing_around_it(words: str, opened: Opened) -> None:
+def test_a_text_is_only_a_text_and_changes_nothing_around_it(
+    words: str, opened: Opened
+) -> None:
     stream = io.StringIO()
-    opened(stream).print("before ", words, style(words, "bold"), f"in {words} between", " after")
+    opened(stream).print(
+        "before ", words, style(words, "bold"), f"in {words} between", " after"
+    )
     text = RAW.sub("", words).replace("\t", " ")
     got = re.sub("\t| {2,8}", " ", stream.getvalue())
     assert not RAW.search(got)
@@ -101,13 +117,18 @@ def test_a_text_is_only_a_text_and_changes_nothing_around_it(words: str, opened:
 @pytest.mark.parametrize("opened", CONSOLES)
 def test_many_lines_come_behind_their_names(terminal: Terminal, opened: Opened) -> None:
     opened(terminal).print_lines(
-        [("gpu0", "cyan", "[red]a[/] \x1b[2J:boom:"), ("a", "magenta", "10%\r20%")], width=6
+        [("gpu0", "cyan", "[red]a[/] \x1b[2J:boom:"), ("a", "magenta", "10%\r20%")],
+        width=6,
     )
-    assert SGR.sub("", terminal.getvalue()) == "gpu0   │ [red]a[/] :boom:\na      │ 20%\n"
+    assert (
+        SGR.sub("", terminal.getvalue()) == "gpu0   │ [red]a[/] :boom:\na      │ 20%\n"
+    )
     assert re.findall(r"3[56](?=m)", terminal.getvalue()) == ["36", "35"]
 
 
-def test_a_table_has_bold_heads_and_its_states_their_colours(terminal: Terminal) -> None:
+def test_a_table_has_bold_heads_and_its_states_their_colours(
+    terminal: Terminal,
+) -> None:
     rows = [["", "job", "failed"], ["✓", "a", "running"], ["x", "long", ""]]
     columns(Console(terminal), rows, indent=" ")
     assert terminal.getvalue() == (

@@ -28,24 +28,33 @@ class Ending(Experiment):
 
 def stopping(root: Path, end: JobState) -> Follower:
     experiments = Experiments(root / "experiments")
-    created = experiments.create(make_record(make_cluster(root)), make_scripts(root / "scripts"))
+    created = experiments.create(
+        make_record(make_cluster(root)), make_scripts(root / "scripts")
+    )
     experiment = Ending(created.folder)
     experiment.end = end
     experiment.save_state(JobState(phase=Phase.RUNNING))
     return Follower(experiments, experiment, Interrupts(), quiet=True)
 
 
-def test_a_proven_stop_is_what_was_wanted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_proven_stop_is_what_was_wanted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     end = JobState(phase=Phase.STOPPED, exit_code=130, cause=Cause(message="as asked"))
     stopping(tmp_path, end).stop()
     assert "stopped: as asked" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("phase", "code"), [(Phase.STOPPED, 9), (Phase.FAILED, 9), (Phase.FAILED, 7), (Phase.REFUSED, 6)]
+    ("phase", "code"),
+    [(Phase.STOPPED, 9), (Phase.FAILED, 9), (Phase.FAILED, 7), (Phase.REFUSED, 6)],
 )
-def test_any_other_end_is_raised_with_its_exit_code(tmp_path: Path, phase: Phase, code: int) -> None:
-    end = JobState(phase=phase, exit_code=code, cause=Cause(message="gpu1: still there after KILL"))
+def test_any_other_end_is_raised_with_its_exit_code(
+    tmp_path: Path, phase: Phase, code: int
+) -> None:
+    end = JobState(
+        phase=phase, exit_code=code, cause=Cause(message="gpu1: still there after KILL")
+    )
     with pytest.raises(JobEnded, match="still there after KILL") as ended:
         stopping(tmp_path, end).stop()
     assert ended.value.exit_code == code

@@ -68,7 +68,10 @@ def test_a_line_as_it_may_be_shown(text: str, shown: str) -> None:
     assert printable(text) == shown
 
 
-@given(st.text(alphabet=st.sampled_from("\x1b[]0;m\x07\\\x9b\r\n\tPa?\x90\x9c")) | st.text())
+@given(
+    st.text(alphabet=st.sampled_from("\x1b[]0;m\x07\\\x9b\r\n\tPa?\x90\x9c"))
+    | st.text()
+)
 def test_no_control_character_is_ever_shown(text: str) -> None:
     assert not CONTROL.search(printable(text))
     assert not CONTROL.search(printable_lines(text))
@@ -88,7 +91,9 @@ def test_lines_are_redrawn_one_by_one() -> None:
 
 def hostile_health() -> ClusterHealth:
     checks = tuple(
-        Check(name=name, ok=ok, value=f"{name} {HOSTILE}", fix=f"fix {HOSTILE}", note=ok)
+        Check(
+            name=name, ok=ok, value=f"{name} {HOSTILE}", fix=f"fix {HOSTILE}", note=ok
+        )
         for name, ok in (("environment", True), ("disk", True), ("gpu", False))
     )
     card = Gpu(
@@ -103,18 +108,30 @@ def hostile_health() -> ClusterHealth:
         power_draw=HOSTILE,
     )
     node = NodeHealth(
-        node="gpu0", rank=0, address="10.0.0.1", reachable=True, checks=checks, held_by=HOSTILE, gpus=(card,)
+        node="gpu0",
+        rank=0,
+        address="10.0.0.1",
+        reachable=True,
+        checks=checks,
+        held_by=HOSTILE,
+        gpus=(card,),
     )
     away = Check(name="reachable", ok=False, value=HOSTILE, fix=HOSTILE)
-    gone = NodeHealth(node="gpu1", rank=1, address="10.0.0.2", reachable=False, checks=(away,))
+    gone = NodeHealth(
+        node="gpu1", rank=1, address="10.0.0.2", reachable=False, checks=(away,)
+    )
     same = Check(name="same torch", ok=False, value=HOSTILE)
-    return ClusterHealth(cluster="lab", probed_at=1.0, seconds=1.0, nodes=(node, gone), across=(same,))
+    return ClusterHealth(
+        cluster="lab", probed_at=1.0, seconds=1.0, nodes=(node, gone), across=(same,)
+    )
 
 
 def hostile_state() -> JobState:
     cause = Cause(message=f"first\n{HOSTILE}", last_lines=(HOSTILE, "x\rlast"))
     ranks = (RankState(rank=0, node="gpu0", lost=HOSTILE, ended_at=1.0),)
-    return JobState(phase=Phase.FAILED, started_at=1.0, ended_at=2.0, ranks=ranks, cause=cause)
+    return JobState(
+        phase=Phase.FAILED, started_at=1.0, ended_at=2.0, ranks=ranks, cause=cause
+    )
 
 
 def an_example_of_health(tmp_path: Path) -> None:
@@ -123,11 +140,15 @@ def an_example_of_health(tmp_path: Path) -> None:
 
 def show_resets(tmp_path: Path) -> None:
     process = Process(pid=7, job=HOSTILE, token=HOSTILE, command=HOSTILE)
-    show_reset({"gpu0": [process], "gpu1": NodeFault("gpu1", HOSTILE, HOSTILE)}, as_json=False)
+    show_reset(
+        {"gpu0": [process], "gpu1": NodeFault("gpu1", HOSTILE, HOSTILE)}, as_json=False
+    )
 
 
 def an_example_of_jobs(tmp_path: Path) -> None:
-    line = JobLine(job_id="exp1_20260120_120000", state=hostile_state(), nodes=("gpu0",))
+    line = JobLine(
+        job_id="exp1_20260120_120000", state=hostile_state(), nodes=("gpu0",)
+    )
     damaged = JobLine(job_id=f"evil{HOSTILE}_20260120_120000", damaged=HOSTILE)
     show_jobs([line, damaged], as_json=False)
 
@@ -140,7 +161,9 @@ def an_example_of_job(tmp_path: Path) -> None:
         events=[Event(time=1.0, node="gpu0", message=HOSTILE)],
         live={
             "gpu0": NoAnswer(error=HOSTILE),
-            "gpu1": StateAnswer(known=True, supervised=True, started=True, processes=[]),
+            "gpu1": StateAnswer(
+                known=True, supervised=True, started=True, processes=[]
+            ),
         },
     )
     show_job(report, as_json=False)
@@ -164,7 +187,15 @@ def an_example_of_results(tmp_path: Path) -> None:
             astray=None,
             tokens_per_second=1.0,
         ),
-        nodes=[NodeUse(node=HOSTILE, rank=0, batch_size=1, tokens_per_second=1.0, cards=[hostile_card()])],
+        nodes=[
+            NodeUse(
+                node=HOSTILE,
+                rank=0,
+                batch_size=1,
+                tokens_per_second=1.0,
+                cards=[hostile_card()],
+            )
+        ],
         checkpoints=[
             Kept(
                 name=HOSTILE,
@@ -249,7 +280,9 @@ def test_what_looks_like_markup_is_shown_as_it_is(
     report = JobReport(
         job_id="exp1_20260120_120000",
         record=make_record(make_cluster(tmp_path)),
-        state=JobState(phase=Phase.FAILED, cause=Cause(message=words, last_lines=(words,))),
+        state=JobState(
+            phase=Phase.FAILED, cause=Cause(message=words, last_lines=(words,))
+        ),
         events=[Event(time=1.0, message=words)],
     )
     show_job(report, as_json=False)
@@ -261,7 +294,8 @@ def test_a_long_line_is_not_cut_where_nobody_looks_at_a_terminal(
 ) -> None:
     words = "x" * 5000
     line = JobLine(
-        job_id="exp1_20260120_120000", state=JobState(phase=Phase.FAILED, cause=Cause(message=words))
+        job_id="exp1_20260120_120000",
+        state=JobState(phase=Phase.FAILED, cause=Cause(message=words)),
     )
     show_jobs([line], as_json=False)
     assert words in capsys.readouterr().out

@@ -30,7 +30,9 @@ RUNNING = JobState(
 )
 SUCCEEDED = msgspec.structs.replace(RUNNING, phase=Phase.SUCCEEDED, ended_at=225.0)
 CAUSE = Cause(message="rank 1 on gpu1: exit code 7", last_lines=("the end",))
-FAILED = msgspec.structs.replace(RUNNING, phase=Phase.FAILED, ended_at=225.0, cause=CAUSE)
+FAILED = msgspec.structs.replace(
+    RUNNING, phase=Phase.FAILED, ended_at=225.0, cause=CAUSE
+)
 
 
 @pytest.fixture
@@ -40,18 +42,28 @@ def experiments(tmp_path: Path) -> Experiments:
 
 @pytest.fixture
 def job(experiments: Experiments, tmp_path: Path) -> Experiment:
-    return experiments.create(make_record(make_cluster(tmp_path)), make_scripts(tmp_path / "scripts"))
+    return experiments.create(
+        make_record(make_cluster(tmp_path)), make_scripts(tmp_path / "scripts")
+    )
 
 
 def view_of(job: Experiment, **changes: Any) -> JobView:
-    return JobView(job, **{"offsets": None, "verbose": False, "as_json": False, **changes})
+    return JobView(
+        job, **{"offsets": None, "verbose": False, "as_json": False, **changes}
+    )
 
 
 def test_lines_come_behind_the_node_of_their_rank(
     job: Experiment, capsys: pytest.CaptureFixture[str]
 ) -> None:
     view = view_of(job)
-    for item in (RUNNING, Line(0, "a"), Line(2, "[red]b[/]\x1b[2J"), Line(1, "left behind"), None):
+    for item in (
+        RUNNING,
+        Line(0, "a"),
+        Line(2, "[red]b[/]\x1b[2J"),
+        Line(1, "left behind"),
+        None,
+    ):
         view.show(item)
     assert capsys.readouterr().out == "gpu0 │ a\ngpu2 │ [red]b[/]\n1    │ left behind\n"
 
@@ -81,7 +93,9 @@ def test_an_event_comes_after_the_lines_before_it(
     assert second.endswith(" gpu1: [bold]is away")
 
 
-def test_an_event_of_before_is_not_told_again(job: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_event_of_before_is_not_told_again(
+    job: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
     view_of(job, offsets={}).show(Event(time=1.0, message="long ago"))
     view_of(job, as_json=True).show(Event(time=1.0, message="for machines"))
     assert capsys.readouterr().out == ""
@@ -92,12 +106,18 @@ def test_an_event_of_before_is_not_told_again(job: Experiment, capsys: pytest.Ca
     [
         ({}, "in 2:05; see"),
         ({"step": 5}, "in 2:05  step 5; see"),
-        ({"step": 5, "total_steps": 20, "loss": 1.25}, "in 2:05  step 5/20 (25 %)  loss 1.2500; see"),
+        (
+            {"step": 5, "total_steps": 20, "loss": 1.25},
+            "in 2:05  step 5/20 (25 %)  loss 1.2500; see",
+        ),
         ({"step": "\x1b[2Jx", "total_steps": 0, "loss": "y"}, "in 2:05  step x; see"),
     ],
 )
 def test_a_success_is_told_with_how_far_it_came(
-    job: Experiment, capsys: pytest.CaptureFixture[str], metrics: dict[str, object], words: str
+    job: Experiment,
+    capsys: pytest.CaptureFixture[str],
+    metrics: dict[str, object],
+    words: str,
 ) -> None:
     view = view_of(job)
     view.show(Progress(metrics))
@@ -120,7 +140,12 @@ def test_on_a_terminal_the_last_line_says_how_far_it_is(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
     with view_of(job) as view:
-        for item in (SUCCEEDED, Progress({"step": 7, "loss": 0.5}), Line(0, "[red]:boom:[/]"), None):
+        for item in (
+            SUCCEEDED,
+            Progress({"step": 7, "loss": 0.5}),
+            Line(0, "[red]:boom:[/]"),
+            None,
+        ):
             view.show(item)
     out = ESCAPE.sub("", terminal.getvalue())
     assert "gpu0 │ [red]:boom:[/]\n" in out
@@ -131,7 +156,10 @@ def test_on_a_terminal_the_last_line_says_how_far_it_is(
 
 
 def follower(
-    experiments: Experiments, job: Experiment, items: Iterable[Any], monkeypatch: pytest.MonkeyPatch
+    experiments: Experiments,
+    job: Experiment,
+    items: Iterable[Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Follower:
     monkeypatch.setattr(follow, "watch", lambda *_args, **_options: iter(items))
     return Follower(experiments, job, Interrupts())
@@ -141,7 +169,9 @@ def test_a_job_that_failed_ends_with_its_cause_in_words(
     experiments: Experiments, job: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(JobEnded) as raised:
-        follower(experiments, job, [RUNNING, FAILED], monkeypatch).until_ended(interrupt_stops=True)
+        follower(experiments, job, [RUNNING, FAILED], monkeypatch).until_ended(
+            interrupt_stops=True
+        )
     assert raised.value.text == (
         f"{job.job_id} failed: rank 1 on gpu1: exit code 7\n    the end\nsee: inv logs {job.name}"
     )

@@ -6,7 +6,15 @@ from datetime import datetime, tzinfo
 
 import pytest
 
-from ugro_tasks.cli.show.values import byte_size, clock, duration, gib, mean_and_max, number, short
+from ugro_tasks.cli.show.values import (
+    byte_size,
+    clock,
+    duration,
+    gib,
+    mean_and_max,
+    number,
+    short,
+)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +53,9 @@ class Noon(datetime):
         return cls(2026, 1, 20, 12, tzinfo=tz)
 
 
-def test_a_time_of_today_has_no_date_and_an_older_one_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_time_of_today_has_no_date_and_an_older_one_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("ugro_tasks.cli.show.values.datetime", Noon)
     assert clock(datetime(2026, 1, 20, 9, 5, 7).timestamp()) == "09:05:07"
     assert clock(datetime(2026, 1, 19, 9, 5, 7).timestamp()) == "2026-01-19 09:05"
@@ -70,7 +80,15 @@ def test_a_number_of_bytes_in_words(size: int, words: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [(None, "-"), (0, "0"), (5230.4, "5,230"), (3.14, "3.1"), (4.0, "4"), (-12.6, "-13"), (0.126, "0.13")],
+    [
+        (None, "-"),
+        (0, "0"),
+        (5230.4, "5,230"),
+        (3.14, "3.1"),
+        (4.0, "4"),
+        (-12.6, "-13"),
+        (0.126, "0.13"),
+    ],
 )
 def test_a_number_in_words(value: float | None, words: str) -> None:
     assert number(value) == words
@@ -82,5 +100,9 @@ def test_a_mean_has_its_maximum_behind_it() -> None:
 
 
 def test_a_metric_has_six_digits_and_a_memory_one_behind_the_point() -> None:
-    assert (short(1.23456789), short("words"), short(1234567)) == ("1.23457", "words", "1234567")
+    assert (short(1.23456789), short("words"), short(1234567)) == (
+        "1.23457",
+        "words",
+        "1234567",
+    )
     assert gib(1536) == "1.5"
