@@ -43,16 +43,26 @@ def prepare(request: Json, blob: bytes) -> Json:
         lay_out(folder, request, blob)
     except OSError as error:
         raise unwritable(folder, error) from error
-    with (
-        contextlib.ExitStack() as inherited,
-        open(os.path.join(folder, "supervisor.log"), "ab") as log,
-    ):
+    with contextlib.ExitStack() as open_files:
+        log = open_files.enter_context(
+            open(os.path.join(folder, "supervisor.log"), "ab")
+        )
         supervisor = subprocess.Popen(
-            [sys.executable, "-ES", os.path.join(folder, "node.zip"), "supervise", folder],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
-            env=dict(clean_environment(), UGRO_TOKEN=request["token"]), cwd=folder, start_new_session=True,
-            pass_fds=keeping_port(request.get("rendezvous_port"), inherited),
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-ES",
+                os.path.join(folder, "node.zip"),
+                "supervise",
+                folder,
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=dict(clean_environment(), UGRO_TOKEN=request["token"]),
+            cwd=folder,
+            start_new_session=True,
+            pass_fds=keeping_port(request.get("rendezvous_port"), open_files),
+        )
     assert supervisor.stdout
     with supervisor.stdout as pipe:
         said = pipe.read()  # it closes its end once it holds the lease

@@ -138,11 +138,9 @@ def find_manifests(folder: str) -> "Dict[str, bytes]":
                 os.path.join(checkpoints, name)
             ):
                 # One that is rotated away in this moment is no checkpoint any more.
-                with (
-                    contextlib.suppress(OSError),
-                    open(os.path.join(checkpoints, name), "rb") as file,
-                ):
-                    content = file.read(MANIFEST_BYTES + 1)
+                with contextlib.suppress(OSError):
+                    with open(os.path.join(checkpoints, name), "rb") as file:
+                        content = file.read(MANIFEST_BYTES + 1)
                     if len(content) <= MANIFEST_BYTES:
                         found[name] = content
     return found
