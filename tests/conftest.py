@@ -1,11 +1,21 @@
 """The lab's hosts are there for every test that asks for them; and the Python that has torch."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 pytest_plugins = ["lab.fixtures", "tests.hostile.profiles"]
+
+
+def pytest_configure() -> None:
+    """Let SIGINT be heard, which tests send to this process and to those it starts.
+
+    A shell script that runs pytest in the background has it ignored.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
