@@ -96,7 +96,8 @@ def plant(root: Path, things: list[tuple[list[bytes], str, bytes]]) -> None:
                     os.makedirs(path)
                 elif kind == "fifo":
                     os.mkfifo(path)
-                elif not os.path.islink(path):
+                elif os.path.isfile(path) or not os.path.lexists(path):
+                    # Not into a pipe of that name: that would wait for a reader for ever.
                     Path(os.fsdecode(path)).write_bytes(target)
                     os.chmod(path, 0o4755 if kind == "setuid" else 0o644)
 
