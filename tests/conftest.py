@@ -27,3 +27,14 @@ def training_python() -> str:
         reason = f"no training environment: {python} is missing (name another: UGRO_TEST_PYTHON)"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     return str(python)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def the_machines_own_accounts() -> Iterator[None]:
+    """Fail where a run as root has changed files that only the machine's owner changes."""
+    files = [Path("/etc") / name for name in ("passwd", "group", "shadow", "sudoers")]
+    files = [path for path in files if os.access(path, os.R_OK)]
+    before = {path: path.read_bytes() for path in files}
+    yield
+    changed = [str(path) for path in files if path.read_bytes() != before[path]]
+    assert not changed, f"a test has changed {', '.join(changed)}"

@@ -19,7 +19,7 @@ TRICKS = [
 INJECTIONS = [
     "$(touch {mark})", "`touch {mark}`", "; touch {mark};", "| touch {mark}", "&& touch {mark} #", "\ntouch {mark}\n",
     "' touch {mark} '", '" ; touch {mark} ; "', "-oProxyCommand=touch {mark}", "${{IFS}}touch${{IFS}}{mark}",
-    "--rsh=touch {mark}", "-e touch {mark}", "%(touch {mark})", "*", "~root", "a b", "../../x", "/etc/passwd",
+    "--rsh=touch {mark}", "-e touch {mark}", "%(touch {mark})", "*", "~root", "a b", "../../x", "/proc/version",
 ]  # fmt: skip
 
 tricky = st.lists(st.sampled_from(TRICKS) | st.text(max_size=5), max_size=6).map(

@@ -48,8 +48,9 @@ NAMES += [
     b".state.json.1.1",
     b"x.manifest.json",
 ]
+# Of absolute paths, one that nobody can write: a test must do no harm where it finds a fault.
 TARGETS = [
-    b"/etc/passwd",
+    b"/proc/version",
     b"/",
     b"..",
     b"../..",
@@ -99,10 +100,18 @@ def plant(root: Path, things: list[tuple[list[bytes], str, bytes]]) -> None:
                     os.makedirs(path)
                 elif kind == "fifo":
                     os.mkfifo(path)
-                elif os.path.isfile(path) or not os.path.lexists(path):
-                    # Not into a pipe of that name: that would wait for a reader for ever.
-                    Path(os.fsdecode(path)).write_bytes(target)
-                    os.chmod(path, 0o4755 if kind == "setuid" else 0o644)
+                else:
+                    write_plainly(path, target, 0o4755 if kind == "setuid" else 0o644)
+
+
+def write_plainly(path: bytes, content: bytes, mode: int) -> None:
+    """Write a file of this very name: through no link, and into no pipe, whose reader would be waited for."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    with open(os.open(path, flags), "wb") as file:
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.truncate()
+            file.write(content)
+            os.fchmod(file.fileno(), mode)
 
 
 def outside(root: Path) -> dict[str, Any]:
@@ -213,7 +222,7 @@ def manifest_of(name: str, files: dict[str, bytes], rank: int) -> dict[str, Any]
             [
                 "../x",
                 "checkpoint-2/../../x",
-                "/etc/passwd",
+                "/proc/version",
                 "checkpoint-2/a",
                 "checkpoint-2",
                 "checkpoint-2//a",

@@ -103,7 +103,7 @@ def test_pull_does_not_bring_links_that_lead_outside(
             folder,
         ]
     )
-    hosts[0].run(["ln", "-s", "/etc/passwd", f"{folder}/absolute"])
+    hosts[0].run(["ln", "-s", "/proc/version", f"{folder}/absolute"])
     hosts[0].run(["mkfifo", f"{folder}/pipe"])
     way(login()).pull(f"{folder}/", str(tmp_path / "here"))
     assert sorted(path.name for path in (tmp_path / "here").iterdir()) == ["file", "in"]

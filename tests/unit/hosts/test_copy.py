@@ -221,7 +221,7 @@ def test_a_push_makes_the_other_side_the_same(there: Path, here: Path) -> None:
     for name in ("deep/one", "two"):
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_text(name)
-    (here / "absolute").symlink_to("/etc/passwd")
+    (here / "absolute").symlink_to("/proc/version")
     (there / "old" / "deep").mkdir(parents=True)
     (there / "old" / "deep" / "file").touch()
     (there / "kept").touch()
