@@ -22,7 +22,9 @@ from tests.hostile.test_words import CLUSTER
 from tests.unit.ended import EndedJob, store
 from ugro_tasks.backends.ssh.plan import make_plan
 from ugro_tasks.cluster.file import load_cluster
+from ugro_tasks.codec import convert
 from ugro_tasks.errors import JobFailed, RecordError, UgroError
+from ugro_tasks.hosts.answers import ProbeAnswer
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.experiments import Experiments
 from ugro_tasks.jobs.state import Cause, Event, JobState, Phase
@@ -340,10 +342,9 @@ def test_a_job_that_goes_on_from_a_damaged_one_is_refused_or_drafted(
             flags=dict.fromkeys(("model", "dataset", "epochs", "learning_rate")),
         )
         drafted = draft(spec, cluster)
-        assert (
-            make_plan(drafted, cluster, {node.name: PROBE for node in cluster.nodes})
-            or True
-        )
+        probe = convert(ProbeAnswer, PROBE)
+        plan = make_plan(drafted, cluster, {node.name: probe for node in cluster.nodes})
+        assert [node.node for node in plan.nodes] == [n.name for n in cluster.nodes]
     except UgroError as error:
         assert error.exit_code in {2, 8, 12}
     finally:
