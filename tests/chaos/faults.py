@@ -260,7 +260,7 @@ KINDS: dict[str, Kind] = {
     ),
     "host-key-changed": Kind(
         does=host_key_changed,
-        words="a node shows another host key, and every connection has to be made anew",
+        words="a node shows another host key, and every connection has to be made again",
         promise="nothing is sent to it until the key is trusted; then the job goes on",
         moments=("running",),
         hinders=True,

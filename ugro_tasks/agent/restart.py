@@ -39,7 +39,7 @@ def next_step(
     if (
         0 < begun <= record.max_restarts
         and not stop_asked
-        and _may_be_mended(outcome, begun)
+        and _may_be_fixed(outcome, begun)
     ):
         return Restart(number=begun)
     if outcome.phase is Phase.REFUSED and state.started_at is not None:
@@ -48,7 +48,7 @@ def next_step(
     return End(phase=outcome.phase)
 
 
-def _may_be_mended(outcome: Outcome, begun: int) -> bool:
+def _may_be_fixed(outcome: Outcome, begun: int) -> bool:
     if outcome.final or outcome.error not in WORTH_A_RESTART:
         return False
     if outcome.phase is Phase.REFUSED:

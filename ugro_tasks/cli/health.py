@@ -30,7 +30,7 @@ def health(
     verbose: bool = False,
     json: bool = False,
 ) -> ClusterHealth:
-    """Check every node, and say what is wrong and how it is mended."""
+    """Check every node, and say what is wrong and how it is fixed."""
     from .. import api
     from .show.format import note, waiting
 

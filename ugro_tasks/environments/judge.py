@@ -214,7 +214,7 @@ def _by_phase(
     if phase == "not pinned":
         return (
             f"pip would install another file than constraints.txt pins: {message}",
-            f"whoever serves it to {node.name} serves something else; or constraints.txt is to be made anew",
+            f"whoever serves it to {node.name} serves something else; or constraints.txt is to be rebuilt",
         )
     if phase == "theirs":
         return (

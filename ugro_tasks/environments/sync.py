@@ -1,4 +1,4 @@
-"""The same training environment on every node: what is behind is made anew, all nodes at once."""
+"""The same training environment on every node: what is behind is rebuilt, all nodes at once."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class State(Struct, frozen=True, kw_only=True):
 
 
 class Synced(Struct, frozen=True, kw_only=True):
-    """A node's environment after a sync. `why` says why it was made anew; None where there was nothing to do."""
+    """A node's environment after a sync. `why` says why it was rebuilt; None where there was nothing to do."""
 
     node: str
     before: Fingerprint

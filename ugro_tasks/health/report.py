@@ -85,7 +85,7 @@ class ClusterHealth(Struct, frozen=True, kw_only=True):
     def refusal(self, *, force: bool, late: Collection[str] = ()) -> UgroError | None:
         """Why a launch on these nodes is refused: NodesBusy, NotFit; None where it is not.
 
-        `force`: nodes that are not fit are taken. `late`: of these the environment is made anew first.
+        `force`: nodes that are not fit are taken. `late`: of these the environment is rebuilt first.
         """
         if busy := self.busy():
             return NodesBusy(

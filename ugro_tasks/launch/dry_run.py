@@ -17,7 +17,7 @@ class Rehearsal(Struct, frozen=True, kw_only=True):
     """What a launch would do now."""
 
     plan: LaunchPlan
-    environments: dict[str, str]  # {node: why its environment would be made anew first}
+    environments: dict[str, str]  # {node: why its environment would be rebuilt first}
     refusals: list[str]  # why it would be refused
 
 

@@ -91,7 +91,7 @@ class Gate:
             make_plan(self.journal.record, self.cluster, health.facts())
         )
         for node, why in late.items():
-            self.journal.say(f"environment: {why}; it is made anew", node)
+            self.journal.say(f"environment: {why}; it is rebuilt", node)
         self._make_environments(late)
         return self._probe(self.fleet, self.cluster)
 
