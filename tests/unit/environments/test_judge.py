@@ -275,7 +275,7 @@ def failure(
             "venv",
             failure("not pinned", message="torch 2 with sha256 c"),
             "another file than constraints.txt",
-            "anew",
+            "rebuilt",
         ),
         (
             "venv",
