@@ -40,6 +40,7 @@ from typing import (
 
 from .files import Json, expand
 from .protocol import (
+    CHUNK_BYTES,
     CONTENT,
     ENOUGH,
     ENTRIES,
@@ -64,7 +65,6 @@ from .tree import (
     open_beneath,
 )
 
-CHUNK_BYTES = 1 << 18
 BATCH_BYTES = 1 << 17  # of entries or wants in one frame
 NICENESS = 10
 SIGN_OF_LIFE_SECONDS = 1.0

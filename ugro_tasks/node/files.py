@@ -10,9 +10,6 @@ from typing import Any, Dict, Optional
 Json = Dict[str, Any]
 
 
-# ---- files ----
-
-
 def expand(path: str) -> str:
     """A leading ~/ becomes this node's home."""
     return os.path.expanduser(path) if path.startswith("~/") else path
@@ -46,6 +43,13 @@ def write_json(path: str, value: Json) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write every byte to a file, which takes as many at a time as it likes."""
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]
 
 
 def state_folder() -> str:

@@ -37,8 +37,7 @@ def main() -> None:
         if request["op"] in FRAMED:
             stdout.flush()
             module = importlib.import_module("." + FRAMED[request["op"]], __package__)
-            streams = [] if request["op"] == "follow" else [stdin]
-            return getattr(module, request["op"])(request, *streams)  # type: ignore[no-any-return]
+            return getattr(module, request["op"])(request, stdin)  # type: ignore[no-any-return]
         blob = (
             [stdin.read(request.pop("blob_bytes"))] if "blob_bytes" in request else []
         )

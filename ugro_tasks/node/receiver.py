@@ -20,8 +20,9 @@ from typing import (
     Set,
 )
 
-from .files import Json, expand
+from .files import Json, expand, write_all
 from .listing import Listing
+from .protocol import CHUNK_BYTES
 from .removal import remove_others
 from .tree import (
     PARTIAL_FOLDER,
@@ -36,15 +37,13 @@ from .tree import (
     partial_of,
 )
 
-READ_BYTES = 1 << 18
 ENDS_ALL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 ERRORS_KEPT = 1000
 TAKEN = "another transfer is bringing it"
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # a file system that has none
 
-Want = List[
-    Any
-]  # [path, offset, SHA-256 of the bytes before it, whether more may follow those bytes]
+# [path, offset, SHA-256 of the bytes before it, whether more may follow those bytes]
+Want = List[Any]
 
 
 def nothing() -> None:
@@ -61,12 +60,6 @@ def _is_locked(descriptor: int) -> bool:
         if error.errno not in NO_LOCKS:
             raise
     return True
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(descriptor, left) :]
 
 
 class Here(NamedTuple):
@@ -199,7 +192,7 @@ class Receiver:
         with open(
             open_beneath(self.folder, place, os.O_RDONLY | os.O_NONBLOCK), "rb"
         ) as file:
-            for chunk in iter(lambda: file.read(READ_BYTES), b""):
+            for chunk in iter(lambda: file.read(CHUNK_BYTES), b""):
                 digest.update(chunk)
                 self.alive()
         self._here[path] = Here(digest, is_partial)
@@ -243,7 +236,7 @@ class Receiver:
             )
         self.room()
         try:
-            _write_all(growing.descriptor, payload)
+            write_all(growing.descriptor, payload)
         except OSError as error:
             raise OSError(
                 error.errno, error.strerror, os.path.join(self.folder, path)
@@ -320,10 +313,10 @@ class Receiver:
         digest = hashlib.sha256()
         at = 0
         while at < size:
-            piece = os.pread(source, min(READ_BYTES, size - at), at)
+            piece = os.pread(source, min(CHUNK_BYTES, size - at), at)
             if not piece:
                 break
-            _write_all(target, piece)
+            write_all(target, piece)
             digest.update(piece)
             at += len(piece)
             self.alive()

@@ -10,7 +10,7 @@ import threading
 import time
 import zlib
 from functools import partial
-from typing import Dict, Optional
+from typing import BinaryIO, Dict, Optional
 
 from .files import Json, expand, read_json
 from .processes import boot_id, end_all, of_rank, supervisor_of
@@ -34,16 +34,13 @@ POLL_SECONDS = 0.03
 QUIET_POLL_SECONDS = 0.1  # where nothing has come for
 QUIET_SECONDS = 5.0  # as long as this
 MANIFEST_SECONDS = 0.5  # how often to look for a new checkpoint
-
-
-ORPHAN_GRACE_SECONDS = (
-    2.0  # for what a killed supervisor leaves; torchrun has had its TERM by then
-)
+# For what a killed supervisor leaves; torchrun has had its TERM by then.
+ORPHAN_GRACE_SECONDS = 2.0
 
 STREAMS = {LOG: "log", METRICS: "output/metrics.jsonl", GPU: "gpu.jsonl"}
 
 
-def follow(request: Json) -> None:
+def follow(request: Json, _stdin: BinaryIO) -> None:
     """Send what is new in each stream, a HEARTBEAT when quiet, and EXIT or LOST as the last frame.
 
     EXIT carries exit.json. LOST says that no supervisor lives and none left a record: {known, rebooted}. What was left

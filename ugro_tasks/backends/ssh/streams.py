@@ -20,6 +20,7 @@ from ...hosts.requests import Conversation
 from ...jobs.experiment import Experiment, node_of_sample
 from ...jobs.outcome import RankExit
 from ...jobs.plan import NodePlan
+from ...node.files import write_all
 from ...node.protocol import EXIT, GPU, LOG, LOST, MANIFEST, METRICS
 
 NO_BASES: Mapping[str, int] = MappingProxyType({})
@@ -86,9 +87,7 @@ class RankFiles:
             self._files[frame.kind], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600
         )
         try:
-            left = memoryview(frame.payload)
-            while left:
-                left = left[os.write(descriptor, left) :]
+            write_all(descriptor, frame.payload)
         finally:
             os.close(descriptor)
 
