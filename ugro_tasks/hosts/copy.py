@@ -18,17 +18,16 @@ from ..node.receiver import Receiver, Want
 from ..node.tree import Unfit
 from .answers import shortened
 from .frames import Frame, framed
-from .host import Host
+from .host import ARRIVED_STAYS, Host
 from .stray_links import remove_stray_links
 
 # Without a byte from the other side: a disk that is written to at full speed stalls for long.
 SILENCE_SECONDS = 120.0
-LAST_WORDS_SECONDS = (
-    10.0  # for what a node failed of to come, where it has stopped to listen
-)
+# For what a node failed of to come, where it has stopped to listen.
+LAST_WORDS_SECONDS = 10.0
 ROUNDS_MOST = 2  # a file that came damaged is asked for once more
 # What a frame with words of a node cannot be read as.
-UNREADABLE = (ValueError, RecursionError, TypeError, KeyError, AttributeError)
+NONSENSE = (ValueError, RecursionError, TypeError, KeyError, AttributeError)
 
 
 class Copy:
@@ -97,11 +96,7 @@ class Copy:
                 receiver.close()
                 remove_stray_links(target)
         if receiver.errors:
-            raise NodeFault(
-                self.host.node.name,
-                _errors(receiver.errors),
-                "what arrived stays; try again",
-            )
+            raise _not_all(self.host, _errors(receiver.errors))
 
     def bytes_to_come(
         self, source: str, target: str, *, exclude: Sequence[str] = ()
@@ -175,11 +170,7 @@ def _push(talk: _Talk, ours: Source, tell: Callable[[int, int], None]) -> None:
             with talk.readable():
                 errors = [str(error) for error in json.loads(frame.payload)["errors"]]
             if errors:
-                raise NodeFault(
-                    talk.host.node.name,
-                    _errors(errors),
-                    "what arrived stays; try again",
-                )
+                raise _not_all(talk.host, _errors(errors))
             return tell(gone, gone)
     raise talk.broken_off()
 
@@ -246,7 +237,7 @@ class _Talk:
     def _failure(self, frame: Frame) -> NodeFault:
         with self.readable():
             message = shortened(json.loads(frame.payload)["message"])
-        return NodeFault(self.host.node.name, message, "what arrived stays; try again")
+        return _not_all(self.host, message)
 
     def frames(self) -> Iterator[Frame]:
         """Give the node's frames; raises NodeFault where it fails."""
@@ -271,11 +262,7 @@ class _Talk:
 
     def broken_off(self) -> NodeFault:
         """Make the error for a talk that ended before its end."""
-        return NodeFault(
-            self.host.node.name,
-            f"{self.operation}: it broke off",
-            "what arrived stays; try again",
-        )
+        return _not_all(self.host, f"{self.operation}: it broke off")
 
 
 class _Readable:
@@ -288,7 +275,7 @@ class _Readable:
     def __exit__(
         self, _kind: object, error: BaseException | None, _trace: object
     ) -> None:
-        if isinstance(error, UNREADABLE):
+        if isinstance(error, NONSENSE):
             raise NodeFault(
                 self.host.node.name, f"its files cannot be taken: {shortened(error)}"
             ) from error
@@ -331,6 +318,11 @@ def _percentages(progress: Callable[[int], None] | None) -> Callable[[int, int],
             progress(percent)
 
     return tell
+
+
+def _not_all(host: Host, what: str) -> NodeFault:
+    """Make the error for files that have not all come."""
+    return NodeFault(host.node.name, what, ARRIVED_STAYS)
 
 
 def _errors(errors: Sequence[str]) -> str:

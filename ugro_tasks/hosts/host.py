@@ -15,6 +15,7 @@ READ_BYTES = 1 << 18
 ANSWER_LIMIT_BYTES = 16 << 20
 LAST_WORDS_CHARACTERS = 500  # of a command that failed
 WRITE_SECONDS = 30.0  # for a command to take the next piece of what it is given
+ARRIVED_STAYS = "what arrived stays; try again"  # about a transfer that broke off
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0)
 
 

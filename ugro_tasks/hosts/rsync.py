@@ -15,7 +15,7 @@ from typing import ClassVar
 from ..errors import HostUnreachable, NodeFault
 from ..files import leave_room
 from ..node.tree import PARTIAL_FOLDER
-from .host import LAST_WORDS_CHARACTERS, READ_BYTES, Host
+from .host import ARRIVED_STAYS, LAST_WORDS_CHARACTERS, READ_BYTES, Host
 from .stray_links import remove_stray_links
 
 # Without a byte from the other side: a disk that is written to at full speed stalls for long. That the connection is
@@ -240,7 +240,7 @@ class Rsync:
         raise kind(
             self.host.node.name,
             f"{words} (rsync exit code {code})",
-            "what arrived stays; try again",
+            ARRIVED_STAYS,
         )
 
 

@@ -7,8 +7,8 @@ ways have the same calls and leave the same files, so one goes on with what the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypedDict, TypeVar, Unpack
 
 from ..errors import HostUnreachable
 from .copy import Copy
@@ -18,6 +18,27 @@ from .rsync import Rsync, RsyncUnusable, rsync_fault_here
 T = TypeVar("T")
 
 
+class PushOptions(TypedDict, total=False):
+    """See `Rsync.push`."""
+
+    exclude: Sequence[str]
+    delete: bool
+    files: Sequence[str] | None
+    link_from: Sequence[str]
+    progress: Callable[[int], None] | None
+
+
+class PullOptions(TypedDict, total=False):
+    """See `Rsync.pull`."""
+
+    exclude: Sequence[str]
+    only: Sequence[str]
+    files: Sequence[str] | None
+    gently: bool
+    verify: bool
+    progress: Callable[[int], None] | None
+
+
 class Transfer:
     """Files between this machine and a host; see `Rsync` for what its calls take and raise."""
 
@@ -25,17 +46,19 @@ class Transfer:
         self.host = host
         self._by_rsync = host.rsync_remote() is not None and rsync_fault_here() is None
 
-    def push(self, source: str, target: str, **options: Any) -> None:
+    def push(self, source: str, target: str, **options: Unpack[PushOptions]) -> None:
         """Make the folder `target` on the host like `source` here."""
         self._do(lambda way: way.push(source, target, **options))
 
-    def pull(self, source: str, target: str, **options: Any) -> None:
+    def pull(self, source: str, target: str, **options: Unpack[PullOptions]) -> None:
         """Make the folder `target` here like `source` on the host."""
         self._do(lambda way: way.pull(source, target, **options))
 
-    def bytes_to_come(self, source: str, target: str, **options: Any) -> int | None:
+    def bytes_to_come(
+        self, source: str, target: str, *, exclude: Sequence[str] = ()
+    ) -> int | None:
         """Say how much a pull would bring, None where that is not known."""
-        return self._do(lambda way: way.bytes_to_come(source, target, **options))
+        return self._do(lambda way: way.bytes_to_come(source, target, exclude=exclude))
 
     def _do(self, work: Callable[[Rsync | Copy], T]) -> T:
         if self._by_rsync:
