@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 from ..errors import HostError, NodeFault
 from ..node.protocol import CHUNK_BYTES, COMPRESSED, FRAME
 from .host import Host, Stream
-from .requests import Conversation, _after_mark, _program, _request
+from .requests import Conversation, after_mark, node_program
 
 
 class Frame(NamedTuple):
@@ -31,7 +32,7 @@ def follow(
     asked = _request("follow", request)
     stream = talk.hand_over() if talk else None
     if stream is None:
-        argv, program = _program(host)
+        argv, program = node_program(host)
         stream, asked = host.stream(argv, program + asked), b""
     try:
         if asked:
@@ -45,7 +46,7 @@ def framed(
     host: Host, operation: str, silence_seconds: float, **request: Any
 ) -> tuple[Stream, Generator[Frame, None, None]]:
     """Begin a request that both sides speak frames for: the stream to write to, and the node's frames."""
-    argv, program = _program(host)
+    argv, program = node_program(host)
     stream = host.stream(argv, None)
     try:
         stream.write(program + _request(operation, request))
@@ -55,10 +56,15 @@ def framed(
     return stream, _frames(host, stream, silence_seconds, "transfer")
 
 
+def _request(operation: str, request: dict[str, Any]) -> bytes:
+    """Write a request that is answered by frames as it goes to a node."""
+    return json.dumps({**request, "op": operation}).encode() + b"\n"
+
+
 def _frames(
     host: Host, stream: Stream, silence_seconds: float, what: str
 ) -> Generator[Frame, None, None]:
-    buffer = _after_mark(host, stream, silence_seconds)
+    buffer = after_mark(host, stream, silence_seconds)
     while True:
         while len(buffer) >= FRAME.size:
             kind, offset, length = FRAME.unpack_from(buffer)

@@ -37,9 +37,8 @@ BOOTSTRAP = (
 TOO_OLD = ", and UGRO needs "
 SIGN_OF_LIFE_SECONDS = 1.0
 PREFACE_SHOWN_BYTES = 200
-PREFACE_LIMIT_BYTES = (
-    1 << 16
-)  # what a talkative login shell may print before the answer
+# What a talkative login shell may print before the answer.
+PREFACE_LIMIT_BYTES = 1 << 16
 
 
 @cache
@@ -74,7 +73,7 @@ def ask(
 
     `blob` are bytes that follow the request.
     """
-    argv, program = _program(host)
+    argv, program = node_program(host)
     try:
         said = host.run(argv, program + _asked(request, blob), timeout_seconds)
     except NodeFault as error:
@@ -105,7 +104,7 @@ class Conversation:
         deadline = time.monotonic() + timeout_seconds
         try:
             if self._stream is None:
-                argv, program = _program(self.host)
+                argv, program = node_program(self.host)
                 self._stream = self.host.stream(argv, None)
                 self._stream.write(program)
             self._stream.write(_asked(request, blob))
@@ -146,9 +145,8 @@ def _answer(host: Host, request: Request[A], said: bytes) -> A:
     told = _told(host, request, said)
     if "error" in told:
         raise _refused(host, request, told)
-    if isinstance(
-        request, Probe
-    ):  # what the login shell printed, if it did, is a fact about the node, too
+    if isinstance(request, Probe):
+        # What the login shell printed, if it did, is a fact about the node, too.
         told["preface"] = said.rpartition(MARK)[0][-PREFACE_SHOWN_BYTES:].decode(
             "utf-8", "replace"
         )
@@ -204,14 +202,12 @@ def ask_with_progress(
     Node and controller give each other signs of life; the node ends what it is at where there are none for
     `silence_seconds`. Raises HostError then, and as `ask` does.
     """
-    argv, program = _program(host)
+    argv, program = node_program(host)
     stream = host.stream(argv, None)
     try:
         stream.write(program + _asked(request, blob))
-        said, alive = (
-            _after_mark(host, stream, request.silence_seconds),
-            time.monotonic(),
-        )
+        said = after_mark(host, stream, request.silence_seconds)
+        alive = time.monotonic()
         while True:
             while b"\n" in said:
                 line, _, said = said.partition(b"\n")
@@ -248,8 +244,8 @@ def _of_build(
     return _answer(host, request, said)
 
 
-def _program(host: Host) -> tuple[list[str], bytes]:
-    """(argv, the beginning of stdin) of the process on the node that answers requests."""
+def node_program(host: Host) -> tuple[list[str], bytes]:
+    """Give the argv of the process on the node that answers requests, and what its stdin begins with."""
     packed = node_zip()
     python = host.node.python
     # -E and -S: nothing of the node's own Python set-up is wanted, and it starts in half the time.
@@ -266,11 +262,6 @@ def _asked(request: Request[Any], blob: bytes) -> bytes:
     if blob:
         fields["blob_bytes"] = len(blob)
     return json.dumps(fields).encode() + b"\n" + blob
-
-
-def _request(operation: str, request: dict[str, Any]) -> bytes:
-    """Write a request that is answered by frames as it goes to a node."""
-    return json.dumps({**request, "op": operation}).encode() + b"\n"
 
 
 class Talks:
@@ -300,7 +291,8 @@ class Talks:
         self._talks.clear()
 
 
-def _after_mark(host: Host, stream: Stream, silence_seconds: float) -> bytearray:
+def after_mark(host: Host, stream: Stream, silence_seconds: float) -> bytearray:
+    """Read until the answer begins and give what has come of it; raises NodeFault where none begins."""
     buffer, deadline = bytearray(), time.monotonic() + silence_seconds
     while MARK not in buffer:
         received = stream.read(silence_seconds)
