@@ -81,9 +81,7 @@ def open_cluster(
         if cluster is None or isinstance(cluster, str)
         else cluster
     )
-    return chosen.select(
-        nodes if nodes is None or isinstance(nodes, str) else ",".join(nodes)
-    )
+    return chosen.select(nodes)
 
 
 def open_experiments(cluster: str | Cluster | None = None) -> Experiments:

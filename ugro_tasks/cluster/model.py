@@ -10,7 +10,7 @@ on a node may still begin with `~/`, the home of the node's own user; only the n
 """
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -201,16 +201,17 @@ class Cluster(Fact, frozen=True, kw_only=True):
         """The node of rank 0, where the ranks meet."""
         return self.nodes[0]
 
-    def select(self, names: str | None) -> Self:
-        """Return the cluster with only the nodes in `names` ("gpu1,gpu2"); None gives the whole cluster.
+    def select(self, nodes: str | Iterable[str] | None) -> Self:
+        """Return the cluster with only these nodes, named in a list or as "gpu1,gpu2"; None gives the whole cluster.
 
         They keep their order and get new ranks from 0.
 
-        Raises UsageError for an unknown name, a name given twice, and an empty one.
+        Raises UsageError for an unknown name, a name given twice, an empty one, and where there is none.
         """
-        if names is None:
+        if nodes is None:
             return self
-        wanted = [name.strip() for name in names.split(",")]
+        given = nodes.split(",") if isinstance(nodes, str) else list(nodes)
+        names, wanted = ",".join(given), [name.strip() for name in given]
         known = {node.name: node for node in self.nodes}
         for name, count in Counter(wanted).items():
             if name not in known:

@@ -426,6 +426,7 @@ def test_select_ranks_anew_in_the_order_of_the_file() -> None:
     ]
     assert chosen.master.address == "192.168.1.101"
     assert cluster.select(None) is cluster
+    assert cluster.select(name for name in ["gpu2", "gpu1"]) == chosen
 
 
 @pytest.mark.parametrize(
@@ -436,9 +437,11 @@ def test_select_ranks_anew_in_the_order_of_the_file() -> None:
         ("", "a name is empty"),
         ("gpu1,,gpu2", "a name is empty"),
         ("gpu1;reboot", "there is no node 'gpu1;reboot'"),
+        (["gpu1,gpu2"], "there is no node 'gpu1,gpu2'"),
+        ([], "no node is named"),
     ],
 )
-def test_select_explains_what_it_cannot_use(names: str, said: str) -> None:
+def test_select_explains_what_it_cannot_use(names: str | list[str], said: str) -> None:
     with pytest.raises(UsageError) as refused:
         sample("master_and_workers.yaml").select(names)
     assert said in refused.value.text
