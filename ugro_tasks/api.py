@@ -42,10 +42,6 @@ if TYPE_CHECKING:
     from .reports.results import Results
     from .reports.status import JobLine, JobReport
 
-STOP_PATIENCE_SECONDS = (
-    30.0  # beyond the job's own grace, before `stop` says that a node has not answered
-)
-
 
 class Gathering(Struct, frozen=True, kw_only=True):
     """Where the outputs of a job are, or with `dry_run` would come to."""
@@ -342,20 +338,14 @@ def stop(
     With `give_up` a node that cannot be reached is not waited for. Raises UgroError where the job has ended already,
     and StopUnproven where the proof does not come; its agent goes on asking.
     """
-    import time
+    from .jobs.stop_request import StopRequest
 
     experiment = stoppable(job, cluster)
-    experiment.ask_to_stop(give_up=give_up)
-    patience = experiment.cluster().timeouts.stop_grace_seconds + STOP_PATIENCE_SECONDS
-    deadline = time.monotonic() + patience
+    request = StopRequest(experiment, give_up=give_up)
     for _ in follow(experiment):
-        if time.monotonic() > deadline:
-            missing = [
-                rank.node for rank in experiment.state().ranks if not rank.proven_gone
-            ]
+        if request.overdue:
             raise StopUnproven(
-                f"{experiment.job_id}: no proof yet from {', '.join(missing) or 'any node'} after {patience:.0f} s; "
-                "the agent goes on asking"
+                f"{request.unproven('no proof yet')} after {request.patience_seconds:.0f} s; the agent goes on asking"
             )
     return experiment.state()
 

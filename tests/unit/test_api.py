@@ -13,7 +13,7 @@ from tests.unit.factories import make_record, make_scripts
 from ugro_tasks import api
 from ugro_tasks.cluster.file import load_cluster
 from ugro_tasks.errors import JobNotFound, StopUnproven, UgroError
-from ugro_tasks.jobs import watch
+from ugro_tasks.jobs import stop_request, watch
 from ugro_tasks.jobs.experiments import Experiments
 
 
@@ -70,7 +70,7 @@ def test_a_stop_without_proof_says_so(
     cluster = load_cluster("local")
     experiments = Experiments(cluster.experiments)
     job = experiments.create(make_record(cluster, job_name="exp1"), folder / "scripts")
-    monkeypatch.setattr(api, "STOP_PATIENCE_SECONDS", -1e9)
+    monkeypatch.setattr(stop_request, "PATIENCE_SECONDS", -1e9)
     monkeypatch.setattr(watch, "watch", lambda *_: iter([None]))
     with pytest.raises(StopUnproven, match="the agent goes on asking"):
         api.stop(job)

@@ -34,8 +34,8 @@ def stop(
     from .show.format import note
 
     experiments = api.open_experiments(cluster)
+    job = api.stoppable(experiments.find(name))
     if is_dry(context):
-        job = api.stoppable(experiments.find(name))
         state = job.state()
         note(
             f"would stop {job.job_id} ({state.phase}) on {', '.join(job.record().nodes)}; nothing was done"
@@ -44,7 +44,7 @@ def stop(
     with Interrupts() as interrupts:
         shown = Follower(
             experiments,
-            experiments.find(name),
+            job,
             interrupts,
             quiet=True,
             as_json=json,

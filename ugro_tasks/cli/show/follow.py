@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 
-from ...errors import Interrupted, JobEnded, StopUnproven, UgroError
+from ...errors import Interrupted, JobEnded, StopUnproven
 from ...jobs.experiment import Experiment
 from ...jobs.experiments import Experiments
 from ...jobs.state import JobState, Phase
+from ...jobs.stop_request import StopRequest
 from ...jobs.watch import watch
 from ..interrupts import Interrupts
 from .format import note, show_json
 from .job_view import JobView
-
-STOP_PATIENCE_SECONDS = (
-    30.0  # beyond the grace, before Ctrl-C says that a node has not answered
-)
-NEVER = float("inf")
 
 
 class Follower:
@@ -44,7 +39,7 @@ class Follower:
         self.view = JobView(
             experiment, offsets=offsets, verbose=verbose, as_json=as_json
         )
-        self._stop_by = NEVER  # when the proof that nothing is left should have come
+        self._stop: StopRequest | None = None
 
     @property
     def state(self) -> JobState:
@@ -80,10 +75,6 @@ class Follower:
 
         With `give_up` the job ends, even so, where a node cannot be reached.
         """
-        if self.state.phase.finished:
-            raise UgroError(
-                f"{self.experiment.job_id} has ended already ({self.state.phase}); there is nothing to stop"
-            )
         self._ask_to_stop(give_up=give_up)
         try:
             self.until_ended(interrupt_stops=True)
@@ -106,12 +97,12 @@ class Follower:
                 if self.interrupts.take():
                     if not interrupt_stops:
                         return False
-                    if self._stop_by < NEVER:
-                        raise self._unproven("left before the proof")
+                    if self._stop:
+                        raise self._unproven(self._stop, "left before the proof")
                     self._ask_to_stop()
                     until = frozenset()
-                if time.monotonic() > self._stop_by:
-                    raise self._unproven("no proof yet")
+                if self._stop and self._stop.overdue:
+                    raise self._unproven(self._stop, "no proof yet")
                 self.view.show(item)
                 if isinstance(item, JobState) and item.phase in until:
                     return True
@@ -119,11 +110,7 @@ class Follower:
         return True
 
     def _ask_to_stop(self, *, give_up: bool = False) -> None:
-        self.experiment.ask_to_stop(give_up=give_up)
-        timeouts = self.experiment.cluster().timeouts
-        self._stop_by = (
-            time.monotonic() + timeouts.stop_grace_seconds + STOP_PATIENCE_SECONDS
-        )
+        self._stop = StopRequest(self.experiment, give_up=give_up)
         note(f"stopping {self.experiment.job_id} on all nodes")
 
     def _end(self) -> None:
@@ -150,12 +137,8 @@ class Follower:
     def _show_as_json(self) -> None:
         show_json({"job_id": self.experiment.job_id, "state": self.state})
 
-    def _unproven(self, why: str) -> StopUnproven:
-        missing = [
-            rank.node for rank in self.experiment.state().ranks if not rank.proven_gone
-        ]
+    def _unproven(self, request: StopRequest, why: str) -> StopUnproven:
         return StopUnproven(
-            f"{self.experiment.job_id}: {why} from {', '.join(missing) or 'any node'}; "
-            f"the agent goes on asking. See: inv status {self.experiment.name}. "
+            f"{request.unproven(why)}; the agent goes on asking. See: inv status {self.experiment.name}. "
             f"A node that will not come back: inv stop {self.experiment.name} --give-up"
         )

@@ -9,10 +9,11 @@ import pytest
 from tests.unit.factories import make_cluster, make_record, make_scripts
 from ugro_tasks.cli.interrupts import Interrupts
 from ugro_tasks.cli.show.follow import Follower
-from ugro_tasks.errors import JobEnded
+from ugro_tasks.errors import JobEnded, StopUnproven
+from ugro_tasks.jobs import stop_request
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.experiments import Experiments
-from ugro_tasks.jobs.state import Cause, JobState, Phase
+from ugro_tasks.jobs.state import Cause, JobState, Phase, RankState
 
 
 class Ending(Experiment):
@@ -58,3 +59,18 @@ def test_any_other_end_is_raised_with_its_exit_code(
     with pytest.raises(JobEnded, match="still there after KILL") as ended:
         stopping(tmp_path, end).stop()
     assert ended.value.exit_code == code
+
+
+def test_a_stop_that_is_overdue_names_the_nodes_and_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stop_request, "PATIENCE_SECONDS", -1e9)
+    ranks = (
+        RankState(rank=0, node="gpu0", proven_gone=True),
+        RankState(rank=1, node="gpu1"),
+    )
+    goes_on = JobState(phase=Phase.STOPPING, ranks=ranks)
+    with pytest.raises(StopUnproven) as unproven:
+        stopping(tmp_path, goes_on).stop()
+    assert "no proof yet from gpu1; the agent goes on" in unproven.value.text
+    assert "inv stop exp1 --give-up" in unproven.value.text
