@@ -100,9 +100,8 @@ def count(case):
                 with torch.autocast("cpu", compute):
                     loss = model(input_ids=tokens, labels=tokens).loss
                 loss.backward()
-                if (
-                    step == 0
-                ):  # the second one only accumulates, and the third begins with its gradients
+                if step == 0:
+                    # The second one only accumulates, and the third begins with its gradients.
                     optimizer.step()
                     optimizer.zero_grad()
     return {

@@ -51,9 +51,8 @@ def parser() -> argparse.ArgumentParser:
 def main(span_seconds: int) -> None:
     script = f"import time\ntime.sleep({span_seconds + 60})\n"
     with lab_with_user({"quiet.py": script}) as (lab, ugro):
-        ugro.set_timeouts(
-            heartbeat_seconds=2.0
-        )  # that of a cluster file that says nothing of it
+        # That of a cluster file that says nothing of it.
+        ugro.set_timeouts(heartbeat_seconds=2.0)
         done = ugro.run("launch", "--name", "quiet", "--script", "quiet.py", "--detach")
         check(["inv", "launch"], done.returncode, done.stdout + done.stderr)
         time.sleep(5)

@@ -108,9 +108,8 @@ def make_view(config: dict[str, Any]) -> None:
                 bind(f"/proc/self/fd/{descriptor}", path)
 
     mount("proc", "/proc")
-    mount(
-        "sysfs", "/sys"
-    )  # shows the interfaces of the namespace that it is mounted in
+    # Shows the interfaces of the namespace that it is mounted in.
+    mount("sysfs", "/sys")
     # The size is a limit only; it is large so that a check of free disk space sees a usual disk.
     places = {"/run": mount_own("tmpfs", "/run", "mode=755,size=64g")}
     for place in ("/tmp", "/dev/shm"):
@@ -211,9 +210,8 @@ def start_sshd(program: str) -> int:
 def main() -> None:
     config = json.loads(sys.argv[1])
     refuse_outside(config["outside"])
-    print(
-        Path("/proc/self").readlink(), flush=True
-    )  # still the parent's /proc: its name for us
+    # Still the parent's /proc: its name for us.
+    print(Path("/proc/self").readlink(), flush=True)
     signals = {signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     subprocess.run(["hostname", config["name"]], check=True)

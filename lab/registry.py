@@ -95,9 +95,8 @@ def remove(folder: Path) -> None:
             shutil.rmtree(folder)
     for link in links:
         link.unlink(missing_ok=True)
-    with contextlib.suppress(
-        OSError
-    ):  # other labs are registered, or there never was one
+    with contextlib.suppress(OSError):
+        # Other labs are registered, or there never was one.
         REGISTRY.rmdir()
 
 

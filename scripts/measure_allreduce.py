@@ -30,9 +30,8 @@ from torch.distributed.elastic.multiprocessing.errors import record  # noqa: E40
 
 ALLREDUCE_BYTES, PAIR_BYTES = 16 * 2**20, 4 * 2**20
 SMALL_ROUNDS, LARGE_ROUNDS = 50, 5
-BUDGET_SECONDS = (
-    1.0  # for the rounds of a large message; a slow network gets fewer, but one
-)
+# For the rounds of a large message; a slow network gets fewer, but one.
+BUDGET_SECONDS = 1.0
 
 
 def median_seconds(
@@ -47,12 +46,10 @@ def median_seconds(
             torch.cuda.synchronize()
         return time.perf_counter() - begin
 
-    first = torch.tensor(
-        [once()], device=message.device
-    )  # opens connections, and is not counted
-    operation(
-        first
-    )  # all-reduced or sent to and fro: the same figure on all ranks of it
+    # Opens connections, and is not counted.
+    first = torch.tensor([once()], device=message.device)
+    # It is all-reduced or sent to and fro: the same figure on all ranks of it.
+    operation(first)
     large = message.numel() > 1
     rounds = (
         min(LARGE_ROUNDS, int(BUDGET_SECONDS / float(first))) if large else SMALL_ROUNDS
@@ -107,9 +104,8 @@ def measure(device: torch.device) -> None:
         if RANK in pair:
             for i, message in enumerate((large[:1], large[: PAIR_BYTES // 4])):
                 figures[i] = median_seconds(partial(there_and_back, pair), message)
-        dist.broadcast(
-            figures, pair[0]
-        )  # rank 0 learns them; no pair starts before the last ended
+        # Rank 0 learns them; no pair starts before the last ended.
+        dist.broadcast(figures, pair[0])
         ends = [hosts[rank] for rank in pair]
         round_trip_ms, speed = (
             float(figures[0]) * 1e3,

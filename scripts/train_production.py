@@ -60,9 +60,8 @@ if inputs.offline:  # nothing here has a name on the hub, so nothing may ask it
         HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1"
     )
 os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
-if (
-    "RANK" not in os.environ
-):  # plain python takes one GPU; the Trainer would spread over all
+if "RANK" not in os.environ:
+    # Plain python takes one GPU; the Trainer would spread over all.
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 say(
     f"train_production: rank {RANK} of {WORLD_SIZE}, job {options.job_id}, importing torch and transformers"
@@ -121,9 +120,8 @@ def train() -> int:
         lambda: models.load_model(settings, inputs, config, precision, gang.device)
     )
     gang.same(models.digest_of(model), f"the model {settings.model.name}")
-    transformers.set_seed(
-        settings.training.seed
-    )  # the same on all ranks: they start with the same adapter
+    # The same on all ranks: they start with the same adapter.
+    transformers.set_seed(settings.training.seed)
     if settings.lora.enabled:
         model = gang.all_or_none(lambda: models.add_adapter(settings, model))
     models.spare_the_network(model)
@@ -141,9 +139,8 @@ def train() -> int:
             settings, inputs, precision, gang, OUTPUT, evaluates=bool(data.validation)
         ),
     )
-    transformers.set_seed(
-        settings.training.seed + RANK
-    )  # from here on each rank drops out for itself
+    # From here on each rank drops out for itself.
+    transformers.set_seed(settings.training.seed + RANK)
     trained, everything = models.count_parameters(model)
     of_all = f"{trained:,} of {everything:,} parameters"
     progress(

@@ -41,9 +41,8 @@ RANK, WORLD_SIZE = (
 OUTPUT = Path(os.environ.get("UGRO_OUTPUT_DIR", "output"))
 MODELS = ("char-transformer",)
 DATASETS = {"shakespeare": Path(__file__).parent / "data" / "shakespeare.txt"}
-STOP_GRACE_SECONDS = (
-    3.0  # a step takes milliseconds: after these, a rank waits for a dead peer
-)
+# A step takes milliseconds: after these, a rank waits for a dead peer.
+STOP_GRACE_SECONDS = 3.0
 
 
 class Parser(argparse.ArgumentParser):
@@ -170,9 +169,8 @@ class CharTransformer(nn.Module):
 def join_ranks() -> torch.device:
     """This rank's device, when all ranks have met (plain python: one alone) on the same text."""
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    use_cuda = (
-        torch.cuda.device_count() >= local_ranks
-    )  # CUDA_VISIBLE_DEVICES="" asks for the CPU
+    # CUDA_VISIBLE_DEVICES="" asks for the CPU.
+    use_cuda = torch.cuda.device_count() >= local_ranks
     device = torch.device(
         f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if use_cuda else "cpu"
     )
@@ -183,9 +181,8 @@ def join_ranks() -> torch.device:
         store=None if "MASTER_ADDR" in os.environ else dist.HashStore(),
         rank=RANK,
         world_size=WORLD_SIZE,
-        timeout=timedelta(
-            minutes=5
-        ),  # longer than any cut of the network worth sitting out
+        # Longer than any cut of the network worth sitting out.
+        timeout=timedelta(minutes=5),
         device_id=device if use_cuda else None,
     )
     # Namespaces and containers of one machine have host names of their own, but one boot id.
@@ -258,9 +255,8 @@ def train() -> None:
     device = join_ranks()
     vocabulary = "".join(sorted(set(text)))
     data = torch.tensor([vocabulary.index(character) for character in text])
-    windows = (
-        len(data) // args.context - 1
-    )  # one less, so that each epoch can start elsewhere
+    # One less, so that each epoch can start elsewhere.
+    windows = len(data) // args.context - 1
     global_batch = args.batch_size * WORLD_SIZE
     steps_per_epoch = args.steps_per_epoch or max(1, windows // global_batch)
     total_steps = args.num_epochs * steps_per_epoch
@@ -270,9 +266,8 @@ def train() -> None:
         "world_size": WORLD_SIZE,
     }
 
-    torch.manual_seed(
-        args.seed
-    )  # the same on all ranks: they start from the same model
+    # The same on all ranks: they start from the same model.
+    torch.manual_seed(args.seed)
     shape = {name: config[name] for name in ("context", "layers", "width", "heads")}
     model = CharTransformer(len(vocabulary), **shape).to(device)
     optimizer = torch.optim.AdamW(
@@ -286,12 +281,9 @@ def train() -> None:
         optimizer.load_state_dict(checkpoint["optimizer"])
         torch.set_rng_state(checkpoint["rng"])
         step = checkpoint["step"]
-        if (
-            checkpoint["config"]["steps_per_epoch"] != steps_per_epoch
-        ):  # other ranks or batches
-            step = (
-                checkpoint["epoch"] * steps_per_epoch
-            )  # its unfinished epoch begins again
+        if checkpoint["config"]["steps_per_epoch"] != steps_per_epoch:
+            # Other ranks or batches: its unfinished epoch begins again.
+            step = checkpoint["epoch"] * steps_per_epoch
     replica = nn.parallel.DistributedDataParallel(model)
     if RANK == 0:
         (OUTPUT / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -379,9 +371,8 @@ def train() -> None:
                 "optimizer": optimizer.state_dict(),
             }
             content["rng"] = torch.get_rng_state()
-            manifest_of(path).unlink(
-                missing_ok=True
-            )  # of an earlier run's checkpoint of this name
+            # Of an earlier run's checkpoint of this name.
+            manifest_of(path).unlink(missing_ok=True)
             torch.save(content, path.with_suffix(".tmp"))
             path.with_suffix(".tmp").replace(path)  # no reader meets half a checkpoint
             part = epoch + within / steps_per_epoch

@@ -49,9 +49,8 @@ class Gathering(Struct, frozen=True, kw_only=True):
     job_id: str
     folder: str
     nodes: tuple[str, ...]  # whose outputs were fetched
-    cleaned: tuple[
-        str, ...
-    ]  # nodes on which `clean` has left nothing; what was there came home before
+    # Nodes on which `clean` has left nothing; what was there came home before.
+    cleaned: tuple[str, ...]
 
 
 class FirstTime(Struct, frozen=True, kw_only=True):

@@ -19,9 +19,8 @@ from .faults import Fault, in_one_line
 from .preflight import Inputs, refuse_row
 
 TEXTS_AT_ONCE = 1000  # handed to the tokenizer, which works on them in parallel
-LINES_IN_A_PIECE = (
-    1000  # of a text file: all of it at once would take the tokenizer far longer
-)
+# Of a text file: all of it at once would take the tokenizer far longer.
+LINES_IN_A_PIECE = 1000
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
 CONFIGS = {"wikitext": "wikitext-2-raw-v1", "Salesforce/wikitext": "wikitext-2-raw-v1"}
 NO_LABEL = -100  # what the loss passes over
@@ -126,9 +125,8 @@ def collator(pad_id: int) -> Callable[[list[torch.Tensor]], dict[str, torch.Tens
             "input_ids": inputs,
             "labels": pad(sequences, batch_first=True, padding_value=NO_LABEL),
         }
-        if (
-            len({len(sequence) for sequence in sequences}) > 1
-        ):  # without a mask attention is faster
+        if len({len(sequence) for sequence in sequences}) > 1:
+            # Without a mask attention is faster.
             batch["attention_mask"] = pad(
                 [torch.ones_like(s) for s in sequences], batch_first=True
             )
@@ -305,9 +303,8 @@ def _sequences(
             if not pieces and tokens[-1:] != end:
                 tokens = tokens + end
             tokens = tokens if wanted.packing else tokens[:max_length]
-            if (
-                wanted.packing or len(tokens) > 1
-            ):  # the loss needs a token before the one it asks for
+            if wanted.packing or len(tokens) > 1:
+                # The loss needs a token before the one it asks for.
                 chunks.append(np.asarray(tokens, dtype=np.int32))
                 lengths.append(len(tokens))
     if pieces and chunks:

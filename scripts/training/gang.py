@@ -15,9 +15,8 @@ import torch.distributed as dist
 
 from .faults import Fault
 
-PATIENCE = timedelta(
-    minutes=30
-)  # one rank may have to fetch a model while the others wait
+# One rank may have to fetch a model while the others wait.
+PATIENCE = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -144,9 +143,8 @@ class Gang:
         )
         threads = max(1, (cores or 1) // self.gather(machine).count(machine))
         torch.set_num_threads(threads)
-        os.environ["OMP_NUM_THREADS"] = str(
-            threads
-        )  # else accelerate decides once more, and warns
+        # Else accelerate decides once more, and warns.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def _refuse_mixed(store: Any, rank: int, world_size: int, device: torch.device) -> None:

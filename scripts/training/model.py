@@ -287,9 +287,8 @@ def load_model(
     if precision.bits == 4:
         keep_layout(model)
     if model.generation_config is not None:
-        model.generation_config.pad_token_id = (
-            config.pad_token_id
-        )  # else the Trainer does, with a paragraph about it
+        # Else the Trainer does, with a paragraph about it.
+        model.generation_config.pad_token_id = config.pad_token_id
     return model
 
 
@@ -300,9 +299,8 @@ def keep_layout(model: Any) -> None:
     backward pass: every gradient behind it is zero until the weights are saved, which unpacks them on the rank that
     saves, with other scales than before.
     """
-    from bitsandbytes.nn import (
-        Linear4bit,
-    )  # late: an environment without it trains what is not quantised
+    # Late: an environment without it trains what is not quantised.
+    from bitsandbytes.nn import Linear4bit
 
     for module in model.modules():
         if isinstance(module, Linear4bit):
@@ -345,9 +343,8 @@ def add_adapter(settings: SimpleNamespace, model: Any) -> Any:
         bias=lora.bias,
         task_type="CAUSAL_LM",
     )
-    with (
-        warnings.catch_warnings()
-    ):  # peft asks transformers for a property by its old name
+    with warnings.catch_warnings():
+        # peft asks transformers for a property by its old name.
         warnings.simplefilter("ignore", FutureWarning)
         return get_peft_model(model, adapter)
 

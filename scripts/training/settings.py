@@ -160,9 +160,8 @@ def read(
     values = {section: dict(keys) for section, keys in DEFAULTS.items()}
     for source, section, key, value in _given(options, environ):
         if key not in values.get(section, {}):
-            if (
-                source == "UGRO_SETTINGS"
-            ):  # of another script that has its own keys in the same file
+            if source == "UGRO_SETTINGS":
+                # Of another script that has its own keys in the same file.
                 options.notes.append(
                     f"{section}.{key} is not known here and has no effect"
                 )

@@ -36,9 +36,8 @@ class Stop:
         self._say, self._agree_seconds = say, agree_seconds
         self._reader, writer = os.pipe()
         os.set_blocking(writer, False)
-        signal.set_wakeup_fd(
-            writer
-        )  # written to by the C handler, whatever Python is doing
+        # Written to by the C handler, whatever Python is doing.
+        signal.set_wakeup_fd(writer)
         signal.signal(signal.SIGTERM, lambda *_: None)
         threading.Thread(target=self._watch, name="watch-for-term", daemon=True).start()
 

@@ -136,9 +136,8 @@ class ProductionTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """Also keeps the loss and the tokens of the step, for `step_done`."""
-        self.step_tokens += float(
-            inputs["labels"].ne(NO_LABEL).sum()
-        )  # still on the CPU: no wait for the GPU
+        # Still on the CPU: no wait for the GPU.
+        self.step_tokens += float(inputs["labels"].ne(NO_LABEL).sum())
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.step_loss = self.step_loss + loss
         return loss
@@ -325,9 +324,8 @@ class ProductionTrainer(Trainer):
         )
         if checkpoint is None:
             return epochs, skipped
-        self.state.compute_steps(
-            self.args, max_steps
-        )  # how often to log and save is this run's to say
+        # How often to log and save is this run's to say.
+        self.state.compute_steps(self.args, max_steps)
         self.state.train_batch_size = self._train_batch_size
         place = self._place(checkpoint)
         if changed := [

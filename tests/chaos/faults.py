@@ -31,9 +31,8 @@ class Fault:
     node: int | None  # None: the controller
     moment: Moment
     delay: float  # seconds after the moment
-    seconds: (
-        float  # how long it lasts, 0.0: it is an instant; or by how much a clock jumps
-    )
+    # How long it lasts, 0.0: it is an instant; or by how much a clock jumps.
+    seconds: float
 
     def __str__(self) -> str:
         where = "" if self.node is None else f" lab{self.node}"

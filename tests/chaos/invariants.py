@@ -16,9 +16,8 @@ from tests.chaos.home import Home
 from tests.chaos.nodes import Attempt
 from tests.chaos.rounds import Played
 
-SETTLE_SECONDS = (
-    20.0  # for what is on its way out, and for outputs that are still gathered
-)
+# For what is on its way out, and for outputs that are still gathered.
+SETTLE_SECONDS = 20.0
 # The end of a connection may be the packet that was lost: TCP says it again after ever longer pauses.
 LINK_SETTLE_SECONDS = 90.0
 OF_A_JOB = {

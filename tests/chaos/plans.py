@@ -26,9 +26,8 @@ class Plan:
     hosts: int
     way: Way
     goal: Goal
-    goal_delay: (
-        float  # seconds after all ranks have begun, where somebody stops the job
-    )
+    # Seconds after all ranks have begun, where somebody stops the job.
+    goal_delay: float
     fail_rank: int  # who fails by itself where that is the goal, else -1
     restarts: int
     samples: bool  # stand-in cards, so that there are GPU samples to carry

@@ -49,16 +49,14 @@ class Played:
     state: dict[str, Any] = field(default_factory=dict)
     launch_code: int | None = None  # None: it was killed, or never came to its end
     launch_said: str = ""
-    other_codes: dict[str, int] = field(
-        default_factory=dict
-    )  # of the commands beside it
+    # Of the commands beside it.
+    other_codes: dict[str, int] = field(default_factory=dict)
     second_code: int | None = None
     second_said: str = ""
     hits: list[Hit] = field(default_factory=list)
     stopped_by: str = ""  # who asked for a stop, "" where nobody did
-    faults: list[str] = field(
-        default_factory=list
-    )  # violations that showed while it was played
+    # Violations that showed while it was played.
+    faults: list[str] = field(default_factory=list)
 
 
 class Round:

@@ -7,9 +7,8 @@ REAL = "/usr/bin/rsync"
 here = os.path.dirname(os.path.abspath(__file__))
 mode = open(os.path.join(here, "mode")).read()
 flags = [os.fsencode(word) for word in sys.argv[1:]]
-if any(
-    flag.startswith(b"-s") for flag in flags
-):  # the rest comes on stdin, up to an empty word
+if any(flag.startswith(b"-s") for flag in flags):
+    # The rest comes on stdin, up to an empty word.
     said = b""
     while not said.endswith(b"\0\0"):
         said += os.read(0, 1)

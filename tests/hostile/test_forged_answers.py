@@ -93,9 +93,8 @@ def test_an_answer_has_its_shape_or_is_a_fault(
             assert not isinstance(error, NodesBusy) or request.may_be_busy
         else:
             assert isinstance(answer, request.answer)
-            assert (
-                convert(request.answer, msgspec.to_builtins(answer)) == answer
-            )  # it is within all bounds
+            # It is within all bounds.
+            assert convert(request.answer, msgspec.to_builtins(answer)) == answer
 
 
 @examples(30)

@@ -115,9 +115,8 @@ def test_any_frames_fill_the_files_of_their_rank_or_nothing(
         "gpu.jsonl",
         *allowed,
     }
-    assert sum(map(len, written.values())) <= 10 * sum(
-        map(len, said)
-    )  # compressed ones grow
+    # Compressed ones grow.
+    assert sum(map(len, written.values())) <= 10 * sum(map(len, said))
     assert len("".join(told)) < 20_000
     assert not RAW.search(
         "\n".join(str(NodeFault("x", line).text) for line in told).replace("\n", "")
@@ -273,9 +272,8 @@ def test_a_node_cannot_take_the_last_room_of_the_disk(
             f"{tmp_path}/there/", f"{experiment.folder}/"
         )
     assert full.value.errno == errno.ENOSPC
-    experiment.save_state(
-        JobState(phase=Phase.FAILED)
-    )  # what UGRO itself has to say has room
+    # What UGRO itself has to say has room.
+    experiment.save_state(JobState(phase=Phase.FAILED))
 
 
 def test_an_rsync_that_complains_without_end_is_ended(

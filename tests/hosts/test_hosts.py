@@ -549,9 +549,8 @@ def test_a_port_that_takes_connections_and_says_nothing_is_given_up_in_time(
         error = refusal(login, ssh_port=2200, seconds=8)
     assert isinstance(error, HostUnreachable)
     assert "port 2200" in error.what
-    assert (
-        "No existing session" not in error.what
-    )  # what paramiko says; it tells nobody anything
+    # What paramiko says; it tells nobody anything.
+    assert "No existing session" not in error.what
     assert error.fix
 
 
@@ -613,13 +612,11 @@ def test_after_a_cut_the_next_command_works(login: Login, hosts: list[LabHost]) 
     begun = time.monotonic()
     with pytest.raises(HostUnreachable):
         host.run(["true"], timeout_seconds=1)
-    assert (
-        time.monotonic() - begun < 20
-    )  # its own limit and one more login; TCP tries for a minute and more
+    # Its own limit and one more login; TCP tries for a minute and more.
+    assert time.monotonic() - begun < 20
     hosts[0].mend()
-    hosts[0].ssh(
-        ["true"]
-    )  # it takes a moment until the network knows where the host is
+    # It takes a moment until the network knows where the host is.
+    hosts[0].ssh(["true"])
     assert hello(host) == b"hello\n"
 
 

@@ -94,9 +94,8 @@ def test_resume_goes_on_in_a_new_job_on_fewer_nodes_and_passes_over_what_is_half
 ) -> None:
     assert ugro.launch("exp1", "--steps 15 --half", *COUNTING).returncode == 0
     first = ugro.job("exp1")
-    (first.folder / "checkpoints/checkpoint-10/model.bin").write_bytes(
-        b"9 " * 100_000
-    )  # as long, and damaged
+    # As long, and damaged.
+    (first.folder / "checkpoints/checkpoint-10/model.bin").write_bytes(b"9 " * 100_000)
     done = ugro.launch("exp2", "--steps 15", "--resume", "exp1", "--nodes", "lab0")
     assert done.returncode == 0, done.stdout + done.stderr
     second = ugro.job("exp2")

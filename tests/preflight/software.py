@@ -18,9 +18,8 @@ STALE = {
     "GLOO_SOCKET_IFNAME": "wlan9", "NCCL_SOCKET_IFNAME": "wlan9",
 }  # fmt: skip
 STAND_IN = "it takes a second torch; UGRO's part has a stand-in"
-OTHER_TORCHRUN = os.environ.get(
-    "UGRO_OTHER_TORCHRUN", ""
-)  # of an environment with another torch, for torchrun by hand
+# Of an environment with another torch, for torchrun by hand.
+OTHER_TORCHRUN = os.environ.get("UGRO_OTHER_TORCHRUN", "")
 
 
 @contextmanager

@@ -100,9 +100,8 @@ class Nursery:
         Each believes to have a node of its own, and rank r writes into `output`/r; with `one_node` they share one, and
         all write into `output`/0.
         """
-        from tests.ports import (
-            reserved_port,
-        )  # late: the training environment has no `tests`
+        # Late: the training environment has no `tests`.
+        from tests.ports import reserved_port
 
         port = str(self.ports.enter_context(reserved_port()))
         meeting = {

@@ -16,11 +16,8 @@ from msgspec import Struct
 from ugro_tasks import codec
 
 PACKAGE = Path(codec.__file__).parent
-RESOLVES = {
-    "convert",
-    "decode",
-    "Decoder",
-}  # what finds out at a type's first use what it consists of
+# What finds out at a type's first use what it consists of.
+RESOLVES = {"convert", "decode", "Decoder"}
 
 # In a process of its own: it may end by a segmentation fault, and only the first use of a type shows it.
 PROGRAM = """

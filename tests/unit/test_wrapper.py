@@ -268,11 +268,12 @@ TOOLS = ("bash", "flock", "head", "mkdir", "readlink")
             11,
             "no Python 3.11 or newer on PATH; as root: apt-get install python3 python3-venv",
         ),
+        # What the question for its version is answered with.
         (
             "exit 1",
             11,
             "no Python 3.11 or newer",
-        ),  # what the question for its version is answered with
+        ),
         (
             'case "$*" in *"import venv"*) exit 1; esac',
             11,

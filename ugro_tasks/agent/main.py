@@ -70,9 +70,8 @@ class Agent:
         """Whether there may be a new job: it changes the folder's time stamp."""
         was, self._seen = self._seen, self.experiments.folder.stat().st_mtime_ns
         if abs(time.time_ns() - self._seen) < CLOCK_TICK_NS:
-            self._seen = (
-                -1
-            )  # the next job may come within the same tick of the file system's clock
+            # The next job may come within the same tick of the file system's clock.
+            self._seen = -1
         return was != self._seen or self._seen == -1
 
     def _begin_new_jobs(self) -> None:

@@ -34,12 +34,10 @@ COMMAND = re.compile(r"\binv (?=-|[a-z])(--help )?([a-z][a-z-]*)?")
 class Taking(Struct, frozen=True, kw_only=True):
     """What a task takes beyond what Invoke can be told."""
 
-    word: str | None = (
-        None  # the parameter that may be given as a bare word, or be left out
-    )
-    words: str | None = (
-        None  # the parameter, a list, that takes any number of bare words
-    )
+    # The parameter that may be given as a bare word, or be left out.
+    word: str | None = None
+    # The parameter, a list, that takes any number of bare words.
+    words: str | None = None
     pairs: tuple[str, ...] = ()  # flags that take two words, as in --param lr 1e-5,2e-5
     iterable: tuple[str, ...] = ()  # flags that may be repeated
 

@@ -72,9 +72,8 @@ def _cluster(words: list[str]) -> str | None:
 def _jobs(cluster: str | None) -> list[str]:
     from .. import api
 
-    with contextlib.suppress(
-        UgroError, OSError
-    ):  # a shell that completes wants no message
+    with contextlib.suppress(UgroError, OSError):
+        # A shell that completes wants no message.
         newest: list[Any] = list(
             itertools.islice(api.open_experiments(cluster).all(), JOBS_OFFERED)
         )

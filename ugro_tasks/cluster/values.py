@@ -14,9 +14,8 @@ UNSHOWN = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
 NODE_NAME_MAX = 63
 RANK_MAX = 9999
 PORT_MAX = 65535
-NUMBER_MAX = (
-    1_000_000_000  # far beyond any of them, and small enough to be computed with
-)
+# Far beyond any of them, and small enough to be computed with.
+NUMBER_MAX = 1_000_000_000
 SECONDS_MAX = 1_000_000  # 11 days; the operating system cannot wait for any time at all
 BATCH_SIZE_DIGITS = 6
 

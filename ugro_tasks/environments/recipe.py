@@ -47,9 +47,8 @@ class Recipe(Struct, frozen=True, kw_only=True):
     name: str
     digest: str  # sha256, hex, of everything that decides what is in it
     files: dict[str, bytes]
-    python: str | None = (
-        None  # the interpreter, or its version, to make it from; None: whatever the node has
-    )
+    # The interpreter, or its version, to make it from; None: whatever the node has.
+    python: str | None = None
 
     @property
     def lock_name(self) -> str:

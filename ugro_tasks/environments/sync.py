@@ -72,9 +72,8 @@ class Synced(Struct, frozen=True, kw_only=True):
     why: str | None = None
     seconds: float = 0.0
     bytes: int = 0  # its size
-    kept: str | None = (
-        None  # where on the node an environment that UGRO had not made was put
-    )
+    # Where on the node an environment that UGRO had not made was put.
+    kept: str | None = None
 
 
 def sync(
@@ -228,9 +227,8 @@ def fault_of(results: Mapping[str, Synced | UgroError]) -> UgroError | None:
             "    the same files gave other packages there: another kind of machine, another Python, or no GPU driver "
             "where the others have one (nvidia-smi)"
         )
-    texts = list(
-        dict.fromkeys(error.text for error in faults.values())
-    )  # a stale lock is the same everywhere
+    # A stale lock is the same everywhere.
+    texts = list(dict.fromkeys(error.text for error in faults.values()))
     even = [name for name in results if name not in faults]
     texts.append(
         f"behind, or not known: {', '.join(faults)}; what was in use there stays in use"

@@ -17,10 +17,8 @@ DISK_MIN_BYTES = 2 << 30
 DISK_MIN_FILES = 1000
 HOME_MIN_BYTES = 8 << 20  # leases, and what is remembered
 OPEN_FILES_MIN = 1024
-WARNINGS_ONLY = {
-    0,
-    14,
-}  # of nvidia-smi; 14: the infoROM is corrupted, which no training needs
+# Of nvidia-smi; 14: the infoROM is corrupted, which no training needs.
+WARNINGS_ONLY = {0, 14}
 SHM_MIN_BYTES = 64 << 20
 CLOCK_MAX_SECONDS = 2.0
 VRAM_TOLERANCE = 0.15  # a "12 GB" card shows 11.6 to 12.0 GiB
@@ -123,9 +121,8 @@ def _gpu(node: Node, facts: ProbeAnswer) -> Iterator[Check]:
     answer, found = facts.gpus, facts.cards
     if answer.code not in WARNINGS_ONLY or not found:
         said = answer.stderr.strip() or answer.stdout.strip() or "no GPU"
-        value = said.splitlines()[
-            0
-        ]  # "No devices were found" comes last, whatever the reason
+        # "No devices were found" comes last, whatever the reason.
+        value = said.splitlines()[0]
         yield Check(
             name="gpu",
             ok=False,

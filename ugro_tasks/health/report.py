@@ -32,9 +32,8 @@ class NodeHealth(Struct, frozen=True, kw_only=True):
     clock_offset_seconds: float | None = None
     held_by: str | None = None
     gpus: tuple[Gpu, ...] = ()
-    facts: ProbeAnswer | None = (
-        None  # what it told of itself; None where it was not reached
-    )
+    # What it told of itself; None where it was not reached.
+    facts: ProbeAnswer | None = None
 
     @property
     def fit(self) -> bool:

@@ -32,9 +32,8 @@ class Request(Struct, Generic[A], frozen=True, kw_only=True, tag_field="op"):
     """What a node is asked for; it answers with an `A`."""
 
     answer: ClassVar[type[Any]]  # A itself
-    may_be_busy: ClassVar[bool] = (
-        False  # whether "another job has the node" is an answer to it
-    )
+    # Whether "another job has the node" is an answer to it.
+    may_be_busy: ClassVar[bool] = False
 
     @property
     def operation(self) -> str:
@@ -107,9 +106,8 @@ class Build(Request[BuildAnswer], frozen=True, kw_only=True, tag="build_environm
     offline: bool
     files: Mapping[str, int]  # {name: bytes}
     digest: str
-    bad: (
-        float | None
-    )  # when an environment was made that is not to be kept, though made from the same files
+    # When an environment was made that is not to be kept, though made from the same files.
+    bad: float | None
     slots: list[str]
     token: str
     controller: str

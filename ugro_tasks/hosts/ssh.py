@@ -29,9 +29,8 @@ from .ssh_errors import explained
 from .transport import BROKEN_OFF, after_login, hops_to, log_in, make_strict
 
 START_SECONDS = 30.0  # for a node to begin with a command whose output is a stream
-LAST_WAIT_SECONDS = (
-    0.1  # for the end of a command, where its time is over as its output ends
-)
+# For the end of a command, where its time is over as its output ends.
+LAST_WAIT_SECONDS = 0.1
 
 
 class SshHost:

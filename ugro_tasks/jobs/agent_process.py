@@ -34,9 +34,8 @@ def ensure_agent(experiments: Experiments) -> int | None:
                 "ugro_tasks.agent",
                 str(experiments.folder.absolute()),
             ],
-            cwd=Path(__file__).parents[
-                2
-            ],  # where `-m` finds the package, installed or not
+            # Where `-m` finds the package, installed or not.
+            cwd=Path(__file__).parents[2],
             stdin=subprocess.DEVNULL,
             stdout=stderr,
             stderr=stderr,

@@ -30,9 +30,8 @@ from .state import Event, JobState
 
 T = TypeVar("T")
 STAMP = re.compile(r"_\d{8}_\d{6}")
-HALF_WRITTEN = re.compile(
-    r"\.(?:config|state)\.json\.(\d+)\.\d+"
-)  # see `files.replace_file`
+# See `files.replace_file`.
+HALF_WRITTEN = re.compile(r"\.(?:config|state)\.json\.(\d+)\.\d+")
 LOG_NAME = re.compile(r"training_rank(\d+)\.log")
 
 

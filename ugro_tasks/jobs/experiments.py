@@ -49,9 +49,8 @@ class Experiments:
 
         self.make_folder()
         ours = f".making-{os.uname().nodename}"
-        for left in self.folder.glob(
-            f"{ours}-*"
-        ):  # by a command that was killed while it was here
+        for left in self.folder.glob(f"{ours}-*"):
+            # By a command that was killed while it was here.
             if not Path("/proc", left.name.split("-")[-2]).exists():
                 shutil.rmtree(left, ignore_errors=True)
         making = self.folder / f"{ours}-{os.getpid()}-{time.time_ns()}"
@@ -74,9 +73,8 @@ class Experiments:
                 except OSError as error:
                     if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
                         raise
-                    time.sleep(
-                        0.1
-                    )  # two launches of one name in one second: the next second is free
+                    # Two launches of one name in one second: the next second is free.
+                    time.sleep(0.1)
                 else:
                     return Experiment(self.folder / job_id)
         except OSError as error:

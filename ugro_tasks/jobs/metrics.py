@@ -18,9 +18,8 @@ from ..codec import UNREADABLE, decode
 
 LOSS, EVAL_LOSS = "loss", "eval_loss"
 TOKENS_PER_SECOND = "tokens_per_second"
-LINE_BYTES = (
-    1 << 20
-)  # a line that is longer is read in pieces, none of which is an object
+# A line that is longer is read in pieces, none of which is an object.
+LINE_BYTES = 1 << 20
 
 
 class Point(msgspec.Struct, frozen=True, array_like=True):
@@ -36,13 +35,11 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     train: list[Point]
     evaluation: list[Point]
     last: dict[str, Any]  # the last word on each key, "time" excepted
-    best: dict[
-        str, Point
-    ]  # {LOSS and EVAL_LOSS, as far as there is one: where it was lowest}
+    # {LOSS and EVAL_LOSS, as far as there is one: where it was lowest}
+    best: dict[str, Point]
     astray: Point | None  # where the loss was first no finite number
-    tokens_per_second: (
-        float | None
-    )  # of all nodes together, the median of the logged steps
+    # Of all nodes together, the median of the logged steps.
+    tokens_per_second: float | None
 
 
 def read_metrics(line: str | bytes) -> dict[str, object] | None:

@@ -26,9 +26,8 @@ class Memory(Struct, frozen=True, kw_only=True):
     total_mib: Mebibytes
     card_mib: Mebibytes = 0
     taken_mib: Mebibytes = 0  # of the card, by others
-    fit: Literal["fits", "tight", "too large"] = (
-        "fits"  # tight: it depends on how good the estimate is
-    )
+    # Tight: it depends on how good the estimate is.
+    fit: Literal["fits", "tight", "too large"] = "fits"
 
     @property
     def room_mib(self) -> int:
@@ -51,10 +50,9 @@ class NodePlan(Struct, frozen=True, kw_only=True):
         str, ...
     ] = ()  # what tells the variables of an environment of pixi's; `env` goes over them
     batch_size: Size = 1  # sequences in a micro-step of this rank
-    memory: Memory | None = None  # None: there is no estimate,
-    memory_unknown: str | None = (
-        None  # for this reason; None: for this script there never is
-    )
+    memory: Memory | None = None  # None: there is no estimate
+    # Why there is no estimate; None: for this script there never is one.
+    memory_unknown: str | None = None
 
 
 class LaunchPlan(Struct, frozen=True, kw_only=True):
@@ -65,8 +63,7 @@ class LaunchPlan(Struct, frozen=True, kw_only=True):
     master_address: str
     master_port: int
     nodes: tuple[NodePlan, ...]
-    effective_batch: Size | None = (
-        None  # sequences in a step of all ranks; None: a matter of the script
-    )
+    # Sequences in a step of all ranks; None: a matter of the script.
+    effective_batch: Size | None = None
     attempt: Number = 1  # counts the restarts
     resume: Resume | None = None

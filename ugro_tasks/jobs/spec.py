@@ -39,9 +39,8 @@ class JobSpec(Struct, frozen=True, kw_only=True):
     force: bool = False
     sync: bool = True  # bring environments that are behind up to date before the start
     max_restarts: int = 0  # of the whole gang, after a failed rank or a lost node
-    min_nodes: int | None = (
-        None  # a restart may go on with so few; None: all are needed
-    )
+    # A restart may go on with so few; None: all are needed.
+    min_nodes: int | None = None
     resume: Resume | None = None
 
     def _words(self) -> dict[str, tuple[str, ...]]:

@@ -60,9 +60,8 @@ class Attempt(Struct, frozen=True, kw_only=True):
     number: Number
     nodes: tuple[str, ...]
     began_at: float
-    bases: dict[
-        str, int
-    ]  # {stream: bytes of its file here that are older than the attempt}
+    # {stream: bytes of its file here that are older than the attempt}
+    bases: dict[str, int]
     resume: Resume | None = None
     ended_at: float | None = None
     cause: Cause | None = None
@@ -82,9 +81,8 @@ class JobState(Struct, frozen=True, kw_only=True):
     attempts: tuple[Attempt, ...] = ()
     cause: Cause | None = None
     exit_code: int = 0  # what `inv launch` ends with; see errors.py
-    gathered_at: float | None = (
-        None  # since when all that the ranks wrote is home; None: perhaps not all of it
-    )
+    # Since when all that the ranks wrote is home; None: perhaps not all of it.
+    gathered_at: float | None = None
     cleaned: tuple[
         str, ...
     ] = ()  # nodes on which `inv clean` has removed what was left of the job

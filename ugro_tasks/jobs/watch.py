@@ -20,9 +20,8 @@ QUIET_POLL_SECONDS = 0.1  # where nothing has come for
 QUIET_SECONDS = 5.0  # as long as this
 AGENT_SECONDS = 1.0  # how often to see whether an unfinished job still has its agent
 AGENTS_TRIED = 5  # in a row
-NO_AGENT_SECONDS = (
-    60.0  # that a job may be without one because its folder cannot be written
-)
+# How long a job may be without one because its folder cannot be written.
+NO_AGENT_SECONDS = 60.0
 
 
 class Line(msgspec.Struct, frozen=True):

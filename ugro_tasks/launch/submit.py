@@ -40,9 +40,8 @@ def _refuse_if_taken(experiments: Experiments, cluster: Cluster) -> None:
     addresses = _machines(cluster)
     for job in experiments.unfinished():
         try:
-            free = {
-                rank.node for rank in job.state().ranks if rank.proven_gone
-            }  # while it waits for others
+            # While it waits for others, these are free.
+            free = {rank.node for rank in job.state().ranks if rank.proven_gone}
             taken = {
                 machine
                 for machine in addresses & _machines(job.cluster())

@@ -220,9 +220,8 @@ class Build:
             if not whole:
                 shutil.rmtree(target, ignore_errors=True)
         yield from self._tidy()
-        if (
-            self.store and self.manager != "uv"
-        ):  # uv's shares its files with the environment
+        if self.store and self.manager != "uv":
+            # uv's shares its files with the environment.
             yield from self._remove(self.store)
 
     def _lay_out(self) -> None:

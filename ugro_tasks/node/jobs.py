@@ -138,18 +138,16 @@ def stop(request: Json) -> Json:
     begun, folder = time.monotonic(), expand(request["folder"])
     supervisor = supervisor_of(folder)
     if supervisor:
-        with contextlib.suppress(
-            OSError
-        ):  # the disk is full: the signal must go out all the same
+        with contextlib.suppress(OSError):
+            # The disk is full: the signal must go out all the same.
             write_json(
                 os.path.join(folder, "stop.json"),
                 {k: request[k] for k in ("grace_seconds", "reason")},
             )
         with contextlib.suppress(ProcessLookupError):
             os.kill(supervisor, signal.SIGTERM)
-        deadline = (
-            begun + request["grace_seconds"] + 8
-        )  # the supervisor's own KILL comes first
+        # The supervisor's own KILL comes first.
+        deadline = begun + request["grace_seconds"] + 8
         while supervisor_of(folder) and time.monotonic() < deadline:
             time.sleep(0.01)
     left = end_all(lambda: of_rank(request["token"]), 1.0)

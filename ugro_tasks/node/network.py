@@ -182,9 +182,8 @@ def await_peers(request: Json, port: int, deadline: float) -> Json:
                     with contextlib.suppress(OSError):
                         peer = open_sockets.enter_context(listener.accept()[0])
                         said[peer] = b""
-                        peer.settimeout(
-                            GREETING_SECONDS
-                        )  # it fits into the buffer of a new connection
+                        # It fits into the buffer of a new connection.
+                        peer.settimeout(GREETING_SECONDS)
                         peer.sendall(greeting(nonce, asked["name"]))
                     continue
                 chunk = b""

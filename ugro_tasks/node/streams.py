@@ -98,9 +98,8 @@ def forward(folder: str, kind: int, offsets: "dict[int, int]") -> bool:
     """Whether there was something new; a full chunk is sent compressed, since the reader is behind."""
     path = os.path.join(folder, STREAMS[kind])
     try:
-        if not os.path.isfile(
-            path
-        ):  # a pipe, that a script has made, would be waited for
+        if not os.path.isfile(path):
+            # A pipe, that a script has made, would be waited for.
             return False
         with open(path, "rb") as file:
             chunk = os.pread(file.fileno(), CHUNK_BYTES, offsets[kind])

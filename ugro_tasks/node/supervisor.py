@@ -79,9 +79,8 @@ def supervise(folder: str) -> None:
                     os.path.join(folder, "exit.json"),
                     dict(record, ended_at=time.time()),
                 )
-            except (
-                OSError
-            ):  # the disk is full: what is known of the end must not be lost
+            except OSError:
+                # The disk is full: what is known of the end must not be lost.
                 time.sleep(1.0)
 
 

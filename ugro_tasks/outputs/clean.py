@@ -43,9 +43,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     names: tuple[str, ...] = ()  # (): all jobs
     older_than_seconds: float = 0.0  # since the end of the job
     keep_last: int = 0  # of the jobs in question, the newest so many stay as they are
-    at_home: bool = (
-        False  # also checkpoints here, all but the newest whole one and the best
-    )
+    # Also checkpoints here, all but the newest whole one and the best.
+    at_home: bool = False
     dry_run: bool = False
 
 
@@ -72,9 +71,8 @@ class Cleaning(msgspec.Struct, frozen=True, kw_only=True):
     removals: list[Removal]
     stays: list[Stay]
     unreached: dict[str, str]  # {node: why it could not be asked}
-    foreign: dict[
-        str, int
-    ]  # {node: job folders there of no experiment here, which stay}
+    # {node: job folders there of no experiment here, which stay}
+    foreign: dict[str, int]
 
     @property
     def bytes_by_place(self) -> dict[str, int]:
@@ -273,9 +271,8 @@ def _take_note(
                 )
             _say(job, gone, node)
         except OSError as error:
-            stays.append(
-                _trouble(job, error)
-            )  # the next `clean` finds nothing there, which does no harm
+            # The next `clean` finds nothing there, which does no harm.
+            stays.append(_trouble(job, error))
     return gone
 
 
@@ -328,9 +325,8 @@ def _clean_home(
         if not dry_run:
             _remove_checkpoint(experiment, name, parts)
         gone.append(_at_home(job, experiment.checkpoint_folder(0) / name, size))
-    for folder in experiment.folder.rglob(
-        PARTIAL_FOLDER
-    ):  # of transfers that were broken off
+    for folder in experiment.folder.rglob(PARTIAL_FOLDER):
+        # Of transfers that were broken off.
         size = size_of(folder)
         if not dry_run:
             shutil.rmtree(folder)

@@ -198,9 +198,8 @@ def test_an_agent_that_comes_later_goes_on_with_the_attempt_under_way(
     world = World(tmp_path)
     before = world.begin()
     wait_until(world.is_followed, "all ranks to be followed")
-    thread = (
-        world.begin()
-    )  # the one before plays no part any more: its agent was killed, say
+    # The one before plays no part any more: its agent was killed, say.
+    thread = world.begin()
     for node in world.nodes:
         node.end(**DONE)
     world.end_of(before)

@@ -13,11 +13,8 @@ from ugro_tasks.cli.command_line import reading
 LINES: list[tuple[str, str, dict[str, Any]]] = [
     ("health", "health", {}),
     ("sync-envs", "sync-envs", {}),
-    (
-        "launch",
-        "launch",
-        {"name": None},
-    ),  # called after its script: tests/unit/test_api.py
+    # Called after its script: tests/unit/test_api.py.
+    ("launch", "launch", {"name": None}),
     ("launch --name exp1", "launch", {"name": "exp1"}),
     ("launch --name exp1 --epochs 3", "launch", {"name": "exp1", "epochs": "3"}),
     (

@@ -74,12 +74,8 @@ def test_a_node_is_behind_for_a_reason(told: ProbeAnswer, why: str | None) -> No
 def test_only_nodes_of_which_something_is_known_are_behind(tmp_path: Path) -> None:
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts" / "requirements.txt").write_text("torch==2.13.0\n")
-    environments = (
-        "venv",
-        "venv",
-        "existing",
-        "uv",
-    )  # of uv there is nothing here to make it from
+    # Of uv there is nothing here to make it from.
+    environments = ("venv", "venv", "existing", "uv")
     nodes = tuple(
         make_node(rank, environment=convert({"manager": manager}, Environment))
         for rank, manager in enumerate(environments)

@@ -167,9 +167,8 @@ def test_a_refusal_shows_that_the_port_is_reached(port: int) -> None:
 def test_silence_shows_that_it_is_not(port: int) -> None:
     with socket.socket() as deaf:
         deaf.bind((HERE, port))
-        deaf.listen(
-            0
-        )  # its queue is full with the first: the kernel answers nobody who comes after
+        # Its queue is full with the first: the kernel answers nobody who comes after.
+        deaf.listen(0)
         with socket.create_connection((HERE, port)):
             found = reach(HERE, port, time.monotonic() + 0.5)
     assert found == {"ok": False, "error": "timed out"}

@@ -374,9 +374,8 @@ def test_any_curve_can_be_drawn_within_its_width(
     curve: list[tuple[float, float]], width: int
 ) -> None:
     line = [Point(*point) for point in sorted(curve)]
-    for row in chart(line, line[:3], width=width)[
-        :-1
-    ]:  # the last one has the steps, in full
+    for row in chart(line, line[:3], width=width)[:-1]:
+        # The last one has the steps, in full.
         assert len(plain(row)) <= max(width, 24)
 
 

@@ -108,10 +108,8 @@ def test_the_ratio_of_the_cards_in_small_numbers(
 @pytest.mark.parametrize(
     ("cards", "sizes"),
     [
-        (
-            ["12227", "8188", "8192"],
-            [3, 2, 2],
-        ),  # as nvidia-smi tells of the cards of 12, 8 and 8 GB
+        # As nvidia-smi tells of the cards of 12, 8 and 8 GB.
+        (["12227", "8188", "8192"], [3, 2, 2]),
         (["11878", "12288"], [1, 1]),
         (["24564", "8188"], [3, 1]),
         (["143771", "8188"], [18, 1]),

@@ -55,9 +55,8 @@ class LateStops:
             folder_of(host.node, unique),
             token_of(host.node, unique),
             StopOrder(reason="failure"),
-            given_up=lambda: (
-                False
-            ),  # nobody waits for it, so there is nothing to give up
+            # Nobody waits for it, so there is nothing to give up.
+            given_up=lambda: False,
             trying_again=lambda words: self.journal.log.info("%s: %s", node, words),
             sleep=self._sleep,
         )

@@ -147,9 +147,8 @@ def _with_share(
     plan: NodePlan, record: JobRecord, sizes: Mapping[str, int], needed: Memory | str
 ) -> NodePlan:
     """The plan with what its node takes of the work, and what the script is told of that."""
-    told = {
-        "UGRO_BATCH_SIZES": ",".join(map(str, sizes.values()))
-    }  # in the order of the ranks, as the nodes are
+    # In the order of the ranks, as the nodes are.
+    told = {"UGRO_BATCH_SIZES": ",".join(map(str, sizes.values()))}
     if record.settings:
         told["UGRO_SETTINGS"] = msgspec.json.encode(
             record.settings, order="sorted"

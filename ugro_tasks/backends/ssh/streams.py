@@ -28,9 +28,8 @@ NO_BASES: Mapping[str, int] = MappingProxyType({})
 
 # Heartbeats that may be missing before the connection counts as dead.
 HEARTBEATS_MISSED = 4
-STEADY_SECONDS = (
-    10.0  # a connection that broke sooner was none: the next pause is longer
-)
+# A connection that broke sooner was none: the next pause is longer.
+STEADY_SECONDS = 10.0
 SAMPLE_BYTES = 1 << 16  # far more than a line of samples has
 
 

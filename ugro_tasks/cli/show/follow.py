@@ -79,9 +79,8 @@ class Follower:
         try:
             self.until_ended(interrupt_stops=True)
         except JobEnded as done:
-            if (
-                done.exit_code != Interrupted.exit_code
-            ):  # stopped, but not proven to be gone, say
+            if done.exit_code != Interrupted.exit_code:
+                # Stopped, but not proven to be gone, say.
                 raise
             note(done.text)
 

@@ -109,9 +109,8 @@ def waiting(message: str) -> Iterator[None]:
     if not sys.stderr.isatty():
         yield
         return
-    from .live import (
-        LiveConsole,
-    )  # late: rich takes as long to load as all of UGRO's records
+    # Late: rich takes as long to load as all of UGRO's records.
+    from .live import LiveConsole
 
     with LiveConsole(sys.stderr).spinner(message):
         yield

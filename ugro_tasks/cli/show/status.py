@@ -92,9 +92,8 @@ def show_cause(console: Printer, state: JobState) -> None:
 
 
 def _live(answer: StateAnswer | NoAnswer) -> str:
-    from ...reports.status import (
-        NoAnswer,
-    )  # it is loaded where there is a report of a job
+    # It is loaded where there is a report of a job.
+    from ...reports.status import NoAnswer
 
     if isinstance(answer, NoAnswer):
         return answer.error

@@ -18,9 +18,8 @@ from ugro_tasks.node.protocol import EXIT, FRAME, HEARTBEAT, MARK
 
 Answer = dict[str, Any] | HostError
 HEALTH = Path(__file__).parents[2] / "recordings" / "health.json"
-REQUESTS_LIMIT = (
-    50  # more than any test needs: who asks for ever without a pause shall be seen
-)
+# More than any test needs: who asks for ever without a pause shall be seen.
+REQUESTS_LIMIT = 50
 
 
 class FakeHost:

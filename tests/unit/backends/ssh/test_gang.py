@@ -165,9 +165,8 @@ def test_what_another_agent_had_begun_is_stopped_but_not_discarded(
     with pytest.raises(CutShort):
         world.gang.launch(None, begun_before=True)
     assert [node.last("stop")["discard"] for node in world.nodes] == [False] * 3
-    assert (
-        world.experiment.state().attempts[-1].ran
-    )  # gpu0 says that its rank had begun
+    # gpu0 says that its rank had begun.
+    assert world.experiment.state().attempts[-1].ran
 
 
 def test_taken_nodes_refuse_the_job(world: World) -> None:
