@@ -1,4 +1,4 @@
-"""The agent is there when a command needs it. Apart from `agent.py`: no command must load what an agent does."""
+"""The agent is there when a command needs it. Apart from `agent/`: no command must load what an agent does."""
 
 from __future__ import annotations
 

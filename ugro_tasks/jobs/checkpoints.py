@@ -1,15 +1,14 @@
 """The checkpoints at home: which there are, whether one is whole, and where a run goes on.
 
 A script writes a manifest beside a checkpoint once all of it is there (docs/checkpoints.md). Each rank has its own;
-what is the same on all ranks is taken from rank 0. At home a manifest is stored last (`mirror.py`), so that where one
-lies, the rank's part is whole: its files have come and have the right hash.
+what is the same on all ranks is taken from rank 0. At home a manifest is stored last (`outputs/checkpoints.py`), so
+that where one lies, the rank's part is whole: its files have come and have the right hash.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Annotated
@@ -19,8 +18,10 @@ from msgspec import Struct
 
 from ..codec import UNREADABLE, decode
 from ..errors import UsageError
+from ..files import tail_of
 from ..node.protocol import MANIFEST_SUFFIX
 from .experiment import Experiment
+from .metrics import read_metrics
 from .spec import Resume
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
@@ -103,10 +104,11 @@ def at_home(experiment: Experiment) -> list[Checkpoint]:
 
     Epochs tell that, where all have one: fewer ranks make more steps of an epoch.
     """
-    found = [
-        _at_home(experiment, manifest)
-        for manifest in stored_manifests(experiment, 0).values()
-    ]
+    firsts = stored_manifests(experiment, 0)
+    others = {rank for first in firsts.values() for rank in first.ranks} - {0}
+    stored = {rank: stored_manifests(experiment, rank) for rank in others}
+    stored[0] = firsts
+    found = [_at_home(experiment, first, stored) for first in firsts.values()]
     epochs = [checkpoint.epoch for checkpoint in found]
     by_step = sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.name))
     return (
@@ -136,21 +138,11 @@ def newest_whole(
 
 def metrics_until(experiment: Experiment, step: int) -> bytes:
     """The lines of metrics.jsonl up to a step, for the job that goes on from there."""
-    lines = (
-        experiment.metrics.read_bytes().splitlines(keepends=True)
-        if experiment.metrics.exists()
-        else []
-    )
     kept = []
-    for line in lines:
-        with contextlib.suppress(ValueError, RecursionError):
-            logged = json.loads(line)
-            if (
-                isinstance(logged, dict)
-                and isinstance(at := logged.get("step"), int)
-                and at <= step
-            ):
-                kept.append(line)
+    for line in tail_of(experiment.metrics, 0).splitlines(keepends=True):
+        logged = read_metrics(line) or {}
+        if isinstance(at := logged.get("step"), int) and at <= step:
+            kept.append(line)
     return b"".join(kept)
 
 
@@ -184,14 +176,24 @@ def stored_manifests(experiment: Experiment, rank: int) -> dict[str, Manifest]:
     return found
 
 
-def _at_home(experiment: Experiment, first: Manifest) -> Checkpoint:
+def with_manifest(experiment: Experiment) -> set[str]:
+    """The checkpoints of which some rank's manifest has come."""
+    return {
+        name
+        for rank in experiment.ranks_gathered()
+        for name in stored_manifests(experiment, rank)
+    }
+
+
+def _at_home(
+    experiment: Experiment,
+    first: Manifest,
+    stored: Mapping[int, Mapping[str, Manifest]],
+) -> Checkpoint:
+    """The checkpoint whose part of rank 0 is `first`; `stored` are the manifests that have come, by rank."""
     manifests, missing = {0: first}, None
     for rank in first.ranks:
-        manifest = (
-            first
-            if rank == 0
-            else stored_manifests(experiment, rank).get(first.checkpoint)
-        )
+        manifest = stored[rank].get(first.checkpoint)
         if manifest is None or (manifest.step, manifest.ranks) != (
             first.step,
             first.ranks,

@@ -46,9 +46,8 @@ class Mirror:
         self._asked: queue.SimpleQueue[tuple[NodePlan, bytes] | None] = (
             queue.SimpleQueue()
         )
-        self._waiting: dict[
-            int, tuple[NodePlan, dict[str, Manifest]]
-        ] = {}  # by rank and checkpoint
+        # By rank and checkpoint.
+        self._waiting: dict[int, tuple[NodePlan, dict[str, Manifest]]] = {}
         self._faults = 0
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
         self._thread.start()
@@ -75,16 +74,16 @@ class Mirror:
             self._bring()
 
     def _note(self, plan: NodePlan, content: bytes) -> None:
-        manifest, (_, waiting) = (
-            _checked(plan, content),
-            self._waiting.setdefault(plan.rank, (plan, {})),
-        )
+        manifest = _checked(plan, content)
+        _, waiting = self._waiting.setdefault(plan.rank, (plan, {}))
         if len(waiting) < MANIFESTS_MOST:
             waiting[manifest.checkpoint] = manifest
 
     def _bring(self) -> None:
         """What can be brought: a rank's part needs rank 0's, to know what both have."""
         for rank, (plan, manifests) in sorted(self._waiting.items()):
+            if not manifests:
+                continue
             first = manifests if rank == 0 else stored_manifests(self.experiment, 0)
             ready = [manifest for name, manifest in manifests.items() if name in first]
             for manifest in ready:
@@ -120,12 +119,13 @@ def bring(
     `gently` leaves the node's processors to the training, `verify` also reads what has come already, `progress` is
     told the percentage. Raises HostError, or OSError where the disk here is full; what has come by then stays.
     """
-    known, first = (
-        stored_manifests(experiment, plan.rank),
-        stored_manifests(experiment, 0),
-    )
+    if not manifests:
+        return
+    known = stored_manifests(experiment, plan.rank)
     if plan.rank == 0:
-        first |= {manifest.checkpoint: manifest for manifest in manifests}
+        first = known | {manifest.checkpoint: manifest for manifest in manifests}
+    else:
+        first = stored_manifests(experiment, 0)
     own = {
         m.checkpoint: own_part(m, first[m.checkpoint])
         if m.checkpoint in first
@@ -257,9 +257,10 @@ def deliver(
     target = f"{plan.folder}/resume/"
     ask(host, MakeFolder(project=target.rstrip("/")))
     first = checkpoint.manifests[0]
+    transfer = Transfer(host)
     for rank, files in _layers(checkpoint, first, plan.rank):
         folder = source.checkpoint_folder(rank)
-        Transfer(host).push(f"{folder}/", target, files=files, link_from=link_from)
+        transfer.push(f"{folder}/", target, files=files, link_from=link_from)
 
 
 def _layers(

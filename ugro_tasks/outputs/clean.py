@@ -23,7 +23,7 @@ from ..hosts.fleet import Fleet
 from ..hosts.host import Host
 from ..hosts.operations import Clean
 from ..hosts.requests import ask
-from ..jobs.checkpoints import at_home, stored_manifests
+from ..jobs.checkpoints import at_home, with_manifest
 from ..jobs.experiment import Experiment
 from ..jobs.experiments import Experiments
 from ..jobs.metrics import measure
@@ -314,11 +314,12 @@ def _clean_home(
     job: _Over, needed: set[tuple[str, str]], *, dry_run: bool
 ) -> list[Removal]:
     experiment = job.experiment
-    worth = _worth_keeping(experiment) | {
+    checkpoints = experiment.checkpoints()
+    worth = _worth_keeping(experiment, checkpoints) | {
         name for job_id, name in needed if job_id == experiment.job_id
     }
     gone = []
-    for name, parts in experiment.checkpoints().items():
+    for name, parts in checkpoints.items():
         if name in worth:
             continue
         size = sum(size_of(path) for path in parts.values())
@@ -340,7 +341,9 @@ def _at_home(job: _Over, path: Path, size: int) -> Removal:
     return Removal(where=HOME, job_id=job.experiment.job_id, path=str(path), bytes=size)
 
 
-def _worth_keeping(experiment: Experiment) -> set[str]:
+def _worth_keeping(
+    experiment: Experiment, checkpoints: Mapping[str, Mapping[int, Path]]
+) -> set[str]:
     """The newest whole checkpoint and the one with the lowest eval_loss; of those without a manifest the newest."""
     whole = [checkpoint for checkpoint in at_home(experiment) if not checkpoint.missing]
     kept = {whole[-1].name} if whole else set()
@@ -349,15 +352,10 @@ def _worth_keeping(experiment: Experiment) -> set[str]:
     }
     if best := [checkpoint for checkpoint in whole if checkpoint.step in evaluated]:
         kept.add(min(best, key=lambda checkpoint: evaluated[checkpoint.step]).name)
-    parts = experiment.checkpoints()
-    told = {
-        name
-        for rank in experiment.ranks_gathered()
-        for name in stored_manifests(experiment, rank)
-    }
+    told = with_manifest(experiment)
     times = {
         max(path.lstat().st_mtime for path in where.values()): name
-        for name, where in parts.items()
+        for name, where in checkpoints.items()
         if name not in told
     }
     return kept | ({times[max(times)]} if times else set())

@@ -1,4 +1,4 @@
-"""What the ranks wrote comes home. Checkpoints with a manifest come by `mirror.py`, whole and verified."""
+"""What the ranks wrote comes home. Checkpoints with a manifest come by `checkpoints.py`, whole and verified."""
 
 from __future__ import annotations
 
@@ -51,9 +51,8 @@ def gather(
     """
     telling = threading.Lock()
     errors: list[UgroError] = []
-    full: dict[
-        str, int | None
-    ] = {}  # {node: bytes that it still has to send, where that is known}
+    # {node: bytes that it still has to send, where that is known}
+    full: dict[str, int | None] = {}
 
     def pull(plan: NodePlan, host: Host) -> None:
         def tell(percent: int) -> None:
@@ -61,13 +60,14 @@ def gather(
                 if progress:
                     progress(plan.node, percent)
 
+        transfer = Transfer(host)
         try:
-            _pull(experiment, plan, Transfer(host), clashing, verify, tell)
+            _pull(experiment, plan, transfer, clashing, verify, tell)
         except UgroError as error:
             errors.append(error)
         except OSError as error:
             if error.errno in NO_ROOM:
-                full[plan.node] = _to_come(experiment, plan, Transfer(host))
+                full[plan.node] = _to_come(experiment, plan, transfer)
             else:
                 errors.append(
                     RecordError(

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from ..files import size_of
-from ..jobs.checkpoints import Checkpoint, at_home, stored_manifests
+from ..jobs.checkpoints import Checkpoint, at_home, with_manifest
 from ..jobs.experiment import Experiment
 from ..jobs.gpu_use import CardUse, card_use
 from ..jobs.metrics import Metrics, measure
@@ -105,9 +105,9 @@ def node_use(
 def kept(experiment: Experiment, record: JobRecord) -> list[Kept]:
     """The checkpoints at home, the oldest first: those without a manifest by their time, then the others by step."""
     known = {checkpoint.name: checkpoint for checkpoint in at_home(experiment)}
-    found = experiment.checkpoints()
+    found, told = experiment.checkpoints(), with_manifest(experiment)
     lines = [
-        _kept(experiment, record, name, found.get(name, {}), known.get(name))
+        _kept(experiment, record, name, found.get(name, {}), known.get(name), told)
         for name in {**found, **known}
     ]
     return sorted(
@@ -125,6 +125,7 @@ def _kept(
     name: str,
     parts: dict[int, Path],
     known: Checkpoint | None,
+    told: set[str],
 ) -> Kept:
     nodes = {plan.rank: plan.node for plan in record.plan.nodes} if record.plan else {}
     ranks, missing = (
@@ -132,10 +133,7 @@ def _kept(
         known.missing if known else None,
     )
     # A manifest, but none of rank 0: it is one of those that can be whole, and is not.
-    if not known and any(
-        name in stored_manifests(experiment, rank)
-        for rank in experiment.ranks_gathered()
-    ):
+    if not known and name in told:
         missing = "the part of rank 0 has not come"
     return Kept(
         name=name,
