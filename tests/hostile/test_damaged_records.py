@@ -122,7 +122,10 @@ class World:
         return made
 
     def ugro(self, *words: str) -> Done:
-        return ugro(*words, folder=self.root)
+        done = ugro(*words, folder=self.root)
+        # A command that is not understood tries nothing.
+        assert "No idea what" not in done.err, done
+        return done
 
     def mend(self) -> None:
         """All files of the job as they were."""
@@ -288,7 +291,7 @@ def replaced(value: Any, key: str, number: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
-@pytest.mark.parametrize("kind", ["missing", "folder", "loop"])
+@pytest.mark.parametrize("kind", ["missing", "folder", "dangling", "loop"])
 def test_a_file_that_is_none_is_read_as_damaged(
     world: World, name: str, kind: str
 ) -> None:
@@ -314,7 +317,7 @@ def test_a_file_that_is_none_is_read_as_damaged(
 
 ASKS = [
     ["status", "--name=exp1", "--live"],
-    ["clean", "--dry-run", "--home"],
+    ["clean", "--dry-run", "--at-home"],
     ["clean", "--dry-run", "--name=exp1", "--json"],
     ["launch", "--resume=exp1", "--dry-run"],
 ]
@@ -390,7 +393,7 @@ def test_cleaning_and_gathering_beside_a_damaged_job_lose_nothing_of_it(
     before = {key: value for key, value in tree(world.root).items() if "exp1" in key}
     try:
         for words in (
-            ["clean", "--home", "--name=other"],
+            ["clean", "--at-home", "--name=other"],
             ["gather", "--name=other"],
             ["gather", "--name=exp1"],
         ):
@@ -461,7 +464,7 @@ def test_names_of_files_that_are_no_text_are_shown(world: World) -> None:
         world.looked_at(
             ["results", "--name=exp1"],
             ["results", "--name=exp1", "--json"],
-            ["clean", "--home", "--dry-run"],
+            ["clean", "--at-home", "--dry-run"],
         )
     finally:
         for path in made:
