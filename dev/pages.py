@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from invoke.parser.context import to_flag
+
 from ugro_tasks import errors
 from ugro_tasks.errors import UgroError
 
@@ -137,20 +139,15 @@ def spelled(argument: Any) -> str:
     name = argument.name.replace("_", "-")
     takes_value = argument.takes_value or argument.kind is list
     value = f" {VALUES.get(name, name.upper())}" if takes_value else ""
-    ways = [f"`{flag(name)}{value}`"]
+    ways = [f"`{to_flag(name)}{value}`"]
     if argument.kind is bool and argument.default is True:
         ways.append(f"`--no-{name}`")
     short = [
-        flag(nickname)
+        to_flag(nickname)
         for nickname in argument.nicknames
         if re.fullmatch(r"[a-z]", nickname)
     ]
     return ", ".join([*ways, *(f"`{way}`" for way in short)])
-
-
-def flag(name: str) -> str:
-    """Spell a name as a flag."""
-    return f"-{name}" if len(name) == 1 else f"--{name}"
 
 
 def exit_codes_block() -> str:
@@ -229,7 +226,7 @@ def meaning(error: type[UgroError]) -> str:
     """Take the first paragraph of an error's docstring, in one line."""
     if error is UgroError:
         return "What fits none of the others, e.g. a flag that does not exist, or a job to stop that has ended."
-    return " ".join((error.__doc__ or "").strip().split("\n\n")[0].split())
+    return summary(error)
 
 
 def kinds(error: type[UgroError]) -> Iterator[type[UgroError]]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import invoke.tasks
 from invoke.parser.argument import Argument
+from invoke.parser.context import to_flag
 from msgspec import Struct
 
 # One letter means the same everywhere. None is -h, which is the help's.
@@ -158,8 +159,7 @@ class UgroTask(invoke.tasks.Task[Any]):
     def words_after(self, flag: str, following: Sequence[str]) -> int:
         """Count the words that belong to a flag as it stands alone."""
         for argument in self.arguments():
-            names = {("--" if len(name) > 1 else "-") + name for name in argument.names}
-            if flag in names:
+            if flag in map(to_flag, argument.names):
                 if isinstance(argument, PairsArgument):
                     return 1 if following and "=" in following[0] else 2
                 return int(argument.takes_value)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from invoke.collection import Collection
-from invoke.parser.context import ParserContext
+from invoke.parser.context import ParserContext, to_flag
 
 from ..errors import UgroError
 from .command_line import Call, calls
@@ -50,7 +50,7 @@ def _flags(core: ParserContext, call: Call | None) -> list[str]:
 
 def _values(flag: str, words: list[str], call: Call | None) -> Iterator[str]:
     if call is None or not any(
-        flag in {f"--{n}", f"-{n}"} for a in call.task.arguments() for n in a.names
+        flag in map(to_flag, argument.names) for argument in call.task.arguments()
     ):
         return
     if flag in JOB_FLAGS or (flag in {"--name", "-n"} and call.task.names_job()):
