@@ -25,7 +25,6 @@ class Gang:
 
     rank: int
     world_size: int
-    local_rank: int
     device: torch.device
     name: str  # of the node
 
@@ -47,7 +46,6 @@ class Gang:
         gang = cls(
             rank,
             world_size,
-            local_rank,
             device,
             os.environ.get("UGRO_NODE") or socket.gethostname(),
         )
