@@ -23,10 +23,9 @@ from benchmarks.peers import (
 )
 from lab import Lab
 from lab.proof import send_signal
-from lab.tools import pids, read_proc, require_means, wait_until
+from lab.tools import has_variable, pids, require_means, wait_until
 from lab.ugro import SCRIPTS, Ugro
 
-INTERFACES = ("eth0", "enp3s0", "eno1")  # of the lab's hosts
 PATIENCE_SECONDS = 300
 
 
@@ -105,7 +104,7 @@ def typed_torchruns(
     terminals = []
     for rank, host in enumerate(lab.hosts):
         command = (
-            f"{before} export PYTHONUNBUFFERED=1 GLOO_SOCKET_IFNAME={INTERFACES[rank]}; "
+            f"{before} export PYTHONUNBUFFERED=1 GLOO_SOCKET_IFNAME={host.interface}; "
             f"{PYTHON} -m torch.distributed.run --nnodes {len(lab.hosts)} --node-rank {rank} --nproc-per-node 1 "
             f"--master-addr {lab.hosts[0].address} --master-port 29510 --local-addr {host.address} --max-restarts 0 "
             f"{script}"
@@ -212,7 +211,7 @@ def _end_all(lab: Lab) -> None:
     """
 
     def is_ours(pid: int) -> bool:
-        return f"HOME={lab.home}".encode() in read_proc(pid, "environ").split(b"\0")
+        return has_variable(pid, "HOME", lab.home)
 
     def ended() -> bool:
         left = [pid for pid in pids() if is_ours(pid)]

@@ -75,7 +75,7 @@ class LabHost:
     ) -> subprocess.CompletedProcess[str]:
         """A command on the host, in its home, whatever becomes of link and sshd."""
         return subprocess.run(
-            self._entered("--mount", "--uts", "--ipc", "--pid", "--net", "--wd", *argv),
+            self.entered("--mount", "--uts", "--ipc", "--pid", "--net", "--wd", *argv),
             check=check,
             input=input,
             timeout=timeout,
@@ -341,7 +341,8 @@ class LabHost:
     def _sshd_pid(self) -> Path:
         return self._root / PRIVATE / "sshd.pid"
 
-    def _entered(self, *words: str) -> list[str]:
+    def entered(self, *words: str) -> list[str]:
+        """Give the command that runs in the host, with `nsenter`'s own options first; LabError where it is none."""
         prove_process_1(self.pid, self._lab_folder)
         return ["nsenter", f"--target={self.pid}", *words]
 
@@ -360,7 +361,7 @@ class LabHost:
         )
 
     def _iptables(self, *words: str) -> None:
-        checked(self._entered("--net", "iptables", "--wait", *words))
+        checked(self.entered("--net", "iptables", "--wait", *words))
 
     def _switch(self, *lines: str) -> subprocess.CompletedProcess[str]:
         prove_switch(self.switch_pid, self._lab_folder)

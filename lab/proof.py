@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from lab.tools import LabError, lab_token, read_proc
+from lab.tools import LabError, has_variable, lab_token, read_proc
 
 NAMESPACES = ("mnt", "pid", "net", "uts", "ipc")
 """Of each of these a host has its own; see `Lab`."""
@@ -42,15 +42,12 @@ def inner_pid(pid: int) -> int | None:
 def is_of_lab(pid: int, folder: Path) -> bool:
     """Tell whether a process is one of the lab's own: it has the lab's token, which nothing else has."""
     ((name, value),) = lab_token(folder).items()
-    return f"{name}={value}".encode() in read_proc(pid, "environ").split(b"\0")
+    return has_variable(pid, name, value)
 
 
 def prove_process_1(pid: int, folder: Path) -> None:
     """Raise LabError unless this is process 1 of a host of the lab in `folder`."""
-    if not is_of_lab(pid, folder):
-        raise LabError(
-            f"process {pid} does not belong to the lab in {folder}: nothing was done"
-        )
+    _prove_of_lab(pid, folder)
     _prove_apart(pid, NAMESPACES)
     if inner_pid(pid) != 1:
         raise LabError(
@@ -60,10 +57,7 @@ def prove_process_1(pid: int, folder: Path) -> None:
 
 def prove_switch(pid: int, folder: Path) -> None:
     """Raise LabError unless this process holds the network namespace of the lab's switch."""
-    if not is_of_lab(pid, folder):
-        raise LabError(
-            f"process {pid} does not belong to the lab in {folder}: nothing was done"
-        )
+    _prove_of_lab(pid, folder)
     _prove_apart(pid, ["net"])
 
 
@@ -121,6 +115,13 @@ def send_signal(pid: int, sig: int, is_meant: Callable[[int], bool]) -> bool:
     finally:
         os.close(held)
     return True
+
+
+def _prove_of_lab(pid: int, folder: Path) -> None:
+    if not is_of_lab(pid, folder):
+        raise LabError(
+            f"process {pid} does not belong to the lab in {folder}: nothing was done"
+        )
 
 
 def _prove_apart(pid: int, names: tuple[str, ...] | list[str]) -> None:

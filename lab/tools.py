@@ -80,8 +80,12 @@ def lab_token(folder: Path) -> dict[str, str]:
 def lab_processes(folder: Path) -> list[int]:
     """The pids of the lab's own processes: the switch, each host's process 1, slow wires."""
     ((name, value),) = lab_token(folder).items()
-    token = f"{name}={value}".encode()
-    return [pid for pid in pids() if token in read_proc(pid, "environ").split(b"\0")]
+    return [pid for pid in pids() if has_variable(pid, name, value)]
+
+
+def has_variable(pid: int, name: str, value: object) -> bool:
+    """Tell whether a process was started with this in its environment."""
+    return f"{name}={value}".encode() in read_proc(pid, "environ").split(b"\0")
 
 
 def pids() -> Iterator[int]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from lab import Lab, LabHost
@@ -56,7 +55,6 @@ class Stage:
     command: Command | None = None  # the launch that somebody watches
     second: Command | None = None  # the other controller's
     second_name: str = ""
-    watching: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def hosts(self) -> list[LabHost]:

@@ -20,7 +20,16 @@ import yaml
 
 from lab import Lab
 from lab.proof import send_signal
-from lab.tools import LabError, checked, lab_token, pids, read_proc, wait_until
+from lab.tools import (
+    LabError,
+    checked,
+    has_variable,
+    lab_token,
+    pids,
+    read_proc,
+    wait_until,
+)
+from lab.ugro import is_agent
 
 SCRIPTS = Path(__file__).parent / "scripts"
 DISK_SIZE = "4g"  # a limit, not what is used
@@ -286,16 +295,10 @@ class Home:
 
     def _is_own(self, pid: int) -> bool:
         """Tell whether a process has this controller's mark."""
-        return f"CHAOS_HOME={self.disk}".encode() in read_proc(pid, "environ").split(
-            b"\0"
-        )
+        return has_variable(pid, "CHAOS_HOME", self.disk)
 
     def _is_agent(self, pid: int) -> bool:
-        words = read_proc(pid, "cmdline").split(b"\0")
-        return (
-            b"ugro_tasks.agent" in words
-            and str(self.disk / "experiments").encode() in words
-        )
+        return is_agent(pid, self.disk / "experiments")
 
     def _mount(self, *words: str) -> None:
         self._inside("mount", *words)

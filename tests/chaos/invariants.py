@@ -36,7 +36,6 @@ OF_THE_FOLDER = {
     ".agent.lock",
     ".agent.stderr",
 }
-STREAMS = {"logs/training_rank0.log": "log", "metrics.jsonl": "output/metrics.jsonl"}
 
 
 def violations(played: Played) -> Iterator[str]:

@@ -111,9 +111,8 @@ def end_own_clock(host: LabHost) -> None:
 def squat(host: LabHost, port: int, job_pattern: str) -> subprocess.Popen[str]:
     """A foreign process that takes the port as soon as a job is prepared on the host, and says so."""
     argv = [sys.executable, "-c", SQUAT, host.address, str(port), job_pattern]
-    enter = ["nsenter", f"--target={host.pid}", "--mount", "--pid", "--net"]
     return subprocess.Popen(
-        [*enter, *argv],
+        host.entered("--mount", "--pid", "--net", *argv),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -6,7 +6,7 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,7 +82,6 @@ class Round:
                 *self.plan.words, terminal=self.plan.way == "terminal"
             )
             self.note("suite", f"$ {' '.join(self.plan.words)}")
-            self._launched_at = time.monotonic()
             for fault in self.plan.faults:
                 if fault.moment != "before":
                     self._in_thread(lambda fault=fault: self._play(fault))  # type: ignore[misc]
@@ -162,9 +161,9 @@ class Round:
         """False where it did not come before the job was over."""
         met: Callable[[], bool] = {
             "launching": lambda: True,
-            "running": lambda: self._all(nodes.has_begun),
+            "running": lambda: self._came_to(nodes.has_begun, all),
             "ending": lambda: (
-                self._asked_to_stop.is_set() or self._any(nodes.has_ended)
+                self._asked_to_stop.is_set() or self._came_to(nodes.has_ended, any)
             ),
         }[moment]
         while not met():
@@ -172,16 +171,13 @@ class Round:
                 return False
         return True
 
-    def _all(self, reached: Callable[..., bool]) -> bool:
+    def _came_to(
+        self, moment: Callable[..., bool], of_hosts: Callable[[Iterable[bool]], bool]
+    ) -> bool:
+        """Whether all or any of the hosts have come to a moment of the job; False while there is no job."""
         job = self.stage.job_id
-        return bool(job) and all(
-            reached(self.stage.lab, host, job) for host in self._used
-        )
-
-    def _any(self, reached: Callable[..., bool]) -> bool:
-        job = self.stage.job_id
-        return bool(job) and any(
-            reached(self.stage.lab, host, job) for host in self._used
+        return bool(job) and of_hosts(
+            moment(self.stage.lab, host, job) for host in self._used
         )
 
     # ---- the job ----

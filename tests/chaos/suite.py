@@ -7,7 +7,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lab import Lab, LabError, LabUnavailable
 from lab.host import VOLATILE
@@ -97,15 +97,8 @@ class Suite:
     def check_launch(self) -> list[str]:
         """That a launch without any fault succeeds; what was wrong with it."""
         plan = draw(0, ["agent-killed"])
-        quiet = Plan(
-            **{
-                **vars(plan),
-                "faults": (),
-                "habits": (),
-                "goal": "end",
-                "fail_rank": -1,
-                "seconds": 0.2,
-            }
+        quiet = replace(
+            plan, faults=(), habits=(), goal="end", fail_rank=-1, seconds=0.2
         )
         outcome = self.play(quiet)
         if outcome.state != "succeeded":

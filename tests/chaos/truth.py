@@ -10,8 +10,6 @@ from tests.chaos.nodes import Attempt
 from tests.chaos.rounds import Hit, Played
 
 OF_THE_CONTROLLER = {"home-disk-full", "home-read-only"}
-# With these exit codes a command says that a job was not begun at all.
-NOT_BEGUN = {5, 6, 12}
 STOPPED = 130
 
 

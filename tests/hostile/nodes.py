@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ugro_tasks.cluster.model import Node
-from ugro_tasks.errors import HostUnreachable
 from ugro_tasks.hosts.operations import (
     Build,
     Clean,
@@ -234,10 +233,3 @@ class _Stream:
 
     def close(self) -> None:
         pass
-
-
-class DeadHost(HostileHost):
-    """A node that cannot be reached."""
-
-    def _answer(self, argv: Sequence[str], stdin: bytes) -> bytes:
-        raise HostUnreachable(self.node.name, "no route to it")

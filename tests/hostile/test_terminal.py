@@ -19,7 +19,7 @@ from tests.hostile.profiles import examples
 from tests.hostile.running import RAW
 from tests.hostile.strategies import text, tricky
 from tests.unit.cli.show.test_format import SHOWS
-from tests.unit.factories import make_cluster, make_node_plan, make_plan_of
+from tests.unit.factories import Terminal, make_cluster, make_node_plan, make_plan_of
 from ugro_tasks.cli.show.bars import BuildLines, Percentages
 from ugro_tasks.cli.show.console import open_console, style
 from ugro_tasks.cli.show.format import columns, show_json, waiting
@@ -167,13 +167,6 @@ def test_the_logs_of_ugro_itself_hold_nothing_raw(tmp_path: Path) -> None:
     assert "evil" in written
     assert not RAW.search(written)
     assert written.count("\n") == 1
-
-
-class Terminal(io.StringIO):
-    """A stream that somebody looks at."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 def show_percentages() -> None:

@@ -229,16 +229,7 @@ def background(host: LabHost, shell: str) -> Iterator[int]:
 @contextmanager
 def listening(host: LabHost, port: int) -> Iterator[None]:
     """Something on the host takes connections on a port and never says a word."""
-    argv = [
-        "nsenter",
-        f"--target={host.pid}",
-        "--mount",
-        "--pid",
-        "--net",
-        sys.executable,
-        "-c",
-        LISTEN,
-    ]
+    argv = host.entered("--mount", "--pid", "--net", sys.executable, "-c", LISTEN)
     with subprocess.Popen(
         [*argv, host.address, str(port)], stdout=subprocess.PIPE
     ) as process:
@@ -263,16 +254,7 @@ def sshd_on(host: LabHost, port: int, path: str = LOGIN_PATH) -> Iterator[None]:
     ]
     text = host.run([*edit, "/run/lab/sshd_config"]).stdout
     host.run(["tee", "/run/lab/second"], input=text)
-    sshd = [
-        "nsenter",
-        f"--target={host.pid}",
-        "--mount",
-        "--uts",
-        "--ipc",
-        "--pid",
-        "--net",
-        "--wd",
-    ]
+    sshd = host.entered("--mount", "--uts", "--ipc", "--pid", "--net", "--wd")
     with subprocess.Popen(
         [*sshd, "/usr/sbin/sshd", "-D", "-e", "-f", "/run/lab/second"],
         stdin=subprocess.DEVNULL,

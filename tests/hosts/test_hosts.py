@@ -557,16 +557,7 @@ def test_a_port_that_takes_connections_and_says_nothing_is_given_up_in_time(
 def test_a_port_that_speaks_another_protocol_is_said_to(
     login: Login, hosts: list[LabHost], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    serve = [
-        "nsenter",
-        f"--target={hosts[0].pid}",
-        "--mount",
-        "--pid",
-        "--net",
-        "python3",
-        "-u",
-        "-c",
-    ]
+    serve = hosts[0].entered("--mount", "--pid", "--net", "python3", "-u", "-c")
     code = (
         "import socket\n"
         "listener = socket.create_server(('', 2200))\n"

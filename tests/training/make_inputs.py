@@ -34,7 +34,6 @@ WORDS = [
     "token",
     "batch",
 ]
-LENGTH = 32  # tokens in a sequence
 
 
 def texts(count: int) -> list[str]:

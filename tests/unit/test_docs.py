@@ -3,7 +3,6 @@
 import ast
 import importlib
 import inspect
-import json
 import re
 import shlex
 import subprocess
@@ -33,17 +32,10 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 # What they tell was so on its day, and so are the commands in them.
 LOGS = {DOCS / "decisions.md"}
 TASKS: dict[str, Any] = {name: ns[name] for name in ns.task_names}
-# Asked of a fresh interpreter: Invoke gives the help of a task only once.
-ASK_FOR_HELP = """
-import json
-from tasks import ns
-print(json.dumps({name: {a.name: a.help for a in ns[name].get_arguments()} for name in ns.task_names}))
-"""
-HELP: dict[str, dict[str, str]] = json.loads(
-    subprocess.run(
-        [sys.executable, "-c", ASK_FOR_HELP], cwd=ROOT, check=True, capture_output=True
-    ).stdout
-)
+HELP = {
+    name: {argument.name: argument.help for argument in task.get_arguments()}
+    for name, task in TASKS.items()
+}
 # In every picture that rich makes.
 URL_HOSTS = {"www.w3.org", "www.textualize.io"}
 KNOWN_FOLDERS = {"", "dev", "etc", "home", "proc", "root", "run", "tmp", "usr", "var"}

@@ -257,7 +257,7 @@ def test_a_checkout_that_was_moved_gets_another_environment(checkout: Checkout) 
 
 
 # What bin/ugro calls before there is any Python.
-TOOLS = ("bash", "flock", "head", "mkdir", "readlink")
+TOOLS = ("bash", "head", "mkdir", "readlink")
 
 
 @pytest.mark.parametrize(

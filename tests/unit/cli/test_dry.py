@@ -91,9 +91,7 @@ def test_a_dry_task_shows_and_does_nothing(words: str, says: str, place: Path) -
     assert _files(place) == before
 
 
-def test_a_dry_launch_shows_the_plan(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dry_launch_shows_the_plan(place: Path) -> None:
     before = _files(place)
     code, said = _dry("--dry", "launch", "--script", "train.py")
     assert (code, "train_<time>: 3 ranks meet at 127.0.0.1" in said) == (0, True), said

@@ -77,7 +77,7 @@ def test_a_check_as_recorded(case: dict[str, Any], tmp_path: Path) -> None:
     check = checks_of(
         cluster, node, facts_with(case["facts"]), case["clock_offset_seconds"]
     )[case["check"]]
-    assert (check.ok, check.value) == (case["ok"], check.value)
+    assert check.ok == case["ok"], check.value
     assert case["value"] in check.value
     assert case["fix"] in check.fix
     assert check.ok or check.fix
@@ -263,6 +263,16 @@ def examined(tmp_path: Path, *changes: dict[str, Any] | None) -> ClusterHealth:
     return examine(Fleet.from_connections(hosts), cluster)
 
 
+HELD = {
+    "lease": {
+        "job": "exp1",
+        "token": "exp1.c0:gpu1:node",
+        "pid": 7,
+        "controller": "/a",
+    }
+}
+
+
 def faults(health: ClusterHealth) -> list[tuple[str, str]]:
     # The recorded clock stands still, so every clock is wrong; that check has its own tests.
     return [
@@ -412,15 +422,7 @@ def test_a_cluster_that_is_not_reached_at_all_is_judged_all_the_same(
 
 
 def test_a_node_that_a_job_holds_is_busy_and_fit(tmp_path: Path) -> None:
-    held = {
-        "lease": {
-            "job": "exp1",
-            "token": "exp1.c0:gpu1:node",
-            "pid": 7,
-            "controller": "/a",
-        }
-    }
-    health = examined(tmp_path, {}, held)
+    health = examined(tmp_path, {}, HELD)
     assert health.busy() == {"gpu1": "held by job exp1 of /a (pid 7 there)"}
     assert faults(health) == []
 
@@ -442,10 +444,7 @@ def test_what_is_left_of_a_job_keeps_a_node_busy_and_comes_with_its_remedy(
 
 def test_what_a_launch_would_mend_does_not_refuse_it(tmp_path: Path) -> None:
     health = examined(tmp_path, {}, {"torch.torch": None})
-    faults = tuple(
-        (node, check) for node, check in health.faults if "clock" not in check.name
-    )
-    assert ("gpu1", "environment") in {(node, check.name) for node, check in faults}
+    assert ("gpu1", "environment") in faults(health)
     refused = health.refusal(force=False)
     assert isinstance(refused, NotFit)
     assert "gpu1: environment" in refused.text
@@ -455,15 +454,7 @@ def test_what_a_launch_would_mend_does_not_refuse_it(tmp_path: Path) -> None:
 
 
 def test_busy_nodes_refuse_even_by_force(tmp_path: Path) -> None:
-    held = {
-        "lease": {
-            "job": "exp1",
-            "token": "exp1.c0:gpu1:node",
-            "pid": 7,
-            "controller": "/a",
-        }
-    }
-    assert isinstance(examined(tmp_path, {}, held).refusal(force=True), NodesBusy)
+    assert isinstance(examined(tmp_path, {}, HELD).refusal(force=True), NodesBusy)
 
 
 def test_a_node_out_of_reach_refuses_even_by_force(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import time
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.ports import reserved_port
+from tests.training.ranks import clean_environment
 
 # Each process imports torch, which on a machine with other work takes a while.
 pytestmark = pytest.mark.timeout(600)
@@ -44,24 +44,7 @@ def two_epochs(training_python: str, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def environment(output: Path) -> dict[str, str]:
-    ranks = (
-        "RANK",
-        "WORLD_SIZE",
-        "LOCAL_RANK",
-        "LOCAL_WORLD_SIZE",
-        "MASTER_ADDR",
-        "MASTER_PORT",
-    )
-    clean = {name: value for name, value in os.environ.items() if name not in ranks}
-    # The order in which threads add up is no part of a promise; and on a machine with other work, threads that spin
-    # while they wait make a step take a second.
-    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return {
-        **clean,
-        **one_thread,
-        "UGRO_OUTPUT_DIR": str(output),
-        "CUDA_VISIBLE_DEVICES": "",
-    }
+    return clean_environment(UGRO_OUTPUT_DIR=str(output))
 
 
 def plain(

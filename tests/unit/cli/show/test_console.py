@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.unit.factories import Terminal
 from ugro_tasks.cli.show.console import CODES, Console, Printer, Style, plain, style
 from ugro_tasks.cli.show.format import columns
 from ugro_tasks.cli.show.live import LiveConsole
@@ -36,13 +37,6 @@ TRICKS = [
 ]
 CONSOLES = [Console, LiveConsole]
 Opened = Callable[[io.StringIO], Printer]
-
-
-class Terminal(io.StringIO):
-    """A stream that somebody looks at."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.fixture

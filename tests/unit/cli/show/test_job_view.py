@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.unit.factories import make_cluster, make_record, make_scripts
+from tests.unit.factories import Terminal, make_cluster, make_record, make_scripts
 from ugro_tasks.cli.interrupts import Interrupts
 from ugro_tasks.cli.show import follow, job_view
 from ugro_tasks.cli.show.follow import Follower
@@ -131,10 +130,6 @@ def test_a_success_is_told_with_how_far_it_came(
 def test_on_a_terminal_the_last_line_says_how_far_it_is(
     job: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     terminal = Terminal()
     monkeypatch.setattr("sys.stdout", terminal)
     monkeypatch.setenv("TERM", "xterm")
