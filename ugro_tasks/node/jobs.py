@@ -15,10 +15,15 @@ from typing import Any, List, Optional
 
 from .files import Json, expand, read_json, read_text, write_json
 from .lease import lease_holder
-from .ports import keep_within, keeper_of
-from .processes import end_all, of_rank, of_slot, slot_of, supervisor_of
+from .processes import (
+    clean_environment,
+    end_all,
+    of_rank,
+    of_slot,
+    slot_of,
+    supervisor_of,
+)
 from .protocol import Refusal
-from .supervisor import clean_environment
 
 LEFTOVERS = ("supervisor.json", "torchrun.json", "stop.json", "exit.json", "error.json")
 
@@ -83,6 +88,8 @@ def keeping_port(port: Optional[int], inherited: contextlib.ExitStack) -> List[i
     """The descriptor by which a supervisor keeps the rendezvous's port until it ends; [] without a port."""
     if port is None:
         return []
+    from .ports import keep_within, keeper_of  # only the master has one
+
     if not keep_within(port):
         raise Refusal(
             "port",
@@ -113,10 +120,8 @@ def lay_out(folder: str, request: Json, blob: bytes) -> None:
 def start(request: Json) -> Json:
     """torchrun runs; asked again, it only says so."""
     folder = expand(request["folder"])
-    running, ended = (
-        os.path.join(folder, "torchrun.json"),
-        os.path.join(folder, "exit.json"),
-    )
+    running = os.path.join(folder, "torchrun.json")
+    ended = os.path.join(folder, "exit.json")
     supervisor = supervisor_of(folder)
     if supervisor and not os.path.exists(running):
         with contextlib.suppress(ProcessLookupError):

@@ -13,7 +13,7 @@ import time
 from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 from .files import Json, read_text
-from .ports import is_kept_elsewhere, look_at_port
+from .ports import bindable, is_kept_elsewhere, look_at_port
 
 SIOCGIFCONF, SIOCGIFNETMASK = 0x8912, 0x891B
 IFREQ_BYTES = 16 + (24 if struct.calcsize("P") == 8 else 16)
@@ -127,13 +127,6 @@ def try_ports(request: Json) -> Json:
     for thread in threads:
         thread.join()
     return facts
-
-
-def bindable(address: str) -> socket.socket:
-    """A socket that can be bound to an address of its family."""
-    made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    return made
 
 
 # ---- from node to node ----

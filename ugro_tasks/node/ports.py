@@ -55,14 +55,19 @@ def find_port(address: str, wanted: int, *, keep_it: bool) -> Json:
 
 def bind_error(address: str, port: int) -> Optional[OSError]:
     """Why a port cannot be bound at an address; None where it can."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family) as candidate:
-        candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with bindable(address) as candidate:
         try:
             candidate.bind((address, port))
         except OSError as error:
             return error
     return None
+
+
+def bindable(address: str) -> socket.socket:
+    """A socket that can be bound to an address of its family, as torchrun binds one."""
+    made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return made
 
 
 def name_of(port: int) -> str:

@@ -7,9 +7,10 @@ import os
 import re
 import signal
 import time
-from typing import Callable, Iterator, List, NamedTuple, Optional, Set, Tuple
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from .files import Json, read_json, read_text
+from .protocol import MISLEADING
 
 PF_KTHREAD = 0x200000  # a kernel thread, in field 9 of /proc/<pid>/stat
 # A process may fork and end between two looks at the process table; only twice nothing is nothing.
@@ -100,6 +101,13 @@ def environment_of(pid: int) -> str:
             return raw
         time.sleep(0.001)
     return ""
+
+
+def clean_environment() -> Dict[str, str]:
+    """This process's environment without what would mislead torchrun."""
+    return {
+        key: value for key, value in os.environ.items() if not MISLEADING.match(key)
+    }
 
 
 def of_rank(token: str) -> List[Process]:

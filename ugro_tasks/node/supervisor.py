@@ -11,12 +11,20 @@ import shutil
 import signal
 import subprocess
 import time
-from typing import Dict, List, Optional, Tuple
+from typing import List, Optional, Tuple
 
 from .files import Json, expand, read_json, read_text, write_json
 from .gpu import GPU_FIELDS, nvidia_smi
 from .lease import take_lease
-from .processes import end_all, identity, job_of, of_rank, reap, slot_of
+from .processes import (
+    clean_environment,
+    end_all,
+    identity,
+    job_of,
+    of_rank,
+    reap,
+    slot_of,
+)
 from .protocol import MISLEADING, OUTPUTS_TOLD
 
 GO, STOP = signal.SIGUSR1, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -25,16 +33,8 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 GPU_SAMPLE_SECONDS = 5.0
 LEFTOVER_GRACE_SECONDS = 2.0  # for what a script forked and left behind
 ERROR_CHARACTERS = 20_000
-
-
-OPEN_FILES = 65536  # for data loaders and sockets, where the node's limits let us; a million is slow for some programs
-
-
-def clean_environment() -> Dict[str, str]:
-    """This process's environment without what would mislead torchrun."""
-    return {
-        key: value for key, value in os.environ.items() if not MISLEADING.match(key)
-    }
+# For data loaders and sockets, where the node's limits let us; a million is slow for some programs.
+OPEN_FILES = 65536
 
 
 def supervise(folder: str) -> None:
