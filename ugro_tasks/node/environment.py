@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import sys
 from typing import Dict, List, Optional
 
-from .files import Json, expand, read_text
+from .files import Json, expand, read_object
 from .programs import run_later
 from .protocol import Refusal
 from .torch_facts import look_at_torch
@@ -67,11 +66,8 @@ def built(place: Json) -> Json:
 
 def stamp_of(folder: str) -> Optional[Json]:
     """What the environment in `folder` was made from; None where it is not whole, or not of UGRO's making."""
-    with contextlib.suppress(ValueError):
-        stamp = json.loads(read_text(os.path.join(folder, STAMP)))
-        if isinstance(stamp, dict) and "digest" in stamp:
-            return stamp
-    return None
+    stamp = read_object(os.path.join(folder, STAMP))
+    return stamp if stamp and "digest" in stamp else None
 
 
 def find_program(name: str) -> Optional[str]:

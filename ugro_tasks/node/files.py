@@ -30,6 +30,15 @@ def read_json(path: str) -> Optional[Json]:
     return json.loads(raw) if raw else None
 
 
+def read_object(path: str) -> Optional[Json]:
+    """The JSON object in a file that anybody may have written; None where there is none."""
+    try:
+        found = read_json(path)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def write_json(path: str, value: Json) -> None:
     """Whole or not at all, readable by this user only."""
     temporary = "%s.%d" % (path, os.getpid())

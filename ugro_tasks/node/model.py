@@ -8,7 +8,7 @@ import os
 import re
 from typing import Dict, Optional, Tuple
 
-from .files import Json, expand, read_json, read_text
+from .files import Json, expand, read_object, read_text
 
 # The hub's cache on a disk is models--<owner>--<name>/{refs/main, snapshots/<commit>/...}.
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -58,10 +58,9 @@ def look_for_model(request: Json) -> Json:
 def object_in(path: str, max_bytes: int) -> Optional[Json]:
     """The JSON object in a file that is not ours; None where there is none, or something else."""
     try:
-        found = read_json(path) if os.path.getsize(path) <= max_bytes else None
-    except (OSError, ValueError, RecursionError):
+        return read_object(path) if os.path.getsize(path) <= max_bytes else None
+    except OSError:
         return None
-    return found if isinstance(found, dict) else None
 
 
 def folder_of(name: str, env: "Dict[str, str]") -> Optional[str]:

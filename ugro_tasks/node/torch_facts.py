@@ -8,7 +8,7 @@ import os
 import shutil
 from typing import Callable, List
 
-from .files import Json, read_json, state_folder, write_json
+from .files import Json, read_object, state_folder, write_json
 from .programs import run_later
 
 # Run by the training environment's own Python. It reads torch's version file instead of importing torch (3 s).
@@ -92,8 +92,4 @@ def remember(path: str, value: Json) -> None:
 
 def recall(path: str) -> Json:
     """What `remember` kept; {} where there is nothing, or something else by now."""
-    try:
-        known = read_json(path)
-    except (ValueError, RecursionError):
-        return {}
-    return known if isinstance(known, dict) else {}
+    return read_object(path) or {}
