@@ -10,7 +10,7 @@ from msgspec import Struct
 from ..cluster.model import Cluster, Node
 from ..errors import EnvironmentFault
 from ..hosts.answers import BuildFailed, EnvironmentAnswer, ProbeAnswer
-from .recipe import Recipe, recipe_of
+from .recipe import Recipe, minor_of, recipe_of
 
 # Both tell what a node has as its environment.
 Facts = ProbeAnswer | EnvironmentAnswer
@@ -93,8 +93,8 @@ def difference(recipe: Recipe, facts: Facts) -> str | None:
     versions = (
         (
             "Python",
-            _minor(stamp.python),
-            _minor(torch.python),
+            minor_of(stamp.python),
+            minor_of(torch.python),
             stamp.python,
             torch.python,
         ),
@@ -109,11 +109,6 @@ def difference(recipe: Recipe, facts: Facts) -> str | None:
     return f"changed since it was made: {', '.join(changed)}" if changed else None
 
 
-def _minor(version: str | None) -> str | None:
-    """Cut a Python's version to what must be equal: another patch is no other environment."""
-    return ".".join(version.split(".")[:2]) if version else version
-
-
 def uneven(found: Mapping[str, Fingerprint]) -> str | None:
     """In which ways the nodes' environments differ, node by node; None where they are equal."""
     lines = []
@@ -122,7 +117,7 @@ def uneven(found: Mapping[str, Fingerprint]) -> str | None:
             node: getattr(one, what) for node, one in found.items()
         }
         if what == "python":
-            values = {node: _minor(version) for node, version in values.items()}
+            values = {node: minor_of(version) for node, version in values.items()}
         if len(set(values.values())) > 1:
             name = {"digest": "lock", "python": "Python", "cuda": "CUDA"}.get(
                 what, what
@@ -177,7 +172,12 @@ NO_PYTHON = re.compile(
 
 
 def explained(node: Node, recipe: Recipe, failure: BuildFailed) -> EnvironmentFault:
-    """What happened, where and what to do, from what the node told of a build that failed."""
+    """What happened, where and what to do, from what the node told of a build that failed.
+
+    No node is named where the lock is stale: it is so on all of them.
+    """
+    if is_stale(failure.tail):
+        return stale(recipe)
     what, fix = _by_phase(node, recipe, failure) or _by_tail(node, recipe, failure)
     return EnvironmentFault(f"{node.name}: {what}\n    {fix}")
 
@@ -239,8 +239,6 @@ def _by_tail(node: Node, recipe: Recipe, failure: BuildFailed) -> tuple[str, str
             f"its disk is full{room}",
             f"free some space on {node.name}, then again: inv sync-envs",
         )
-    if STALE.search(tail):
-        return stale(recipe)
     if "__cuda" in tail:
         return (
             "pixi finds no CUDA driver there, and the lock has nothing for a machine without one",
@@ -266,11 +264,11 @@ def _by_tail(node: Node, recipe: Recipe, failure: BuildFailed) -> tuple[str, str
     )
 
 
-def stale(recipe: Recipe) -> tuple[str, str]:
-    """(what, fix) for a lock that does not fit its manifest."""
-    return (
-        f"{recipe.lock_name} does not fit the manifest: it was changed since",
-        f"make the lock anew on this machine: {recipe.manager} lock; then again: inv sync-envs",
+def stale(recipe: Recipe) -> EnvironmentFault:
+    """What is to be done about a lock that does not fit its manifest."""
+    return EnvironmentFault(
+        f"{recipe.lock_name} does not fit the manifest: it was changed since\n"
+        f"    make the lock anew on this machine: {recipe.manager} lock; then again: inv sync-envs"
     )
 
 

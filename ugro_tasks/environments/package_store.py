@@ -6,7 +6,6 @@ wheels for pip, a cache for uv, a pack for pixi. The node's build finds it in it
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import subprocess
@@ -23,17 +22,18 @@ from ..hosts.requests import ask
 from ..hosts.transfer import Transfer
 from ..node.environment import find_program
 from ..node.installers import (
-    FOREIGN,
     PIP_OPTIONS,
+    PIP_QUIET,
     choice,
     has_hashes,
     newer_pip,
+    own_variables,
     pinned,
     uv_sync,
     venv_steps,
     wanted,
 )
-from .recipe import Recipe
+from .recipe import Recipe, minor_of
 
 WHOLE = ".whole"  # written last
 # The newest first; pip takes what fits any of them.
@@ -63,7 +63,7 @@ def fill(
         raise EnvironmentFault(
             f"{node.name}: there is no Python {recipe.python} on it to make anything from"
         )
-    minor = ".".join(version.split(".")[:2])
+    minor = minor_of(version) or ""
     key = f"{recipe.manager}-{recipe.digest[:12]}-{machine}" + (
         "" if recipe.manager == "pixi" else f"-{minor}"
     )
@@ -134,9 +134,10 @@ def _wheels(store: Path, files: Path, recipe: Recipe, minor: str, machine: str) 
             raise EnvironmentFault(
                 f"{error}: that is not what constraints.txt pins"
             ) from error
-    quiet = ["--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
     _run(
-        [*pip, "download", *quiet, *options, "--dest", str(store), *what], files, recipe
+        [*pip, "download", *PIP_QUIET, *options, "--dest", str(store), *what],
+        files,
+        recipe,
     )
 
 
@@ -184,11 +185,10 @@ def _run(
     recipe: Recipe,
     variables: Mapping[str, str] | None = None,
 ) -> None:
-    kept = {key: value for key, value in os.environ.items() if key not in FOREIGN}
     done = subprocess.run(
         argv,
         cwd=folder,
-        env={**kept, **(variables or {})},
+        env={**own_variables(), **(variables or {})},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -159,6 +159,11 @@ TELL_ENVIRONMENT = (
 )
 
 
+def minor_of(version: str | None) -> str | None:
+    """Cut a Python's version to what must be equal: another patch is no other environment."""
+    return ".".join(version.split(".")[:2]) if version else version
+
+
 def _python_of(environment: Environment) -> str | None:
     return environment.python or environment.python_version
 

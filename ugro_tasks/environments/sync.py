@@ -293,8 +293,6 @@ def _make(
             "wait for the job or stop it, then again: inv sync-envs"
         ) from error
     if isinstance(answer, BuildFailed):
-        if is_stale(answer.tail):
-            raise EnvironmentFault("\n    ".join(stale(recipe)))
         raise explained(node, recipe, answer)
     return Synced(
         node=node.name,
@@ -352,10 +350,7 @@ def _stale_uv_locks(cluster: Cluster, todo: list[State]) -> dict[str, UgroError]
         return {}
     if done.returncode == 0 or not is_stale(done.stderr.decode("utf-8", "replace")):
         return {}
-    return {
-        name: EnvironmentFault("\n    ".join(stale(recipe)))
-        for name, recipe in by_uv.items()
-    }
+    return {name: stale(recipe) for name, recipe in by_uv.items()}
 
 
 def _odd_pixis(states: Mapping[str, State | UgroError]) -> dict[str, UgroError]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from ..cluster.model import Cluster, Node
+from ..environments.recipe import minor_of
 from ..hosts.answers import Peers, ProbeAnswer
 from .node_checks import CLOCK_MAX_SECONDS, Check
 from .probe import visited_by
@@ -28,7 +29,7 @@ def judge_all(
                 ok=len(known) == 1,
                 value=known.pop()
                 if len(known) == 1
-                else ", ".join(f"{n} {v}" for n, v in values.items()),
+                else ", ".join(f"{n} {v or 'none'}" for n, v in values.items()),
                 fix=_FIXES.get(name, "install the same versions everywhere"),
             )
     offsets = list(clock_offsets.values())
@@ -53,8 +54,8 @@ def judge_all(
     yield from _peers(cluster, facts, clock_offsets)
 
 
-def _python(facts: ProbeAnswer) -> str:
-    return ".".join((facts.torch.python or "").split(".")[:2])
+def _python(facts: ProbeAnswer) -> str | None:
+    return minor_of(facts.torch.python)
 
 
 def _torch(facts: ProbeAnswer) -> str | None:

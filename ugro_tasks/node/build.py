@@ -34,11 +34,11 @@ from .environment import (
 )
 from .files import Json, expand, write_json
 from .installers import (
-    FOREIGN,
     PIP_OPTIONS,
     choice,
     has_hashes,
     newer_pip,
+    own_variables,
     pinned,
     uv_sync,
     venv_steps,
@@ -307,9 +307,11 @@ class Build:
     def _call(
         self, phase: str, argv: List[str], variables: Optional[Dict[str, str]] = None
     ) -> Generator[Json, None, None]:
-        kept = {key: value for key, value in os.environ.items() if key not in FOREIGN}
         code = yield from self.runner.call(
-            phase, argv, dict(kept, **(variables or {})), self.workspace or self.files
+            phase,
+            argv,
+            dict(own_variables(), **(variables or {})),
+            self.workspace or self.files,
         )
         if code:
             raise self.failed(

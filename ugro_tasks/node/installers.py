@@ -17,20 +17,19 @@ from typing import Dict, List, Set, Tuple
 from .files import read_text
 from .programs import run_later
 
-PIP_OPTIONS = [
-    "install",
-    "--no-user",
-    "--no-input",
-    "--disable-pip-version-check",
-    "--progress-bar",
-    "off",
-]
+PIP_QUIET = ["--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
+PIP_OPTIONS = ["install", "--no-user", *PIP_QUIET]
 PIP_WITH_REPORTS = (22, 2)
 PIP_FOR_OTHERS = (22, 3)  # can install into another environment than its own
 CAN_MAKE_VENV = "import venv, ensurepip; ensurepip.version()"
 # Of another environment than the one that is made.
 FOREIGN = ("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV")
 HASH = re.compile(r"\s*\\?\s*--hash=sha256:([0-9a-f]{64})")
+
+
+def own_variables() -> Dict[str, str]:
+    """This process's environment without what is another Python environment's."""
+    return {key: value for key, value in os.environ.items() if key not in FOREIGN}
 
 
 def venv_steps(python: str, target: str) -> Tuple[List[List[str]], List[str]]:

@@ -402,6 +402,16 @@ def test_whom_a_node_visits(tmp_path: Path, count: int, visits: int) -> None:
 # ---- the cluster again ----
 
 
+def test_a_node_without_the_package_is_named_so_beside_those_that_differ(
+    tmp_path: Path,
+) -> None:
+    health = examined(
+        tmp_path, {}, {"torch.torch": "2.12.0+cpu"}, {"torch.torch": None}
+    )
+    (check,) = [check for check in health.across if check.name == "same torch"]
+    assert check.value.endswith(", gpu1 2.12.0+cpu, gpu2 none")
+
+
 def test_another_patch_of_python_is_no_fault(tmp_path: Path) -> None:
     assert faults(examined(tmp_path, {}, {"torch.python": "3.11.9"})) == []
 
