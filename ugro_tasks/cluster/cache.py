@@ -84,6 +84,8 @@ class Remembered:
 
     def keep(self, cluster: Cluster) -> None:
         """Remember it, for this user only."""
+        from ..files import replace_file  # what reads an entry needs none of it
+
         if not self.home.is_dir():
             return
         with contextlib.suppress(OSError, UnicodeError):
@@ -91,12 +93,8 @@ class Remembered:
             kept = json.dumps(
                 {"cluster": cluster.as_json(), "seen": _seen(cluster)}
             ).encode()
-            draft = self.entry.with_suffix(f".{os.getpid()}")
-            with open(
-                os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
-            ) as file:
-                file.write(hashlib.sha256(kept).hexdigest().encode() + b"\n" + kept)
-            draft.replace(self.entry)
+            digest = hashlib.sha256(kept).hexdigest().encode()
+            replace_file(self.entry, digest + b"\n" + kept)
             entries = sorted(
                 self.folder.iterdir(),
                 key=lambda path: path.stat().st_mtime,

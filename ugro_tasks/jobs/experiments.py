@@ -134,18 +134,12 @@ class Experiments:
 
     def unfinished(self) -> list[Experiment]:
         """The jobs that are queued or under way, oldest first. A job that cannot be read is not one."""
-        ended = self._ended()
-        jobs = [
-            self._job(job_id) for job_id in reversed(self._ids()) if job_id not in ended
-        ]
+        jobs = self._not_in_history()
         return [job for job in jobs if (phase := _phase(job)) and not phase.finished]
 
     def complete_history(self) -> None:
         """Add the jobs that have ended while nobody could say so there: their agent was killed in that moment."""
-        ended = self._ended()
-        for job in [
-            self._job(job_id) for job_id in reversed(self._ids()) if job_id not in ended
-        ]:
+        for job in self._not_in_history():
             with contextlib.suppress(RecordError):
                 record, state = job.record(), job.state()
                 if state.phase.finished:
@@ -183,6 +177,13 @@ class Experiments:
             raise RecordError(
                 f"{error.filename}: {error.strerror}; set paths.experiments in the cluster file"
             ) from error
+
+    def _not_in_history(self) -> list[Experiment]:
+        """The jobs of whose end nothing is written there, oldest first."""
+        ended = self._ended()
+        return [
+            self._job(job_id) for job_id in reversed(self._ids()) if job_id not in ended
+        ]
 
     def _ended(self) -> set[str]:
         # Ids alone, so that a folder of thousands is read quickly; a torn line is not an id that ended.
