@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.pins import too_new_for_the_oldest_python
+
 ROOT = Path(__file__).parents[2]
 # What a browser fetches by itself: scripts, styles, fonts and pictures, but not the links that a reader follows.
 FETCHED = re.compile(
@@ -75,3 +77,7 @@ def test_what_would_be_fetched_is_found() -> None:
     assert not FETCHED.findall(
         '<a href="https://example.org/">a link</a><script src="assets/a.js">'
     )
+
+
+def test_what_makes_it_takes_the_oldest_python_that_ugro_takes() -> None:
+    assert too_new_for_the_oldest_python("docs") == {}

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tests.pins import PYPROJECT, pins_of, too_new_for_the_oldest_python
 
 ROOT = Path(__file__).resolve().parents[2]
 # A set-up takes five seconds, and on a machine with other work a minute.
@@ -305,12 +306,12 @@ def test_what_cannot_be_set_up_is_told(
 
 @pytest.mark.parametrize("file", ["control", "dev", "docs"])
 def test_every_dependency_is_pinned_within_its_range(file: str) -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = PYPROJECT["project"]["optional-dependencies"]
     wanted = {
-        "control": project["project"]["dependencies"]
-        + project["build-system"]["requires"],
-        "dev": project["project"]["optional-dependencies"]["dev"],
-        "docs": project["project"]["optional-dependencies"]["docs"],
+        "control": PYPROJECT["project"]["dependencies"]
+        + PYPROJECT["build-system"]["requires"],
+        "dev": extras["dev"],
+        "docs": extras["docs"],
     }[file]
     pins = pins_of(file)
     for requirement in map(Requirement, wanted):
@@ -324,13 +325,9 @@ def test_files_that_are_installed_into_one_environment_agree() -> None:
     } == set()
 
 
-def pins_of(file: str) -> dict[str, str]:
-    """{package: release} of a file of requirements."""
-    lines = (ROOT / "requirements" / f"{file}.txt").read_text().splitlines()
-    pinned = [
-        line.split("==") for line in lines if line and not line.startswith(("#", "-r "))
-    ]
-    return {canonicalize_name(name): version for name, version in pinned}
+@pytest.mark.parametrize("file", ["control", "dev"])
+def test_what_is_pinned_takes_the_oldest_python_that_ugro_takes(file: str) -> None:
+    assert too_new_for_the_oldest_python(file) == {}
 
 
 @pytest.mark.parametrize(
