@@ -10,13 +10,10 @@ import logging
 import time
 from collections.abc import Collection
 
-import msgspec
-
-from ..backends.ssh.gang import Gang
+from ..backends.ssh.gang_loop import Gang
 from ..backends.ssh.gate import Gate
 from ..backends.ssh.late_stop import LateStops
 from ..backends.ssh.plan import make_plan
-from ..backends.ssh.stop import StopOrder
 from ..backends.ssh.streams import stream_sizes
 from ..cluster.model import Cluster
 from ..errors import Interrupted, JobFailed, UgroError
@@ -104,7 +101,7 @@ class Supervision:
             if self.journal.record.max_restarts
             else None
         )
-        ends, asked = gang.see_through(away)
+        ends, asked = gang.run_to_end(away)
         if asked:
             words = "as asked; nothing of it is left on any node"
             return Outcome(phase=Phase.STOPPED, error=Interrupted, words=words)
@@ -191,12 +188,8 @@ class Supervision:
             rank.node for rank in self.journal.state.ranks if not rank.proven_gone
         }
         if plan and unproven:
-            rest = msgspec.structs.replace(
-                plan, nodes=tuple(p for p in plan.nodes if p.node in unproven)
-            )
-            gang = Gang(self.journal, self.cluster, self.fleet, rest, self._talks)
-            gang.stop(StopOrder(reason="failure"), tries=1)
-            gang.catch_up(unproven & gang.proven_gone)
+            gang = Gang(self.journal, self.cluster, self.fleet, plan, self._talks)
+            gang.stop_remains(unproven)
 
     def _newest_checkpoint(self) -> Resume | None:
         """What the next attempt goes on from: this job's last whole checkpoint, or where the job itself began."""

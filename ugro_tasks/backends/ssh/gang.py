@@ -1,326 +1,233 @@
-"""The ranks of one attempt on their nodes: all start or none does, all are followed, all are stopped."""
+"""The ranks of one attempt, as values: what is known of them, what can come about, and what can be done.
+
+`gang_step.py` says what follows from what, `gang_loop.py` does it. Times are seconds of one clock that never goes back.
+"""
 
 from __future__ import annotations
 
-import queue
-import threading
-import time
-from collections.abc import Callable, Collection
-from functools import partial
+from enum import Enum, StrEnum
+from typing import Any
 
-from ...cluster.model import Cluster
-from ...errors import Interrupted, LaunchFailed, NodesBusy, StopUnproven, UgroError
-from ...hosts.fleet import Fleet
-from ...hosts.host import Host
-from ...hosts.operations import Prepare, Start
-from ...hosts.requests import Talks, node_zip
-from ...jobs.experiment import METRICS_NAME, OWN_NAMES, Experiment
-from ...jobs.journal import Journal
-from ...jobs.names import attempt_folder
-from ...jobs.outcome import CutShort, Outcome, RankExit
-from ...jobs.plan import LaunchPlan, NodePlan
-from ...jobs.state import Phase, RankState
-from ...node.protocol import OUTPUTS_TOLD
-from ...outputs.checkpoints import Mirror, deliver
-from .stop import STOP_TRIES, StopOrder, stop_rank
-from .streams import follow_rank
+from msgspec import Struct
 
-# How long a prepared node waits for the start, beyond the time that the slowest may take to prepare.
-HOLD_SECONDS = 30.0
+from ...errors import UgroError
+from ...jobs.outcome import Outcome, RankExit
+from ...jobs.state import Phase
+from .stop import StopOrder, StopResult
 
 
-class Gang:
-    """One attempt: `launch()`, then `see_through()`. Begun again by another agent, both go on from what there is."""
+class Step(StrEnum):
+    """What is done on all nodes, one after the other, until the ranks run."""
 
-    def __init__(
-        self,
-        journal: Journal,
-        cluster: Cluster,
-        fleet: Fleet,
-        plan: LaunchPlan,
-        talks: Talks,
-    ) -> None:
-        self.journal = journal
-        self.cluster = cluster
-        self.fleet = fleet
-        self.plan = plan
-        self.talks = talks
-        self.experiment = journal.experiment
-        self.hosts: dict[str, Host] = {host.node.name: host for host in fleet}
-        # Nodes with something to gather beyond the metrics, which came as a stream, and its topmost names.
-        self.wrote: dict[str, tuple[str, ...]] = {}
-        self._discard = True  # what an undone launch has laid out
-        self._ran = False  # a rank did, as a node says that was told to stop
-        self._results: queue.SimpleQueue[RankExit | list[str] | Exception] = (
-            queue.SimpleQueue()
-        )
+    DELIVER = "delivery of the checkpoint"
+    PREPARE = "prepare"
+    START = "start"
 
-    # ---- the start ----
 
-    def launch(self, source: Experiment | None, *, begun_before: bool = False) -> None:
-        """Start all ranks; where one cannot start none does, and `CutShort` or UgroError says why.
+class Stage(Enum):
+    """How far a gang has come."""
 
-        `source` is the job that has the checkpoint of the plan. Where somebody has `begun_before`, ranks may have run
-        for long, and what they wrote stays.
-        """
-        self._discard = not begun_before
-        self.journal.change(
-            phase=Phase.PREPARING,
-            ranks=tuple(RankState(rank=p.rank, node=p.node) for p in self.plan.nodes),
-        )
-        if source and self.plan.resume:
-            self.journal.say(f"taking {self.plan.resume.checkpoint} to the nodes")
-            self._on_all("delivery of the checkpoint", partial(self._deliver, source))
-        code = self.experiment.code_archive()
-        self._on_all("prepare", partial(self._prepare, code))
-        self._on_all("start", self._start)
-        self._note_begun(phase=Phase.RUNNING)
-        for plan in self.plan.nodes:
-            self.journal.say(f"rank {plan.rank} runs", plan.node)
+    STARTING = "starting"
+    UNDOING = "undoing"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    CATCHING_UP = "catching up"
+    OVER = "over"
 
-    def _note_begun(self, **more: Phase) -> None:
-        began_at = self.journal.state.started_at or time.time()
-        self.journal.change(attempt={"ran": True}, started_at=began_at, **more)
 
-    def _deliver(self, source: Experiment, plan: NodePlan, host: Host) -> None:
-        assert self.plan.resume  # noqa: S101
-        record, before = self.journal.record, range(1, self.plan.attempt)
-        earlier = [
-            f"../../{attempt_folder(record, number)}/output/checkpoints"
-            for number in before
-        ]
-        deliver(source, self.plan.resume, host, plan, link_from=earlier)
+# ---- what is known ----
 
-    def _prepare(self, code: bytes, plan: NodePlan, host: Host) -> None:
-        packed = node_zip()
-        hold_seconds = self.cluster.timeouts.start_seconds + HOLD_SECONDS
-        request = Prepare(
-            token=plan.token,
-            node=plan.node,
-            folder=plan.folder,
-            argv=plan.argv,
-            env=plan.env,
-            activation=plan.activation,
-            node_bytes=len(packed),
-            controller=str(self.experiments_folder),
-            hold_seconds=hold_seconds,
-            rendezvous_port=self.plan.master_port if plan.rank == 0 else None,
-        )
-        seconds = self.cluster.timeouts.start_seconds
-        self.talks.ask(host, request, blob=packed + code, timeout_seconds=seconds)
 
-    def _start(self, plan: NodePlan, host: Host) -> None:
-        request = Start(folder=plan.folder)
-        self.talks.ask(
-            host, request, timeout_seconds=self.cluster.timeouts.start_seconds
-        )
+class Limits(Struct, frozen=True, kw_only=True):
+    """How long a gang waits for its nodes."""
 
-    def _on_all(self, step: str, action: Callable[[NodePlan, Host], object]) -> None:
-        """Do the step on all nodes at once. Where one cannot, or a stop is asked for, everything is undone."""
-        answers = self.fleet.each(
-            {plan.node: partial(action, plan) for plan in self.plan.nodes}
-        )
-        faults = [
-            answer for answer in answers.values() if isinstance(answer, UgroError)
-        ]
-        if not faults and not self.experiment.stop_asked:
-            return
-        self.journal.say("undoing: stopping what was prepared")
-        left = self.stop(
-            StopOrder(reason="undone", discard=self._discard), tries=STOP_TRIES
-        )
-        if self._ran and not self._discard:
-            self._note_begun()
-        words = "\n".join(fault.text for fault in faults)
-        if left:
-            faults_first = [words, *left] if words else left
-            raise _cut_short(Phase.FAILED, StopUnproven, "\n".join(faults_first))
-        if not faults:
-            raise _cut_short(Phase.STOPPED, Interrupted, "before it started")
-        if all(isinstance(fault, NodesBusy) for fault in faults):
-            raise _cut_short(Phase.REFUSED, NodesBusy, words)
-        raise _cut_short(
-            Phase.FAILED,
-            LaunchFailed,
-            f"the {step} failed, so nothing runs anywhere:\n{words}",
-        )
+    stop_grace_seconds: float
+    """From TERM to KILL at a stop that was asked for."""
+    away_seconds: float | None
+    """How long a node may be out of reach until its rank counts as lost; None: it is waited for."""
+    catch_up_seconds: float
+    """The same, once the rank is proven gone and only the rest of its streams is missing."""
 
-    # ---- from running to the end ----
 
-    def see_through(self, away_seconds: float | None) -> tuple[list[RankExit], bool]:
-        """Give every rank's end, and whether the job was asked to stop; the first failure stops the others.
+class Member(Struct, frozen=True, kw_only=True):
+    """One rank and its node."""
 
-        A node that is out of reach is waited for: for `away_seconds`, after which its rank counts as lost, or for
-        ever. Raises `CutShort` where a node that could be reached did not show that nothing is left.
-        """
-        mirror = Mirror(self.experiment, self.hosts, self.journal.log)
-        for plan in self.plan.nodes:
-            manifest = partial(mirror.take, plan)
-            self._in_thread(
-                f"follow-{plan.node}",
-                partial(self._follow, plan, manifest, away_seconds),
-            )
-        ends: list[RankExit] = []
-        stopping, asked = False, False
-        # After a stop: a line for each node that could not show that nothing is left.
-        left: list[str] | None = None
-        while len(ends) < len(self.plan.nodes) or (stopping and left is None):
-            if left and self.experiment.given_up:
-                break
-            told = self._told(0.1)
-            if isinstance(told, RankExit):
-                ends.append(told)
-                self._note(told)
-            elif told is not None:
-                left = told
-            failed = any(end.failed for end in ends)
-            if not stopping and not failed and len(ends) < len(self.plan.nodes):
-                asked = self.experiment.stop_asked
-            if not stopping and (asked or failed):
-                stopping = True
-                tries = None if away_seconds is None else STOP_TRIES
-                self._in_thread("stop", partial(self._stop_all, asked, tries))
-        mirror.close()
-        self.catch_up({end.node for end in ends if end.gave_up} & self.proven_gone)
-        # A rank that was lost told no names, and one with very many not all: there may be any.
-        self.wrote = {
-            end.node: end.outputs if 0 < len(end.outputs) < OUTPUTS_TOLD else OWN_NAMES
-            for end in ends
-            if set(end.outputs) - {METRICS_NAME} or end.lost
-        }
-        if left and (asked or away_seconds is None):
-            phase = Phase.STOPPED if asked else Phase.FAILED
-            raise _cut_short(phase, StopUnproven, "\n".join(left))
-        return ends, asked
-
-    def catch_up(self, nodes: Collection[str]) -> None:
-        """Fetch the rest of the streams of these nodes, which had been given up and have answered since."""
-        for plan in self.plan.nodes:
-            if plan.node in nodes:
-                # Its checkpoints come when all others do.
-                self._follow(plan, lambda _: None, self.cluster.timeouts.away_seconds)
-                self.journal.change_rank(plan.rank, connected=False)
+    node: str
+    rank: int
+    exit: RankExit | None = None
+    """How the rank ended, None while it may run."""
+    connected_at: float = 0.0
+    """When its stream was last connected, or first asked for."""
+    away_since: float | None = None
+    """Since when the node is out of reach, None while it is followed."""
+    follow_tries: int = 0
+    """How often its stream was asked for in vain."""
+    follow_at: float | None = None
+    """When its stream is asked for again, None while a try is under way."""
+    stop: StopResult | None = None
+    """What the node showed when it was last told to stop."""
+    stop_tries: int = 0
+    """How often it was told in vain."""
+    stop_at: float | None = None
+    """When it is told again, None while a try is under way or where none is needed."""
+    catching_up: bool = False
+    """Whether the rest of its streams is fetched, after it was given up and has answered since."""
 
     @property
-    def proven_gone(self) -> set[str]:
-        """The nodes that have shown that nothing of the job is left there."""
-        return {rank.node for rank in self.journal.state.ranks if rank.proven_gone}
-
-    def _follow(
-        self,
-        plan: NodePlan,
-        manifest: Callable[[bytes], None],
-        away_seconds: float | None,
-    ) -> RankExit:
-        attempts = self.journal.state.attempts
-        return follow_rank(
-            self.hosts[plan.node],
-            self.experiment,
-            plan,
-            talk=self.talks[self.hosts[plan.node]],
-            bases=next(
-                (a.bases for a in attempts if a.number == self.plan.attempt), {}
-            ),
-            heartbeat_seconds=self.cluster.timeouts.heartbeat_seconds,
-            away_seconds=away_seconds,
-            connected=lambda yes: self.journal.change_rank(plan.rank, connected=yes),
-            say=lambda words: self.journal.say(words, plan.node),
-            manifest=manifest,
-        )
-
-    def _note(self, end: RankExit) -> None:
-        self.journal.change_rank(
-            end.rank,
-            connected=False,
-            exit_code=end.code,
-            signal=end.signal,
-            ended_at=end.at,
-            lost=end.lost,
-            proven_gone=not end.lost,
-        )
-        how = end.lost or (
-            f"killed by signal {end.signal}" if end.signal else f"exit code {end.code}"
-        )
-        self.journal.say(
-            f"rank {end.rank} ended: {'stopped' if end.stopped else how}", end.node
-        )
-
-    # ---- stop ----
-
-    def _stop_all(self, asked: bool, tries: int | None) -> list[str]:
-        self.journal.change(phase=Phase.STOPPING)
-        if asked:
-            self.journal.say("stopping all ranks, as asked")
-            order = StopOrder(
-                reason="asked", grace_seconds=self.cluster.timeouts.stop_grace_seconds
-            )
-            return self.stop(order)
-        self.journal.say("a rank failed: stopping the others")
-        return self.stop(StopOrder(reason="failure"), tries=tries)
-
-    def stop(self, order: StopOrder, *, tries: int | None = None) -> list[str]:
-        """Stop on all nodes at once; give a line for each node that could not show that nothing is left.
-
-        A node out of reach is tried again, `tries` times or for as long as it takes.
-        """
-        work = {
-            plan.node: partial(self._stop_one, plan, order, tries)
-            for plan in self.plan.nodes
-        }
-        lines = self.fleet.each(work)
-        return [
-            line if isinstance(line, str) else line.text
-            for line in lines.values()
-            if line
-        ]
-
-    def _stop_one(
-        self, plan: NodePlan, order: StopOrder, tries: int | None, host: Host
-    ) -> str | None:
-        result = stop_rank(
-            host,
-            plan.folder,
-            plan.token,
-            order,
-            tries=tries,
-            given_up=lambda: self.experiment.given_up,
-            trying_again=lambda words: self.journal.say(words, plan.node),
-        )
-        if result.unreached:
-            return result.words
-        self._ran |= result.ran
-        self.journal.change_rank(
-            plan.rank, left_pids=result.left_pids, proven_gone=result.proven_gone
-        )
-        return f"{plan.node}: {result.words}" if result.words else None
-
-    # ---- helpers ----
+    def stop_is_known(self) -> bool:
+        """Whether nothing more will be heard of its stop: it was not told, or it was and no other try follows."""
+        return self.stop is not None and self.stop_at is None
 
     @property
-    def experiments_folder(self) -> str:
-        """Who holds the nodes, in the words that another controller is shown."""
-        return str(self.experiment.folder.parent)
-
-    def _in_thread(self, name: str, work: Callable[[], RankExit | list[str]]) -> None:
-        """`_told` gives what the work returns, or raises what it raises: no result is no proof of anything."""
-
-        def run() -> None:
-            try:
-                self._results.put(work())
-            except Exception as error:  # a thread's edge
-                self._results.put(error)
-
-        threading.Thread(target=run, name=name, daemon=True).start()
-
-    def _told(self, seconds: float) -> RankExit | list[str] | None:
-        try:
-            result = self._results.get(timeout=seconds)
-        except queue.Empty:
+    def stop_words(self) -> str | None:
+        """Say what is wrong with its stop, None where the rank is proven gone or was not told."""
+        if self.stop is None or self.stop.words is None:
             return None
-        if isinstance(result, Exception):
-            raise result
-        return result
+        if self.stop.unreached is not None:
+            return self.stop.words
+        return f"{self.node}: {self.stop.words}"
 
 
-def _cut_short(phase: Phase, error: type[UgroError], words: str) -> CutShort:
-    return CutShort(Outcome(phase=phase, error=error, words=words))
+class GangState(Struct, frozen=True, kw_only=True):
+    """All that is known of a gang."""
+
+    members: tuple[Member, ...]
+    limits: Limits
+    stage: Stage
+    steps: tuple[Step, ...] = ()
+    """What is still to be done before the ranks run; the first of them is under way."""
+    begun_before: bool = False
+    """Whether an earlier agent began it: its ranks may have run, and what they wrote stays at an undo."""
+    order: StopOrder | None = None
+    """What the nodes are told at an undo or a stop."""
+    tries: int | None = None
+    """How often a node out of reach is told; None: for as long as it takes."""
+    stop_asked: bool = False
+    """Whether somebody asked for a stop."""
+    given_up: bool = False
+    """Whether somebody said that nodes out of reach are not to be waited for."""
+    faults: tuple[UgroError, ...] = ()
+    """Why a step could not be done."""
+    outcome: Outcome | None = None
+    """How it ended where that is not a matter of its ranks' exits."""
+
+    @property
+    def asked(self) -> bool:
+        """Whether its ranks were stopped because somebody asked for it."""
+        return self.order is not None and self.order.reason == "asked"
+
+    @property
+    def exits(self) -> list[RankExit]:
+        """Give how the ranks ended that have."""
+        return [member.exit for member in self.members if member.exit]
+
+    def member(self, node: str) -> Member:
+        """Give the member on a node."""
+        return next(member for member in self.members if member.node == node)
+
+
+# ---- events: what came about ----
+
+
+class Begin(Struct, frozen=True):
+    """The steps may begin, or, where the ranks run already, they may be followed."""
+
+
+class StepDone(Struct, frozen=True):
+    """The step under way was done on all nodes, or could not be for these reasons."""
+
+    faults: tuple[UgroError, ...] = ()
+
+
+class Connected(Struct, frozen=True):
+    """The stream of a node's rank came through."""
+
+    node: str
+
+
+class Disconnected(Struct, frozen=True):
+    """The stream of a node's rank broke off, or did not come about."""
+
+    node: str
+    words: str
+    at: float
+    """When, in Unix seconds."""
+
+
+class Exited(Struct, frozen=True):
+    """The end of a rank is known."""
+
+    exit: RankExit
+
+
+class StopTold(Struct, frozen=True):
+    """A node was told to stop: this is what it showed, or that it could not be reached."""
+
+    node: str
+    result: StopResult
+
+
+class StopAsked(Struct, frozen=True):
+    """Somebody asked for a stop, or said that nodes out of reach are not to be waited for."""
+
+    given_up: bool = False
+
+
+class Tick(Struct, frozen=True):
+    """Time went by."""
+
+
+Event = (
+    Begin | StepDone | Connected | Disconnected | Exited | StopTold | StopAsked | Tick
+)
+
+
+# ---- acts: what is to be done ----
+
+
+class DoStep(Struct, frozen=True):
+    """Do the step on all nodes; `StepDone` tells what came of it."""
+
+    step: Step
+
+
+class Follow(Struct, frozen=True):
+    """Ask for the streams of a node's rank; `Connected`, `Exited` and `Disconnected` tell what comes."""
+
+    node: str
+
+
+class TellToStop(Struct, frozen=True):
+    """Tell a node once to stop its rank; `StopTold` tells what it showed."""
+
+    node: str
+    order: StopOrder
+
+
+class ChangePhase(Struct, frozen=True):
+    """Write down the job's phase."""
+
+    phase: Phase
+
+
+class ChangeRank(Struct, frozen=True):
+    """Write down what is known of a rank: fields of `RankState`."""
+
+    rank: int
+    changes: dict[str, Any]
+
+
+class NoteRan(Struct, frozen=True):
+    """Write down that the attempt's ranks have run, and the job's phase where that changes by it."""
+
+    phase: Phase | None = None
+
+
+class Say(Struct, frozen=True):
+    """Tell those who watch."""
+
+    words: str
+    node: str | None = None
+
+
+Act = DoStep | Follow | TellToStop | ChangePhase | ChangeRank | NoteRan | Say

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Sequence
 
 from ...hosts.fleet import Fleet
-from ...hosts.host import Host
+from ...hosts.host import Host, retry_pause
 from ...jobs.journal import Journal
 from ...jobs.names import attempt_folder, folder_of, token_of
 from ...jobs.state import Attempt
-from .stop import StopOrder, stop_rank
+from .stop import StopOrder, tell_to_stop
 
 
 class LateStops:
@@ -49,17 +49,17 @@ class LateStops:
 
     def _stop(self, host: Host, number: int) -> None:
         unique = attempt_folder(self.journal.record, number)
+        folder, token = folder_of(host.node, unique), token_of(host.node, unique)
         node = host.node.name
-        result = stop_rank(
-            host,
-            folder_of(host.node, unique),
-            token_of(host.node, unique),
-            StopOrder(reason="failure"),
-            # Nobody waits for it, so there is nothing to give up.
-            given_up=lambda: False,
-            trying_again=lambda words: self.journal.log.info("%s: %s", node, words),
-            sleep=self._sleep,
-        )
+        tried = 0
+        while True:
+            result = tell_to_stop(host, folder, token, StopOrder(reason="failure"))
+            if result.unreached is None:
+                break
+            if tried == 0:
+                self.journal.log.info("%s: %s", node, result.unreached.text)
+            self._sleep(retry_pause(tried))
+            tried += 1
         self.journal.say(
             f"is back; {result.words or 'nothing of the job is left there'}", node
         )

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 import msgspec
 
 from ...errors import HostError
-from ...hosts.host import Host, retry_pause
+from ...hosts.host import Host
 from ...hosts.operations import Stop
 from ...hosts.requests import ask
 
@@ -57,22 +54,10 @@ class StopResult(msgspec.Struct, frozen=True, kw_only=True):
         return None
 
 
-def stop_rank(
-    host: Host,
-    folder: str,
-    token: str,
-    order: StopOrder,
-    *,
-    tries: int | None = None,
-    given_up: Callable[[], bool],
-    trying_again: Callable[[str], None],
-    sleep: Callable[[float], None] = time.sleep,
-) -> StopResult:
-    """Tell the node to stop a rank, and give what it showed.
+def tell_to_stop(host: Host, folder: str, token: str, order: StopOrder) -> StopResult:
+    """Tell the node once to stop a rank, and give what it showed, or why it could not be told.
 
-    `folder` and `token` are those of the attempt on this node. A node out of reach is tried again,
-    `tries` times in all, or for as long as it takes, until `given_up` says that nobody waits for it
-    any more. `trying_again` is told once why.
+    `folder` and `token` are those of the attempt on this node.
     """
     request = Stop(
         folder=folder,
@@ -81,18 +66,9 @@ def stop_rank(
         reason=order.reason,
         discard=order.discard,
     )
-    tried = 0
-    while True:
-        try:
-            answer = ask(
-                host, request, timeout_seconds=order.grace_seconds + PROOF_SECONDS
-            )
-        except HostError as error:
-            tried += 1
-            if tried == tries or given_up():
-                return StopResult(unreached=error)
-            if tried == 1:
-                trying_again(f"cannot be told to stop, trying again. {error.text}")
-            sleep(retry_pause(tried - 1))
-            continue
-        return StopResult(ran=answer.ran, left_pids=answer.left_pids)
+    seconds = order.grace_seconds + PROOF_SECONDS
+    try:
+        answer = ask(host, request, timeout_seconds=seconds)
+    except HostError as error:
+        return StopResult(unreached=error)
+    return StopResult(ran=answer.ran, left_pids=answer.left_pids)

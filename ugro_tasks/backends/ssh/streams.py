@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated
@@ -12,10 +12,10 @@ from typing import Annotated
 import msgspec
 
 from ...codec import UNREADABLE, decode
-from ...errors import HostError, NodeFault
+from ...errors import NodeFault
 from ...files import append_lines, leave_room
 from ...hosts.frames import Frame, follow
-from ...hosts.host import Host, retry_pause
+from ...hosts.host import Host
 from ...hosts.requests import Conversation
 from ...jobs.experiment import Experiment, node_of_sample
 from ...jobs.outcome import RankExit
@@ -28,8 +28,6 @@ NO_BASES: Mapping[str, int] = MappingProxyType({})
 
 # Heartbeats that may be missing before the connection counts as dead.
 HEARTBEATS_MISSED = 4
-# A connection that broke sooner was none: the next pause is longer.
-STEADY_SECONDS = 10.0
 SAMPLE_BYTES = 1 << 16  # far more than a line of samples has
 
 
@@ -118,80 +116,17 @@ def follow_rank(
     talk: Conversation | None = None,
     bases: Mapping[str, int] = NO_BASES,
     heartbeat_seconds: float,
-    away_seconds: float | None = None,
-    connected: Callable[[bool], None],
-    say: Callable[[str], None],
+    connected: Callable[[], None],
     manifest: Callable[[bytes], object],
 ) -> RankExit:
     """Fill the rank's files until its end is known, and give that end.
 
-    A node that is out of reach for `away_seconds` counts as lost; with None it is waited for as long as it takes.
-    `talk` is the conversation that started the rank, if there was one just now. `connected` is told when the node is
-    lost and found, `say` gets a line about each, `manifest` each manifest of a
-    checkpoint.
+    Raises HostError where the connection breaks before, OSError where the disk here is full; what was not stored is
+    asked for again by the next call. `talk` is the conversation that started the rank, if there was one just now.
+    `connected` is called when the streams come through, `manifest` with each manifest of a checkpoint.
     """
-    attempt, away_since, connected_at = 0, 0.0, time.monotonic()
-    while True:
-        try:
-            files = RankFiles(experiment, plan, bases)
-            frames = _frames(
-                host, plan, files, heartbeat_seconds, talk if attempt == 0 else None
-            )
-            for number, frame in enumerate(frames):
-                if number == 0:
-                    connected(True)
-                    if away_since:
-                        say(
-                            f"connected again after {time.monotonic() - away_since:.0f} s"
-                        )
-                    away_since, connected_at = 0.0, time.monotonic()
-                if frame.kind in {EXIT, LOST}:
-                    return _end(host, plan, frame)
-                if frame.kind == MANIFEST:
-                    manifest(frame.payload)
-                elif frame.payload:
-                    files.store(plan.node, frame)
-        except (HostError, OSError) as error:
-            if not experiment.folder.is_dir():
-                lost = "its folder here was removed"
-                return RankExit(
-                    node=plan.node,
-                    rank=plan.rank,
-                    at=time.time(),
-                    lost=lost,
-                    gave_up=True,
-                )
-            # An OSError is this machine's: a full disk, say. What was not stored is asked for again.
-            if not away_since:
-                away_since = time.monotonic()
-                attempt = 0 if away_since - connected_at > STEADY_SECONDS else attempt
-                connected(False)
-                say(f"not in touch, trying again; the rank goes on meanwhile. {error}")
-            host.close()
-            if (
-                away_seconds is not None
-                and time.monotonic() - away_since > away_seconds
-            ):
-                lost = f"{plan.node} has been out of reach for {away_seconds:g} s"
-                return RankExit(
-                    node=plan.node,
-                    rank=plan.rank,
-                    at=time.time(),
-                    lost=lost,
-                    gave_up=True,
-                )
-            time.sleep(retry_pause(attempt))
-            attempt += 1
-
-
-def _frames(
-    host: Host,
-    plan: NodePlan,
-    files: RankFiles,
-    heartbeat_seconds: float,
-    talk: Conversation | None,
-) -> Iterator[Frame]:
-    return follow(
+    files = RankFiles(experiment, plan, bases)
+    frames = follow(
         host,
         HEARTBEATS_MISSED * heartbeat_seconds,
         talk,
@@ -200,6 +135,16 @@ def _frames(
         offsets=files.offsets,
         heartbeat_seconds=heartbeat_seconds,
     )
+    for number, frame in enumerate(frames):
+        if number == 0:
+            connected()
+        if frame.kind in {EXIT, LOST}:
+            return _end(host, plan, frame)
+        if frame.kind == MANIFEST:
+            manifest(frame.payload)
+        elif frame.payload:
+            files.store(plan.node, frame)
+    raise NodeFault(plan.node, "its streams ended without an exit record")
 
 
 # Far beyond any exit code or number of a signal.

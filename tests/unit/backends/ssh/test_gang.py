@@ -19,7 +19,7 @@ from tests.unit.factories import (
     make_record,
     make_scripts,
 )
-from ugro_tasks.backends.ssh.gang import Gang
+from ugro_tasks.backends.ssh.gang_loop import Gang
 from ugro_tasks.cluster.model import Timeouts
 from ugro_tasks.errors import Interrupted, LaunchFailed, NodesBusy, StopUnproven
 from ugro_tasks.hosts.fleet import Fleet
@@ -65,7 +65,7 @@ class World:
 
 
 class SeenThrough(threading.Thread):
-    """`see_through` of a gang whose ranks all run, and what comes of it."""
+    """`run_to_end` of a gang whose ranks all run, and what comes of it."""
 
     def __init__(self, world: World, away_seconds: float | None = None) -> None:
         super().__init__(daemon=True)
@@ -83,7 +83,7 @@ class SeenThrough(threading.Thread):
     def run(self) -> None:
         """See it through."""
         try:
-            self.found = self.world.gang.see_through(self.away_seconds)
+            self.found = self.world.gang.run_to_end(self.away_seconds)
         except CutShort as cut_short:
             self.cut_short = cut_short.outcome
 

@@ -224,21 +224,24 @@ class Breaking:
         return [], ""
 
 
-def followed(
-    host: Breaking, experiment: Experiment
-) -> tuple[RankExit, list[bool], list[str]]:
-    touch: list[bool] = []
-    words: list[str] = []
-    end = follow_rank(
-        host,
-        experiment,
-        make_node_plan(),
-        heartbeat_seconds=1.0,
-        connected=touch.append,
-        say=words.append,
-        manifest=ignored,
-    )
-    return end, touch, words
+def followed(host: Breaking, experiment: Experiment) -> tuple[RankExit, list[str]]:
+    """Follow over as many connections as it takes: the rank's end, and why each connection broke off before."""
+    broke_off: list[str] = []
+    while True:
+        try:
+            end = follow_rank(
+                host,
+                experiment,
+                make_node_plan(),
+                heartbeat_seconds=1.0,
+                connected=lambda: None,
+                manifest=ignored,
+            )
+        except NodeFault as error:
+            broke_off.append(str(error))
+            assert len(broke_off) < 100
+            continue
+        return end, broke_off
 
 
 def ignored(_manifest: bytes) -> None:
@@ -252,33 +255,31 @@ def ignored(_manifest: bytes) -> None:
     deadline=None,
 )
 def test_a_log_is_whole_however_often_the_connection_breaks(
-    experiment: Experiment, monkeypatch: pytest.MonkeyPatch, lives: list[int]
+    experiment: Experiment, lives: list[int]
 ) -> None:
-    monkeypatch.setattr("ugro_tasks.hosts.host.RETRY_SECONDS", (0.0,))
     experiment.log(0).unlink(missing_ok=True)
     log = bytes(range(256))
-    end, _, _ = followed(Breaking(log, lives), experiment)
+    end, _ = followed(Breaking(log, lives), experiment)
     assert experiment.log(0).read_bytes() == log
     assert (end.code, end.failed) == (0, False)
 
 
-def test_a_node_that_is_lost_and_found_is_told_of_once_each(
-    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ugro_tasks.hosts.host.RETRY_SECONDS", (0.0,))
-    _, touch, words = followed(Breaking(b"x" * 100, [60, 0, 0, 3]), experiment)
-    assert touch == [True, False, True]
-    assert [sentence.split(",")[0].rstrip("0123456789 s") for sentence in words] == [
-        "not in touch", "connected again after",
-    ]  # fmt: skip
+def test_a_connection_that_breaks_off_says_so(experiment: Experiment) -> None:
+    _, broke_off = followed(Breaking(b"x" * 100, [60]), experiment)
+    assert broke_off == ["gpu0: its log stream broke off"]
 
 
-def test_the_words_about_a_lost_node_are_a_sentence(
-    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ugro_tasks.hosts.host.RETRY_SECONDS", (0.0,))
-    _, _, words = followed(Breaking(b"x" * 100, [60]), experiment)
-    assert words[0].endswith("gpu0: its log stream broke off")
+def test_a_stream_that_comes_through_is_told_of_once(experiment: Experiment) -> None:
+    told: list[bool] = []
+    follow_rank(
+        Breaking(b"x" * 100, []),
+        experiment,
+        make_node_plan(),
+        heartbeat_seconds=1.0,
+        connected=lambda: told.append(True),
+        manifest=ignored,
+    )
+    assert told == [True]
 
 
 @pytest.mark.parametrize(
@@ -293,26 +294,18 @@ def test_the_words_about_a_lost_node_are_a_sentence(
         b"[" * 10**5,
     ],
 )
-def test_an_exit_record_that_cannot_be_read_is_asked_for_again(
-    experiment: Experiment, monkeypatch: pytest.MonkeyPatch, end: bytes
+def test_an_exit_record_that_cannot_be_read_is_a_fault_of_the_node(
+    experiment: Experiment, end: bytes
 ) -> None:
-    monkeypatch.setattr("ugro_tasks.hosts.host.RETRY_SECONDS", (0.0,))
-    host = Breaking(b"x", [], end)
-
-    def heal(in_touch: bool) -> None:
-        if not in_touch:
-            host.end = b'{"code": 7}'
-
-    got = follow_rank(
-        host,
-        experiment,
-        make_node_plan(),
-        heartbeat_seconds=1.0,
-        connected=heal,
-        say=lambda _: None,
-        manifest=ignored,
-    )
-    assert (got.code, host.connections) == (7, 2)
+    with pytest.raises(NodeFault, match="its exit record cannot be read"):
+        follow_rank(
+            Breaking(b"x", [], end),
+            experiment,
+            make_node_plan(),
+            heartbeat_seconds=1.0,
+            connected=lambda: None,
+            manifest=ignored,
+        )
 
 
 @pytest.mark.parametrize(

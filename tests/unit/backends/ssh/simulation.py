@@ -1,0 +1,219 @@
+"""Three nodes and their ranks under a clock of their own, on which the acts of a gang have their effects."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any
+
+from ugro_tasks.backends.ssh.gang import (
+    Act,
+    Begin,
+    Connected,
+    Disconnected,
+    DoStep,
+    Event,
+    Exited,
+    Follow,
+    GangState,
+    Limits,
+    Member,
+    Say,
+    Stage,
+    Step,
+    StepDone,
+    StopAsked,
+    StopTold,
+    TellToStop,
+    Tick,
+)
+from ugro_tasks.backends.ssh.gang_step import step
+from ugro_tasks.backends.ssh.stop import StopResult
+from ugro_tasks.errors import HostUnreachable, UgroError
+from ugro_tasks.jobs.outcome import RankExit
+
+TICK_SECONDS = 0.1
+ANSWER_SECONDS = 0.2
+# What a try takes that reaches nobody.
+CONNECT_SECONDS = 3.0
+STOP_SECONDS = 1.0
+EPOCH = 1_700_000_000.0
+
+
+class SimulatedNode:
+    """What a node does, as a test says, and what is true of its rank."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.name = f"gpu{rank}"
+        self.faults: dict[Step, UgroError] = {}
+        """{step: why it cannot be done here}"""
+        self.left_pids: tuple[int, ...] = ()
+        """What would live even after KILL."""
+        self.away: list[tuple[float, float]] = []
+        """[(from, until)] when nothing reaches it."""
+        self.runs = False
+        self.has_run = False
+        self.exit: RankExit | None = None
+        self.is_followed = False
+        self.is_told = False
+
+    def is_away(self, now: float) -> bool:
+        """Say whether nothing reaches it now."""
+        return any(start <= now < end for start, end in self.away)
+
+    def end(self, **record: Any) -> None:
+        """End its rank, if it runs, with this exit record."""
+        if self.runs:
+            self.runs = False
+            self.exit = RankExit(node=self.name, rank=self.rank, at=EPOCH, **record)
+
+
+class Simulation:
+    """Drives `step` until the gang is over; `acts` has each act with its time."""
+
+    def __init__(
+        self,
+        *,
+        steps: tuple[Step, ...] = (Step.PREPARE, Step.START),
+        begun_before: bool = False,
+        **limits: Any,
+    ) -> None:
+        known: dict[str, Any] = {
+            "stop_grace_seconds": 7.0,
+            "away_seconds": None,
+            "catch_up_seconds": 30.0,
+        }
+        self.nodes = [SimulatedNode(rank) for rank in range(3)]
+        self.state = GangState(
+            members=tuple(Member(node=n.name, rank=n.rank) for n in self.nodes),
+            limits=Limits(**known | limits),
+            stage=Stage.STARTING,
+            steps=steps,
+            begun_before=begun_before,
+        )
+        self.now = 0.0
+        self.acts: list[tuple[float, Act]] = []
+        self._by_name = {node.name: node for node in self.nodes}
+        self._later: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = count()
+
+    # ---- what a test does ----
+
+    def at(self, seconds: float, happens: Callable[[], None]) -> None:
+        """Let something happen at this time."""
+        heapq.heappush(self._later, (seconds, next(self._order), happens))
+
+    def ask_to_stop(self, *, given_up: bool = False) -> None:
+        """Ask for a stop, now."""
+        self.take(StopAsked(given_up=given_up))
+
+    def run(self, limit_seconds: float = 10_000.0) -> GangState:
+        """Run until the gang is over; fail where it is not by then."""
+        self.take(Begin())
+        self._tick()
+        while self.state.stage is not Stage.OVER:
+            assert self.now < limit_seconds, f"not over: {self.state}"
+            self.now, _, happens = heapq.heappop(self._later)
+            happens()
+            if self.state.stage is Stage.RUNNING and not self.followed_yet:
+                # As the loop does between the start and the rest.
+                self.take(Begin())
+        return self.state
+
+    @property
+    def followed_yet(self) -> bool:
+        """Say whether the streams were asked for."""
+        return any(isinstance(act, Follow) for _, act in self.acts)
+
+    def of_kind(self, kind: type[Any]) -> Iterator[tuple[float, Any]]:
+        """Give (time, act) of one kind."""
+        return ((now, act) for now, act in self.acts if isinstance(act, kind))
+
+    def said(self) -> list[str]:
+        """Give what those who watch were told."""
+        return [act.words for _, act in self.of_kind(Say)]
+
+    # ---- what follows ----
+
+    def take(self, event: Event) -> None:
+        """Give the gang an event, and let its acts have their effects."""
+        self.state, acts = step(self.state, event, self.now)
+        for act in acts:
+            self.acts.append((self.now, act))
+        for act in acts:
+            match act:
+                case DoStep():
+                    self._do(act.step)
+                case Follow():
+                    self._follow(self._by_name[act.node])
+                case TellToStop():
+                    self._tell(self._by_name[act.node], act)
+
+    def _tick(self) -> None:
+        self.take(Tick())
+        self.at(self.now + TICK_SECONDS, self._tick)
+
+    def _do(self, step_: Step) -> None:
+        def done() -> None:
+            faults: list[UgroError] = []
+            for node in self.nodes:
+                if node.is_away(self.now):
+                    faults.append(away(node))
+                elif step_ in node.faults:
+                    faults.append(node.faults[step_])
+                elif step_ is Step.START:
+                    node.runs = node.has_run = True
+            self.take(StepDone(tuple(faults)))
+
+        self.at(self.now + ANSWER_SECONDS, done)
+
+    def _follow(self, node: SimulatedNode) -> None:
+        assert not node.is_followed, "followed twice at once"
+        node.is_followed = True
+        if node.is_away(self.now):
+            self.at(self.now + CONNECT_SECONDS, lambda: self._broke(node))
+            return
+
+        def connected() -> None:
+            self.take(Connected(node.name))
+            self._watch(node)
+
+        self.at(self.now + ANSWER_SECONDS, connected)
+
+    def _watch(self, node: SimulatedNode) -> None:
+        """Look again and again whether the rank of a connected node has ended, or the node is away."""
+        if node.is_away(self.now):
+            self._broke(node)
+        elif node.exit:
+            node.is_followed = False
+            self.take(Exited(node.exit))
+        else:
+            self.at(self.now + TICK_SECONDS, lambda: self._watch(node))
+
+    def _broke(self, node: SimulatedNode) -> None:
+        node.is_followed = False
+        self.take(Disconnected(node.name, away(node).text, at=EPOCH + self.now))
+
+    def _tell(self, node: SimulatedNode, act: TellToStop) -> None:
+        assert not node.is_told, "told twice at once"
+        node.is_told = True
+        unreached = away(node) if node.is_away(self.now) else None
+        seconds = CONNECT_SECONDS if unreached else STOP_SECONDS
+
+        def answered() -> None:
+            node.is_told = False
+            if unreached:
+                self.take(StopTold(node.name, StopResult(unreached=unreached)))
+                return
+            node.end(signal=15, stopped=act.order.reason)
+            shown = StopResult(ran=node.has_run, left_pids=node.left_pids)
+            self.take(StopTold(node.name, shown))
+
+        self.at(self.now + seconds, answered)
+
+
+def away(node: SimulatedNode) -> HostUnreachable:
+    """Make the error of whoever wants something of a node that is away."""
+    return HostUnreachable(node.name, "no route to it")

@@ -1,0 +1,394 @@
+"""The rules of a gang, as a pure function: `step(state, event, now) -> state, acts`.
+
+All ranks start or none does; the first failure stops the others; a node out of reach is tried again. Nothing here
+waits, asks or writes: `gang_loop.py` carries the acts out, and brings back as events what comes of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from ...errors import Interrupted, LaunchFailed, NodesBusy, StopUnproven
+from ...hosts.host import retry_pause
+from ...jobs.outcome import Outcome, RankExit
+from ...jobs.state import Phase
+from .gang import (
+    Act,
+    Begin,
+    ChangePhase,
+    ChangeRank,
+    Connected,
+    Disconnected,
+    DoStep,
+    Event,
+    Exited,
+    Follow,
+    GangState,
+    Member,
+    NoteRan,
+    Say,
+    Stage,
+    StepDone,
+    StopAsked,
+    StopTold,
+    TellToStop,
+    Tick,
+)
+from .stop import STOP_TRIES, StopOrder, StopResult
+
+# A connection that broke sooner was none: the pause before the next try goes on growing.
+STEADY_SECONDS = 10.0
+
+Result = tuple[GangState, list[Act]]
+
+
+def step(state: GangState, event: Event, now: float) -> Result:
+    """Give the state after an event, and what is to be done about it.
+
+    What tells a node something comes before what is written down. An event that comes too late for the stage changes
+    nothing.
+    """
+    if state.stage is Stage.OVER:
+        return state, []
+    known, acts = _take(state, event, now)
+    # Any event shows that time went by: where many come, no pause is longer than it is to be.
+    later, more = _try_again(known, now)
+    return later, [*acts, *more]
+
+
+def _take(state: GangState, event: Event, now: float) -> Result:
+    match event:
+        case Begin():
+            return _begin(state, now)
+        case StepDone():
+            return _step_done(state, event)
+        case Connected():
+            return _connected(state, state.member(event.node), now)
+        case Disconnected():
+            return _disconnected(state, state.member(event.node), event, now)
+        case Exited():
+            return _exited(state, state.member(event.exit.node), event.exit, now)
+        case StopTold():
+            return _stop_told(state, state.member(event.node), event.result, now)
+        case StopAsked():
+            return _stop_asked(state, now, given_up=event.given_up)
+        case Tick():
+            return state, []
+
+
+def _begin(state: GangState, now: float) -> Result:
+    if state.stage is Stage.STARTING:
+        return state, [DoStep(state.steps[0])]
+    if state.stage is Stage.STOPPING:
+        return _tell_all(state)
+    return _follow(state, state.members, now)
+
+
+# ---- the start ----
+
+
+def _step_done(state: GangState, done: StepDone) -> Result:
+    if done.faults or state.stop_asked:
+        return _undo(state, done)
+    left = state.steps[1:]
+    if left:
+        return _with(state, steps=left), [DoStep(left[0])]
+    runs = [Say(f"rank {member.rank} runs", member.node) for member in state.members]
+    begun = _with(state, steps=(), stage=Stage.RUNNING)
+    return begun, [NoteRan(phase=Phase.RUNNING), *runs]
+
+
+def _undo(state: GangState, done: StepDone) -> Result:
+    undoing = _with(
+        state,
+        stage=Stage.UNDOING,
+        faults=done.faults,
+        order=StopOrder(reason="undone", discard=not state.begun_before),
+        tries=STOP_TRIES,
+    )
+    told, acts = _tell_all(undoing)
+    return told, [*acts, Say("undoing: stopping what was prepared")]
+
+
+def _undone(state: GangState) -> Result:
+    ran = any(member.stop and member.stop.ran for member in state.members)
+    acts: list[Act] = [NoteRan()] if ran and state.begun_before else []
+    return _with(state, stage=Stage.OVER, outcome=_outcome_of_undo(state)), acts
+
+
+def _outcome_of_undo(state: GangState) -> Outcome:
+    left = _left(state)
+    words = [fault.text for fault in state.faults]
+    if left:
+        lines = "\n".join([*words, *left])
+        return Outcome(phase=Phase.FAILED, error=StopUnproven, words=lines)
+    if not state.faults:
+        words = ["before it started"]
+        return Outcome(phase=Phase.STOPPED, error=Interrupted, words=words[0])
+    if all(isinstance(fault, NodesBusy) for fault in state.faults):
+        return Outcome(phase=Phase.REFUSED, error=NodesBusy, words="\n".join(words))
+    failed = f"the {state.steps[0]} failed, so nothing runs anywhere:"
+    lines = "\n".join([failed, *words])
+    return Outcome(phase=Phase.FAILED, error=LaunchFailed, words=lines)
+
+
+# ---- the streams ----
+
+
+def _follow(state: GangState, members: Iterable[Member], now: float) -> Result:
+    acts: list[Act] = []
+    for member in members:
+        state = _with_member(state, member, connected_at=now, follow_at=None)
+        acts.append(Follow(member.node))
+    return state, acts
+
+
+def _connected(state: GangState, member: Member, now: float) -> Result:
+    acts: list[Act] = []
+    if member.away_since is not None:
+        seconds = now - member.away_since
+        acts.append(Say(f"connected again after {seconds:.0f} s", member.node))
+    acts.append(ChangeRank(member.rank, {"connected": True}))
+    return _with_member(state, member, away_since=None, connected_at=now), acts
+
+
+def _disconnected(
+    state: GangState, member: Member, event: Disconnected, now: float
+) -> Result:
+    acts: list[Act] = []
+    away_since = member.away_since
+    tries = member.follow_tries
+    if away_since is None:
+        away_since = now
+        if now - member.connected_at > STEADY_SECONDS:
+            tries = 0
+        lost = f"not in touch, trying again; the rank goes on meanwhile. {event.words}"
+        acts = [ChangeRank(member.rank, {"connected": False}), Say(lost, member.node)]
+    limit = _away_limit(state, member)
+    if limit is not None and now - away_since > limit:
+        given_up = RankExit(
+            node=member.node,
+            rank=member.rank,
+            at=event.at,
+            lost=f"{member.node} has been out of reach for {limit:g} s",
+            gave_up=True,
+        )
+        ended, more = _exited(state, member, given_up, now)
+        return ended, [*more, *acts]
+    again_at = now + retry_pause(tries)
+    waiting = _with_member(
+        state,
+        member,
+        away_since=away_since,
+        follow_tries=tries + 1,
+        follow_at=again_at,
+    )
+    return waiting, acts
+
+
+def _away_limit(state: GangState, member: Member) -> float | None:
+    if member.catching_up:
+        return state.limits.catch_up_seconds
+    return state.limits.away_seconds
+
+
+# ---- the end of a rank ----
+
+
+def _exited(
+    state: GangState, member: Member, rank_exit: RankExit, now: float
+) -> Result:
+    if member.catching_up:
+        # How its rank ended was known before; only its streams were not.
+        caught_up = _with_member(state, member, catching_up=False, follow_at=None)
+        disconnected: list[Act] = [ChangeRank(member.rank, {"connected": False})]
+        return _before(disconnected, _settle(caught_up, now))
+    ended = _with_member(state, member, exit=rank_exit, follow_at=None)
+    acts: list[Act] = []
+    if rank_exit.failed and state.stage is Stage.RUNNING:
+        ended, acts = _stop_after_failure(ended)
+    noted = [*acts, *_notes_of_exit(rank_exit)]
+    return _before(noted, _settle(ended, now))
+
+
+def _notes_of_exit(rank_exit: RankExit) -> list[Act]:
+    if rank_exit.stopped:
+        how = "stopped"
+    elif rank_exit.lost:
+        how = rank_exit.lost
+    elif rank_exit.signal:
+        how = f"killed by signal {rank_exit.signal}"
+    else:
+        how = f"exit code {rank_exit.code}"
+    changes = {
+        "connected": False,
+        "exit_code": rank_exit.code,
+        "signal": rank_exit.signal,
+        "ended_at": rank_exit.at,
+        "lost": rank_exit.lost,
+        "proven_gone": not rank_exit.lost,
+    }
+    return [
+        ChangeRank(rank_exit.rank, changes),
+        Say(f"rank {rank_exit.rank} ended: {how}", rank_exit.node),
+    ]
+
+
+# ---- the stop ----
+
+
+def _stop_after_failure(state: GangState) -> Result:
+    # A job that may be started again need not wait for a node that stays away.
+    waits = state.limits.away_seconds is None
+    order = StopOrder(reason="failure")
+    tries = None if waits else STOP_TRIES
+    return _stop(state, order, tries, "a rank failed: stopping the others")
+
+
+def _stop_asked(state: GangState, now: float, *, given_up: bool) -> Result:
+    state = _with(state, stop_asked=True, given_up=state.given_up or given_up)
+    if state.stage is Stage.RUNNING:
+        grace = state.limits.stop_grace_seconds
+        order = StopOrder(reason="asked", grace_seconds=grace)
+        return _stop(state, order, None, "stopping all ranks, as asked")
+    if not state.given_up:
+        return state, []
+    # Whoever waited for its next try is not waited for.
+    for member in state.members:
+        if member.stop_at is not None:
+            state = _with_member(state, member, stop_at=None)
+    return _settle(state, now)
+
+
+def _stop(state: GangState, order: StopOrder, tries: int | None, words: str) -> Result:
+    stopping = _with(state, stage=Stage.STOPPING, order=order, tries=tries)
+    told, acts = _tell_all(stopping)
+    return told, [*acts, ChangePhase(Phase.STOPPING), Say(words)]
+
+
+def _tell_all(state: GangState) -> Result:
+    order = state.order
+    assert order  # noqa: S101
+    return state, [TellToStop(member.node, order) for member in state.members]
+
+
+def _stop_told(
+    state: GangState, member: Member, result: StopResult, now: float
+) -> Result:
+    acts: list[Act] = []
+    tries = member.stop_tries
+    again_at = None
+    if result.unreached is not None:
+        tries += 1
+        last = tries == state.tries or state.given_up
+        if not last:
+            again_at = now + retry_pause(tries - 1)
+        if not last and tries == 1:
+            away = f"cannot be told to stop, trying again. {result.unreached.text}"
+            acts.append(Say(away, member.node))
+    else:
+        shown = {"left_pids": result.left_pids, "proven_gone": result.proven_gone}
+        acts.append(ChangeRank(member.rank, shown))
+    told = _with_member(state, member, stop=result, stop_tries=tries, stop_at=again_at)
+    return _before(acts, _settle(told, now))
+
+
+# ---- the next try, and the end ----
+
+
+def _try_again(state: GangState, now: float) -> Result:
+    """Ask those again whose pause is over."""
+    acts: list[Act] = []
+    order = state.order
+    for member in state.members:
+        if order and member.stop_at is not None and member.stop_at <= now:
+            state = _with_member(state, member, stop=None, stop_at=None)
+            acts.append(TellToStop(member.node, order))
+    for member in state.members:
+        if member.follow_at is not None and member.follow_at <= now:
+            state = _with_member(state, member, follow_at=None)
+            acts.append(Follow(member.node))
+    return state, acts
+
+
+def _settle(state: GangState, now: float) -> Result:
+    """Go on to the next stage where nothing is missing for this one."""
+    stops_known = all(member.stop_is_known for member in state.members)
+    all_ended = all(member.exit for member in state.members)
+    match state.stage:
+        case Stage.UNDOING if stops_known:
+            return _undone(state)
+        case Stage.RUNNING if all_ended:
+            return _with(state, stage=Stage.OVER), []
+        case Stage.STOPPING if stops_known and all_ended:
+            return _catch_up(state, now)
+        case Stage.STOPPING if stops_known and state.given_up and _left(state):
+            return _catch_up(state, now)
+        case Stage.CATCHING_UP if not any(m.catching_up for m in state.members):
+            return _with(state, stage=Stage.OVER, outcome=_outcome_of_stop(state)), []
+    return state, []
+
+
+def _catch_up(state: GangState, now: float) -> Result:
+    """Fetch the rest of the streams of nodes that had been given up and have answered since."""
+    state = _with(state, stage=Stage.CATCHING_UP)
+    back = [
+        member
+        for member in state.members
+        if member.exit
+        and member.exit.gave_up
+        and member.stop
+        and member.stop.proven_gone
+    ]
+    if not back:
+        return _settle(state, now)
+    for member in back:
+        state = _with_member(
+            state, member, catching_up=True, away_since=None, follow_tries=0
+        )
+    return _follow(state, [state.member(member.node) for member in back], now)
+
+
+def _outcome_of_stop(state: GangState) -> Outcome | None:
+    left = _left(state)
+    if not left:
+        return None
+    if state.asked:
+        phase = Phase.STOPPED
+    elif state.given_up or state.limits.away_seconds is None:
+        phase = Phase.FAILED
+    else:
+        # A restart looks after the nodes that are missing, and an end without one names the rank that was lost.
+        return None
+    return Outcome(phase=phase, error=StopUnproven, words="\n".join(left))
+
+
+# ---- helpers ----
+
+
+def _left(state: GangState) -> list[str]:
+    """Give a line for each node that could not show that nothing is left."""
+    return [member.stop_words for member in state.members if member.stop_words]
+
+
+def _with(state: GangState, **changes: Any) -> GangState:
+    return msgspec.structs.replace(state, **changes)
+
+
+def _with_member(state: GangState, member: Member, **changes: Any) -> GangState:
+    members = tuple(
+        msgspec.structs.replace(known, **changes)
+        if known.node == member.node
+        else known
+        for known in state.members
+    )
+    return _with(state, members=members)
+
+
+def _before(acts: Sequence[Act], result: Result) -> Result:
+    """Put these acts before those of a result."""
+    state, more = result
+    return state, [*acts, *more]
