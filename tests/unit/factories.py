@@ -157,15 +157,16 @@ def make_node_plan(rank: int = 0, **changes: Any) -> NodePlan:
     return NodePlan(**{**given, **changes})
 
 
-def make_plan_of(plans: tuple[NodePlan, ...]) -> LaunchPlan:
+def make_plan_of(plans: tuple[NodePlan, ...], **changes: Any) -> LaunchPlan:
     """A launch of these nodes."""
-    return LaunchPlan(
-        job_id="exp1_20260120_120000",
-        world_size=len(plans),
-        master_address="10.0.0.1",
-        master_port=29500,
-        nodes=plans,
-    )
+    given: dict[str, Any] = {
+        "job_id": "exp1_20260120_120000",
+        "world_size": len(plans),
+        "master_address": "10.0.0.1",
+        "master_port": 29500,
+        "nodes": plans,
+    }
+    return LaunchPlan(**{**given, **changes})
 
 
 def salt_of(port: int, rendezvous: int) -> int:

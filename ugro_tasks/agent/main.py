@@ -19,12 +19,14 @@ from pathlib import Path
 
 import msgspec
 
+from ..backends.ssh.backend import SshBackend
 from ..cluster.model import Cluster, Node
 from ..errors import RecordError
 from ..hosts.fleet import Fleet, connect
 from ..hosts.host import Host
 from ..jobs.experiment import Experiment
 from ..jobs.experiments import Experiments
+from ..jobs.journal import Journal
 from ..jobs.log import open_log
 from ..jobs.state import Cause, Phase
 from .supervise import Supervision
@@ -94,7 +96,9 @@ class Agent:
             self._give_up(experiment, error.text)
             return
         try:
-            Supervision(self.experiments, experiment, self._fleet(cluster), log).run()
+            journal = Journal(experiment, log)
+            backend = SshBackend(journal, cluster, self._fleet(cluster))
+            Supervision(self.experiments, journal, backend).run()
         except (
             Exception
         ) as error:  # a thread's edge: a bug must be seen, and its job must not hang

@@ -31,14 +31,6 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         return Cause(message=self.words) if self.words else None
 
 
-class CutShort(Exception):
-    """An attempt that ended before its ranks did: refused, stopped or failed; never a success."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        super().__init__(outcome.words)
-        self.outcome = outcome
-
-
 class RankExit(msgspec.Struct, frozen=True, kw_only=True):
     """How a rank ended: torchrun's exit code or the signal that killed it, and what it left in its error file.
 

@@ -15,9 +15,11 @@ from lab.tools import wait_until
 from tests.unit.backends.ssh.fake_hosts import FakeNode
 from tests.unit.factories import make_cluster, make_record, make_scripts
 from ugro_tasks.agent.supervise import Supervision
+from ugro_tasks.backends.ssh.backend import SshBackend
 from ugro_tasks.cluster.model import Timeouts
 from ugro_tasks.hosts.fleet import Fleet
 from ugro_tasks.jobs.experiments import Experiments
+from ugro_tasks.jobs.journal import Journal
 from ugro_tasks.jobs.state import JobState, Phase
 
 DONE = {"code": 0}
@@ -43,7 +45,9 @@ class World:
     def begin(self) -> threading.Thread:
         fleet = Fleet.from_connections(self.nodes)
         log = logging.getLogger("test")
-        supervision = Supervision(self.experiments, self.experiment, fleet, log)
+        journal = Journal(self.experiment, log)
+        backend = SshBackend(journal, self.cluster, fleet)
+        supervision = Supervision(self.experiments, journal, backend)
         thread = threading.Thread(target=supervision.run, daemon=True)
         thread.start()
         return thread

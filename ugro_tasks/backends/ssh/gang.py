@@ -129,10 +129,6 @@ class GangState(Struct, frozen=True, kw_only=True):
 # ---- events: what came about ----
 
 
-class Begin(Struct, frozen=True):
-    """The steps may begin, or, where the ranks run already, they may be followed."""
-
-
 class StepDone(Struct, frozen=True):
     """The step under way was done on all nodes, or could not be for these reasons."""
 
@@ -167,19 +163,7 @@ class StopTold(Struct, frozen=True):
     result: StopResult
 
 
-class StopAsked(Struct, frozen=True):
-    """Somebody asked for a stop, or said that nodes out of reach are not to be waited for."""
-
-    given_up: bool = False
-
-
-class Tick(Struct, frozen=True):
-    """Time went by."""
-
-
-Event = (
-    Begin | StepDone | Connected | Disconnected | Exited | StopTold | StopAsked | Tick
-)
+Event = StepDone | Connected | Disconnected | Exited | StopTold
 
 
 # ---- acts: what is to be done ----

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from collections.abc import Callable, Collection
 from functools import partial
@@ -19,14 +17,15 @@ from ...hosts.requests import Talks, node_zip
 from ...jobs.experiment import METRICS_NAME, OWN_NAMES, Experiment
 from ...jobs.journal import Journal
 from ...jobs.names import attempt_folder
-from ...jobs.outcome import CutShort, RankExit
+from ...jobs.outcome import Outcome, RankExit
 from ...jobs.plan import LaunchPlan, NodePlan
+from ...jobs.spec import Resume
 from ...jobs.state import Phase, RankState
 from ...node.protocol import OUTPUTS_TOLD
 from ...outputs.checkpoints import Mirror, deliver
+from ..api import AttemptEnd
 from .gang import (
     Act,
-    Begin,
     ChangePhase,
     ChangeRank,
     Connected,
@@ -43,22 +42,20 @@ from .gang import (
     Stage,
     Step,
     StepDone,
-    StopAsked,
     StopTold,
     TellToStop,
-    Tick,
 )
 from .gang_step import step
+from .loop import Loop
 from .stop import StopOrder, tell_to_stop
 from .streams import follow_rank
 
 # How long a prepared node waits for the start, beyond the time that the slowest may take to prepare.
 HOLD_SECONDS = 30.0
-TICK_SECONDS = 0.1
 
 
 class Gang:
-    """One attempt: `launch()`, then `run_to_end()`. Begun again by another agent, both go on from what there is."""
+    """The ranks of one attempt: `launch()`, then `run_to_end()`. Another agent goes on by either of them."""
 
     def __init__(
         self,
@@ -74,64 +71,61 @@ class Gang:
         self.plan = plan
         self.talks = talks
         self.experiment = journal.experiment
-        # Nodes with something to gather beyond the metrics, which came as a stream, and its topmost names.
-        self.wrote: dict[str, tuple[str, ...]] = {}
         self._hosts: dict[str, Host] = {host.node.name: host for host in fleet}
         self._plans = {plan.node: plan for plan in plan.nodes}
-        self._source: Experiment | None = None
         self._mirror: Mirror | None = None
-        self._events: queue.SimpleQueue[Event | Exception] = queue.SimpleQueue()
+        self._loop: Loop[GangState, Event, Act] = Loop(
+            step, self._carry_out, self.experiment
+        )
 
     # ---- from the start to the end ----
 
-    def launch(self, source: Experiment | None, *, begun_before: bool = False) -> None:
-        """Start all ranks; where one cannot start none does, and `CutShort` or UgroError says why.
+    def launch(self, *, begun_before: bool) -> Outcome | None:
+        """Start all ranks; where one cannot start none does, and the outcome says why.
 
-        `source` is the job that has the checkpoint of the plan. Where somebody has `begun_before`, ranks may have run
-        for long, and what they wrote stays.
+        Where somebody has `begun_before`, ranks may have run for long, and what they wrote stays.
         """
         ranks = tuple(RankState(rank=p.rank, node=p.node) for p in self.plan.nodes)
         self.journal.change(phase=Phase.PREPARING, ranks=ranks)
         steps: tuple[Step, ...] = (Step.PREPARE, Step.START)
-        if source and self.plan.resume:
-            self._source = source
+        if self.plan.resume:
             steps = (Step.DELIVER, *steps)
             self.journal.say(f"taking {self.plan.resume.checkpoint} to the nodes")
-        started = self._run(
-            GangState(
-                members=self._members(self._plans),
-                limits=self._limits(),
-                stage=Stage.STARTING,
-                steps=steps,
-                begun_before=begun_before,
-            ),
-            until={Stage.RUNNING, Stage.OVER},
+        state = GangState(
+            members=self._members(self._plans),
+            limits=self._limits(),
+            stage=Stage.STARTING,
+            steps=steps,
+            begun_before=begun_before,
         )
-        _raise_if_cut_short(started)
+        done = {Stage.RUNNING, Stage.OVER}
+        return self._loop.run(state, until=lambda now: now.stage in done).outcome
 
-    def run_to_end(self, away_seconds: float | None) -> tuple[list[RankExit], bool]:
-        """Give every rank's end, and whether the job was asked to stop; the first failure stops the others.
+    def run_to_end(self, away_seconds: float | None) -> AttemptEnd:
+        """Follow all ranks until each has ended; the first failure stops the others.
 
         A node that is out of reach is waited for: for `away_seconds`, after which its rank counts as lost, or for
-        ever. Raises `CutShort` where a node that could be reached did not show that nothing is left.
+        ever.
         """
         self._mirror = Mirror(self.experiment, self._hosts, self.journal.log)
-        over = self._run(
-            GangState(
-                members=self._members(self._plans),
-                limits=self._limits(away_seconds),
-                stage=Stage.RUNNING,
-            ),
-            until={Stage.OVER},
+        state = GangState(
+            members=self._members(self._plans),
+            limits=self._limits(away_seconds),
+            stage=Stage.RUNNING,
         )
+        over = self._loop.run(state, until=_is_over)
         self._mirror.close()
-        self.wrote = {
+        wrote = {
             rank_exit.node: _topmost_names(rank_exit)
             for rank_exit in over.exits
             if set(rank_exit.outputs) - {METRICS_NAME} or rank_exit.lost
         }
-        _raise_if_cut_short(over)
-        return over.exits, over.asked
+        return AttemptEnd(
+            exits=tuple(over.exits),
+            asked=over.asked,
+            wrote=wrote,
+            unproven=over.outcome,
+        )
 
     def stop_remains(self, nodes: Collection[str]) -> None:
         """Tell these nodes once to stop what the attempt has left there; fetch the streams of those that answer."""
@@ -139,16 +133,14 @@ class Gang:
             msgspec.structs.replace(member, exit=_given_up(member))
             for member in self._members(nodes)
         )
-        self._run(
-            GangState(
-                members=members,
-                limits=self._limits(),
-                stage=Stage.STOPPING,
-                order=StopOrder(reason="failure"),
-                tries=1,
-            ),
-            until={Stage.OVER},
+        state = GangState(
+            members=members,
+            limits=self._limits(),
+            stage=Stage.STOPPING,
+            order=StopOrder(reason="failure"),
+            tries=1,
         )
+        self._loop.run(state, until=_is_over)
 
     def _members(self, nodes: Collection[str]) -> tuple[Member, ...]:
         return tuple(
@@ -167,44 +159,18 @@ class Gang:
 
     # ---- the loop ----
 
-    def _run(self, state: GangState, until: Collection[Stage]) -> GangState:
-        """Let one event after the other change the state, and carry out what follows."""
-        event: Event = Begin()
-        while True:
-            state, acts = step(state, event, time.monotonic())
-            for act in acts:
-                self._carry_out(act)
-            if state.stage in until:
-                return state
-            event = self._stop_event(state) or self._next_event()
-
-    def _stop_event(self, state: GangState) -> StopAsked | None:
-        """Give the event of a stop that was asked for since."""
-        if self.experiment.given_up and not state.given_up:
-            return StopAsked(given_up=True)
-        if self.experiment.stop_asked and not state.stop_asked:
-            return StopAsked()
-        return None
-
-    def _next_event(self) -> Event:
-        try:
-            event = self._events.get(timeout=TICK_SECONDS)
-        except queue.Empty:
-            return Tick()
-        if isinstance(event, Exception):
-            raise event
-        return event
-
     def _carry_out(self, act: Act) -> None:
         match act:
             case DoStep():
-                self._begin(f"{act.step}", partial(self._do_on_all, act.step))
+                self._loop.in_thread(f"{act.step}", partial(self._do_on_all, act.step))
             case Follow():
                 plan = self._plans[act.node]
-                self._begin(f"follow-{act.node}", partial(self._follow, plan))
+                self._loop.in_thread(f"follow-{act.node}", partial(self._follow, plan))
             case TellToStop():
                 plan = self._plans[act.node]
-                self._begin(f"stop-{act.node}", partial(self._tell, plan, act.order))
+                self._loop.in_thread(
+                    f"stop-{act.node}", partial(self._tell, plan, act.order)
+                )
             case ChangePhase():
                 self.journal.change(phase=act.phase)
             case ChangeRank():
@@ -213,17 +179,6 @@ class Gang:
                 self._note_ran(act.phase)
             case Say():
                 self.journal.say(act.words, act.node)
-
-    def _begin(self, name: str, work: Callable[[], Event]) -> None:
-        """Do it in a thread; the loop gets its event, or raises its error: no result is no proof of anything."""
-
-        def run() -> None:
-            try:
-                self._events.put(work())
-            except Exception as error:  # a thread's edge
-                self._events.put(error)
-
-        threading.Thread(target=run, name=name, daemon=True).start()
 
     def _note_ran(self, phase: Phase | None) -> None:
         began_at = self.journal.state.started_at or time.time()
@@ -241,21 +196,21 @@ class Gang:
     def _action(self, step_: Step) -> Callable[[NodePlan, Host], None]:
         match step_:
             case Step.DELIVER:
-                assert self._source  # noqa: S101
-                return partial(self._deliver, self._source)
+                assert self.plan.resume  # noqa: S101
+                return partial(self._deliver, self.plan.resume)
             case Step.PREPARE:
                 return partial(self._prepare, self.experiment.code_archive())
             case Step.START:
                 return self._start
 
-    def _deliver(self, source: Experiment, plan: NodePlan, host: Host) -> None:
-        assert self.plan.resume  # noqa: S101
+    def _deliver(self, resume: Resume, plan: NodePlan, host: Host) -> None:
+        source = Experiment(self.experiment.folder.parent / resume.job_id)
         record = self.journal.record
         earlier = [
             f"../../{attempt_folder(record, number)}/output/checkpoints"
             for number in range(1, self.plan.attempt)
         ]
-        deliver(source, self.plan.resume, host, plan, link_from=earlier)
+        deliver(source, resume, host, plan, link_from=earlier)
 
     def _prepare(self, code: bytes, plan: NodePlan, host: Host) -> None:
         packed = node_zip()
@@ -304,7 +259,7 @@ class Gang:
             talk=self.talks[host],
             bases=attempt.bases if attempt else {},
             heartbeat_seconds=self.cluster.timeouts.heartbeat_seconds,
-            connected=lambda: self._events.put(Connected(plan.node)),
+            connected=lambda: self._loop.put(Connected(plan.node)),
             manifest=partial(self._take_manifest, plan),
         )
 
@@ -341,6 +296,5 @@ def _lost(plan: NodePlan, why: str) -> RankExit:
     )
 
 
-def _raise_if_cut_short(state: GangState) -> None:
-    if state.outcome:
-        raise CutShort(state.outcome)
+def _is_over(state: GangState) -> bool:
+    return state.stage is Stage.OVER

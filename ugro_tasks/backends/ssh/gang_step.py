@@ -17,7 +17,6 @@ from ...jobs.outcome import Outcome, RankExit
 from ...jobs.state import Phase
 from .gang import (
     Act,
-    Begin,
     ChangePhase,
     ChangeRank,
     Connected,
@@ -32,11 +31,10 @@ from .gang import (
     Say,
     Stage,
     StepDone,
-    StopAsked,
     StopTold,
     TellToStop,
-    Tick,
 )
+from .loop import Begin, Common, StopAsked, Tick
 from .stop import STOP_TRIES, StopOrder, StopResult
 
 # A connection that broke sooner was none: the pause before the next try goes on growing.
@@ -45,7 +43,7 @@ STEADY_SECONDS = 10.0
 Result = tuple[GangState, list[Act]]
 
 
-def step(state: GangState, event: Event, now: float) -> Result:
+def step(state: GangState, event: Event | Common, now: float) -> Result:
     """Give the state after an event, and what is to be done about it.
 
     What tells a node something comes before what is written down. An event that comes too late for the stage changes
@@ -59,7 +57,7 @@ def step(state: GangState, event: Event, now: float) -> Result:
     return later, [*acts, *more]
 
 
-def _take(state: GangState, event: Event, now: float) -> Result:
+def _take(state: GangState, event: Event | Common, now: float) -> Result:
     match event:
         case Begin():
             return _begin(state, now)

@@ -1,191 +1,258 @@
-"""The gate before an attempt: are its nodes there, fit and free, and what can be done where they are not.
+"""The gate before an attempt, as a pure step: it lets nodes in that are there, fit and free.
 
-Environments that are behind are made before the first attempt. Before a restart the nodes are waited
-for, and after a while it goes on without those that stay away.
+Environments that are behind are made before the first attempt. Before a restart the nodes are waited for, and after a
+while it goes on without those that stay away. `loop.py` runs the step, `backend.py` carries out its acts.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Mapping
+from enum import Enum
+from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from ...cluster.model import Cluster
-from ...environments.judge import behind
-from ...environments.sync import Progress, fault_of, sync
-from ...errors import Interrupted, NotFit
+from ...errors import Interrupted, NotFit, UgroError
 from ...health.report import ClusterHealth
-from ...hosts.fleet import Fleet
 from ...hosts.host import retry_pause
-from ...jobs.journal import Journal
-from ...jobs.outcome import CutShort, Outcome
+from ...jobs.outcome import Outcome
 from ...jobs.plan import LaunchPlan
+from ...jobs.record import JobRecord
 from ...jobs.state import Phase
 from ...training.batch_sizes import refusals
+from .loop import Begin, Common, StopAsked, Tick
 from .plan import make_plan
 
 
-class Admitted(msgspec.Struct, frozen=True, kw_only=True):
+class Look(Enum):
+    """What the gate looks for at its nodes, or waits for until it looks again."""
+
+    FIRST = "whether the job can begin"
+    ENVIRONMENTS = "whether the environments are made"
+    AGAIN = "whether the job can begin, with the environments made"
+    BACK = "whether all nodes are back for a restart"
+    WITHOUT = "whether a restart can go without those that are away"
+
+
+class Admitted(Struct, frozen=True, kw_only=True):
     """The nodes that an attempt can be made with."""
 
-    cluster: Cluster
-    fleet: Fleet
+    nodes: tuple[str, ...]
     health: ClusterHealth
     left_behind: tuple[str, ...] = ()
     """The nodes that stayed away."""
 
 
-class Gate:
-    """Lets an attempt begin, or raises CutShort with the reason.
+class GateState(Struct, frozen=True, kw_only=True):
+    """All that the gate knows."""
 
-    `probe` gives the health of a cluster by a fleet. Whatever takes long ends soon after a stop was
-    asked for.
+    record: JobRecord
+    cluster: Cluster
+    look: Look
+    tries: int = 0
+    """How often nodes were looked for in vain."""
+    look_at: float | None = None
+    """When they are looked for again, None while a look is under way."""
+    deadline: float = 0.0
+    """Until when nodes that are away are waited for."""
+    gone: tuple[str, ...] = ()
+    """The nodes that are not waited for any more."""
+    stop_asked: bool = False
+    result: Admitted | Outcome | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name the nodes that are looked at."""
+        everybody = (node.name for node in self.cluster.nodes)
+        return tuple(name for name in everybody if name not in self.gone)
+
+
+# ---- events and acts ----
+
+
+class Probed(Struct, frozen=True):
+    """The nodes were looked at; `late` are those whose environment is behind, and why."""
+
+    health: ClusterHealth
+    late: Mapping[str, str] = {}
+
+
+class EnvironmentsMade(Struct, frozen=True):
+    """The environments are made, or could not be."""
+
+    fault: UgroError | None = None
+
+
+class Probe(Struct, frozen=True):
+    """Look at these nodes; `Probed` tells what was seen."""
+
+    nodes: tuple[str, ...]
+
+
+class StopRemains(Struct, frozen=True):
+    """Tell what is left of the attempt before to stop, and then look at all nodes; `Probed` tells what was seen."""
+
+
+class MakeEnvironments(Struct, frozen=True):
+    """Make the environments of these nodes; `EnvironmentsMade` tells when."""
+
+    nodes: tuple[str, ...]
+
+
+class Say(Struct, frozen=True):
+    """Tell those who watch."""
+
+    words: str
+    node: str | None = None
+
+
+Event = Probed | EnvironmentsMade
+Act = Probe | StopRemains | MakeEnvironments | Say
+Result = tuple[GateState, list[Act]]
+
+
+# ---- the step ----
+
+
+def step(state: GateState, event: Event | Common, now: float) -> Result:
+    """Give the state after an event, and what is to be done about it; `result` is there at the end.
+
+    Raises LaunchFailed where the nodes allow no plan.
     """
+    match event:
+        case Begin() if state.look is Look.FIRST:
+            return state, [Probe(state.names)]
+        case Begin():
+            deadline = now + state.cluster.timeouts.return_seconds
+            return _with(state, deadline=deadline), [StopRemains()]
+        case Probed():
+            return _probed(state, event, now)
+        case EnvironmentsMade():
+            return _made(state, event.fault)
+        case StopAsked():
+            return _stop_asked(state)
+        case Tick() if state.look_at is not None and state.look_at <= now:
+            return _with(state, look_at=None), [StopRemains()]
+        case Tick():
+            return state, []
 
-    def __init__(
-        self,
-        journal: Journal,
-        cluster: Cluster,
-        fleet: Fleet,
-        probe: Callable[[Fleet, Cluster], ClusterHealth],
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self.journal = journal
-        self.cluster = cluster
-        self.fleet = fleet
-        self._probe = probe
-        self._clock = clock
-        self._sleep = sleep
 
-    # ---- the first attempt ----
+def _probed(state: GateState, seen: Probed, now: float) -> Result:
+    match state.look:
+        case Look.BACK:
+            return _looked_for_all(state, seen.health, now)
+        case Look.WITHOUT:
+            return _looked_at_those_left(state, seen.health)
+        case Look.FIRST if seen.late and not seen.health.busy():
+            return _make_environments(state, seen)
+    return _over(state, _refusal(state, seen.health) or _admitted(state, seen.health))
 
-    def admit_first(self) -> Admitted:
-        """Admit all nodes, once their environments are up to date and nothing is wrong with them."""
-        health = self._probe(self.fleet, self.cluster)
-        if not health.busy():
-            health = self._synced(health)
-        self._refuse_unfit(health)
-        return Admitted(cluster=self.cluster, fleet=self.fleet, health=health)
 
-    def refuse_too_large(self, plan: LaunchPlan) -> None:
-        """Raise CutShort where a rank of the plan would not fit into its memory."""
-        if self.journal.record.force:
-            return
-        too_large = refusals(plan)
-        if too_large:
-            raise CutShort(
-                Outcome(phase=Phase.REFUSED, error=NotFit, words="\n".join(too_large))
-            )
+def _stop_asked(state: GateState) -> Result:
+    asked = _with(state, stop_asked=True)
+    if state.look_at is None:
+        # What is under way ends soon.
+        return asked, []
+    return _over(asked, _stopped("before it started again"))
 
-    def _synced(self, health: ClusterHealth) -> ClusterHealth:
-        """Make the environments that are behind; give what was seen of the nodes last."""
-        late = behind(self.cluster, health.facts()) if self.journal.record.sync else {}
-        if not late:
-            return health
-        # Minutes pass until an environment is made: what is wrong anyway is said before.
-        self._refuse_unfit(health, late)
-        self.refuse_too_large(
-            make_plan(self.journal.record, self.cluster, health.facts())
-        )
-        for node, why in late.items():
-            self.journal.say(f"environment: {why}; it is rebuilt", node)
-        self._make_environments(late)
-        return self._probe(self.fleet, self.cluster)
 
-    def _make_environments(self, late: Collection[str]) -> None:
-        phases: dict[str, str] = {}
+# ---- the first attempt ----
 
-        def tell(node: str, progress: Progress) -> None:
-            if self.journal.experiment.stop_asked:
-                raise Interrupted("as asked")
-            if phases.get(node) != progress.phase:
-                phases[node] = progress.phase
-                self.journal.say(f"environment: {progress.phase}", node)
 
-        try:
-            fault = fault_of(sync(self.fleet, self.cluster, tell, late))
-        except Interrupted:
-            fault = None
-        self._unless_stopped(
-            "while environments were made; what was in use stays in use"
-        )
-        if fault:
-            raise CutShort(Outcome(phase=Phase.REFUSED, error=fault, words=fault.text))
+def _make_environments(state: GateState, seen: Probed) -> Result:
+    """Have the environments made that are behind, unless something else is wrong: minutes pass until they are."""
+    late = seen.late
+    refused = _refusal(state, seen.health, late) or too_large(
+        state.record, make_plan(state.record, state.cluster, seen.health.facts())
+    )
+    if refused:
+        return _over(state, refused)
+    said = [
+        Say(f"environment: {why}; it is rebuilt", node) for node, why in late.items()
+    ]
+    return _with(state, look=Look.ENVIRONMENTS), [*said, MakeEnvironments(tuple(late))]
 
-    def _refuse_unfit(self, health: ClusterHealth, late: Collection[str] = ()) -> None:
-        self._unless_stopped("before it started")
-        error = health.refusal(force=self.journal.record.force, late=late)
-        if error:
-            raise CutShort(
-                Outcome(phase=Phase.REFUSED, error=type(error), words=error.text)
-            )
 
-    # ---- a restart ----
+def _made(state: GateState, fault: UgroError | None) -> Result:
+    if state.stop_asked:
+        words = "while environments were made; what was in use stays in use"
+        return _over(state, _stopped(words))
+    if fault:
+        outcome = Outcome(phase=Phase.REFUSED, error=fault, words=fault.text)
+        return _over(state, outcome)
+    return _with(state, look=Look.AGAIN), [Probe(state.names)]
 
-    def admit_again(self, stop_remains: Callable[[], None]) -> Admitted:
-        """Admit all nodes once they are back, or after a while those that are fit.
 
-        `stop_remains` is called before each look: it tells what is left of the attempt before to stop.
-        """
-        timeouts = self.cluster.timeouts
-        deadline = self._clock() + timeouts.return_seconds
-        tried = 0
-        while True:
-            stop_remains()
-            health = self._probe(self.fleet, self.cluster)
-            away = self._away(health)
-            if not away:
-                return Admitted(cluster=self.cluster, fleet=self.fleet, health=health)
-            self._unless_stopped("before it started again")
-            if self._clock() > deadline:
-                return self._without(away, health)
-            if tried == 0:
-                limit = f"for {timeouts.return_seconds:g} s at most"
-                self.journal.say(f"waiting for {', '.join(away)}, {limit}")
-            self._sleep(retry_pause(tried))
-            tried += 1
+def _refusal(
+    state: GateState, health: ClusterHealth, late: Collection[str] = ()
+) -> Outcome | None:
+    if state.stop_asked:
+        return _stopped("before it started")
+    error = health.refusal(force=state.record.force, late=late)
+    if error is None:
+        return None
+    return Outcome(phase=Phase.REFUSED, error=type(error), words=error.text)
 
-    def _without(self, away: Collection[str], health: ClusterHealth) -> Admitted:
-        """Admit the others, once they are found fit for the parts that they have to play then."""
-        everybody = [node.name for node in self.cluster.nodes]
-        least = self.journal.record.min_nodes or len(everybody)
-        gone = list(away)
-        while True:
-            staying = [name for name in everybody if name not in gone]
-            if len(staying) < least:
-                raise CutShort(_not_back(gone, health))
-            left = self.cluster.subset(staying)
-            fleet = Fleet.of(left)
-            health = self._probe(fleet, left)
-            away = self._away(health)
-            if not away:
-                break
-            gone += away
-        self.journal.say(f"going on without {', '.join(gone)}")
-        return Admitted(
-            cluster=left, fleet=fleet, health=health, left_behind=tuple(gone)
-        )
 
-    def _away(self, health: ClusterHealth) -> list[str]:
-        """Name the nodes that no attempt can be made with.
+def too_large(record: JobRecord, plan: LaunchPlan) -> Outcome | None:
+    """Refuse a plan of which a rank would not fit into its memory."""
+    found = [] if record.force else refusals(plan)
+    if not found:
+        return None
+    return Outcome(phase=Phase.REFUSED, error=NotFit, words="\n".join(found))
 
-        Those that are out of reach or taken come first: what else is wrong may come of their absence.
-        """
-        away = [
-            node.node for node in health.nodes if not node.reachable or node.held_by
-        ]
-        if away or self.journal.record.force:
-            return away
-        return [node.node for node in health.nodes if not node.fit]
 
-    # ---- both ----
+# ---- a restart ----
 
-    def _unless_stopped(self, when: str) -> None:
-        if self.journal.experiment.stop_asked:
-            raise CutShort(Outcome(phase=Phase.STOPPED, error=Interrupted, words=when))
+
+def _looked_for_all(state: GateState, health: ClusterHealth, now: float) -> Result:
+    away = _away(state, health)
+    if not away:
+        # A stop that was asked for is left to the start, which undoes what it has prepared.
+        return _over(state, _admitted(state, health))
+    if state.stop_asked:
+        return _over(state, _stopped("before it started again"))
+    if now > state.deadline:
+        return _go_without(state, away, health)
+    said: list[Act] = []
+    if state.tries == 0:
+        limit = f"{state.cluster.timeouts.return_seconds:g}"
+        said.append(Say(f"waiting for {', '.join(away)}, for {limit} s at most"))
+    look_at = now + retry_pause(state.tries)
+    return _with(state, tries=state.tries + 1, look_at=look_at), said
+
+
+def _looked_at_those_left(state: GateState, health: ClusterHealth) -> Result:
+    """Go on without those that are away, once the others are fit for the parts that they have to play then."""
+    away = _away(state, health)
+    if away:
+        return _go_without(state, away, health)
+    words = f"going on without {', '.join(state.gone)}"
+    admitted, acts = _over(state, _admitted(state, health))
+    return admitted, [Say(words), *acts]
+
+
+def _go_without(
+    state: GateState, away: Collection[str], health: ClusterHealth
+) -> Result:
+    fewer = _with(state, look=Look.WITHOUT, gone=(*state.gone, *away))
+    least = state.record.min_nodes or len(state.cluster.nodes)
+    if len(fewer.names) < least:
+        return _over(fewer, _not_back(fewer.gone, health))
+    return fewer, [Probe(fewer.names)]
+
+
+def _away(state: GateState, health: ClusterHealth) -> list[str]:
+    """Name the nodes that no attempt can be made with.
+
+    Those that are out of reach or taken come first: what else is wrong may come of their absence.
+    """
+    away = [node.node for node in health.nodes if not node.reachable or node.held_by]
+    if away or state.record.force:
+        return away
+    return [node.node for node in health.nodes if not node.fit]
 
 
 def _not_back(gone: Collection[str], health: ClusterHealth) -> Outcome:
@@ -194,3 +261,22 @@ def _not_back(gone: Collection[str], health: ClusterHealth) -> Outcome:
         if node in gone:
             lines.append(f"{node}: {check.name}: {check.value}")
     return Outcome(phase=Phase.FAILED, error=NotFit, words="\n".join(lines), final=True)
+
+
+# ---- helpers ----
+
+
+def _admitted(state: GateState, health: ClusterHealth) -> Admitted:
+    return Admitted(nodes=state.names, health=health, left_behind=state.gone)
+
+
+def _stopped(words: str) -> Outcome:
+    return Outcome(phase=Phase.STOPPED, error=Interrupted, words=words)
+
+
+def _over(state: GateState, result: Admitted | Outcome) -> Result:
+    return _with(state, result=result), []
+
+
+def _with(state: GateState, **changes: Any) -> GateState:
+    return msgspec.structs.replace(state, **changes)

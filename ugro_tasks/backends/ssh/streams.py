@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Annotated
 
@@ -20,6 +19,7 @@ from ...hosts.requests import Conversation
 from ...jobs.experiment import Experiment, node_of_sample
 from ...jobs.outcome import RankExit
 from ...jobs.plan import NodePlan
+from ...jobs.streams import stream_names, stream_sizes
 from ...node.files import write_all
 from ...node.protocol import EXIT, GPU, LOG, LOST, MANIFEST, METRICS
 
@@ -48,7 +48,7 @@ class RankFiles:
         if plan.rank == 0:
             self._files[METRICS] = experiment.metrics
         now = stream_sizes(experiment, [plan])
-        names = _stream_names(plan)
+        names = stream_names(plan)
         self.offsets = {
             kind: max(0, now[name] - bases.get(name, 0))
             for kind, name in names.items()
@@ -87,25 +87,6 @@ class RankFiles:
             write_all(descriptor, frame.payload)
         finally:
             os.close(descriptor)
-
-
-def stream_sizes(experiment: Experiment, plans: Sequence[NodePlan]) -> dict[str, int]:
-    """{stream: bytes of it here} of these ranks: what the next attempt has for its bases."""
-    sizes = {}
-    for plan in plans:
-        names = _stream_names(plan)
-        sizes[names[LOG]] = _size(experiment.log(plan.rank))
-        sizes[names[METRICS]] = _size(experiment.metrics)
-        sizes[names[GPU]] = experiment.gpu_bytes(plan.node)
-    return sizes
-
-
-def _stream_names(plan: NodePlan) -> dict[int, str]:
-    return {LOG: f"log {plan.rank}", METRICS: "metrics", GPU: f"gpu {plan.node}"}
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
 
 
 def follow_rank(

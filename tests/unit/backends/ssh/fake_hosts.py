@@ -14,7 +14,7 @@ from ugro_tasks.cluster.model import Node
 from ugro_tasks.errors import HostError, HostUnreachable
 from ugro_tasks.hosts.host import Stream
 from ugro_tasks.hosts.requests import node_zip
-from ugro_tasks.node.protocol import EXIT, FRAME, HEARTBEAT, MARK
+from ugro_tasks.node.protocol import EXIT, FRAME, HEARTBEAT, LOG, MARK, METRICS
 
 Answer = dict[str, Any] | HostError
 HEALTH = Path(__file__).parents[2] / "recordings" / "health.json"
@@ -69,8 +69,9 @@ class FakeNode:
 
     A test says how it answers (`refuses`: {operation: the answer or error instead}, `refuses_at`: the same for the
     operation's first, second, ... time), ends its rank
-    (`end`, or `exits`: how it ends at once in this attempt and the next ones, None where it runs on), and cuts it
-    off (`cut`). `told` has the operations that reached it, in their order.
+    (`end`, or `exits`: how it ends at once in this attempt and the next ones, None where it runs on), lets it write
+    (`write`), and cuts it off (`cut`). `told` has the operations that reached it, in their order; `seen` are facts
+    that its probe tells instead of those of a fit node.
     """
 
     round_trip_seconds = 0.0
@@ -87,6 +88,9 @@ class FakeNode:
         self.is_cut = False
         self.exits: list[dict[str, Any] | None] = []
         self.exit: dict[str, Any] | None = None
+        self.seen: dict[str, Any] = {}
+        self.streams = {LOG: b"", METRICS: b""}
+        self.runs = False
         self._started = False
 
     @property
@@ -102,6 +106,13 @@ class FakeNode:
         """End the rank with this exit record."""
         with self.changed:
             self.exit = self.exit or record
+            self.runs = False
+            self.changed.notify_all()
+
+    def write(self, kind: int, data: bytes) -> None:
+        """Let the rank write into one of its streams."""
+        with self.changed:
+            self.streams[kind] += data
             self.changed.notify_all()
 
     def cut(self) -> None:
@@ -135,9 +146,9 @@ class FakeNode:
         if operation == "manifests":
             return {"manifests": []}
         if operation == "prepare":
-            self.exit = None
+            self.exit = self.exit if self.runs else None
         if operation == "start":
-            self._started = True
+            self._started = self.runs = True
             record = self.exits.pop(0) if self.exits else None
             if record:
                 self.end(**record)
@@ -156,7 +167,7 @@ class FakeNode:
         told["interfaces"]["eth0"] = {"addresses": [self.node.address], "mtu": 1500}
         told["home"]["identity"] = f"machine {self.node.rank}"
         told["started"] = told["ended"] = time.time()
-        return told
+        return told | self.seen
 
     def away(self) -> HostUnreachable:
         """Say what is met by whoever wants something of it while it is cut off."""
@@ -191,6 +202,8 @@ class FakeStream:
     def __init__(self, host: FakeNode) -> None:
         self.host = host
         self._sent = b""
+        # {kind: how much of the stream was sent}, once it follows.
+        self._offsets: dict[int, int] = {}
         self._follows = False
         self._closed = False
 
@@ -204,6 +217,7 @@ class FakeStream:
             self._sent += self.host.answer(request)
             return
         self._follows = True
+        self._offsets = {int(kind): at for kind, at in request["offsets"].items()}
         self._sent += MARK + FRAME.pack(HEARTBEAT, 0, 0)
 
     def read(self, silence_seconds: float) -> bytes:
@@ -216,15 +230,31 @@ class FakeStream:
                 return b""
             if self.host.is_cut:
                 raise self.host.away()
+            self._sent += self._frames()
             if not self._sent:
                 record = json.dumps(self.host.exit).encode()
                 return FRAME.pack(EXIT, 0, len(record)) + record
             sent, self._sent = self._sent, b""
             return sent
 
+    def _frames(self) -> bytes:
+        """Give what was written to the streams since."""
+        frames = b""
+        for kind, written in self.host.streams.items():
+            at = self._offsets.get(kind)
+            if at is not None and at < len(written):
+                frames += FRAME.pack(kind, at, len(written) - at) + written[at:]
+                self._offsets[kind] = len(written)
+        return frames
+
     def _has_more(self) -> bool:
         ended = self._follows and self.host.exit is not None
-        return bool(self._sent) or ended or self.host.is_cut or self._closed
+        written = any(
+            self._offsets.get(kind, len(data)) < len(data)
+            for kind, data in self.host.streams.items()
+        )
+        more = bool(self._sent) or written or ended
+        return more or self.host.is_cut or self._closed
 
     def close(self) -> None:
         """End it."""

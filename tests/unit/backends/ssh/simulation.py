@@ -9,7 +9,6 @@ from typing import Any
 
 from ugro_tasks.backends.ssh.gang import (
     Act,
-    Begin,
     Connected,
     Disconnected,
     DoStep,
@@ -23,12 +22,11 @@ from ugro_tasks.backends.ssh.gang import (
     Stage,
     Step,
     StepDone,
-    StopAsked,
     StopTold,
     TellToStop,
-    Tick,
 )
 from ugro_tasks.backends.ssh.gang_step import step
+from ugro_tasks.backends.ssh.loop import Begin, Common, StopAsked, Tick
 from ugro_tasks.backends.ssh.stop import StopResult
 from ugro_tasks.errors import HostUnreachable, UgroError
 from ugro_tasks.jobs.outcome import RankExit
@@ -137,7 +135,7 @@ class Simulation:
 
     # ---- what follows ----
 
-    def take(self, event: Event) -> None:
+    def take(self, event: Event | Common) -> None:
         """Give the gang an event, and let its acts have their effects."""
         self.state, acts = step(self.state, event, self.now)
         for act in acts:

@@ -19,6 +19,7 @@ from tests.unit.factories import (
     make_record,
     make_scripts,
 )
+from ugro_tasks.backends.api import AttemptEnd
 from ugro_tasks.backends.ssh.gang_loop import Gang
 from ugro_tasks.cluster.model import Timeouts
 from ugro_tasks.errors import Interrupted, LaunchFailed, NodesBusy, StopUnproven
@@ -26,7 +27,7 @@ from ugro_tasks.hosts.fleet import Fleet
 from ugro_tasks.hosts.requests import Talks
 from ugro_tasks.jobs.experiments import Experiments
 from ugro_tasks.jobs.journal import Journal
-from ugro_tasks.jobs.outcome import CutShort, Outcome, RankExit
+from ugro_tasks.jobs.outcome import Outcome, RankExit
 from ugro_tasks.jobs.state import Attempt, JobState, Phase
 
 STOP_GRACE_SECONDS = 7.0
@@ -64,16 +65,15 @@ class World:
         return [event.message for event in self.experiment.events()[0]]
 
 
-class SeenThrough(threading.Thread):
+class Run(threading.Thread):
     """`run_to_end` of a gang whose ranks all run, and what comes of it."""
 
     def __init__(self, world: World, away_seconds: float | None = None) -> None:
         super().__init__(daemon=True)
         self.world = world
         self.away_seconds = away_seconds
-        self.found: tuple[list[RankExit], bool] | None = None
-        self.cut_short: Outcome | None = None
-        world.gang.launch(None)
+        self.ends: list[AttemptEnd] = []
+        assert world.gang.launch(begun_before=False) is None
         self.start()
         wait_until(
             lambda: all(r.connected for r in world.experiment.state().ranks),
@@ -82,23 +82,25 @@ class SeenThrough(threading.Thread):
 
     def run(self) -> None:
         """See it through."""
-        try:
-            self.found = self.world.gang.run_to_end(self.away_seconds)
-        except CutShort as cut_short:
-            self.cut_short = cut_short.outcome
+        self.ends.append(self.world.gang.run_to_end(self.away_seconds))
+
+    def end(self) -> AttemptEnd:
+        """Wait for its end."""
+        self.join(30)
+        [end] = self.ends
+        return end
 
     def result(self) -> tuple[dict[str, RankExit], bool]:
-        """Give {node: how its rank ended}, and whether a stop was asked for."""
-        self.join(30)
-        assert self.found
-        ends, asked = self.found
-        return {end.node: end for end in ends}, asked
+        """Give {node: how its rank ended}, and whether a stop was asked for; the end is proven."""
+        end = self.end()
+        assert end.unproven is None
+        return {rank_exit.node: rank_exit for rank_exit in end.exits}, end.asked
 
     def outcome(self) -> Outcome:
-        """Give why it was cut short."""
-        self.join(30)
-        assert self.cut_short
-        return self.cut_short
+        """Give the outcome of an end that is not proven."""
+        end = self.end()
+        assert end.unproven
+        return end.unproven
 
 
 @pytest.fixture
@@ -109,10 +111,10 @@ def world(tmp_path: Path) -> Iterator[World]:
     made.talks.close()
 
 
-def undone(world: World) -> Outcome:
-    with pytest.raises(CutShort) as cut_short:
-        world.gang.launch(None)
-    return cut_short.value.outcome
+def undone(world: World, *, begun_before: bool = False) -> Outcome:
+    outcome = world.gang.launch(begun_before=begun_before)
+    assert outcome
+    return outcome
 
 
 # ---- start ----
@@ -120,7 +122,7 @@ def undone(world: World) -> Outcome:
 
 def test_all_are_prepared_before_any_is_started(world: World) -> None:
     world.nodes[2].delay_seconds["prepare"] = 0.2
-    world.gang.launch(None)
+    world.gang.launch(begun_before=False)
     assert world.told() == [["prepare", "start"]] * 3
     assert world.nodes[2].began["prepare"] + 0.2 <= min(
         node.began["start"] for node in world.nodes
@@ -133,7 +135,7 @@ def test_all_are_prepared_before_any_is_started(world: World) -> None:
 
 
 def test_only_rank_0_is_told_of_the_rendezvous(world: World) -> None:
-    world.gang.launch(None)
+    world.gang.launch(begun_before=False)
     ports = [node.last("prepare")["rendezvous_port"] for node in world.nodes]
     assert ports == [world.plan.master_port, None, None]
 
@@ -162,8 +164,7 @@ def test_what_another_agent_had_begun_is_stopped_but_not_discarded(
     world: World,
 ) -> None:
     world.nodes[1].refuses["start"] = NO_ROOM
-    with pytest.raises(CutShort):
-        world.gang.launch(None, begun_before=True)
+    undone(world, begun_before=True)
     assert [node.last("stop")["discard"] for node in world.nodes] == [False] * 3
     # gpu0 says that its rank had begun.
     assert world.experiment.state().attempts[-1].ran
@@ -203,21 +204,21 @@ def test_an_undo_that_leaves_something_says_so(world: World) -> None:
 
 
 def test_a_success_is_three_exits_without_a_stop(world: World) -> None:
-    seen = SeenThrough(world)
+    seen = Run(world)
     for node in world.nodes:
         node.end(code=0, outputs=["model.bin"])
     ends, asked = seen.result()
     assert not asked
     assert [ends[name].code for name in ("gpu0", "gpu1", "gpu2")] == [0, 0, 0]
     assert not any("stop" in told for told in world.told())
-    assert world.gang.wrote == dict.fromkeys(ends, ("model.bin",))
+    assert seen.end().wrote == dict.fromkeys(ends, ("model.bin",))
 
 
 @pytest.mark.parametrize("record", [{"code": 3}, {"signal": 9}])
 def test_the_first_failure_stops_the_others(
     world: World, record: dict[str, Any]
 ) -> None:
-    seen = SeenThrough(world)
+    seen = Run(world)
     world.nodes[1].end(**record)
     ends, asked = seen.result()
     assert not asked
@@ -235,7 +236,7 @@ def test_the_first_failure_stops_the_others(
 def test_an_asked_stop_reaches_all_with_the_grace_of_the_cluster_file(
     world: World,
 ) -> None:
-    seen = SeenThrough(world)
+    seen = Run(world)
     world.experiment.ask_to_stop()
     ends, asked = seen.result()
     assert asked
@@ -258,7 +259,7 @@ def test_a_stop_that_is_not_proven_is_the_outcome(
     world: World, begin: Callable[[World], None], phase: Phase
 ) -> None:
     world.nodes[2].left_pids = [41, 42]
-    seen = SeenThrough(world)
+    seen = Run(world)
     begin(world)
     outcome = seen.outcome()
     assert (outcome.phase, outcome.error) == (phase, StopUnproven)
@@ -270,7 +271,7 @@ def test_a_stop_that_is_not_proven_is_the_outcome(
 
 
 def test_a_node_out_of_reach_is_waited_for(world: World) -> None:
-    seen = SeenThrough(world)
+    seen = Run(world)
     world.nodes[2].cut()
     wait_until(
         lambda: not world.experiment.state().ranks[2].connected, "the loss to be seen"
@@ -286,7 +287,7 @@ def test_a_node_out_of_reach_is_waited_for(world: World) -> None:
 def test_with_a_limit_a_node_out_of_reach_counts_as_lost_and_the_others_are_stopped(
     world: World,
 ) -> None:
-    seen = SeenThrough(world, away_seconds=0.2)
+    seen = Run(world, away_seconds=0.2)
     world.nodes[2].cut()
     ends, asked = seen.result()
     assert not asked
@@ -297,7 +298,7 @@ def test_with_a_limit_a_node_out_of_reach_counts_as_lost_and_the_others_are_stop
 
 
 def test_a_stop_waits_for_a_node_that_was_cut_off(world: World) -> None:
-    seen = SeenThrough(world)
+    seen = Run(world)
     world.nodes[2].cut()
     world.experiment.ask_to_stop()
     wait_until(
@@ -313,7 +314,7 @@ def test_a_stop_waits_for_a_node_that_was_cut_off(world: World) -> None:
 
 
 def test_a_job_that_was_given_up_does_not_wait_for_it(world: World) -> None:
-    seen = SeenThrough(world)
+    seen = Run(world)
     world.nodes[2].cut()
     world.experiment.ask_to_stop(give_up=True)
     outcome = seen.outcome()

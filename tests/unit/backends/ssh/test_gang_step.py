@@ -17,7 +17,6 @@ from tests.unit.backends.ssh.simulation import (
     Simulation,
 )
 from ugro_tasks.backends.ssh.gang import (
-    Begin,
     ChangePhase,
     ChangeRank,
     DoStep,
@@ -29,12 +28,11 @@ from ugro_tasks.backends.ssh.gang import (
     Say,
     Stage,
     Step,
-    StopAsked,
     StopTold,
     TellToStop,
-    Tick,
 )
 from ugro_tasks.backends.ssh.gang_step import step
+from ugro_tasks.backends.ssh.loop import Begin, StopAsked, Tick
 from ugro_tasks.backends.ssh.stop import StopOrder, StopResult
 from ugro_tasks.errors import (
     HostUnreachable,

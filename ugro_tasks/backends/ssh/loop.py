@@ -1,0 +1,107 @@
+"""The loop around a pure step: brings it events, and has what follows from them carried out.
+
+A step is `step(state, event, now) -> state, acts`, with times of one clock that never goes back, in seconds. It decides
+everything and does nothing; what it wants done runs in threads, each of which gives the loop an event in the end.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from msgspec import Struct
+
+from ...jobs.experiment import Experiment
+
+# A stop that was asked for is noticed within this time, and so is the end of a pause.
+TICK_SECONDS = 0.1
+
+S = TypeVar("S")
+E = TypeVar("E")
+A = TypeVar("A")
+
+
+class Begin(Struct, frozen=True):
+    """The first event: what the state is for may begin."""
+
+
+class StopAsked(Struct, frozen=True):
+    """Somebody asked for a stop, or said that nodes out of reach are not to be waited for."""
+
+    given_up: bool = False
+
+
+class Tick(Struct, frozen=True):
+    """Time went by."""
+
+
+Common = Begin | StopAsked | Tick
+"""The events that any step takes."""
+
+
+class Loop(Generic[S, E, A]):
+    """Runs `step`, and calls `carry_out` with each act."""
+
+    def __init__(
+        self,
+        step: Callable[[S, E | Common, float], tuple[S, list[A]]],
+        carry_out: Callable[[A], None],
+        experiment: Experiment,
+    ) -> None:
+        self._step = step
+        self._carry_out = carry_out
+        self._experiment = experiment
+        self._events: queue.SimpleQueue[E | Exception] = queue.SimpleQueue()
+        self._told: StopAsked | None = None
+
+    def run(self, state: S, until: Callable[[S], bool]) -> S:
+        """Let one event after the other change the state, and give the first that is wanted.
+
+        Raises what a thread raised: no result is no proof of anything.
+        """
+        self._told = None
+        event: E | Common = Begin()
+        while True:
+            state, acts = self._step(state, event, time.monotonic())
+            for act in acts:
+                self._carry_out(act)
+            if until(state):
+                return state
+            event = self._stop_request() or self._next()
+
+    def put(self, event: E) -> None:
+        """Bring an event; any thread may."""
+        self._events.put(event)
+
+    def in_thread(self, name: str, work: Callable[[], E]) -> None:
+        """Do it in a thread, whose result is an event."""
+
+        def run() -> None:
+            try:
+                self._events.put(work())
+            except Exception as error:  # a thread's edge
+                self._events.put(error)
+
+        threading.Thread(target=run, name=name, daemon=True).start()
+
+    def _stop_request(self) -> StopAsked | None:
+        """Give the event of a stop that was asked for since the last look."""
+        if not self._experiment.stop_asked:
+            return None
+        asked = StopAsked(given_up=self._experiment.given_up)
+        if asked == self._told:
+            return None
+        self._told = asked
+        return asked
+
+    def _next(self) -> E | Tick:
+        try:
+            event = self._events.get(timeout=TICK_SECONDS)
+        except queue.Empty:
+            return Tick()
+        if isinstance(event, Exception):
+            raise event
+        return event
