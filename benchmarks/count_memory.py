@@ -3,9 +3,11 @@
 
 Cases come as JSON on stdin, a line of JSON goes out for each: parameters, and MiB at the peak of three micro-steps. The
 tensors are fake: they have sizes and no content, so a model of any size takes seconds and no memory. Attention,
-autocast and the loss are those of the CPU; they keep what those of a GPU keep.
+autocast and the loss are those of the CPU; they keep what those of a GPU keep. With --card the tensors are real ones on
+the first GPU, and a case that does not fit there says so.
 """
 
+import gc
 import json
 import sys
 import warnings
@@ -19,6 +21,7 @@ from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 MIB = 1 << 20
+COMPUTE = torch.bfloat16
 
 
 class Living(TorchDispatchMode):
@@ -51,13 +54,13 @@ class Living(TorchDispatchMode):
         return result
 
 
-def count(case):
+def make(case, device):
+    """Make the model on a device, with what is trained of it in float32; give it and its number of parameters."""
     run, adapted = case["run"], case["run"]["lora_targets"] is not None
     config = LlamaConfig(**case["config"], attn_implementation="sdpa", use_cache=False)
-    compute = torch.bfloat16
-    with torch.device("meta"):
+    with torch.device(device):
         model = AutoModelForCausalLM.from_config(
-            config, dtype=compute if adapted else torch.float32
+            config, dtype=COMPUTE if adapted else torch.float32
         )
         parameters = sum(parameter.numel() for parameter in model.parameters())
         if run["checkpointing"]:
@@ -72,6 +75,31 @@ def count(case):
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    return model.train(), parameters
+
+
+def train(model, run, device):
+    """Take three micro-steps: the second one only accumulates, and the third begins with its gradients."""
+    optimizer = torch.optim.AdamW(trained_of(model))
+    shape = (run["batch_size"], run["sequence_length"])
+    tokens = torch.zeros(shape, dtype=torch.long, device=device)
+    for step in range(3):
+        with torch.autocast(device, COMPUTE):
+            loss = model(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+        if step == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def trained_of(model):
+    """Give the parameters that are trained."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def count_fake(case):
+    """Count on tensors without content."""
+    model, parameters = make(case, "meta")
     living = Living()
     with FakeTensorMode():
         made = {}  # by what stands for it on the meta device; a tied head is the embedding
@@ -87,30 +115,40 @@ def count(case):
                                 )
                             living.add(made[tensor])
                         holder[name] = made[tensor]
-        model.train()
-        trained = [
-            parameter for parameter in model.parameters() if parameter.requires_grad
-        ]
-        optimizer = torch.optim.AdamW(trained)
-        tokens = torch.zeros(
-            (run["batch_size"], run["sequence_length"]), dtype=torch.long
-        )
+        trained = sum(parameter.numel() for parameter in trained_of(model))
         with living:
-            for step in range(3):
-                with torch.autocast("cpu", compute):
-                    loss = model(input_ids=tokens, labels=tokens).loss
-                loss.backward()
-                if step == 0:
-                    # The second one only accumulates, and the third begins with its gradients.
-                    optimizer.step()
-                    optimizer.zero_grad()
+            train(model, case["run"], "cpu")
     return {
         "parameters": parameters,
-        "trained": sum(parameter.numel() for parameter in trained),
+        "trained": trained,
         "peak_mib": round(living.most_bytes / MIB, 1),
     }
 
 
+def count_on_card(case):
+    """Count on the first GPU; `taken_mib` is all that is taken of it, with torch's cache, CUDA and the driver."""
+    try:
+        model, parameters = make(case, "cuda")
+        trained = sum(parameter.numel() for parameter in trained_of(model))
+        torch.cuda.reset_peak_memory_stats()
+        train(model, case["run"], "cuda")
+        free, total = torch.cuda.mem_get_info()
+    except torch.OutOfMemoryError:
+        return {"too_large": True}
+    finally:
+        model = None
+        gc.collect()
+        peak = torch.cuda.max_memory_allocated()
+        torch.cuda.empty_cache()
+    return {
+        "parameters": parameters,
+        "trained": trained,
+        "peak_mib": round(peak / MIB, 1),
+        "taken_mib": round((total - free) / MIB, 1),
+    }
+
+
 warnings.simplefilter("ignore")
+count = count_on_card if sys.argv[1:] == ["--card"] else count_fake
 for line in sys.stdin:
     print(json.dumps(count(json.loads(line))), flush=True)

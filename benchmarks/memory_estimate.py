@@ -1,6 +1,7 @@
 """The estimate of `inv launch --dry-run` beside what torch keeps alive in training, for models of known dimensions.
 
-A validation: nothing is timed. `count_memory.py` counts, in the training environment.
+A validation: nothing is timed. `count_memory.py` counts, in the training environment, what is alive by its size; with
+--card also what a real GPU has to give.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ RUNS = [
 ]  # fmt: skip
 
 
-def compare(counting: subprocess.Popen[str], model_name: str) -> None:
+def compare(counting: subprocess.Popen[str], model_name: str, *, on_card: bool) -> None:
     """Print a line for each way to train the model: estimated, counted, and their ratio."""
     assert counting.stdin
     assert counting.stdout
@@ -73,6 +74,13 @@ def compare(counting: subprocess.Popen[str], model_name: str) -> None:
                 f"{COUNT.name} ended with {counting.wait()}; what it said stands above"
             )
         counted = json.loads(answer)
+        how = (
+            f"{model_name:15} {batch_size:5} {length:6} {trained(targets):12} "
+            f"{'yes' if checkpointing else 'no':13}"
+        )
+        if "too_large" in counted:
+            print(f"{how}  too large for this card", flush=True)
+            continue
         if counted["parameters"] != model.parameters:
             raise BenchmarkError(
                 f"{model_name} has {counted['parameters']} parameters, not {model.parameters}"
@@ -90,9 +98,12 @@ def compare(counting: subprocess.Popen[str], model_name: str) -> None:
         needed = estimate(model, settings, batch_size)
         ours = needed.total_mib - needed.overhead_mib
         theirs = counted["peak_mib"] + 4 * counted["trained"] / (1 << 20)
+        taken = ""
+        if on_card:
+            whole = counted["taken_mib"] + theirs - counted["peak_mib"]
+            taken = f"  {needed.total_mib:9,.0f} {whole:9,.0f}  {needed.total_mib / whole:5.2f}"
         print(
-            f"{model_name:15} {batch_size:5} {length:6} {trained(targets):12} {'yes' if checkpointing else 'no':13}"
-            f"  {ours:9,.0f} {theirs:9,.0f}  {ours / theirs:5.2f}",
+            f"{how}  {ours:9,.0f} {theirs:9,.0f}  {ours / theirs:5.2f}{taken}",
             flush=True,
         )
 
@@ -113,24 +124,38 @@ def parser() -> argparse.ArgumentParser:
         default="all",
         help="one of the models, instead of all",
     )
+    made.add_argument(
+        "--card", action="store_true", help="count on a real GPU of this machine"
+    )
+    made.add_argument(
+        "--python",
+        help="the Python of another training environment, with torch, transformers and peft",
+    )
     return made
 
 
-def main(model: str) -> None:
-    need_training_environment()
+def main(model: str, python: str | None, *, card: bool) -> None:
+    if python is None:
+        need_training_environment()
+    argv = [python or PYTHON, COUNT, *(["--card"] if card else [])]
     with subprocess.Popen(
-        [PYTHON, COUNT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as counting:
         print(
-            "MiB, without what CUDA takes; to the counted figure DDP's copy of the gradients is added"
+            "MiB; first without what CUDA takes, counted by what is alive"
+            + (", then of the whole card" if card else "")
+            + "; to both counts DDP's copy of the gradients is added"
         )
+        columns = "   estimate   counted  ratio"
         print(
-            f"{'model':15} batch tokens trained     checkpointing   estimate   counted  ratio"
+            "model           batch tokens trained     checkpointing"
+            + columns
+            + (columns if card else "")
         )
         try:
             for name in MODELS:
                 if model in (name, "all"):
-                    compare(counting, name)
+                    compare(counting, name, on_card=card)
         except BaseException:
             counting.kill()
             raise
