@@ -3,19 +3,21 @@
 Its imports take a fifth of a command's start: whoever needs it imports it late.
 """
 
-import os
-import pwd
-import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 from ..errors import ClusterFileError
 from .cache import here, home
 from .consistency import check_batch_sizes, check_machines, check_synonyms
+from .content import logging_content
+from .documents import document_of, refusal, text_of
 from .local import shipped_or
 from .locks import manager_by_lock
+from .logging_file import laid_under
 from .messages import validate
 from .model import (
     DEFAULT_PROJECT,
@@ -26,7 +28,7 @@ from .model import (
     Timeouts,
     TrainingDefaults,
 )
-from .schema import ClusterFile, NodesFile, Paths, TrainingSection
+from .schema import ClusterFile, LoggingSection, NodesFile, Paths, TrainingSection
 from .schema_nodes import (
     EnvironmentSection,
     Hardware,
@@ -35,29 +37,49 @@ from .schema_nodes import (
     NodePaths,
     NodeSection,
 )
-from .values import checked_line, shown
-from .yaml_lines import Document, Fault, Loc
+from .values import checked_line
+from .yaml_lines import Document, Fault
 
-MAX_FAULTS_SHOWN = 50
 Form = ClusterFile | NodesFile
 
 
-def build(path: Path, content: bytes, environ: Mapping[str, str]) -> Cluster:
-    """Make the cluster that the content of the file at `path` describes; ClusterFileError lists every fault."""
-    document = Document(
-        _text(path, content), lambda name, loc: _variable(name, loc, environ)
-    )
+def build(
+    path: Path, content: bytes, environ: Mapping[str, str]
+) -> tuple[Cluster, bytes]:
+    """Make the cluster that the content of the file at `path` describes, and return what config/logging.yaml held.
+
+    Raises ClusterFileError, which lists every fault of the one file or of the other.
+    """
+    text = text_of(path, content)
+    if not text.strip():
+        raise ClusterFileError(f"{path} is empty; the README shows what belongs in it.")
+    document = document_of(text, environ)
     if not document.data and not document.faults:
-        raise _refusal(
+        raise refusal(
             path, [Fault(1, "the file says nothing: no key in it has a value")]
         )
     form = _form(document) if document.data else None
     if form is None:
-        raise _refusal(path, document.faults)
+        raise refusal(path, document.faults)
+    root = _root(form, path, home(environ))
+    logging_file = logging_content(root)
+    logging = laid_under(form.logging, root, logging_file, environ)
+    whole = form.model_copy(update={"logging": logging})
     try:
-        return _cluster(form, path, home(environ))
+        return _cluster(whole, path, root, home(environ)), logging_file
     except ValueError as error:  # its values do not go together in a way that no check above has looked for
-        raise _refusal(path, [Fault(1, str(error))]) from error
+        raise refusal(path, [Fault(1, str(error))]) from error
+
+
+def with_logging_file(
+    cluster: Cluster, content: bytes, environ: Mapping[str, str]
+) -> Cluster:
+    """Make a cluster with what config/logging.yaml holds. Raises ClusterFileError, which lists every fault in it."""
+    section = laid_under(LoggingSection(), cluster.root, content, environ)
+    logs = cluster.logs
+    if section.file:
+        logs = (cluster.root / here(section.file, home(environ))).parent
+    return msgspec.structs.replace(cluster, logging=_logging(section), logs=logs)
 
 
 def _form(document: Document) -> Form | None:
@@ -70,53 +92,9 @@ def _form(document: Document) -> Form | None:
     return validate(document, ClusterFile)
 
 
-def _text(path: Path, content: bytes) -> str:
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        fault = Fault(
-            line,
-            f"byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8",
-        )
-        raise _refusal(path, [fault]) from error
-    if not text.strip():
-        raise ClusterFileError(f"{path} is empty; the README shows what belongs in it.")
-    return text
-
-
-def _refusal(path: Path, faults: list[Fault]) -> ClusterFileError:
-    """Make the error that lists the faults, each with its line."""
-    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-    lines = [f"  line {line}: {text}" for line, text in faults[:MAX_FAULTS_SHOWN]]
-    if len(faults) > MAX_FAULTS_SHOWN:
-        lines.append(f"  and {len(faults) - MAX_FAULTS_SHOWN} more")
-    return ClusterFileError("\n".join([f"{path} cannot be used: {count}", *lines]))
-
-
-def _variable(name: str, loc: Loc, environ: Mapping[str, str]) -> str:
-    """Return the value of `${name}` at a place of the file; raises ValueError where it has none."""
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise ValueError(f"{shown('${' + name + '}')}: only ${{NAME}} is understood")
-    on_a_node = loc[0] in ("nodes", "workers", "environment") or loc[:2] == (
-        "cluster",
-        "master",
-    )
-    if name == "HOME" and on_a_node:
-        raise ValueError("${HOME} is this machine's; for the home on the node write ~/")
-    value = environ.get(name)
-    if not value and name in ("USER", "LOGNAME"):  # cron and containers do not set them
-        value = pwd.getpwuid(os.getuid()).pw_name
-    if not value:
-        raise ValueError(
-            f"${{{name}}} is not set here; `export {name}=...` or write the value out"
-        )
-    return value
-
-
-def _cluster(form: Form, path: Path, home_folder: Path) -> Cluster:
-    folders = _folders(form, path, home_folder)
-    environment = _with_manager(form.environment, folders)
+def _cluster(form: Form, path: Path, root: Path, home_folder: Path) -> Cluster:
+    folders = _folders(form, root, home_folder)
+    environment = _with_manager(form.environment, root, folders.scripts)
     return Cluster(
         name=form.cluster.name or checked_line(path.stem),
         location=form.cluster.location,
@@ -126,8 +104,8 @@ def _cluster(form: Form, path: Path, home_folder: Path) -> Cluster:
         environment=_environment(environment),
         training=_training(form.training),
         timeouts=_timeouts(form),
-        logging=Logging(**form.logging.model_dump(exclude={"file"})),
-        root=folders.root,
+        logging=_logging(form.logging),
+        root=root,
         experiments=folders.experiments,
         scripts=folders.scripts if form.paths.scripts else shipped_or(folders.scripts),
         logs=folders.logs,
@@ -135,21 +113,24 @@ def _cluster(form: Form, path: Path, home_folder: Path) -> Cluster:
     )
 
 
+def _root(form: Form, path: Path, home_folder: Path) -> Path:
+    """Return the project's folder on this machine."""
+    folder = path.parent
+    if folder.name in ("config", "clusters"):
+        folder = folder.parent
+    return folder / here(form.paths.project_root or "", home_folder)
+
+
 class Folders(NamedTuple):
     """The project's folders on this machine; `scripts` need not be there."""
 
-    root: Path
     experiments: Path
     scripts: Path
     logs: Path
 
 
-def _folders(form: Form, path: Path, home_folder: Path) -> Folders:
-    folder = path.parent
-    if folder.name in ("config", "clusters"):
-        folder = folder.parent
+def _folders(form: Form, root: Path, home_folder: Path) -> Folders:
     paths = form.paths
-    root = folder / here(paths.project_root or "", home_folder)
 
     def inside(*choices: str | None) -> Path | None:
         """Return the first that is given, from the project's root on."""
@@ -162,7 +143,6 @@ def _folders(form: Form, path: Path, home_folder: Path) -> Folders:
     log_file = inside(form.logging.file)
     logs = log_file.parent if log_file else experiments.parent / "logs"
     return Folders(
-        root=root,
         experiments=experiments,
         scripts=inside(paths.scripts) or root / "scripts",
         logs=inside(paths.logs) or logs,
@@ -181,6 +161,10 @@ def _training(section: TrainingSection) -> TrainingDefaults:
     if section.gradient_accumulation:
         given["gradient_accumulation_steps"] = section.gradient_accumulation
     return TrainingDefaults.given(**given)
+
+
+def _logging(section: LoggingSection) -> Logging:
+    return Logging(**section.model_dump(exclude={"file"}))
 
 
 def _timeouts(form: Form) -> Timeouts:
@@ -285,13 +269,13 @@ def _environment(
     return Environment(**{"manager": "existing", **said})
 
 
-def _with_manager(section: EnvironmentSection, folders: Folders) -> EnvironmentSection:
+def _with_manager(
+    section: EnvironmentSection, root: Path, scripts: Path
+) -> EnvironmentSection:
     """Fill in the manager whose lock lies in the project, where nothing says what makes the environment."""
     if section.manager or section.conda_env or section.python:
         return section
-    return section.model_copy(
-        update={"manager": manager_by_lock(folders.root, folders.scripts)}
-    )
+    return section.model_copy(update={"manager": manager_by_lock(root, scripts)})
 
 
 def _environment_keys(section: EnvironmentSection) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 To check one takes pydantic and YAML, a quarter of the time that `inv health` takes. What was read is kept in
 `~/.cache/ugro/clusters/<key>.json`. The key is a hash over all that the cluster was made from: the file, where it lies,
-the variables that stand in it, and this folder's code, which alone says what a file means. What else was looked at,
-whether a lock file is there, stands inside.
+the variables that stand in it, and this folder's code, which alone says what a file means. What else was looked at
+stands inside: whether a lock file is there, and what config/logging.yaml held.
 Nothing depends on an entry: one that is damaged, or that cannot be written, is as none.
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from .content import LOGGING_FILE, logging_content
 from .locks import LOCKS
 from .model import Cluster
 
@@ -43,19 +44,14 @@ class Remembered:
     """The entry for one cluster file as it is now."""
 
     def __init__(self, path: Path, content: bytes, environ: Mapping[str, str]) -> None:
-        names = {
-            "HOME",
-            "USER",
-            "LOGNAME",
-            *(name.decode() for name in VARIABLES.findall(content)),
-        }
+        self.environ = environ
         made_from = {
             "version": __version__,
             "code": _hash_of_the_code(),
             "package": str(HERE),
             "user": os.getuid(),
             "path": str(path),
-            "variables": {name: environ.get(name) for name in sorted(names)},
+            "variables": _variables(content, environ, "HOME", "USER", "LOGNAME"),
         }
         key = hashlib.sha256(json.dumps(made_from).encode() + content).hexdigest()
         self.home = home(environ)
@@ -71,7 +67,9 @@ class Remembered:
                 return None  # one flipped bit of an address would be another machine
             kept = json.loads(content)
             cluster = Cluster.from_json(kept["cluster"])
-            return cluster if kept["seen"] == _seen(cluster) else None
+            logging_file = logging_content(cluster.root)
+            seen = _seen(cluster, logging_file, self.environ)
+            return cluster if kept["seen"] == seen else None
         except (
             OSError,
             ValueError,
@@ -82,17 +80,16 @@ class Remembered:
         ):
             return None
 
-    def keep(self, cluster: Cluster) -> None:
-        """Remember it, for this user only."""
+    def keep(self, cluster: Cluster, logging_file: bytes) -> None:
+        """Remember it, for this user only, with what config/logging.yaml held when it was made."""
         from ..files import replace_file  # what reads an entry needs none of it
 
         if not self.home.is_dir():
             return
         with contextlib.suppress(OSError, UnicodeError):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            kept = json.dumps(
-                {"cluster": cluster.as_json(), "seen": _seen(cluster)}
-            ).encode()
+            seen = _seen(cluster, logging_file, self.environ)
+            kept = json.dumps({"cluster": cluster.as_json(), "seen": seen}).encode()
             digest = hashlib.sha256(kept).hexdigest().encode()
             replace_file(self.entry, digest + b"\n" + kept)
             entries = sorted(
@@ -113,9 +110,24 @@ def _hash_of_the_code() -> str:
     return found.hexdigest()
 
 
-def _seen(cluster: Cluster) -> dict[str, Any]:
+def _variables(
+    content: bytes, environ: Mapping[str, str], *others: str
+) -> dict[str, str | None]:
+    """Return the values of the variables that a file names, and of others."""
+    names = {*others, *(name.decode() for name in VARIABLES.findall(content))}
+    return {name: environ.get(name) for name in sorted(names)}
+
+
+def _seen(
+    cluster: Cluster, logging_file: bytes, environ: Mapping[str, str]
+) -> dict[str, Any]:
     """Look at what of this machine's files the cluster depends on, beside its own."""
     scripts = {cluster.root / "scripts", cluster.scripts}
     paths = [cluster.root / lock for lock in LOCKS.values()]
     paths += sorted(scripts) + sorted(folder / "constraints.txt" for folder in scripts)
-    return {str(path): [path.is_file(), path.is_dir()] for path in paths}
+    seen: dict[str, Any] = {
+        str(path): [path.is_file(), path.is_dir()] for path in paths
+    }
+    digest = hashlib.sha256(logging_file).hexdigest()
+    seen[LOGGING_FILE] = [digest, _variables(logging_file, environ)]
+    return seen

@@ -4,20 +4,21 @@
     load_cluster("lab")         # lab.yaml or clusters/lab.yaml
     load_cluster("local")       # built in: three ranks on this machine's CPU
 
-What may stand in the file: schema.py; how it becomes a Cluster: build.py.
+What may stand in the file: schema.py; how it becomes a Cluster: build.py. config/logging.yaml in the project
+holds what `logging:` holds, for the built-in cluster, too.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import ClusterFileError
 from .cache import Remembered, here, home
+from .content import content_of, logging_content
 from .local import local_cluster
 from .model import Cluster
 from .values import shown
-
-MAX_BYTES = 1 << 20
 
 
 def load_cluster(
@@ -36,7 +37,7 @@ def load_cluster(
     said_by = "--cluster" if choice is not None else "UGRO_CLUSTER"
     choice = choice if choice is not None else environ.get("UGRO_CLUSTER") or None
     if choice == "local":
-        return local_cluster(cwd)
+        return _local(cwd, environ)
     if choice is not None and (not choice.strip() or "\0" in choice):
         raise ClusterFileError(
             f"{said_by} {shown(choice)} is no cluster's name; leave it out or give one."
@@ -55,15 +56,32 @@ def load_cluster(
 
 def read_cluster_file(path: Path, environ: Mapping[str, str] = os.environ) -> Cluster:
     """Read the cluster that the file at `path` describes; ClusterFileError lists every fault in it."""
-    content = _content(path)
+    content = content_of(path)
     remembered = Remembered(path, content, environ)
     if cluster := remembered.cluster():
         return cluster
     # Late, and only for a file that is new or has changed: the forms are a fifth of a command's start.
     from .build import build
 
-    cluster = build(path, content, environ)
-    remembered.keep(cluster)
+    cluster, logging_file = build(path, content, environ)
+    remembered.keep(cluster, logging_file)
+    return cluster
+
+
+def _local(root: Path, environ: Mapping[str, str]) -> Cluster:
+    """Make the built-in cluster for the project in `root`, with what its config/logging.yaml says."""
+    plain = local_cluster(root)
+    logging_file = logging_content(root)
+    if not logging_file:
+        return plain
+    made_from = json.dumps(plain.as_json()).encode()
+    remembered = Remembered(Path(plain.source), made_from, environ)
+    if cluster := remembered.cluster():
+        return cluster
+    from .build import with_logging_file  # late, as above
+
+    cluster = with_logging_file(plain, logging_file, environ)
+    remembered.keep(cluster, logging_file)
     return cluster
 
 
@@ -95,14 +113,3 @@ def _not_found(choice: str | None, said_by: str, candidates: list[Path]) -> str:
         f"no cluster file{asked}: looked for {looked}. Name one with --cluster PATH, write one "
         "(the README shows how), or train on this machine alone: --cluster local"
     )
-
-
-def _content(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ClusterFileError(f"{path} cannot be read: {error.strerror}.") from error
-    if len(content) > MAX_BYTES:
-        raise ClusterFileError(f"{path} is over 1 MiB; that is no cluster file.")
-    return content

@@ -149,7 +149,7 @@ class TimeoutsSection(Section):
 
 
 class LoggingSection(Section):
-    """UGRO's own log files, not the training's."""
+    """UGRO's own log files, not the training's. What is not said here may stand in config/logging.yaml."""
 
     level: Level = "INFO"
     format: LogFormat = "[%(asctime)s] %(name)s - %(levelname)s - %(message)s"

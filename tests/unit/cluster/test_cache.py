@@ -14,7 +14,7 @@ import pytest
 from ugro_tasks.cluster import build as cluster_build
 from ugro_tasks.cluster import cache
 from ugro_tasks.cluster.cache import ENTRIES_KEPT
-from ugro_tasks.cluster.file import read_cluster_file
+from ugro_tasks.cluster.file import load_cluster, read_cluster_file
 from ugro_tasks.cluster.locks import LOCKS
 from ugro_tasks.cluster.model import Cluster
 from ugro_tasks.errors import ClusterFileError
@@ -31,7 +31,9 @@ class Reading:
         self.path.write_text(TEXT)
         build = cluster_build.build
 
-        def counted(path: Path, content: bytes, environ: dict[str, str]) -> Cluster:
+        def counted(
+            path: Path, content: bytes, environ: dict[str, str]
+        ) -> tuple[Cluster, bytes]:
             self.checked += 1
             return build(path, content, environ)
 
@@ -89,6 +91,52 @@ def test_each_lock_is_noticed(reading: Reading, lock: str) -> None:
     assert reading().environment.manager == "existing"
     (reading.path.parent / lock).touch()
     assert reading().environment.manager != "existing"
+
+
+def test_each_change_of_the_logging_file_is_noticed(reading: Reading) -> None:
+    path = reading.path.parent / "config" / "logging.yaml"
+    path.parent.mkdir()
+    assert reading().logging.level == "INFO"
+    path.write_text("level: ${LEVEL}\n")
+    assert reading(LEVEL="DEBUG").logging.level == "DEBUG"
+    assert reading(LEVEL="ERROR").logging.level == "ERROR"
+    assert reading(LEVEL="ERROR").logging.level == "ERROR"
+    assert reading.checked == 3
+    path.write_text("levle: INFO\n")
+    with pytest.raises(ClusterFileError, match="did you mean level"):
+        reading()
+    path.unlink()
+    assert reading().logging.level == "INFO"
+
+
+def test_a_logging_file_that_changes_while_it_is_read_is_read_again(
+    reading: Reading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = reading.path.parent / "config" / "logging.yaml"
+    path.parent.mkdir()
+    path.write_text("level: DEBUG\n")
+    keep = cache.Remembered.keep
+
+    def late(self: cache.Remembered, cluster: Cluster, logging_file: bytes) -> None:
+        path.write_text("level: ERROR\n")
+        keep(self, cluster, logging_file)
+
+    monkeypatch.setattr(cache.Remembered, "keep", late)
+    assert reading().logging.level == "DEBUG"
+    assert reading().logging.level == "ERROR"
+
+
+def test_the_built_in_cluster_is_remembered_with_its_logging_file(
+    reading: Reading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = reading.path.parent
+    (folder / "config").mkdir()
+    (folder / "config" / "logging.yaml").write_text("level: DEBUG\n")
+    environ = {"HOME": str(reading.home)}
+    first = load_cluster("local", environ=environ, cwd=folder)
+    monkeypatch.delattr(cluster_build, "with_logging_file")
+    assert load_cluster("local", environ=environ, cwd=folder) == first
+    assert (first.name, first.logging.level) == ("local", "DEBUG")
 
 
 @pytest.mark.parametrize(

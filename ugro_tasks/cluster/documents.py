@@ -1,0 +1,60 @@
+"""A file that people write about a cluster: its bytes -> `Document`, and its faults -> the error that lists them."""
+
+import os
+import pwd
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..errors import ClusterFileError
+from .values import shown
+from .yaml_lines import Document, Fault, Loc
+
+MAX_FAULTS_SHOWN = 50
+
+
+def text_of(path: Path, content: bytes) -> str:
+    """Return the content of the file at `path` as text. Raises ClusterFileError where it is not UTF-8."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        fault = Fault(
+            line,
+            f"byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8",
+        )
+        raise refusal(path, [fault]) from error
+
+
+def document_of(text: str, environ: Mapping[str, str]) -> Document:
+    """Read the text with `${NAME}` replaced by the variables; what is wrong with it is in the document's faults."""
+    return Document(text, lambda name, loc: _variable(name, loc, environ))
+
+
+def refusal(path: Path, faults: list[Fault]) -> ClusterFileError:
+    """Make the error that lists the faults, each with its line."""
+    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    lines = [f"  line {line}: {text}" for line, text in faults[:MAX_FAULTS_SHOWN]]
+    if len(faults) > MAX_FAULTS_SHOWN:
+        lines.append(f"  and {len(faults) - MAX_FAULTS_SHOWN} more")
+    return ClusterFileError("\n".join([f"{path} cannot be used: {count}", *lines]))
+
+
+def _variable(name: str, loc: Loc, environ: Mapping[str, str]) -> str:
+    """Return the value of `${name}` at a place of the file; raises ValueError where it has none."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError(f"{shown('${' + name + '}')}: only ${{NAME}} is understood")
+    on_a_node = loc[0] in ("nodes", "workers", "environment") or loc[:2] == (
+        "cluster",
+        "master",
+    )
+    if name == "HOME" and on_a_node:
+        raise ValueError("${HOME} is this machine's; for the home on the node write ~/")
+    value = environ.get(name)
+    if not value and name in ("USER", "LOGNAME"):  # cron and containers do not set them
+        value = pwd.getpwuid(os.getuid()).pw_name
+    if not value:
+        raise ValueError(
+            f"${{{name}}} is not set here; `export {name}=...` or write the value out"
+        )
+    return value
