@@ -1,4 +1,7 @@
-"""The command lines that UGRO was asked for at its beginning: each parses, or stands in a list with the reason."""
+"""The command lines that UGRO was asked for at its beginning: each parses, or stands in a list with the reason.
+
+What they print, and commands of other programs: ../test_owners_examples.py.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,8 @@ LINES: list[tuple[str, str, dict[str, Any]]] = [
         "launch",
         {"name": "quick_test", "epochs": "1"},
     ),
+    ("launch --name first_test", "launch", {"name": "first_test"}),
+    ("launch --name test1", "launch", {"name": "test1"}),
     (
         "launch --name exp1 --model llama-7b --epochs 3",
         "launch",
@@ -47,8 +52,13 @@ LINES: list[tuple[str, str, dict[str, Any]]] = [
     ("status exp1", "status", {"name": "exp1"}),
     ("logs exp1", "logs", {"name": "exp1", "rank": None}),
     ("logs exp1 --rank 0", "logs", {"name": "exp1", "rank": "0"}),
+    ("logs first_test", "logs", {"name": "first_test", "rank": None}),
+    ("logs quick_test", "logs", {"name": "quick_test", "rank": None}),
+    ("logs llama_exp", "logs", {"name": "llama_exp", "rank": None}),
     ("logs llama_exp --rank 0", "logs", {"name": "llama_exp", "rank": "0"}),
     ("results exp1", "results", {"name": "exp1"}),
+    ("results llama_exp", "results", {"name": "llama_exp"}),
+    ("results quick_test", "results", {"name": "quick_test"}),
     ("results first_test", "results", {"name": "first_test"}),
 ]
 # How they are typed is settled in test_command_line.py where Invoke would not understand them.
