@@ -169,13 +169,9 @@ def functions_block() -> str:
     own = [
         value
         for name, value in vars(api).items()
-        if inspect.isfunction(value) and not name.startswith("_")
-    ]
-    # Not what is imported, and no context manager: those are for the commands' own start.
-    own = [
-        function
-        for function in own
-        if function.__module__ == api.__name__ and function is inspect.unwrap(function)
+        if inspect.isfunction(value)
+        and value.__module__ == api.__name__  # not what is imported
+        and not name.startswith("_")
     ]
     lines = []
     for function in own:

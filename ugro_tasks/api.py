@@ -15,20 +15,14 @@ Each function imports what it needs when it is called: a command that asks no no
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
-
-from msgspec import Struct
-
-from .errors import HostError, StopUnproven, UgroError
 
 if TYPE_CHECKING:
     from .cluster.model import Cluster
     from .environments.sync import Progress, State, Synced
+    from .errors import HostError, UgroError
+    from .health.init import FirstTime
     from .health.report import ClusterHealth
     from .hosts.answers import Process
     from .jobs.experiment import Experiment
@@ -39,54 +33,35 @@ if TYPE_CHECKING:
     from .jobs.watch import Progress as Metrics
     from .launch.dry_run import Rehearsal
     from .outputs.clean import Cleaning
+    from .outputs.gathering import Gathering
     from .reports.results import Results
     from .reports.status import JobLine, JobReport
 
-
-class Gathering(Struct, frozen=True, kw_only=True):
-    """Where the outputs of a job are, or with `dry_run` would come to."""
-
-    job_id: str
-    folder: str
-    nodes: tuple[str, ...]  # whose outputs were fetched
-    # Nodes on which `clean` has left nothing; what was there came home before.
-    cleaned: tuple[str, ...]
-
-
-class FirstTime(Struct, frozen=True, kw_only=True):
-    """What `init` would do on a node."""
-
-    node: str
-    project: str  # the folder that is made where it is not there
-    new_key: str | None  # the host's key that would have to be trusted first
-    unreached: str | None = None  # why it could not be asked
+    Nodes = str | Iterable[str] | None
+    AnyCluster = str | Cluster | None
+    AnyJob = str | Experiment
 
 
 # ---- the cluster and its jobs ----
 
 
-def open_cluster(
-    cluster: str | Cluster | None = None, nodes: str | Iterable[str] | None = None
-) -> Cluster:
+def open_cluster(cluster: AnyCluster = None, nodes: Nodes = None) -> Cluster:
     """Return the chosen cluster, with only these nodes. Raises ClusterFileError and UsageError."""
     from .cluster.file import load_cluster
 
-    chosen = (
-        load_cluster(cluster)
-        if cluster is None or isinstance(cluster, str)
-        else cluster
-    )
-    return chosen.select(nodes)
+    if cluster is None or isinstance(cluster, str):
+        cluster = load_cluster(cluster)
+    return cluster.select(nodes)
 
 
-def open_experiments(cluster: str | Cluster | None = None) -> Experiments:
+def open_experiments(cluster: AnyCluster = None) -> Experiments:
     """Return the experiments folder of the chosen cluster."""
     from .jobs.experiments import Experiments
 
     return Experiments(open_cluster(cluster).experiments)
 
 
-def find(job: str | Experiment, cluster: str | Cluster | None = None) -> Experiment:
+def find(job: AnyJob, cluster: AnyCluster = None) -> Experiment:
     """Return the newest job of this name, or the one with this id. Raises JobNotFound."""
     return open_experiments(cluster).find(job) if isinstance(job, str) else job
 
@@ -95,8 +70,8 @@ def find(job: str | Experiment, cluster: str | Cluster | None = None) -> Experim
 
 
 def init(
-    nodes: str | Iterable[str] | None = None,
-    cluster: str | Cluster | None = None,
+    nodes: Nodes = None,
+    cluster: AnyCluster = None,
     *,
     agree: Callable[[str], bool] | None = None,
     tell: Callable[[str], None] = lambda _message: None,
@@ -106,83 +81,33 @@ def init(
     `agree` is asked before a key is recorded, None agrees to all; `tell` is told of each. Raises HostKeyUnknown where
     it says no.
     """
-    from .health.init import make_folders
-    from .hosts.trust import trust_host_keys
+    from .health.init import prepare
 
-    chosen = open_cluster(cluster, nodes)
-    open_experiments(chosen).make_folder()
-    trust_host_keys(chosen, tell, agree)
-    return make_folders(chosen)
+    return prepare(open_cluster(cluster, nodes), agree, tell)
 
 
-def first_time(
-    nodes: str | Iterable[str] | None = None, cluster: str | Cluster | None = None
-) -> list[FirstTime]:
+def first_time(nodes: Nodes = None, cluster: AnyCluster = None) -> list[FirstTime]:
     """Return what `init` would do, and do nothing."""
-    from .hosts.fleet import Fleet
-    from .hosts.trust import new_key_of
+    from .health.init import first_time
 
-    chosen = open_cluster(cluster, nodes)
-    with Fleet.of(chosen) as fleet:
-        answers = fleet.map(
-            lambda host: new_key_of(host.node, chosen.timeouts.connect_seconds)
-        )
-    found = []
-    for node in chosen.nodes:
-        answer = answers[node.name]
-        unreached = answer.text if isinstance(answer, HostError) else None
-        new_key = None
-        if answer is not None and not isinstance(answer, HostError):
-            new_key = f"{answer.name} {answer.fingerprint}"
-        found.append(
-            FirstTime(
-                node=node.name,
-                project=str(node.project),
-                new_key=new_key,
-                unreached=unreached,
-            )
-        )
-    return found
+    return first_time(open_cluster(cluster, nodes))
 
 
 def health(
-    nodes: str | Iterable[str] | None = None,
-    cluster: str | Cluster | None = None,
-    *,
-    save: bool = True,
+    nodes: Nodes = None, cluster: AnyCluster = None, *, save: bool = True
 ) -> ClusterHealth:
     """Return the health of the cluster; with `save` it is kept in the experiments folder, too."""
-    from .health.probe import probe
-    from .hosts.fleet import Fleet
+    from .health.check import check, keep
 
     chosen = open_cluster(cluster, nodes)
-    with Fleet.of(chosen) as fleet, loading("health.report"):
-        answers = probe(fleet, chosen)
-    from .health.report import judge_cluster
-
-    found = judge_cluster(chosen, answers)
+    found = check(chosen)
     if save:
-        _keep(chosen, found)
+        keep(chosen, found)
     return found
 
 
-def _keep(cluster: Cluster, found: ClusterHealth) -> None:
-    from .jobs.log import open_log
-
-    open_experiments(cluster).save_cluster_state(found)
-    log = open_log("health", cluster)
-    log.info(
-        "%s: %s in %.1f s",
-        cluster.name,
-        "fit" if found.fit else "not fit",
-        found.seconds,
-    )
-    for node, check in found.faults:
-        log.warning("%s: %s: %s", node, check.name, check.value)
-
-
 def time_all_reduce(
-    nodes: str | Iterable[str] | None = None, cluster: str | Cluster | None = None
+    nodes: Nodes = None, cluster: AnyCluster = None
 ) -> list[dict[str, Any]]:
     """Time an all-reduce across the nodes with a short job; an object a measurement. Raises JobFailed."""
     from .launch.network_test import measure
@@ -191,8 +116,8 @@ def time_all_reduce(
 
 
 def sync_envs(
-    nodes: str | Iterable[str] | None = None,
-    cluster: str | Cluster | None = None,
+    nodes: Nodes = None,
+    cluster: AnyCluster = None,
     *,
     offline: bool = False,
     tell: Callable[[str, Progress], None] = lambda _node, _progress: None,
@@ -206,10 +131,9 @@ def sync_envs(
 
     whole = open_cluster(cluster)
     chosen = open_cluster(whole, nodes)
+    names = {node.name for node in chosen.nodes}
     with Fleet.of(chosen) as fleet:
-        return sync(
-            fleet, whole, tell, {node.name for node in chosen.nodes}, offline=offline
-        )
+        return sync(fleet, whole, tell, names, offline=offline)
 
 
 def fault_of_sync(results: Mapping[str, Synced | UgroError]) -> UgroError | None:
@@ -220,7 +144,7 @@ def fault_of_sync(results: Mapping[str, Synced | UgroError]) -> UgroError | None
 
 
 def survey_envs(
-    nodes: str | Iterable[str] | None = None, cluster: str | Cluster | None = None
+    nodes: Nodes = None, cluster: AnyCluster = None
 ) -> dict[str, State | UgroError]:
     """Return what training environment each node has and whether it is behind; change nothing."""
     from .environments.sync import survey
@@ -251,16 +175,15 @@ class LaunchOptions(TypedDict, total=False):
     min_nodes: int | None
     sync: bool
     force: bool
-    nodes: str | Iterable[str] | None
-    cluster: str | Cluster | None
+    nodes: Nodes
+    cluster: AnyCluster
 
 
 def launch(name: str | None = None, **options: Unpack[LaunchOptions]) -> Experiment:
     """Submit a job and return it; its agent runs it."""
     from .launch.submit import submit
 
-    wanted, chosen = spec(name, **options)
-    return submit(wanted, chosen)
+    return submit(*spec(name, **options))
 
 
 def dry_run(name: str | None = None, **options: Unpack[LaunchOptions]) -> Rehearsal:
@@ -279,36 +202,14 @@ def spec(
     """
     from .launch.spec import draft, spec_from
 
-    chosen = open_cluster(options.get("cluster"), options.get("nodes"))
-    script, resume = options.get("script"), options.get("resume")
-    if name is None and resume is None:
-        name = Path(script or chosen.training.script).stem
-    env = options.get("env", ())
-    wanted = spec_from(
-        chosen,
-        name=name,
-        resume=resume,
-        script=script,
-        args=options.get("args"),
-        env=[f"{key}={value}" for key, value in env.items()]
-        if isinstance(env, Mapping)
-        else list(env),
-        sets=list(options.get("settings", ())),
-        flags={
-            key: options.get(key)
-            for key in ("model", "dataset", "epochs", "learning_rate")
-        },
-        force=options.get("force", False),
-        sync=options.get("sync", True),
-        max_restarts=options.get("max_restarts", 0),
-        min_nodes=options.get("min_nodes"),
-    )
+    chosen = open_cluster(options.pop("cluster", None), options.pop("nodes", None))
+    wanted = spec_from(chosen, name, **options)
     draft(wanted, chosen)
     return wanted, chosen
 
 
 def follow(
-    job: str | Experiment, cluster: str | Cluster | None = None
+    job: AnyJob, cluster: AnyCluster = None
 ) -> Iterator[Event | Line | Metrics | JobState | None]:
     """Yield what happens to a job, from its beginning to its end; None when nothing came for a moment."""
     from .jobs.experiments import Experiments
@@ -318,7 +219,7 @@ def follow(
     return watch(Experiments(experiment.folder.parent), experiment)
 
 
-def wait(job: str | Experiment, cluster: str | Cluster | None = None) -> JobState:
+def wait(job: AnyJob, cluster: AnyCluster = None) -> JobState:
     """Wait for a job's end and return its last state, whatever that is."""
     experiment = find(job, cluster)
     for _ in follow(experiment):
@@ -326,48 +227,28 @@ def wait(job: str | Experiment, cluster: str | Cluster | None = None) -> JobStat
     return experiment.state()
 
 
-def stop(
-    job: str | Experiment,
-    cluster: str | Cluster | None = None,
-    *,
-    give_up: bool = False,
-) -> JobState:
+def stop(job: AnyJob, cluster: AnyCluster = None, *, give_up: bool = False) -> JobState:
     """Stop a job and return its last state when every node has shown that nothing of it is left.
 
     With `give_up` a node that cannot be reached is not waited for. Raises UgroError where the job has ended already,
     and StopUnproven where the proof does not come; its agent goes on asking.
     """
-    from .jobs.stop_request import StopRequest
+    from .jobs.stop_request import stop
 
-    experiment = stoppable(job, cluster)
-    request = StopRequest(experiment, give_up=give_up)
-    for _ in follow(experiment):
-        if request.overdue:
-            raise StopUnproven(
-                f"{request.unproven('no proof yet')} after {request.patience_seconds:.0f} s; the agent goes on asking"
-            )
-    return experiment.state()
+    return stop(find(job, cluster), give_up=give_up)
 
 
-def stoppable(
-    job: str | Experiment, cluster: str | Cluster | None = None
-) -> Experiment:
+def stoppable(job: AnyJob, cluster: AnyCluster = None) -> Experiment:
     """Return the job, unless it has ended: then UgroError is raised."""
-    experiment = find(job, cluster)
-    phase = experiment.state().phase
-    if phase.finished:
-        raise UgroError(
-            f"{experiment.job_id} has ended already ({phase}); there is nothing to stop"
-        )
-    return experiment
+    from .jobs.stop_request import stoppable
+
+    return stoppable(find(job, cluster))
 
 
 # ---- look ----
 
 
-def status(
-    cluster: str | Cluster | None = None, *, limit: int | None = 20
-) -> list[JobLine]:
+def status(cluster: AnyCluster = None, *, limit: int | None = 20) -> list[JobLine]:
     """Return the newest jobs, the newest first; None for all of them."""
     from .reports.status import all_jobs
 
@@ -375,7 +256,7 @@ def status(
 
 
 def job_report(
-    job: str | Experiment, cluster: str | Cluster | None = None, *, live: bool = False
+    job: AnyJob, cluster: AnyCluster = None, *, live: bool = False
 ) -> JobReport:
     """Return everything about one job; with `live` also what its nodes say now."""
     from .reports.status import one_job
@@ -383,7 +264,7 @@ def job_report(
     return one_job(find(job, cluster), live=live)
 
 
-def wake_agent(cluster: str | Cluster | None = None) -> str | None:
+def wake_agent(cluster: AnyCluster = None) -> str | None:
     """Start an agent where jobs are unfinished and none lives; return why that could not be done."""
     from .jobs.agent_process import try_agent
 
@@ -392,8 +273,8 @@ def wake_agent(cluster: str | Cluster | None = None) -> str | None:
 
 
 def logs(
-    job: str | Experiment,
-    cluster: str | Cluster | None = None,
+    job: AnyJob,
+    cluster: AnyCluster = None,
     *,
     rank: int | None = None,
     lines: int = 50,
@@ -408,18 +289,14 @@ def logs(
     return log_tails(find(job, cluster), rank, lines, ends)
 
 
-def log_ends(
-    job: str | Experiment, cluster: str | Cluster | None = None
-) -> dict[int, int]:
+def log_ends(job: AnyJob, cluster: AnyCluster = None) -> dict[int, int]:
     """Return {rank: bytes of its log that are whole lines}."""
-    from .jobs.tail import end_of_lines
+    from .reports.logs import log_ends
 
-    return {
-        number: end_of_lines(path) for number, path in find(job, cluster).logs().items()
-    }
+    return log_ends(find(job, cluster))
 
 
-def results(job: str | Experiment, cluster: str | Cluster | None = None) -> Results:
+def results(job: AnyJob, cluster: AnyCluster = None) -> Results:
     """Return what came of a job: the loss curve, metrics, throughput, cards, restarts, checkpoints."""
     from .reports.results import results
 
@@ -427,8 +304,8 @@ def results(job: str | Experiment, cluster: str | Cluster | None = None) -> Resu
 
 
 def gather(
-    job: str | Experiment,
-    cluster: str | Cluster | None = None,
+    job: AnyJob,
+    cluster: AnyCluster = None,
     *,
     verify: bool = False,
     dry_run: bool = False,
@@ -438,19 +315,12 @@ def gather(
 
     With `verify` contents are compared, not only sizes and times. `tell` is told how far each node is, in percent.
     """
-    experiment = find(job, cluster)
-    cleaned: tuple[str, ...] = experiment.state().cleaned
-    if not dry_run:
-        from .outputs.fetch import gather_again
+    from .outputs.gathering import gather_outputs, would_gather
 
-        cleaned = tuple(gather_again(experiment, tell, verify=verify))
-    nodes = tuple(node for node in experiment.record().nodes if node not in cleaned)
-    return Gathering(
-        job_id=experiment.job_id,
-        folder=str(experiment.folder),
-        nodes=nodes,
-        cleaned=cleaned,
-    )
+    experiment = find(job, cluster)
+    if dry_run:
+        return would_gather(experiment)
+    return gather_outputs(experiment, tell, verify=verify)
 
 
 # ---- the cluster ----
@@ -458,8 +328,8 @@ def gather(
 
 def clean(
     names: Iterable[str] = (),
-    nodes: str | Iterable[str] | None = None,
-    cluster: str | Cluster | None = None,
+    nodes: Nodes = None,
+    cluster: AnyCluster = None,
     *,
     older_than_seconds: float = 0.0,
     keep_last: int = 0,
@@ -484,7 +354,7 @@ def clean(
 
 
 def reset(
-    nodes: str | Iterable[str] | None = None, cluster: str | Cluster | None = None
+    nodes: Nodes = None, cluster: AnyCluster = None
 ) -> dict[str, list[Process] | HostError]:
     """End everything of UGRO on the nodes: {node: the processes ended there, or why it could not be told}.
 
@@ -493,22 +363,3 @@ def reset(
     from .backends.ssh.reset import reset
 
     return reset(open_cluster(cluster, nodes))
-
-
-# ---- start-up ----
-
-
-@contextlib.contextmanager
-def loading(*modules: str) -> Iterator[None]:
-    """Load modules of the package while others are waited for."""
-
-    def load() -> None:
-        for module in modules:
-            importlib.import_module(f"{__package__}.{module}")
-
-    thread = threading.Thread(target=load, name="loading")
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()

@@ -334,16 +334,7 @@ def test_a_job_that_goes_on_from_a_damaged_one_is_refused_or_drafted(
     record["settings"][section] = data.draw(changed(record["settings"][section]))
     (world.home.folder / "config.json").write_bytes(dumped(record))
     try:
-        spec = spec_from(
-            cluster,
-            name=None,
-            resume="exp1",
-            script=None,
-            args=None,
-            env=[],
-            sets=[],
-            flags=dict.fromkeys(("model", "dataset", "epochs", "learning_rate")),
-        )
+        spec = spec_from(cluster, resume="exp1")
         drafted = draft(spec, cluster)
         probe = convert(ProbeAnswer, PROBE)
         plan = make_plan(drafted, cluster, {node.name: probe for node in cluster.nodes})

@@ -12,8 +12,7 @@ import pytest
 from tests.unit.factories import make_record, make_scripts
 from ugro_tasks import api
 from ugro_tasks.cluster.file import load_cluster
-from ugro_tasks.errors import JobNotFound, StopUnproven, UgroError
-from ugro_tasks.jobs import stop_request, watch
+from ugro_tasks.errors import JobNotFound
 from ugro_tasks.jobs.experiments import Experiments
 
 
@@ -62,27 +61,6 @@ def test_a_job_is_found_by_name_or_is_one_already(folder: Path) -> None:
 def test_a_job_that_is_none_is_a_plain_error(folder: Path) -> None:
     with pytest.raises(JobNotFound):
         api.stop("exp9", "local")
-
-
-def test_a_stop_without_proof_says_so(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cluster = load_cluster("local")
-    experiments = Experiments(cluster.experiments)
-    job = experiments.create(make_record(cluster, job_name="exp1"), folder / "scripts")
-    monkeypatch.setattr(stop_request, "PATIENCE_SECONDS", -1e9)
-    monkeypatch.setattr(watch, "watch", lambda *_: iter([None]))
-    with pytest.raises(StopUnproven, match="the agent goes on asking"):
-        api.stop(job)
-    assert job.stop_asked
-
-
-def test_a_job_that_has_ended_is_not_stopped(folder: Path) -> None:
-    from tests.unit.ended import EndedJob
-
-    ended = EndedJob(folder, "exp1")
-    with pytest.raises(UgroError, match="has ended already"):
-        api.stop(ended.home)
 
 
 def test_nothing_is_loaded_before_it_is_needed() -> None:

@@ -8,7 +8,7 @@ from .flags import CLUSTER_HELP, JOB_HELP
 from .task import is_dry, task
 
 if TYPE_CHECKING:
-    from ..api import Gathering
+    from ..outputs.gathering import Gathering
 
 
 @task(

@@ -32,11 +32,12 @@ def health(
 ) -> ClusterHealth:
     """Check every node, and say what is wrong and how it is fixed."""
     from .. import api
+    from ..loading import loading
     from .show.format import note, waiting
 
     chosen = api.open_cluster(cluster, nodes)
     dry = is_dry(context)
-    with waiting(f"probing {len(chosen.nodes)} nodes"), api.loading("cli.show.health"):
+    with waiting(f"probing {len(chosen.nodes)} nodes"), loading("cli.show.health"):
         found = api.health(cluster=chosen, save=not dry)
     from .show.health import show_health
 

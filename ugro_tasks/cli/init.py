@@ -9,7 +9,7 @@ from .flags import CLUSTER_HELP, NODES_HELP
 from .task import is_dry, task
 
 if TYPE_CHECKING:
-    from ..api import FirstTime
+    from ..health.init import FirstTime
     from ..health.report import ClusterHealth
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import time
 
+from ..errors import StopUnproven, UgroError
 from .experiment import Experiment
+from .experiments import Experiments
+from .state import JobState
+from .watch import watch
 
 # Beyond the job's own grace, before it is said that a node has not answered.
 PATIENCE_SECONDS = 30.0
@@ -33,3 +37,27 @@ class StopRequest:
         return (
             f"{self.experiment.job_id}: {why} from {', '.join(missing) or 'any node'}"
         )
+
+
+def stoppable(experiment: Experiment) -> Experiment:
+    """Return the job, unless it has ended: then UgroError is raised."""
+    phase = experiment.state().phase
+    if phase.finished:
+        raise UgroError(
+            f"{experiment.job_id} has ended already ({phase}); there is nothing to stop"
+        )
+    return experiment
+
+
+def stop(experiment: Experiment, *, give_up: bool = False) -> JobState:
+    """Ask for a job to be stopped, and return its last state when nothing of it is left.
+
+    Raises UgroError where it has ended already, and StopUnproven where the proof does not come in time.
+    """
+    request = StopRequest(stoppable(experiment), give_up=give_up)
+    for _ in watch(Experiments(experiment.folder.parent), experiment):
+        if request.overdue:
+            raise StopUnproven(
+                f"{request.unproven('no proof yet')} after {request.patience_seconds:.0f} s; the agent goes on asking"
+            )
+    return experiment.state()

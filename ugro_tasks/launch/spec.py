@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from .. import __version__
@@ -21,48 +22,73 @@ from ..training.settings import resolve
 
 def spec_from(
     cluster: Cluster,
+    name: str | None = None,
+    /,
     *,
-    name: str | None,
-    resume: str | None,
-    script: str | None,
-    args: str | None,
-    env: Sequence[str],
-    sets: Sequence[str],
-    flags: Mapping[str, Any],
+    model: str | None = None,
+    dataset: str | None = None,
+    epochs: int | None = None,
+    learning_rate: float | None = None,
+    script: str | None = None,
+    args: str | None = None,
+    settings: Iterable[str] = (),
+    env: Mapping[str, str] | Iterable[str] = (),
+    resume: str | None = None,
     **more: Any,
 ) -> JobSpec:
-    """The spec of a launch: what flags say; else what the job to resume had; else the cluster file's defaults.
+    """Make the spec of a launch: what flags say; else what the job to resume had; else the cluster file's defaults.
 
-    `flags` are those that `resolve` knows, None where one was not given; `more` goes into the spec as it is. Raises
-    UsageError, and JobNotFound for a job to resume.
+    None is a flag that was not given. A job without a name is called as the one to resume, or after its script. `more`
+    goes into the spec as it is. Raises UsageError, and JobNotFound for a job to resume.
     """
+    words = None if args is None else _words(args)
+    variables = _variables(env)
+    source = Experiments(cluster.experiments).find(resume) if resume else None
+    before = source.record() if source else None
+    resolved = resolve(
+        cluster,
+        model=model,
+        dataset=dataset,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        sets=list(settings),
+        base=before.settings if before else None,
+    )
+    script = script or (before or cluster.training).script
+    if name is None:
+        name = before.job_name if before else Path(script).stem
+    return JobSpec(
+        name=name,
+        script=script,
+        model=resolved["model"]["name"],
+        dataset=resolved["dataset"]["name"],
+        epochs=resolved["training"]["num_epochs"],
+        learning_rate=resolved["training"]["learning_rate"],
+        args=(before.args if before else ()) if words is None else words,
+        env={**(before.env if before else {}), **variables},
+        settings=resolved,
+        resume=resume_from(source) if source else None,
+        **more,
+    )
+
+
+def _words(args: str) -> tuple[str, ...]:
     try:
-        words = None if args is None else tuple(shlex.split(args))
+        return tuple(shlex.split(args))
     except ValueError as error:
         raise UsageError(
             f"--args {args!r}: {error}; quote it as for a shell"
         ) from error
-    if wrong := [pair for pair in env if "=" not in pair]:
+
+
+def _variables(env: Mapping[str, str] | Iterable[str]) -> dict[str, str]:
+    """Return the variables, which are given as a mapping or as KEY=VALUE. Raises UsageError."""
+    if isinstance(env, Mapping):
+        return {key: str(value) for key, value in env.items()}
+    pairs = list(env)
+    if wrong := [pair for pair in pairs if "=" not in pair]:
         raise UsageError(f"--env {wrong[0]}: use KEY=VALUE")
-    variables = dict(pair.split("=", 1) for pair in env)
-    source = Experiments(cluster.experiments).find(resume) if resume else None
-    before = source.record() if source else None
-    settings = resolve(
-        cluster, sets=sets, base=before.settings if before else None, **flags
-    )
-    return JobSpec(
-        name=name or (before.job_name if before else ""),
-        script=script or (before or cluster.training).script,
-        model=settings["model"]["name"],
-        dataset=settings["dataset"]["name"],
-        epochs=settings["training"]["num_epochs"],
-        learning_rate=settings["training"]["learning_rate"],
-        args=(before.args if before else ()) if words is None else words,
-        env={**(before.env if before else {}), **variables},
-        settings=settings,
-        resume=resume_from(source) if source else None,
-        **more,
-    )
+    return dict(pair.split("=", 1) for pair in pairs)
 
 
 def draft(spec: JobSpec, cluster: Cluster) -> JobRecord:

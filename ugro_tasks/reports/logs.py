@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ..errors import UsageError
 from ..jobs.experiment import Experiment
-from ..jobs.tail import last_lines
+from ..jobs.tail import end_of_lines, last_lines
 
 
 def log_tails(
@@ -29,3 +29,8 @@ def log_tails(
         number: last_lines(path, count, (ends or {}).get(number))
         for number, path in chosen.items()
     }
+
+
+def log_ends(experiment: Experiment) -> dict[int, int]:
+    """Return {rank: bytes of its log that are whole lines}."""
+    return {number: end_of_lines(path) for number, path in experiment.logs().items()}

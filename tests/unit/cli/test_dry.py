@@ -15,7 +15,7 @@ from ugro_tasks.cli.collection import ns
 from ugro_tasks.cli.program import UgroProgram
 from ugro_tasks.cluster.file import load_cluster
 from ugro_tasks.environments import sync
-from ugro_tasks.hosts import trust
+from ugro_tasks.health import init
 from ugro_tasks.jobs import agent_process
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.experiments import Experiments
@@ -25,7 +25,8 @@ from ugro_tasks.outputs import fetch
 ACTS = [
     (reset, "reset"),
     (sync, "sync"),
-    (trust, "trust_host_keys"),
+    (init, "trust_host_keys"),
+    (init, "make_folders"),
     (submit, "submit"),
     (network_test, "measure"),
     (fetch, "gather_again"),

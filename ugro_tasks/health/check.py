@@ -1,0 +1,40 @@
+"""The health of a cluster as it is now: its nodes are asked, what they say is judged, and kept where that is wanted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..cluster.model import Cluster
+from ..hosts.fleet import Fleet
+from ..loading import loading
+from .probe import probe
+
+if TYPE_CHECKING:  # it is loaded while the nodes are waited for
+    from .report import ClusterHealth
+
+
+def check(cluster: Cluster) -> ClusterHealth:
+    """Ask all nodes, and judge what they say."""
+    with Fleet.of(cluster) as fleet, loading("health.report"):
+        answers = probe(fleet, cluster)
+    from .report import judge_cluster
+
+    return judge_cluster(cluster, answers)
+
+
+def keep(cluster: Cluster, found: ClusterHealth) -> None:
+    """Write the health to the experiments folder, and what is wrong to health.log. Raises RecordError."""
+    # Late: the nodes are asked first.
+    from ..jobs.experiments import Experiments
+    from ..jobs.log import open_log
+
+    Experiments(cluster.experiments).save_cluster_state(found)
+    log = open_log("health", cluster)
+    log.info(
+        "%s: %s in %.1f s",
+        cluster.name,
+        "fit" if found.fit else "not fit",
+        found.seconds,
+    )
+    for node, fault in found.faults:
+        log.warning("%s: %s: %s", node, fault.name, fault.value)
