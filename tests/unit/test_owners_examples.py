@@ -280,10 +280,8 @@ def test_the_training_defaults_have_his_values(section: str) -> None:
 
 def test_the_flags_of_launch_have_his_defaults() -> None:
     defaults = TrainingDefaults()
-    assert (defaults.model, defaults.dataset) == (
-        "unsloth/tinyllama-bnb-4bit",
-        "wikitext",
-    )
+    assert defaults.model == "unsloth/tinyllama-bnb-4bit"
+    assert defaults.dataset == "wikitext"
     assert (defaults.epochs, defaults.learning_rate) == (1, 2e-4)
 
 
@@ -310,10 +308,8 @@ def test_smaller_batches_and_more_of_them_can_be_written(tmp_path: Path) -> None
     document["training"] = {"batch_size_per_gpu": 1, "gradient_accumulation": 16}
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(document))
     training = load_cluster(environ=ENVIRON, cwd=tmp_path).training
-    assert (training.batch_size_per_gpu, training.gradient_accumulation_steps) == (
-        1,
-        16,
-    )
+    assert training.batch_size_per_gpu == 1
+    assert training.gradient_accumulation_steps == 16
 
 
 def test_a_missing_cluster_file_is_named_with_what_to_do(tmp_path: Path) -> None:
@@ -367,8 +363,7 @@ def test_pixi_has_its_environments_where_it_lists_them() -> None:
 
 @pytest.mark.parametrize("command", ["health", "launch", "status", "logs", "results"])
 def test_the_help_names_each_command_of_his_quick_start(command: str) -> None:
-    help_of_all = shown_help()
-    assert f"\n  {command} " in help_of_all
+    assert f"\n  {command} " in shown_help()
 
 
 def test_the_help_of_launch_has_each_of_his_flags() -> None:
