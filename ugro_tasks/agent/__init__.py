@@ -1,1 +1,1 @@
-"""The background process that supervises the jobs of one experiments folder."""
+"""The background process: it supervises the jobs of one experiments folder."""

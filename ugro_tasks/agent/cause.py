@@ -1,4 +1,4 @@
-"""Why did it fail? One failed rank makes the others fail; this finds the one that began it, and its last words."""
+"""The cause of a failure: one failed rank makes the others fail, and this finds the first and its last words."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LAST_LINES = 15
 LINE_CHARACTERS = 400
 TAIL_BYTES = 1 << 16
 # What a rank says when a peer has gone: gloo, NCCL, the store and the sockets beneath them.
-IN_THE_WAKE = re.compile(
+SECONDARY_ERRORS = re.compile(
     r"Connection (closed|reset|refused)|Broken pipe|Socket Timeout|recvBytes|sendBytes|ProcessGroup(Gloo|NCCL)|"
     r"NCCL (error|communicator)|gloo::|DistStoreError|DistNetworkError|DistBackendError|Timed out waiting"
 )
@@ -34,51 +34,66 @@ EXIT_CODE = re.compile(r"exitcode\s*:\s*(-?[0-9]{1,9})\b")
 
 
 def find_cause(ends: Sequence[RankExit], experiment: Experiment) -> Cause | None:
-    """The cause of the failure among these ends, None where no rank failed.
+    """Find the cause of the failure among these ends; None if no rank failed.
 
-    A rank that complains of its peers was most likely pulled down by one of them; among the others, the first to end.
+    Of the ranks whose words are their own, and not about a lost peer, the first to end is the cause.
     """
     failures = sorted((end for end in ends if end.failed), key=lambda end: end.at)
     causes = [_cause(end, experiment.log(end.rank)) for end in failures]
-    own = [
-        cause
-        for cause in causes
-        if not IN_THE_WAKE.search("\n".join((cause.message, *cause.last_lines)))
-    ]
-    return next(iter(own or causes), None)
+    for cause in causes:
+        said = "\n".join((cause.message, *cause.last_lines))
+        if not SECONDARY_ERRORS.search(said):
+            return cause
+    return causes[0] if causes else None
 
 
 def _cause(end: RankExit, log: Path) -> Cause:
     words, report = _tail(log)
-    worker_code = EXIT_CODE.search(report)
-    code = int(worker_code[1]) if worker_code else end.code
     message, traceback = _exception(end.error)
-    number = end.signal or (-code if code is not None and code < 0 else None)
-    name = signal.Signals(number).name if number in set(signal.Signals) else None
-    if end.lost:
-        what = end.lost
-    elif end.code is None and end.signal is None:
-        what = (end.error or "it would not end and was killed")[:LINE_CHARACTERS]
-    elif name:
-        what = f"killed by {name}" + (
-            " (out of memory, or somebody's kill -9)" if name == "SIGKILL" else ""
-        )
-    else:
-        what = f"exit code {code}" + (f": {message}" if message else "")
+    code = _exit_code(end, report)
+    signal_name = _signal_name(end, code)
+    by_code = code if signal_name is None and not end.lost else None
+    lines = (traceback or words)[-LAST_LINES:]
     return Cause(
-        message=f"rank {end.rank} on {end.node}: {what}",
+        message=f"rank {end.rank} on {end.node}: {_how(end, code, signal_name, message)}",
         node=end.node,
         rank=end.rank,
-        exit_code=None if name or end.lost else code,
-        signal=name,
-        last_lines=tuple(
-            line[:LINE_CHARACTERS] for line in (traceback or words)[-LAST_LINES:]
-        ),
+        exit_code=by_code,
+        signal=signal_name,
+        last_lines=tuple(line[:LINE_CHARACTERS] for line in lines),
     )
 
 
+def _exit_code(end: RankExit, report: str) -> int | None:
+    """Read the worker's own exit code from torchrun's report; torchrun itself ends with 1 whatever happened."""
+    of_worker = EXIT_CODE.search(report)
+    return int(of_worker[1]) if of_worker else end.code
+
+
+def _signal_name(end: RankExit, code: int | None) -> str | None:
+    number = end.signal
+    if number is None and code is not None and code < 0:
+        number = -code
+    known = {known.value: known.name for known in signal.Signals}
+    return known.get(number) if number else None
+
+
+def _how(end: RankExit, code: int | None, signal_name: str | None, message: str) -> str:
+    if end.lost:
+        return end.lost
+    if end.code is None and end.signal is None:
+        return (end.error or "it would not end and was killed")[:LINE_CHARACTERS]
+    if signal_name == "SIGKILL":
+        return "killed by SIGKILL (out of memory, or somebody's kill -9)"
+    if signal_name:
+        return f"killed by {signal_name}"
+    if message:
+        return f"exit code {code}: {message}"
+    return f"exit code {code}"
+
+
 def _exception(error_file: str | None) -> tuple[str, list[str]]:
-    """(the exception's message, its traceback) from torchrun's error file, which @record in the script fills.
+    """Read (the exception's message, its traceback) from torchrun's error file, filled by @record in the script.
 
     Format: torch/distributed/elastic/multiprocessing/errors/error_handler.py.
     """
@@ -92,12 +107,13 @@ def _exception(error_file: str | None) -> tuple[str, list[str]]:
         return "", []
     extra = body.get("extraInfo")
     stack = str(extra.get("py_callstack", "")) if isinstance(extra, dict) else ""
-    message = str(body.get("message", "")).partition("\n")[0][:LINE_CHARACTERS]
-    return message, stack.rstrip("\n").split("\n") if stack else []
+    first_line, _, _ = str(body.get("message", "")).partition("\n")
+    traceback = stack.rstrip("\n").split("\n") if stack else []
+    return first_line[:LINE_CHARACTERS], traceback
 
 
 def _tail(log: Path) -> tuple[list[str], str]:
-    """The last lines that the rank itself printed, and torchrun's report behind them."""
+    """Read the last lines of the rank's own, and torchrun's report behind them."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - TAIL_BYTES))
@@ -105,7 +121,6 @@ def _tail(log: Path) -> tuple[list[str], str]:
     except FileNotFoundError:
         return [], ""
     report = REPORT.search(text)
-    own, about = (
-        (text[: report.start()], text[report.start() :]) if report else (text, "")
-    )
-    return [line for line in own.split("\n") if line.strip()], about
+    end_of_own = report.start() if report else len(text)
+    lines = text[:end_of_own].split("\n")
+    return [line for line in lines if line.strip()], text[end_of_own:]

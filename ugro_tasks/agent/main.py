@@ -1,11 +1,10 @@
-"""The agent: one background process per experiments folder that supervises every job in it.
+"""The agent: one background process per experiments folder, which supervises every job in it.
 
     python -m ugro_tasks.agent EXPERIMENTS_FOLDER
 
-It is started by whatever command needs it, is alone by a lock in the folder, and lives in a session of its own, so
-that closing a terminal does not reach it. There is nothing between it and the commands but the folder. It may be
-killed at any moment: the next one goes on. It leaves when no job is unfinished, after a while in which its open
-connections make the next launch fast.
+Any command starts it when there is work for it. A lock in the folder keeps it single, and a session of its own keeps it
+alive when a terminal closes. It shares nothing with the commands but the folder. It may be killed at any moment: the
+next one goes on. It leaves some time after the last job; until then its open connections make the next launch fast.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class Agent:
         self._linger_seconds = 0.0
 
     def run(self) -> None:
-        """Until no job has been unfinished for the linger time of the last cluster, or UGRO itself was updated."""
+        """Supervise until no job was unfinished for the linger time of the last cluster, or until UGRO was updated."""
         with contextlib.suppress(OSError):  # on a full disk, the next one will
             self.experiments.complete_history()
         idle_since = time.monotonic()
@@ -69,7 +68,7 @@ class Agent:
             time.sleep(BUSY_POLL_SECONDS if self._jobs else POLL_SECONDS)
 
     def _folder_changed(self) -> bool:
-        """Whether there may be a new job: it changes the folder's time stamp."""
+        """Say whether there may be a new job: it changes the folder's time stamp."""
         was, self._seen = self._seen, self.experiments.folder.stat().st_mtime_ns
         if abs(time.time_ns() - self._seen) < CLOCK_TICK_NS:
             # The next job may come within the same tick of the file system's clock.
@@ -106,7 +105,7 @@ class Agent:
             self._give_up(experiment, f"UGRO itself failed ({error!r}); see agent.log")
 
     def _give_up(self, experiment: Experiment, why: str) -> None:
-        """The job's record says why nobody supervises it; one that had ended keeps its end."""
+        """Write into the job's state why it is not supervised; a job with an end keeps it."""
         cause = Cause(message=f"{why}\n    end what may be left of it: inv reset")
         try:
             state = experiment.state()
@@ -124,7 +123,7 @@ class Agent:
             )
 
     def _fleet(self, cluster: Cluster) -> Fleet:
-        """The cluster's hosts, with the connections that are open already."""
+        """Give the cluster's hosts, with their open connections."""
         for node in cluster.nodes:
             if node not in self._hosts:
                 self._hosts[node] = connect(node, cluster.timeouts.connect_seconds)
@@ -135,12 +134,12 @@ class Agent:
 
 
 def _newest_code() -> int:
-    """When the package was last changed: an agent of yesterday's code must not run today's jobs."""
+    """Give the time of the package's last change: an agent of yesterday's code must not run today's jobs."""
     return max(path.stat().st_mtime_ns for path in PACKAGE.rglob("*.py"))
 
 
 def main() -> None:
-    """Be the agent of the folder on the command line, or leave where there is one."""
+    """Be the agent of the folder on the command line, unless it has one already."""
     experiments = Experiments(Path(sys.argv[1]))
     deadline = time.monotonic() + LOCK_SECONDS
     try:

@@ -30,10 +30,10 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
 def next_step(
     outcome: Outcome, record: JobRecord, state: JobState, *, stop_asked: bool
 ) -> Restart | End:
-    """Decide what follows an attempt that ended with this outcome.
+    """Decide between a restart and the end of the job, after an attempt with this outcome.
 
-    `state` has all attempts that were begun, the one that ended among them. An attempt counts as
-    begun once it is planned: what is refused before is not tried again.
+    `state` has all attempts, the last one included. An attempt counts from its plan on: a job without any plan was
+    refused at once, and is not tried again.
     """
     begun = len(state.attempts)
     if (

@@ -1,7 +1,7 @@
-"""One job from its start to its end: one attempt after the other, and what is written down of each.
+"""One job from its start to its end: one attempt after the other, and their records.
 
-It may be killed anywhere and begun again by the next agent: what matters is in the experiment folder and on the
-nodes. A backend knows how an attempt is made, and goes on with one that was begun before.
+It may be killed anywhere and begun again by the next agent: all its knowledge is in the experiment folder and on the
+nodes. A backend makes the attempts, and goes on with an attempt of an earlier agent.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Supervision:
         self.journal = journal
         self.cluster = self.experiment.cluster()
         self.backend = backend
-        # What the last attempt may have written, where that is not fetched.
+        # The last attempt, while its outputs are not fetched.
         self._to_fetch: tuple[LaunchPlan, AttemptEnd] | None = None
 
     def run(self) -> None:
-        """Return when the job has ended: nothing of it is left, or its record names what is."""
+        """Run the job to its end: afterwards nothing of it is left, or its record names the rest."""
         self.backend.begin()
         try:
             self._finish(*self._attempts())
@@ -67,7 +67,7 @@ class Supervision:
         )
 
     def _attempt(self) -> Outcome:
-        """Run one attempt from its start to its end, or what is left of one that was begun before."""
+        """Run one attempt from its start to its end, or the rest of an attempt of an earlier agent."""
         plan = self._plan_under_way()
         begun_before = plan is not None
         if plan is None:
@@ -101,7 +101,7 @@ class Supervision:
         return Outcome(phase=Phase.SUCCEEDED)
 
     def _end_attempt(self, outcome: Outcome, restart: Restart) -> None:
-        """Write down how the attempt ended, and fetch what its ranks wrote; another follows."""
+        """Write down how the attempt ended, and fetch the outputs of its ranks; another follows."""
         if self.journal.attempt:
             self.journal.change_attempt(ended_at=time.time(), cause=outcome.as_cause())
         reached = {rank.node for rank in self.journal.state.ranks if rank.proven_gone}
@@ -143,7 +143,7 @@ class Supervision:
         return plan
 
     def _resume(self) -> Resume | None:
-        """Find what the next attempt goes on from: the job's last whole checkpoint, or where the job itself began."""
+        """Find the checkpoint for the next attempt: the job's last whole one, or the one the job itself began with."""
         record = self.journal.record
         if not self.journal.state.attempts:
             return record.resume
@@ -166,7 +166,7 @@ class Supervision:
     # ---- the end ----
 
     def _fetch_all(self) -> None:
-        """Fetch everything of the last attempt, and note in the state if that was all."""
+        """Fetch all outputs of the last attempt, and note in the state when nothing is missing."""
         if self._to_fetch:
             _, end = self._to_fetch
             for error in self._fetch(end.wrote):
@@ -175,7 +175,7 @@ class Supervision:
         self._note_if_whole()
 
     def _fetch(self, nodes: Collection[str]) -> list[UgroError]:
-        """Fetch what the ranks of the last attempt wrote on these nodes; give what went wrong."""
+        """Fetch the outputs of the last attempt from these nodes; give the errors."""
         if self._to_fetch is None:
             return []
         plan, end = self._to_fetch

@@ -1,1 +1,1 @@
-"""What runs a job on machines; a folder for each way."""
+"""The ways to run a job on machines, a folder each."""

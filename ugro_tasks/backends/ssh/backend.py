@@ -1,4 +1,4 @@
-"""A job on hosts that are reached by SSH, or on this machine."""
+"""A job on hosts reached by SSH, or on this machine."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class SshBackend:
         )
 
     def begin(self) -> None:
-        """Go on telling nodes that were left behind to stop."""
+        """Go on telling nodes left behind to stop."""
         self._late_stops.begin()
 
     # ---- plan ----
@@ -60,7 +60,7 @@ class SshBackend:
     def plan(
         self, number: int, resume: Callable[[], Resume | None]
     ) -> LaunchPlan | Outcome:
-        """Let the attempt through the gate, and plan it for the nodes that are admitted."""
+        """Let the attempt through the gate, and plan it for the admitted nodes."""
         admitted = self._admit(Look.FIRST if number == 1 else Look.BACK)
         if isinstance(admitted, Outcome):
             return admitted
@@ -144,7 +144,7 @@ class SshBackend:
         return self._gang(plan).run_to_end(away_seconds)
 
     def stop(self) -> None:
-        """Tell the ranks of the last attempt to stop that are not proven gone; fetch the rest of their streams."""
+        """Tell those ranks of the last attempt to stop that are not proven gone; fetch the rest of their streams."""
         plan = self.journal.record.plan
         ranks = self.journal.state.ranks
         unproven = {rank.node for rank in ranks if not rank.proven_gone}
@@ -160,7 +160,7 @@ class SshBackend:
     def fetch(
         self, plan: LaunchPlan, end: AttemptEnd, nodes: Collection[str]
     ) -> list[UgroError]:
-        """Fetch checkpoints and whatever else was written there."""
+        """Fetch checkpoints and all other outputs."""
         wrote = {node: names for node, names in end.wrote.items() if node in nodes}
         plans = [node for node in plan.nodes if node.node in wrote]
         if not plans:
@@ -172,13 +172,13 @@ class SshBackend:
         return errors
 
     def fetch_checkpoints(self, plan: LaunchPlan) -> list[UgroError]:
-        """Fetch the checkpoints that are whole, by the fleet of all nodes: who was left behind may be back."""
+        """Fetch the whole checkpoints, by the fleet of all nodes: a node left behind may be back."""
         return bring_all(self.experiment, plan.nodes, self._fleet(self.cluster))
 
     # ---- the end ----
 
     def still_away(self) -> set[str]:
-        """Name the nodes that were left behind and have not been reached since."""
+        """Name the nodes left behind that have not been reached since."""
         return self._late_stops.still_away()
 
     def close(self) -> None:
@@ -188,7 +188,7 @@ class SshBackend:
     # ---- helpers ----
 
     def _part(self, nodes: Collection[str]) -> Cluster:
-        """Give the cluster, or the part of it that has these nodes."""
+        """Give the cluster, or its part with these nodes."""
         if len(nodes) == len(self.cluster.nodes):
             return self.cluster
         return self.cluster.subset(nodes)

@@ -1,6 +1,6 @@
-"""The ranks of one attempt, as values: what is known of them, what can come about, and what can be done.
+"""The ranks of one attempt as values: state, events and acts.
 
-`gang_step.py` says what follows from what, `gang_loop.py` does it. Times are seconds of one clock that never goes back.
+`gang_step.py` has the rules, `gang_loop.py` carries them out. Times are seconds of one clock that never goes back.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .stop import StopOrder, StopResult
 
 
 class Step(StrEnum):
-    """What is done on all nodes, one after the other, until the ranks run."""
+    """The steps of a start, each done on all nodes before the next."""
 
     DELIVER = "delivery of the checkpoint"
     PREPARE = "prepare"
@@ -35,7 +35,7 @@ class Stage(Enum):
     OVER = "over"
 
 
-# ---- what is known ----
+# ---- state ----
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -75,12 +75,12 @@ class Member(Struct, frozen=True, kw_only=True):
 
     @property
     def stop_is_known(self) -> bool:
-        """Whether nothing more will be heard of its stop: it was not told, or it was and no other try follows."""
+        """Whether the last word about its stop is there: an answer, or a try without another to follow."""
         return self.stop is not None and self.stop_at is None
 
     @property
     def stop_words(self) -> str | None:
-        """Say what is wrong with its stop, None where the rank is proven gone or was not told."""
+        """Describe the fault of its stop; None if the rank is proven gone or was not told."""
         if self.stop is None or self.stop.words is None:
             return None
         if self.stop.unreached is not None:
@@ -89,7 +89,7 @@ class Member(Struct, frozen=True, kw_only=True):
 
 
 class GangState(Struct, frozen=True, kw_only=True):
-    """All that is known of a gang."""
+    """The knowledge about a gang."""
 
     members: tuple[Member, ...]
     limits: Limits
@@ -118,7 +118,7 @@ class GangState(Struct, frozen=True, kw_only=True):
 
     @property
     def exits(self) -> list[RankExit]:
-        """Give how the ranks ended that have."""
+        """List the known ends of ranks."""
         return [member.exit for member in self.members if member.exit]
 
     def member(self, node: str) -> Member:
@@ -126,7 +126,7 @@ class GangState(Struct, frozen=True, kw_only=True):
         return next(member for member in self.members if member.node == node)
 
 
-# ---- events: what came about ----
+# ---- events ----
 
 
 class StepDone(Struct, frozen=True):
@@ -157,7 +157,7 @@ class Exited(Struct, frozen=True):
 
 
 class StopTold(Struct, frozen=True):
-    """A node was told to stop: this is what it showed, or that it could not be reached."""
+    """The answer of a node to the order to stop, or why it could not be told."""
 
     node: str
     result: StopResult
@@ -166,23 +166,23 @@ class StopTold(Struct, frozen=True):
 Event = StepDone | Connected | Disconnected | Exited | StopTold
 
 
-# ---- acts: what is to be done ----
+# ---- acts ----
 
 
 class DoStep(Struct, frozen=True):
-    """Do the step on all nodes; `StepDone` tells what came of it."""
+    """Do the step on all nodes; `StepDone` brings the result."""
 
     step: Step
 
 
 class Follow(Struct, frozen=True):
-    """Ask for the streams of a node's rank; `Connected`, `Exited` and `Disconnected` tell what comes."""
+    """Ask for the streams of a node's rank; `Connected`, `Exited` and `Disconnected` bring the news."""
 
     node: str
 
 
 class TellToStop(Struct, frozen=True):
-    """Tell a node once to stop its rank; `StopTold` tells what it showed."""
+    """Tell a node once to stop its rank; `StopTold` brings the answer."""
 
     node: str
     order: StopOrder
@@ -195,20 +195,20 @@ class ChangePhase(Struct, frozen=True):
 
 
 class ChangeRank(Struct, frozen=True):
-    """Write down what is known of a rank: fields of `RankState`."""
+    """Write down fields of a rank's `RankState`."""
 
     rank: int
     changes: dict[str, Any]
 
 
 class NoteRan(Struct, frozen=True):
-    """Write down that the attempt's ranks have run, and the job's phase where that changes by it."""
+    """Write down that the attempt's ranks have run, and with it the job's phase, if given."""
 
     phase: Phase | None = None
 
 
 class Say(Struct, frozen=True):
-    """Tell those who watch."""
+    """Tell the people watching."""
 
     words: str
     node: str | None = None

@@ -1,4 +1,4 @@
-"""The ranks of one attempt on their nodes: does what `gang_step.py` decides, and brings back what comes of it."""
+"""The ranks of one attempt on their nodes: carries out the acts of `gang_step.py`, and brings back the events."""
 
 from __future__ import annotations
 
@@ -81,9 +81,9 @@ class Gang:
     # ---- from the start to the end ----
 
     def launch(self, *, begun_before: bool) -> Outcome | None:
-        """Start all ranks; where one cannot start none does, and the outcome says why.
+        """Start all ranks, or none: then the outcome says why.
 
-        Where somebody has `begun_before`, ranks may have run for long, and what they wrote stays.
+        `begun_before` means that an earlier agent began it: its ranks may have run for long, and their outputs stay.
         """
         ranks = tuple(RankState(rank=p.rank, node=p.node) for p in self.plan.nodes)
         self.journal.change(phase=Phase.PREPARING, ranks=ranks)
@@ -104,8 +104,7 @@ class Gang:
     def run_to_end(self, away_seconds: float | None) -> AttemptEnd:
         """Follow all ranks until each has ended; the first failure stops the others.
 
-        A node that is out of reach is waited for: for `away_seconds`, after which its rank counts as lost, or for
-        ever.
+        A node out of reach is waited for. After `away_seconds` its rank counts as lost; with None it never does.
         """
         self._mirror = Mirror(self.experiment, self._hosts, self.journal.log)
         state = GangState(
@@ -128,7 +127,7 @@ class Gang:
         )
 
     def stop_remains(self, nodes: Collection[str]) -> None:
-        """Tell these nodes once to stop what the attempt has left there; fetch the streams of those that answer."""
+        """Tell these nodes once to stop the rest of the attempt; fetch the rest of the streams if they answer."""
         members = tuple(
             msgspec.structs.replace(member, exit=_given_up(member))
             for member in self._members(nodes)
@@ -275,7 +274,7 @@ class Gang:
 
 
 def _topmost_names(rank_exit: RankExit) -> tuple[str, ...]:
-    """Give the topmost names of what a rank wrote; one that was lost told none, and one with very many not all."""
+    """Give the topmost names of a rank's outputs: all possible names for a lost rank, and for one with very many."""
     told = rank_exit.outputs
     return told if 0 < len(told) < OUTPUTS_TOLD else OWN_NAMES
 

@@ -1,7 +1,7 @@
 """The rules of a gang, as a pure function: `step(state, event, now) -> state, acts`.
 
 All ranks start or none does; the first failure stops the others; a node out of reach is tried again. Nothing here
-waits, asks or writes: `gang_loop.py` carries the acts out, and brings back as events what comes of them.
+waits, asks or writes: `gang_loop.py` carries out the acts and brings back their results as events.
 """
 
 from __future__ import annotations
@@ -44,10 +44,9 @@ Result = tuple[GangState, list[Act]]
 
 
 def step(state: GangState, event: Event | Common, now: float) -> Result:
-    """Give the state after an event, and what is to be done about it.
+    """Give the state after an event, and the acts that follow.
 
-    What tells a node something comes before what is written down. An event that comes too late for the stage changes
-    nothing.
+    Acts on nodes come before notes and words. Once the gang is over, an event changes nothing.
     """
     if state.stage is Stage.OVER:
         return state, []
@@ -298,7 +297,7 @@ def _stop_told(
 
 
 def _try_again(state: GangState, now: float) -> Result:
-    """Ask those again whose pause is over."""
+    """Ask the nodes again whose pause is over."""
     acts: list[Act] = []
     order = state.order
     for member in state.members:
@@ -313,7 +312,7 @@ def _try_again(state: GangState, now: float) -> Result:
 
 
 def _settle(state: GangState, now: float) -> Result:
-    """Go on to the next stage where nothing is missing for this one."""
+    """Go on to the next stage if nothing is missing for this one."""
     stops_known = all(member.stop_is_known for member in state.members)
     all_ended = all(member.exit for member in state.members)
     match state.stage:
@@ -331,7 +330,7 @@ def _settle(state: GangState, now: float) -> Result:
 
 
 def _catch_up(state: GangState, now: float) -> Result:
-    """Fetch the rest of the streams of nodes that had been given up and have answered since."""
+    """Fetch the rest of the streams of nodes given up before, which have answered since."""
     state = _with(state, stage=Stage.CATCHING_UP)
     back = [
         member
@@ -368,7 +367,7 @@ def _outcome_of_stop(state: GangState) -> Outcome | None:
 
 
 def _left(state: GangState) -> list[str]:
-    """Give a line for each node that could not show that nothing is left."""
+    """Give a line for each node without the proof of its stop."""
     return [member.stop_words for member in state.members if member.stop_words]
 
 

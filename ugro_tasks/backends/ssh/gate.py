@@ -1,7 +1,7 @@
-"""The gate before an attempt, as a pure step: it lets nodes in that are there, fit and free.
+"""The gate before an attempt, as a pure step: only nodes in reach, fit and free take part.
 
-Environments that are behind are made before the first attempt. Before a restart the nodes are waited for, and after a
-while it goes on without those that stay away. `loop.py` runs the step, `backend.py` carries out its acts.
+Before the first attempt, late environments are rebuilt. Before a restart, missing nodes are waited for, and after a
+while left behind. `loop.py` runs the step, `backend.py` carries out its acts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .plan import make_plan
 
 
 class Look(Enum):
-    """What the gate looks for at its nodes, or waits for until it looks again."""
+    """The question of the gate's present look at its nodes."""
 
     FIRST = "whether the job can begin"
     ENVIRONMENTS = "whether the environments are made"
@@ -37,7 +37,7 @@ class Look(Enum):
 
 
 class Admitted(Struct, frozen=True, kw_only=True):
-    """The nodes that an attempt can be made with."""
+    """The nodes for an attempt."""
 
     nodes: tuple[str, ...]
     health: ClusterHealth
@@ -46,7 +46,7 @@ class Admitted(Struct, frozen=True, kw_only=True):
 
 
 class GateState(Struct, frozen=True, kw_only=True):
-    """All that the gate knows."""
+    """The knowledge of the gate."""
 
     record: JobRecord
     cluster: Cluster
@@ -64,7 +64,7 @@ class GateState(Struct, frozen=True, kw_only=True):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Name the nodes that are looked at."""
+        """Name the nodes to look at."""
         everybody = (node.name for node in self.cluster.nodes)
         return tuple(name for name in everybody if name not in self.gone)
 
@@ -73,7 +73,7 @@ class GateState(Struct, frozen=True, kw_only=True):
 
 
 class Probed(Struct, frozen=True):
-    """The nodes were looked at; `late` are those whose environment is behind, and why."""
+    """The health of the nodes; `late` is {node: why its environment is behind}."""
 
     health: ClusterHealth
     late: Mapping[str, str] = {}
@@ -86,23 +86,23 @@ class EnvironmentsMade(Struct, frozen=True):
 
 
 class Probe(Struct, frozen=True):
-    """Look at these nodes; `Probed` tells what was seen."""
+    """Look at these nodes; `Probed` brings their health."""
 
     nodes: tuple[str, ...]
 
 
 class StopRemains(Struct, frozen=True):
-    """Tell what is left of the attempt before to stop, and then look at all nodes; `Probed` tells what was seen."""
+    """Tell the rest of the attempt before to stop, then look at all nodes; `Probed` brings their health."""
 
 
 class MakeEnvironments(Struct, frozen=True):
-    """Make the environments of these nodes; `EnvironmentsMade` tells when."""
+    """Make the environments of these nodes; `EnvironmentsMade` brings the result."""
 
     nodes: tuple[str, ...]
 
 
 class Say(Struct, frozen=True):
-    """Tell those who watch."""
+    """Tell the people watching."""
 
     words: str
     node: str | None = None
@@ -117,9 +117,9 @@ Result = tuple[GateState, list[Act]]
 
 
 def step(state: GateState, event: Event | Common, now: float) -> Result:
-    """Give the state after an event, and what is to be done about it; `result` is there at the end.
+    """Give the state after an event, and the acts that follow; `result` is set at the end.
 
-    Raises LaunchFailed where the nodes allow no plan.
+    Raises LaunchFailed if the nodes allow no plan.
     """
     match event:
         case Begin() if state.look is Look.FIRST:
@@ -162,7 +162,7 @@ def _stop_asked(state: GateState) -> Result:
 
 
 def _make_environments(state: GateState, seen: Probed) -> Result:
-    """Have the environments made that are behind, unless something else is wrong: minutes pass until they are."""
+    """Have late environments made, unless something else is wrong: making them takes minutes."""
     late = seen.late
     refused = _refusal(state, seen.health, late) or too_large(
         state.record, make_plan(state.record, state.cluster, seen.health.facts())
@@ -197,7 +197,7 @@ def _refusal(
 
 
 def too_large(record: JobRecord, plan: LaunchPlan) -> Outcome | None:
-    """Refuse a plan of which a rank would not fit into its memory."""
+    """Refuse a plan with a rank too large for its card; None if all fit."""
     found = [] if record.force else refusals(plan)
     if not found:
         return None
@@ -225,7 +225,7 @@ def _looked_for_all(state: GateState, health: ClusterHealth, now: float) -> Resu
 
 
 def _looked_at_those_left(state: GateState, health: ClusterHealth) -> Result:
-    """Go on without those that are away, once the others are fit for the parts that they have to play then."""
+    """Go on without the missing nodes, once the others are fit for their new ranks."""
     away = _away(state, health)
     if away:
         return _go_without(state, away, health)
@@ -245,9 +245,9 @@ def _go_without(
 
 
 def _away(state: GateState, health: ClusterHealth) -> list[str]:
-    """Name the nodes that no attempt can be made with.
+    """Name the nodes in the way of an attempt.
 
-    Those that are out of reach or taken come first: what else is wrong may come of their absence.
+    Nodes out of reach or taken come first: other faults may only follow from their absence.
     """
     away = [node.node for node in health.nodes if not node.reachable or node.held_by]
     if away or state.record.force:

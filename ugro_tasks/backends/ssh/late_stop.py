@@ -1,4 +1,4 @@
-"""Stop what runs on nodes that were left behind at a restart, once they are back."""
+"""The stop of ranks on nodes left behind at a restart, once the nodes are back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .stop import StopOrder, tell_to_stop
 
 
 class LateStops:
-    """Goes on telling the nodes that were left behind to stop, for as long as the agent lives."""
+    """Keeps telling the nodes left behind to stop, for as long as the agent lives."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class LateStops:
         self._threads: dict[str, threading.Thread] = {}
 
     def begin(self) -> None:
-        """Begin to tell those that nobody tells yet."""
+        """Begin to tell those nodes that are not being told yet."""
         already = self.still_away()
         for name, number in left_behind(self.journal.state.attempts).items():
             if name in already:
@@ -44,7 +44,7 @@ class LateStops:
             self._threads[name].start()
 
     def still_away(self) -> set[str]:
-        """Name the nodes that have not answered yet."""
+        """Name the nodes without an answer so far."""
         return {name for name, thread in self._threads.items() if thread.is_alive()}
 
     def _stop(self, host: Host, number: int) -> None:
@@ -66,9 +66,9 @@ class LateStops:
 
 
 def left_behind(attempts: Sequence[Attempt]) -> dict[str, int]:
-    """Find the nodes that were left behind: {node: the last attempt that it was part of}.
+    """Find the nodes left behind: {node: the number of its last attempt}.
 
-    A node that is part of the attempt under way is with us again, and stops with that.
+    A node of the attempt under way is not among them: it stops with that.
     """
     found: dict[str, int] = {}
     for name in {name for attempt in attempts for name in attempt.left_behind}:

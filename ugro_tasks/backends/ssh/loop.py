@@ -1,7 +1,7 @@
-"""The loop around a pure step: brings it events, and has what follows from them carried out.
+"""The loop around a pure step: it brings events and carries out acts.
 
-A step is `step(state, event, now) -> state, acts`, with times of one clock that never goes back, in seconds. It decides
-everything and does nothing; what it wants done runs in threads, each of which gives the loop an event in the end.
+A step is `step(state, event, now) -> state, acts`, with times in seconds of one clock that never goes back. The step
+decides everything and does nothing; its acts run in threads, and each thread ends as an event.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from ...jobs.experiment import Experiment
 
-# A stop that was asked for is noticed within this time, and so is the end of a pause.
+# A request to stop, or the end of a pause, is noticed within this time.
 TICK_SECONDS = 0.1
 
 S = TypeVar("S")
@@ -25,11 +25,11 @@ A = TypeVar("A")
 
 
 class Begin(Struct, frozen=True):
-    """The first event: what the state is for may begin."""
+    """The first event of a run."""
 
 
 class StopAsked(Struct, frozen=True):
-    """Somebody asked for a stop, or said that nodes out of reach are not to be waited for."""
+    """A request to stop; `given_up`: without waiting for nodes out of reach."""
 
     given_up: bool = False
 
@@ -58,9 +58,9 @@ class Loop(Generic[S, E, A]):
         self._told: StopAsked | None = None
 
     def run(self, state: S, until: Callable[[S], bool]) -> S:
-        """Let one event after the other change the state, and give the first that is wanted.
+        """Let one event after the other change the state, until it is a wanted one; give that.
 
-        Raises what a thread raised: no result is no proof of anything.
+        Raises the exception of a thread: a missing result proves nothing.
         """
         self._told = None
         event: E | Common = Begin()
@@ -77,7 +77,7 @@ class Loop(Generic[S, E, A]):
         self._events.put(event)
 
     def in_thread(self, name: str, work: Callable[[], E]) -> None:
-        """Do it in a thread, whose result is an event."""
+        """Do the work in a thread; its result is an event."""
 
         def run() -> None:
             try:
@@ -88,7 +88,7 @@ class Loop(Generic[S, E, A]):
         threading.Thread(target=run, name=name, daemon=True).start()
 
     def _stop_request(self) -> StopAsked | None:
-        """Give the event of a stop that was asked for since the last look."""
+        """Give the event of a new request to stop, if there is one."""
         if not self._experiment.stop_asked:
             return None
         asked = StopAsked(given_up=self._experiment.given_up)

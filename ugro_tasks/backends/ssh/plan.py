@@ -1,4 +1,4 @@
-"""Cluster + what the probes saw + JobRecord -> LaunchPlan. Pure: what is planned here is what is shown and run."""
+"""Cluster + facts of the probes + JobRecord -> LaunchPlan. Pure: the plan shown is the plan run."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def make_plan(
     attempt: int = 1,
     resume: Resume | None = None,
 ) -> LaunchPlan:
-    """The launch of a job on the cluster's nodes; `facts` is what `node/probe.py` told of each.
+    """Plan the launch of a job on the cluster's nodes; `facts` is {node: the answer of `node/probe.py`}.
 
     Static rendezvous by address: the c10d backend would give ranks in the order of the addresses, and names need
-    not resolve on a node. Raises LaunchFailed where a node has no interface for its address or no port is free, and
+    not resolve on a node. Raises LaunchFailed if a node has no interface for its address or no port is free, and
     UsageError as `batch_sizes` does.
     """
     master = cluster.master
@@ -146,7 +146,7 @@ def _node_plan(
 def _with_share(
     plan: NodePlan, record: JobRecord, sizes: Mapping[str, int], needed: Memory | str
 ) -> NodePlan:
-    """The plan with what its node takes of the work, and what the script is told of that."""
+    """Add the rank's part of the work to its plan, and the script's settings to its environment."""
     # In the order of the ranks, as the nodes are.
     told = {"UGRO_BATCH_SIZES": ",".join(map(str, sizes.values()))}
     if record.settings:

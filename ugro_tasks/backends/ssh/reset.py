@@ -14,9 +14,9 @@ RESET_GRACE_SECONDS = 3.0
 
 
 def reset(cluster: Cluster) -> dict[str, list[Process] | HostError]:
-    """{node: the processes that were ended there, or why it could not be told}.
+    """End everything of UGRO on the nodes: {node: the processes ended there, or the error of a node out of reach}.
 
-    Raises StopUnproven with host and pids where something would not end.
+    Raises StopUnproven with host and pids if something would not end.
     """
 
     def end(host: Host) -> ResetAnswer:

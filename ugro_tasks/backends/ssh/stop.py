@@ -1,4 +1,4 @@
-"""Stop one rank on its node, and say what the node showed of it."""
+"""The stop of one rank on its node, and the node's answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STOP_TRIES = 3
 
 
 class StopOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """What a node is told when a rank shall stop."""
+    """The order to a node to stop its rank."""
 
     reason: str
     """For the rank's exit record: `asked`, `failure` or `undone`."""
@@ -29,7 +29,7 @@ class StopOrder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StopResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What a node showed after it was told to stop a rank."""
+    """The answer of a node to a `StopOrder`."""
 
     ran: bool = False
     """Whether the rank had begun."""
@@ -45,7 +45,7 @@ class StopResult(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def words(self) -> str | None:
-        """Say what is wrong, None where the rank is proven gone."""
+        """Describe the fault; None if the rank is proven gone."""
         if self.unreached is not None:
             node = self.unreached.host
             return f"{self.unreached.text}\n    it could not be told to stop; later: inv reset --nodes {node}"
@@ -55,7 +55,7 @@ class StopResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def tell_to_stop(host: Host, folder: str, token: str, order: StopOrder) -> StopResult:
-    """Tell the node once to stop a rank, and give what it showed, or why it could not be told.
+    """Tell the node once to stop a rank, and give its answer, or the error that kept the order from it.
 
     `folder` and `token` are those of the attempt on this node.
     """

@@ -32,9 +32,9 @@ SAMPLE_BYTES = 1 << 16  # far more than a line of samples has
 
 
 class RankFiles:
-    """Where a rank's streams go. The size of a file is the offset at which its stream goes on.
+    """The files of a rank's streams. A file's size is the offset for the rest of its stream.
 
-    `bases` tells how much of a file is older than the attempt whose streams these are.
+    `bases` is {stream: bytes of its file from earlier attempts}.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class RankFiles:
         }
 
     def store(self, node: str, frame: Frame) -> None:
-        """Append the frame; raises NodeFault where it is not the next one, OSError where the disk is full."""
+        """Append the frame. Raises NodeFault if it is not the next one, OSError if the disk is full."""
         if self.offsets.get(frame.kind) != frame.offset:
             raise NodeFault(
                 node,
@@ -102,9 +102,9 @@ def follow_rank(
 ) -> RankExit:
     """Fill the rank's files until its end is known, and give that end.
 
-    Raises HostError where the connection breaks before, OSError where the disk here is full; what was not stored is
-    asked for again by the next call. `talk` is the conversation that started the rank, if there was one just now.
-    `connected` is called when the streams come through, `manifest` with each manifest of a checkpoint.
+    Raises HostError if the connection breaks before, OSError if the disk here is full; the next call asks for the bytes
+    not stored. `talk` is the open conversation with the node, if there is one. `connected` is called at the first
+    frame, `manifest` with each manifest of a checkpoint.
     """
     files = RankFiles(experiment, plan, bases)
     frames = follow(
