@@ -1,1 +1,1 @@
-"""What one types: a file for each command, of its name."""
+"""The command line: one file per command, named after it."""

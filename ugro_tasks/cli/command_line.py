@@ -1,8 +1,9 @@
-"""What Invoke's parser lacks: a word that may be left out, several words, a second word of a flag; short flags by hand.
+"""Extensions of Invoke's parser: optional words, several words, flags of two words, short flags.
 
-A task declares what it takes (`task.task`). Invoke asks each task for its arguments before it parses, so the answer
-can fit what was typed: this module looks at the command line, and is the only one that does. It finds the calls of our
-tasks by the last part of their dotted names, wherever the collection is mounted: `inv status`, `inv gpu.status`.
+A task declares its words and flags with `task.task`. Invoke asks each task for its arguments before
+it parses, so the answer can depend on the command line; only this module reads that. Calls of
+UGRO's tasks are found by the last part of their dotted names, so the collection may be mounted
+anywhere: `inv status`, `inv gpu.status`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from invoke.parser.argument import Argument
 from invoke.parser.context import to_flag
 from msgspec import Struct
 
-# One letter means the same everywhere. None is -h, which is the help's.
+# A letter means the same in every task; -h is the help's.
 SHORT_FLAGS = {
     "name": "n", "cluster": "c", "epochs": "e", "verbose": "v", "quiet": "q", "json": "j", "follow": "f",
 }  # fmt: skip
-# Flags of Invoke's own that are followed by a value.
+# Invoke's own flags that take a value.
 CORE_VALUED = {
     "-c", "--collection", "-D", "--list-depth", "-f", "--config", "-F", "--list-format", "--hide",
     "-r", "--search-root", "-T", "--command-timeout", "--print-completion-script",
@@ -33,18 +34,18 @@ COMMAND = re.compile(r"\binv (?=-|[a-z])(--help )?([a-z][a-z-]*)?")
 
 
 class Taking(Struct, frozen=True, kw_only=True):
-    """What a task takes beyond what Invoke can be told."""
+    """The arguments of a task beyond those that Invoke's own parser knows."""
 
-    # The parameter that may be given as a bare word, or be left out.
+    # An optional parameter that is given as a bare word.
     word: str | None = None
-    # The parameter, a list, that takes any number of bare words.
+    # A list parameter for any number of bare words.
     words: str | None = None
-    pairs: tuple[str, ...] = ()  # flags that take two words, as in --param lr 1e-5,2e-5
-    iterable: tuple[str, ...] = ()  # flags that may be repeated
+    pairs: tuple[str, ...] = ()  # flags with two words, as in --param lr 1e-5,2e-5
+    iterable: tuple[str, ...] = ()  # repeatable flags
 
 
 class Call(Struct):
-    """A task of ours as the command line calls it."""
+    """One call of a UGRO task on the command line."""
 
     task: UgroTask
     prefix: str  # "gpu." where the collection is mounted as gpu
@@ -53,7 +54,7 @@ class Call(Struct):
 
 
 class _CommandLine:
-    """Who called: Invoke's `inv`, which reads sys.argv, or a program of ours, which has told its words."""
+    """The command line to parse: sys.argv for `inv`, or the words given to `ugro`."""
 
     def __init__(self) -> None:
         self.program = "inv"
@@ -65,11 +66,11 @@ class _CommandLine:
 
 
 _line = _CommandLine()
-_tasks: dict[str, UgroTask] = {}  # by the name under which one calls them
+_tasks: dict[str, UgroTask] = {}  # by typed_name
 
 
 class UgroTask(invoke.tasks.Task[Any]):
-    """A task whose arguments fit what was typed."""
+    """A task with arguments that depend on the command line."""
 
     def __init__(
         self,
@@ -85,11 +86,11 @@ class UgroTask(invoke.tasks.Task[Any]):
 
     @property
     def typed_name(self) -> str:
-        """The name on a command line, without what it is mounted under."""
+        """Return the name on a command line, without the prefix of a mounted collection."""
         return str(self.name).strip("_").replace("_", "-")
 
     def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
-        """Return what Invoke's parser is to expect. Invoke calls this."""
+        """Return the arguments for the call on the command line. Invoke's parser calls this."""
         del ignore_unknown_help
         call = next(
             (
@@ -108,7 +109,7 @@ class UgroTask(invoke.tasks.Task[Any]):
     def arguments(
         self, words: Sequence[str] = (), *, help_asked: bool = False
     ) -> list[Argument]:
-        """Return the arguments for a call with these bare words; what is given as a word comes first."""
+        """Return the arguments for a call with these bare words, positional ones first."""
         parameters = self.argspec(self.body).parameters.values()
         found = [
             self._argument(parameter, words, help_asked=help_asked)
@@ -137,7 +138,7 @@ class UgroTask(invoke.tasks.Task[Any]):
             return Argument(kind=list, **{**options, "default": default or []})
         if isinstance(default, bool):
             return Argument(kind=bool, **options)
-        # A word that is missing is asked for, but not by whoever wants the help: it would swallow --help.
+        # A missing word is an error, except with --help, which would be taken for the word.
         wanted = (
             bool(words)
             if name == self.taking.word
@@ -147,7 +148,7 @@ class UgroTask(invoke.tasks.Task[Any]):
 
     @property
     def places(self) -> float:
-        """How many bare words it takes at most."""
+        """Return the largest number of bare words it takes."""
         if self.taking.words:
             return float("inf")
         parameters = self.argspec(self.body).parameters.values()
@@ -157,7 +158,7 @@ class UgroTask(invoke.tasks.Task[Any]):
         return required + bool(self.taking.word)
 
     def words_after(self, flag: str, following: Sequence[str]) -> int:
-        """Count the words that belong to a flag as it stands alone."""
+        """Count the words that belong to a flag without `=`."""
         for argument in self.arguments():
             if flag in map(to_flag, argument.names):
                 if isinstance(argument, PairsArgument):
@@ -166,12 +167,12 @@ class UgroTask(invoke.tasks.Task[Any]):
         return int(flag in CORE_VALUED)
 
     def names_job(self) -> bool:
-        """Whether its bare words name jobs."""
+        """Return whether its bare words name jobs."""
         return self.places > 0
 
 
 class WordsArgument(Argument):
-    """Any number of bare words. Invoke gives it one at a time for as long as it has no value."""
+    """Any number of bare words. Invoke hands over one more while `value` is None."""
 
     _value: list[str]
 
@@ -181,7 +182,7 @@ class WordsArgument(Argument):
 
     @property
     def value(self) -> list[str] | None:
-        """None while words are still to come."""
+        """Return the words, or None while more are to come."""
         if self.positional and len(self._value) < self.count:
             return None
         return self._value or self.default
@@ -193,9 +194,9 @@ class WordsArgument(Argument):
 
 
 class PairsArgument(Argument):
-    """A flag that takes two words, and may be repeated: --param lr 1e-5,2e-5, or in one: --param lr=1e-5,2e-5.
+    """A repeatable flag with two words, --param lr 1e-5,2e-5, or with one, --param lr=1e-5,2e-5.
 
-    Invoke hands on one more word for as long as there is no raw value.
+    Invoke hands over one more word while `raw_value` is None.
     """
 
     _value: list[tuple[str, str]]
@@ -223,10 +224,11 @@ class PairsArgument(Argument):
 
 
 def calls(words: Sequence[str]) -> list[Call]:
-    """Return the calls of our tasks on a command line, with their bare words.
+    """Return the calls of UGRO's tasks on a command line, with their bare words.
 
-    The first word after a task that takes one is that, whatever it says; of several words, one that names a task of
-    ours begins that task. A task of somebody else's cannot be told from a word: it goes before ours.
+    If a task takes bare words, the first word after it is one, whatever it says. From the second
+    on, the name of a UGRO task begins the next call. Tasks of other projects cannot be told from
+    words, so they must come before UGRO's.
     """
     found: list[Call] = []
     current: Call | None = None
@@ -274,14 +276,14 @@ def typed() -> list[str]:
 
 
 def remainder() -> list[str]:
-    """Return what stands after a bare `--`."""
+    """Return the words after a bare `--`."""
     words = _line.words()
     return words[words.index("--") + 1 :] if "--" in words else []
 
 
 @contextlib.contextmanager
 def reading(program: str, words: Iterable[str]) -> Iterator[None]:
-    """Let a program of this name parse and run these words, whatever sys.argv holds."""
+    """Parse these words for a program of this name, instead of sys.argv."""
     before = _line.program, _line.prefix, _line.given
     _line.program, _line.prefix, _line.given = program, "", list(words)
     try:
@@ -291,7 +293,7 @@ def reading(program: str, words: Iterable[str]) -> Iterator[None]:
 
 
 def as_called(message: str) -> str:
-    """Return the message for whoever called: the tasks that it names are written as for a plain `inv`."""
+    """Write the `inv` commands in a message for the program and the mounted name in use."""
 
     def put(found: re.Match[str]) -> str:
         help_flag, name = found.groups("")

@@ -1,4 +1,4 @@
-"""What a shell is offered after TAB: tasks and flags as Invoke would, and jobs and nodes where those fit."""
+"""Shell completion: tasks, flags, jobs and nodes that fit the command line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLUSTER_FLAGS = {"--cluster", "-c"}
 
 
 def complete(collection: Collection, core: ParserContext, line: str) -> Iterator[str]:
-    """Yield what may stand where the line ends; the shell keeps what fits what is there already."""
+    """Yield candidates for the last word; the shell keeps those that fit its beginning."""
     try:
         words = shlex.split(line)[1:]
     except ValueError:  # an open quote
@@ -73,7 +73,7 @@ def _jobs(cluster: str | None) -> list[str]:
     from .. import api
 
     with contextlib.suppress(UgroError, OSError):
-        # A shell that completes wants no message.
+        # An error message would end up in the line being typed.
         newest: list[Any] = list(
             itertools.islice(api.open_experiments(cluster).all(), JOBS_OFFERED)
         )

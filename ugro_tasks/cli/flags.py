@@ -1,4 +1,4 @@
-"""What the flags of several commands have in common: their help, and how their values are read."""
+"""Help texts and value parsers that several commands share."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ JOB_HELP = "job: a name (the newest of that name) or a whole job id"
 
 
 def listed(values: str | Iterable[str] | None) -> list[str]:
-    """Return the items of a list as it may be given: with commas, as several words, as a list from Python.
+    """Return the items of a list given with commas, as several words, or as a list from Python.
 
-    An empty item stays one, for a command to refuse: "," is no way to say "all".
+    Empty items are kept for the command to refuse: "," must not mean "all".
     """
     words = [values] if isinstance(values, str) else list(values or [])
     return [item.strip() for word in words for item in word.split(",")]
 
 
 def whole(text: str | int | None, flag: str, least: int = 0) -> int | None:
-    """Return a whole number from a flag; raises UsageError."""
+    """Return a whole number from a flag, None if it is absent; raise UsageError for other text."""
     return (
         None
         if text is None
@@ -34,7 +34,7 @@ def whole(text: str | int | None, flag: str, least: int = 0) -> int | None:
 
 
 def decimal(text: str | float | None, flag: str) -> float | None:
-    """Return a number from a flag; raises UsageError."""
+    """Return a number from a flag, None if it is absent; raise UsageError for other text."""
     return (
         None
         if text is None
@@ -46,7 +46,7 @@ AGE_SECONDS = {"h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def age(text: str | None, flag: str) -> float:
-    """Return seconds from a flag like 12h, 30d or 4w, 0.0 where it was left out; raises UsageError."""
+    """Return seconds from a flag like 12h, 30d or 4w, 0.0 if it is absent; raise UsageError."""
     if text is None:
         return 0.0
     count, unit = text[:-1], text[-1:]
@@ -59,7 +59,7 @@ def age(text: str | None, flag: str) -> float:
 
 def _number(text: Any, flag: str, kind: type[Any], rule: str, least: int | None) -> Any:
     try:
-        # From Python 3.5 epochs may come, which int() would make 3 of.
+        # By way of str: int() would cut 3.5 epochs, given from Python, to 3.
         value = kind(str(text))
     except (TypeError, ValueError, OverflowError):
         value = None

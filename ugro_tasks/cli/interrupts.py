@@ -1,4 +1,4 @@
-"""Ctrl-C as something to ask for."""
+"""Turn SIGINT into a flag that a loop polls."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import threading
 
 
 class Interrupts:
-    """Ctrl-C while this is entered. It must not strike between a job and the word about it.
+    """A Ctrl-C handler: within `with`, Ctrl-C sets a flag and raises nothing.
 
-    In a thread of somebody's program there is none: only the main thread may handle signals.
+    So it cannot strike between creating a job and printing its id. Only the main thread may handle
+    signals; in another thread Ctrl-C is left as it is.
     """
 
     def __init__(self) -> None:
@@ -29,6 +30,6 @@ class Interrupts:
         self._pressed += 1
 
     def take(self) -> bool:
-        """Whether it was pressed since the last time."""
+        """Return whether Ctrl-C was pressed since the last call."""
         pressed, self._pressed = self._pressed, 0
         return pressed > 0

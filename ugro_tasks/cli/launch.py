@@ -92,7 +92,7 @@ def launch(
         return found
     with Interrupts() as interrupts:
         experiment = api.launch(name, **options)
-        # What shows the job is loaded while the agent is at work on it.
+        # Loaded late: the agent is at work on the job meanwhile.
         from .show.follow import Follower
 
         experiments = api.open_experiments(chosen)

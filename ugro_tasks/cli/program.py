@@ -1,4 +1,4 @@
-"""`ugro`: the tasks as a program of their own, the same that `inv` finds in tasks.py."""
+"""The program `ugro`: the tasks of tasks.py, callable without `inv`."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from ..errors import UsageError
 from .collection import ns
 from .command_line import reading, typed
 
-# What is Invoke's own and means nothing here: commands run on nodes, by argv, without a terminal or a shell.
+# Invoke's flags for local commands; UGRO's run on nodes, by argv, without a terminal or a shell.
 NOT_OFFERED = {
     "command-timeout", "echo", "hide", "list-depth", "prompt-for-sudo-password", "pty", "warn-only", "write-pyc",
 }  # fmt: skip
 GROUPS = ("start here", "run", "look", "cluster")
 UNKNOWN = re.compile(r"No idea what '(.*)' is!")
-# Not invoke.py: a command that is typed in somebody's folder runs no code of that folder.
-_YAML_ERROR: type[Exception] = invoke.config.yaml.YAMLError  # type: ignore[attr-defined]  # it has its own
+# Not invoke.py: `ugro` must not run the code of the folder it is called in.
+_YAML_ERROR: type[Exception] = invoke.config.yaml.YAMLError  # type: ignore[attr-defined]  # vendored
 CONFIGURATION = ("invoke.yaml", "invoke.yml", "invoke.json")
 
 
@@ -43,7 +43,7 @@ class UgroProgram(Program):
         )
 
     def run(self, argv: list[str] | None = None, exit: bool = True) -> None:  # noqa: A002
-        """Run the task that these words name; see Program."""
+        """Run the tasks on the command line; see invoke.Program."""
         words = typed() if argv is None else list(argv)
         with reading("ugro", words[1:]):
             super().run(words, exit=exit)
@@ -51,7 +51,7 @@ class UgroProgram(Program):
     # ---- parsing ----
 
     def core_args(self) -> list[Argument]:
-        """Return Invoke's own flags, as far as they mean something here."""
+        """Return those of Invoke's own flags that UGRO offers."""
         offered = [
             argument
             for argument in super().core_args()
@@ -63,19 +63,22 @@ class UgroProgram(Program):
         return offered
 
     def parse_core_args(self) -> None:
-        """Parse the flags before the task; those that are not offered are there with their defaults."""
+        """Parse the flags before the task; flags not offered get their defaults."""
         super().parse_core_args()
         for argument in super().core_args():
             if argument.names[0] in NOT_OFFERED:
                 self.core[0].add_arg(argument)
 
     def parse_core(self, argv: list[str] | None) -> None:
-        """Parse what stands before the task."""
+        """Parse the command line up to the task."""
         with _explained(self._near_core):
             super().parse_core(argv)
 
     def parse_collection(self) -> None:
-        """Take the tasks, and Invoke's configuration of this folder, which a program of its own does not look for."""
+        """Load the tasks, and Invoke's configuration in the current folder.
+
+        Invoke's Program loads that only beside a tasks.py.
+        """
         super().parse_collection()
         folder = Path.cwd()
         if any((folder / name).exists() for name in CONFIGURATION):
@@ -84,7 +87,7 @@ class UgroProgram(Program):
                 self.config.load_project()
 
     def update_config(self, merge: bool = True) -> None:
-        """Take what the flags say, and the file that --config names."""
+        """Apply the flags, and the file given by --config."""
         with _readable(self.args.config.value):
             super().update_config(merge)
 
@@ -120,7 +123,7 @@ class UgroProgram(Program):
     # ---- help ----
 
     def list_tasks(self) -> None:
-        """Print the tasks, for a reader or for a machine."""
+        """Print the tasks in the format given by --list-format."""
         if self.list_format not in {"flat", "nested", "json"}:
             raise invoke.exceptions.Exit(
                 f"--list-format {self.list_format}: use flat, nested or json",
@@ -129,7 +132,7 @@ class UgroProgram(Program):
         super().list_tasks()
 
     def list_flat(self) -> None:
-        """Print the tasks by what one wants to do."""
+        """Print the tasks by group."""
         for group in GROUPS:
             members = [
                 (name, helpline(task))
@@ -153,7 +156,7 @@ def _readable(where: object) -> Iterator[None]:
 
 
 class _explained:  # noqa: N801
-    """What cannot be parsed ends with one line, what was probably meant, and exit code 2."""
+    """A context that turns a parse error into one line with a suggestion and exit code 2."""
 
     def __init__(self, near: Any) -> None:
         self.near = near
@@ -184,14 +187,14 @@ class _explained:  # noqa: N801
 
 
 def main() -> None:
-    """Run the task on the command line."""
+    """Run the tasks on the command line."""
     try:
         try:
             UgroProgram().run()
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # `ugro --list | head -1`: the reader has gone.
+        # The reader has closed the pipe: `ugro --list | head -1`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
 

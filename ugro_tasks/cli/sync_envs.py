@@ -1,4 +1,4 @@
-"""sync-envs: the same training environment on every node."""
+"""`inv sync-envs`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The decorator that makes a command's function a task."""
+"""The decorator that makes a task of a command's function."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .command_line import as_called as as_called
 
 
 class TaskFailed(UgroError, invoke.exceptions.Exit):
-    """What leaves a task; its `__cause__` is the error itself.
+    """The exception of a failed task; its `__cause__` is the error itself.
 
-    Invoke prints the message and ends with the exit code; a caller from Python catches a UgroError.
+    Invoke prints the message and exits with the code; a caller from Python catches a UgroError.
     """
 
     def __init__(self, error: UgroError) -> None:
@@ -41,11 +41,11 @@ def task(
     pairs: Sequence[str] = (),
     iterable: Sequence[str] = (),
 ) -> Callable[[Callable[..., Any]], UgroTask]:
-    """Make a task of a function. It returns as data what it prints; what goes wrong leaves it as TaskFailed.
+    """Make a task of a function; its result is its output as data, its errors become TaskFailed.
 
-    `group` is where `ugro --help` lists it. Parameters without a default are given as bare words. `word` names a
-    parameter that may be given so or be left out, `words` one that takes any number of them, `pairs` flags with two
-    words, `iterable` flags that may be repeated.
+    `group` is its section in `ugro --help`. Parameters without a default are required bare words.
+    `word` names an optional bare word, `words` a parameter for any number of bare words, `pairs`
+    flags with two words, `iterable` repeatable flags.
     """
     taking = Taking(
         word=word, words=words, pairs=tuple(pairs), iterable=tuple(iterable)
@@ -62,7 +62,7 @@ def task(
                 result = body(*given.args, **given.kwargs)
                 sys.stdout.flush()
             except BrokenPipeError:
-                # Whoever read the output has gone (`| head`): no fault, and nothing more to say.
+                # The reader has closed the pipe (`| head`), which is no error.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise invoke.exceptions.Exit(code=128 + signal.SIGPIPE) from None
             except UgroError as error:
@@ -83,7 +83,7 @@ def task(
 def _configure(
     given: dict[str, Any], signature: inspect.Signature, context: Any
 ) -> None:
-    """Let Invoke's configuration and its own flags count where ours were not given."""
+    """Fill in flags that were not given from Invoke's configuration and its own flags."""
     parameters, run = signature.parameters, context.config.run
     if (
         "cluster" in parameters
@@ -112,5 +112,5 @@ def _configured_cluster(context: Any) -> str | None:
 
 
 def is_dry(context: Any) -> bool:
-    """Whether Invoke was asked to show what would be done, and to do nothing: `inv --dry`."""
+    """Return whether Invoke's --dry was given: show what would be done, and do nothing."""
     return bool(context.config.run.dry)

@@ -1,1 +1,1 @@
-"""What a command prints: a file for each command, of its name."""
+"""The output of the commands: one file per command, named after it."""

@@ -1,4 +1,4 @@
-"""A line or a bar for each node while something is done on all of them."""
+"""Progress of all nodes: a line or a bar for each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
 
 
 class _NodeBars:
-    """A row for each node on stderr, redrawn in place while entered; nothing without a terminal."""
+    """A row for each node on stderr, redrawn in place within `with`.
+
+    Without a terminal nothing is drawn.
+    """
 
     def __init__(self, *more: ProgressColumn, transient: bool) -> None:
         self.console = LiveConsole(sys.stderr)
@@ -44,7 +47,7 @@ class _NodeBars:
 
 
 class Percentages(_NodeBars):
-    """A bar for each node that something is fetched from."""
+    """A bar for each node with the percentage that has been fetched."""
 
     def __init__(self) -> None:
         percent = TextColumn("{task.percentage:>3.0f} %", markup=False)
@@ -56,14 +59,17 @@ class Percentages(_NodeBars):
 
 
 class BuildLines(_NodeBars):
-    """A line for each node that makes its environment; without a terminal, a line at each new phase."""
+    """A line for each node while its environment is built.
+
+    Without a terminal, a line is printed at each new phase.
+    """
 
     def __init__(self) -> None:
         super().__init__(transient=True)
         self._phases: dict[str, str] = {}
 
     def update(self, node: str, progress: Progress) -> None:
-        """Show how far the node has come."""
+        """Show the progress of a node."""
         if self.console.is_terminal:
             row = self._row(node, None)
             self._bars.update(row, description=self._line(node, progress))

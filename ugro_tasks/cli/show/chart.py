@@ -1,4 +1,4 @@
-"""Curves in the terminal, by the dots of Braille characters: two across and four down in each."""
+"""Curves in the terminal, drawn with Braille characters of two by four dots."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BLANK = 0x2800
 LINE_COLOUR: Style = "cyan"
 MARK = "◆"
 MARK_COLOUR: Style = "magenta"
-# Times the lowest value: a steep beginning would leave a flat line for the rest.
+# From this ratio of highest to lowest value on; a linear scale would show a flat line.
 LOGARITHMIC_FROM = 50.0
 LEAST_COLUMNS = 10
 
@@ -25,7 +25,7 @@ def chart(
 ) -> list[list[Piece]]:
     """Draw `line` through its points, and `marks` as diamonds over it.
 
-    Gives the pieces of each row, the axis and its labels included; no rows where there is nothing to draw.
+    Returns the pieces of each row, including the axes and their labels; [] without any points.
     """
     both = [*line, *marks]
     if not both:
@@ -80,7 +80,7 @@ def _height(value: float, logarithmic: bool) -> float:
 
 
 def _scale(values: Iterable[float], size: int) -> Callable[[float], int]:
-    """Map the range of the values to 0 .. size - 1, or to the middle where the range is empty."""
+    """Return the map of the values' range to 0 .. size - 1; an empty range maps to the middle."""
     known = list(values)
     # Halved, so that no difference is too large for a float.
     low = min(known) / 2
@@ -91,7 +91,7 @@ def _scale(values: Iterable[float], size: int) -> Callable[[float], int]:
 
 
 def _dots_of_line(places: Sequence[tuple[int, int]]) -> Iterable[tuple[int, int]]:
-    """Yield every dot of the line through these places, which go from left to right."""
+    """Yield every dot of a line through places ordered from left to right."""
     yield from places[:1]
     for (x0, y0), (x1, y1) in pairwise(places):
         length = max(x1 - x0, abs(y1 - y0))

@@ -1,4 +1,4 @@
-"""What a clean removed, and what it left."""
+"""The output of `inv clean`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
 
 
 def show_clean(found: Cleaning, *, as_json: bool) -> None:
-    """Print what was removed or would be, what stays and why, and the sums."""
+    """Print the removals, the folders that stay with their reasons, and the sums."""
     if as_json:
         return show_json({"bytes": found.bytes_by_place, **msgspec.to_builtins(found)})
     console = open_console()
@@ -43,7 +43,7 @@ def show_clean(found: Cleaning, *, as_json: bool) -> None:
 
 
 def _sum_of(found: Cleaning) -> str:
-    """Write how much was freed, with each place's share where there are several."""
+    """Write the freed bytes, with the share of each place if there are several."""
     sizes = found.bytes_by_place
     done = "would be freed; nothing was removed" if found.dry_run else "freed"
     total = f"{byte_size(sum(sizes.values()))} {done}"

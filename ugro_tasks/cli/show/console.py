@@ -1,15 +1,15 @@
-"""Where lines are printed, and how a piece of a line gets its colour.
+"""Plain or coloured output on a terminal.
 
-A line is put together from pieces, plain text and what `style` made:
+A line is put together from pieces, plain text and results of `style`:
 
     console.print("gpu0: ", style("not fit", "red"))
 
-There is no markup, so nothing in a text can change how it looks. No control character of a piece is
-printed either. Text from elsewhere goes through `printable_lines` first: that takes a terminal's
-sequences out whole, and cannot touch the words around them.
+There is no markup, so no text can change how it looks. Control characters in a piece are never
+printed. Text from elsewhere goes through `printable_lines` first, which removes whole terminal
+sequences and leaves the words around them intact.
 
-Most that is shown is a handful of lines, and rich takes as long to load as all of UGRO's own records;
-so it is left to what is redrawn in place, see `live.py`.
+Most output is a few lines, and rich takes as long to load as all of UGRO's records; so only
+output that is redrawn in place uses it, see `live.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from ...text import UNSHOWN, printable_lines
 
-# Where nobody looks at a terminal's width, nothing is cut off.
+# Nothing is cut off in a file or a pipe.
 PLAIN_WIDTH = 200
 FALLBACK_WIDTH = 80
 Style = Literal[
@@ -37,7 +37,7 @@ CONTROLS = re.compile(f"[{UNSHOWN}]")
 
 
 class Styled(NamedTuple):
-    """A text and how it looks on a terminal."""
+    """A text with its look on a terminal."""
 
     text: str
     style: Style
@@ -48,12 +48,12 @@ NamedLine = tuple[str, Style, str]  # (name, its colour, text)
 
 
 def style(text: str, style: Style) -> Styled:
-    """Give the text a colour, or make it bold: a piece for `Printer.print`."""
+    """Return the text in a colour or bold, as a piece for `Printer.print`."""
     return Styled(text, style)
 
 
 def without_controls(text: str) -> str:
-    """Take the control characters out of a text, and nothing else."""
+    """Remove the control characters of a text."""
     return CONTROLS.sub("", text)
 
 
@@ -65,23 +65,23 @@ def plain(pieces: Iterable[Piece]) -> str:
 
 
 class Printer(Protocol):
-    """What prints lines."""
+    """An output for lines."""
 
     @property
     def width(self) -> int:
-        """Characters in a line."""
+        """Return the characters in a line."""
 
     @property
     def is_terminal(self) -> bool:
-        """Whether somebody looks at it."""
+        """Return whether the output is a terminal."""
 
     def print(self, *pieces: Piece) -> None:
-        """Print the pieces, and a line's end; control characters in their text are taken out."""
+        """Print the pieces and a line end; control characters in them are removed."""
 
     def print_lines(self, lines: Iterable[NamedLine], width: int) -> None:
-        """Print `name │ text` for each, the name `width` wide and in its colour.
+        """Print `name │ text` for each line, the name padded to `width` and in its colour.
 
-        Control sequences are taken out.
+        Control sequences are removed.
         """
 
 
@@ -115,7 +115,10 @@ class Console:
         self._write("".join(map(self._rendered, pieces)) + "\n")
 
     def print_lines(self, lines: Iterable[NamedLine], width: int) -> None:
-        """See Printer. All are written at once, which a print for each would not be."""
+        """See Printer.
+
+        All lines are written at once; one print per line would be too slow.
+        """
         before = dict.fromkeys(CODES, "")
         after = ""
         if self._coloured:
@@ -143,7 +146,7 @@ class Console:
 
 
 def open_console(stream: Any = None) -> Console:
-    """Open the console of this stream, or of stdout."""
+    """Open a console on this stream, stdout by default."""
     return Console(stream)
 
 

@@ -1,4 +1,4 @@
-"""A job followed to its end, or to where its ranks run, with what comes of that."""
+"""Following a job to its end, or until all its ranks run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .job_view import JobView
 
 
 class Follower:
-    """Shows one job on the terminal, or tells it as JSON at the end."""
+    """Shows one job on the terminal, or prints it as JSON at the end."""
 
     def __init__(
         self,
@@ -43,13 +43,13 @@ class Follower:
 
     @property
     def state(self) -> JobState:
-        """The job's state as it was seen last."""
+        """Return the job's state as last read."""
         return self.view.state
 
     def until_ended(self, *, interrupt_stops: bool) -> None:
-        """Follow the job to its end; raises what it ended with, nothing where it succeeded.
+        """Follow the job to its end; raise JobEnded unless it succeeded.
 
-        Ctrl-C asks for the job to be stopped and goes on to the proof, or only leaves.
+        With `interrupt_stops`, Ctrl-C stops the job and waits for the proof; else the job goes on.
         """
         if self._follow(frozenset(), interrupt_stops=interrupt_stops):
             self._end()
@@ -59,7 +59,7 @@ class Follower:
             )
 
     def until_running(self) -> None:
-        """Return when all ranks run; raises where they do not come to it."""
+        """Wait until all ranks run; raise JobEnded if the job fails before."""
         self._follow(frozenset({Phase.RUNNING}), interrupt_stops=True)
         if self.state.phase.finished:
             self._end()
@@ -71,21 +71,21 @@ class Follower:
             )
 
     def stop(self, *, give_up: bool = False) -> None:
-        """Ask for the stop and return with the proof; raises StopUnproven with host and pids.
+        """Stop the job and wait for the proof; raise StopUnproven with host and pids without one.
 
-        With `give_up` the job ends, even so, where a node cannot be reached.
+        With `give_up` the job ends even if a node cannot be reached.
         """
         self._ask_to_stop(give_up=give_up)
         try:
             self.until_ended(interrupt_stops=True)
         except JobEnded as done:
             if done.exit_code != Interrupted.exit_code:
-                # Stopped, but not proven to be gone, say.
+                # For example stopped, but not proven to be gone.
                 raise
             note(done.text)
 
     def _follow(self, until: frozenset[Phase], *, interrupt_stops: bool) -> bool:
-        """Show the job until it has ended or is in one of these states; False where Ctrl-C left it."""
+        """Show the job until it has ended or is in a phase of `until`; False if Ctrl-C left it."""
         with self.view:
             for item in watch(
                 self.experiments,

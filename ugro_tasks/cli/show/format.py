@@ -1,4 +1,4 @@
-"""What all that is shown has in common: tables, JSON, lines on stderr, a question, a spinner."""
+"""Output shared by all commands: tables, JSON, lines on stderr, a question, a spinner."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .console import CONTROLS, Piece, Printer, Style, style
 
 LINE_BREAKS = re.compile(r"[\n\t]+")
 COLUMN_GAP = "  "
-# Words of a table that have a colour: states of jobs, signs of checks, how a rank fits on its card.
+# Coloured words of tables: states of jobs, signs of checks, fits of ranks on cards.
 COLOURS: dict[str, Style] = {
     "succeeded": "green", "failed": "red", "refused": "red", "stopped": "yellow", "unreadable": "red",
     "running": "cyan", "queued": "cyan", "preparing": "cyan", "stopping": "cyan", "✓": "green", "✗": "red",
@@ -25,7 +25,7 @@ COLOURS: dict[str, Style] = {
 
 
 def coloured(word: str) -> Piece:
-    """Give a state its colour; other words have none."""
+    """Return the word in its colour if it has one in COLOURS."""
     colour = COLOURS.get(word.rstrip(" "))
     return style(word, colour) if colour else word
 
@@ -37,7 +37,10 @@ def columns(
     heads: bool = True,
     indent: str = "",
 ) -> None:
-    """Print the rows in columns, `heads` says whether the first is bold; a state has its colour."""
+    """Print the rows in columns, with the colours of COLOURS.
+
+    With `heads` the first row is bold.
+    """
     rows = [[_one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for number, row in enumerate(rows):
@@ -66,7 +69,7 @@ def _without_empty_end(cells: list[str]) -> list[str]:
 
 
 def show_json(value: Any) -> None:
-    """Print the value as JSON on stdout, with nothing in it that a terminal would act upon."""
+    """Print the value as JSON on stdout, control characters escaped."""
     try:
         encoded = msgspec.json.encode(value)
     except UnicodeEncodeError:  # the name of a file that is no UTF-8
@@ -92,7 +95,7 @@ def note(message: str) -> None:
 
 
 def agree(question: str) -> bool:
-    """Ask for a yes; no is the answer where standard input is no terminal."""
+    """Ask a yes-or-no question; without a terminal the answer is no."""
     if not sys.stdin.isatty():
         note(f"{question} nobody is here to say yes (use --accept-new-host-keys)")
         return False
@@ -105,7 +108,7 @@ def agree(question: str) -> bool:
 
 @contextlib.contextmanager
 def waiting(message: str) -> Iterator[None]:
-    """Show a spinner while something takes its time, on a terminal."""
+    """Show a spinner within `with`, if stderr is a terminal."""
     if not sys.stderr.isatty():
         yield
         return

@@ -1,4 +1,4 @@
-"""The health of a cluster."""
+"""The output of `inv health`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def show_health(
 
 
 def _show_check(console: Printer, name: str, check: Check, *, verbose: bool) -> None:
-    """Print a failed check with its fix; one that holds only if it has a note or with `verbose`."""
+    """Print a failed check with its fix, and a passed one if it has a note or with `verbose`."""
     where = f"{printable_lines(name)}: {printable_lines(check.name)}"
     value = printable_lines(check.value)
     if not check.ok:
@@ -84,7 +84,7 @@ def _first_card(node: NodeHealth) -> str:
 
 
 def _measured(found: dict[str, Any]) -> str:
-    """Write what was measured between two nodes, or over all."""
+    """Write one measurement: between a pair of nodes, or over all."""
     if found.get("kind") == "pair":
         pair = " ↔ ".join(found["hosts"])
         return f"{pair}: {found['round_trip_ms']:.2f} ms, {found['bandwidth_mb_per_second']:.0f} MB/s"

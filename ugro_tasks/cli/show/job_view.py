@@ -1,6 +1,6 @@
-"""What is seen of a job while it goes.
+"""One job on the terminal while it runs.
 
-A line an event, the ranks' output behind the name of their node, and how far the job is.
+It shows a line for each event, the ranks' output behind the name of their node, and the progress.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ NODE_COLOURS: tuple[Style, ...] = (
 
 
 class JobView:
-    """One job on the terminal. While it is entered there, the last line says how far the job is."""
+    """One job on the terminal.
+
+    Within `with`, the last line of a terminal shows the progress.
+    """
 
     def __init__(
         self,
@@ -70,7 +73,7 @@ class JobView:
             self._spinner.stop()
 
     def show(self, item: Event | Line | Progress | JobState | None) -> None:
-        """Show the item; lines of ranks wait for each other, to be printed at once."""
+        """Show the item; lines of ranks are collected and printed together."""
         if isinstance(item, Line):
             self._lines.append(item)
             if len(self._lines) < LINES_AT_ONCE:
@@ -85,7 +88,7 @@ class JobView:
         self._update_spinner()
 
     def show_lines(self) -> None:
-        """Show the lines of ranks that wait; a print for each could not keep up with them."""
+        """Print the collected lines of ranks at once; a print for each would be too slow."""
         if self._lines:
             nodes = {rank.rank: rank.node for rank in self.state.ranks}
             self.console.print_lines(
@@ -94,7 +97,7 @@ class JobView:
             self._lines.clear()
 
     def show_success(self) -> None:
-        """Say that the job has succeeded, and how its results are seen."""
+        """Print that the job has succeeded, and the command for its results."""
         if self.as_json:
             return
         self.console.print(
@@ -134,7 +137,7 @@ class JobView:
             )
 
     def _progress(self) -> str:
-        """Write the step and the loss that the job logged last; nothing where there are none."""
+        """Write the last logged step and loss, "" without any."""
         step = self._metrics.get("step")
         total = self._metrics.get("total_steps")
         loss = self._metrics.get("loss")
@@ -149,6 +152,6 @@ class JobView:
 
 
 def _named(line: Line, nodes: Mapping[int, str]) -> NamedLine:
-    # A restart may have left a node behind: its rank is in no state any more.
+    # A restart may have dropped the node; then its rank is no longer in the state.
     node = nodes.get(line.rank, str(line.rank))
     return node, NODE_COLOURS[line.rank % len(NODE_COLOURS)], line.text

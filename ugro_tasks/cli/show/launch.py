@@ -1,4 +1,4 @@
-"""What a launch would do, and its plan."""
+"""The output of `inv launch --dry-run`, and the plan of a launch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
 
 
 def show_dry_run(found: Rehearsal, *, as_json: bool) -> None:
-    """Print what a launch would run where."""
+    """Print the plan of a launch, the environments it would build, and its refusals."""
     if as_json:
         return show_json({"fit": not found.refusals, **msgspec.structs.asdict(found)})
     show_plan(found.plan)
@@ -51,7 +51,7 @@ def show_plan(plan: LaunchPlan) -> None:
 
 
 def _quoted(word: str) -> str:
-    """Quote the word for bash; control characters are written as bash's own escapes."""
+    """Quote the word for bash, with control characters as bash's own escapes."""
     if word.isprintable() or (printable(word) == word and "\n" not in word):
         return shlex.quote(word)
     plain = re.sub(r"[\\']", r"\\\g<0>", word)

@@ -1,4 +1,4 @@
-"""A console for what is redrawn in place, spinners and bars, by rich."""
+"""A console by rich, for spinners and bars redrawn in place."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .console import PLAIN_WIDTH, NamedLine, Piece, Styled, without_controls
 
 
 class LiveConsole:
-    """A Printer whose lines appear above what is redrawn; plain where there is no terminal.
+    """A Printer whose lines appear above spinners and bars; plain without a terminal.
 
-    rich gets texts with explicit styles and is never asked to look for markup in one.
+    rich gets texts with explicit styles and never looks for markup in them.
     """
 
     def __init__(self, stream: Any = None) -> None:
@@ -42,16 +42,19 @@ class LiveConsole:
         self.rich.print(_text(pieces))
 
     def print_lines(self, lines: Iterable[NamedLine], width: int) -> None:
-        """See Printer. Printed one by one, each line would cost rich as much as a table."""
+        """See Printer.
+
+        The lines go to rich as one; printed one by one, each would cost as much as a table.
+        """
         self.rich.print(_NamedLines(lines, width), end="")
 
     def spinner(self, words: str = "") -> Spinner:
-        """Make a line with a spinner, which is shown while it is entered."""
+        """Return a line with a spinner, shown within `with`."""
         return Spinner(self.rich, words)
 
 
 class Spinner:
-    """The last line of the terminal, while something takes its time."""
+    """The last line of the terminal, with a spinner."""
 
     def __init__(self, console: rich.console.Console, words: str) -> None:
         self._status = rich.status.Status(_text([words]), console=console)
@@ -64,15 +67,15 @@ class Spinner:
         self.stop()
 
     def start(self) -> None:
-        """Show it."""
+        """Show the line."""
         self._status.start()
 
     def stop(self) -> None:
-        """Take it away."""
+        """Remove the line."""
         self._status.stop()
 
     def update(self, words: str) -> None:
-        """Put other words behind the spinner."""
+        """Replace the words after the spinner."""
         self._status.update(_text([words]))
 
 
@@ -84,7 +87,7 @@ class _NamedLines:
     def __rich_console__(
         self, console: rich.console.Console, _options: rich.console.ConsoleOptions
     ) -> Iterator[Segment]:
-        """Yield what rich prints; it calls this."""
+        """Yield the segments of all lines. rich calls this."""
         for name, colour, text in self.lines:
             yield Segment(
                 f"{printable_lines(name):{self.width}}", console.get_style(colour)

@@ -1,4 +1,4 @@
-"""The last lines of the ranks."""
+"""The output of `inv logs`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each card of a launch will hold."""
+"""The memory estimate of a launch, for each card."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ HEADS = [
 
 
 def show_memory(plan: LaunchPlan) -> None:
-    """Print a row a node: its batch and, in GiB, its need of the card.
+    """Print a row for each node: its batch, and the memory of its card in GiB.
 
-    A script of one's own has no such plan; nothing is printed for it.
+    Prints nothing for a script of one's own, for which there is no estimate.
     """
     if plan.effective_batch is None:
         return

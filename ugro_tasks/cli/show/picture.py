@@ -1,4 +1,4 @@
-"""The loss curve as a picture, by matplotlib, which need not be there."""
+"""The loss curve as a picture, drawn by matplotlib, an optional package."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ KINDS = (".png", ".svg")
 
 
 def draw(found: Results, target: str) -> Path:
-    """Draw train and eval loss over the steps, as a .png or .svg file; no display is needed.
+    """Draw train and eval loss over the steps into a .png or .svg file; no display is needed.
 
-    Raises UsageError for another kind of file or one that cannot be written, RecordError where there
-    is no loss yet, ToolMissing without matplotlib.
+    Raises UsageError for another kind of file or one that cannot be written, RecordError if no loss
+    was logged, ToolMissing without matplotlib.
     """
     path = _picture_path(target)
     curves = {

@@ -1,4 +1,4 @@
-"""What a reset ended."""
+"""The output of `inv reset`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
 
 
 def show_reset(ended: dict[str, list[Process] | HostError], *, as_json: bool) -> None:
-    """Print what was ended on each node."""
+    """Print the processes ended on each node."""
     if as_json:
         return show_json({node: _as_json(answer) for node, answer in ended.items()})
     console = open_console()

@@ -1,4 +1,4 @@
-"""What came of a job."""
+"""The output of `inv results`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NO_CARD_CELLS = ["no samples", "", "", "", ""]
 
 
 def show_results(found: Results, *, as_json: bool) -> None:
-    """Print what came of a job: its parameters, curve, metrics, nodes, attempts, checkpoints and logs."""
+    """Print parameters, loss curve, metrics, nodes, attempts, checkpoints and logs of a job."""
     if as_json:
         return show_json(found)
     console = open_console()
@@ -111,7 +111,7 @@ def _metric_rows(metrics: Metrics) -> Iterator[list[str]]:
 
 
 def _node_rows(found: Results) -> Iterator[list[str]]:
-    """Yield a row a node, one more for each further card, and the sum of all."""
+    """Yield a row for each node, one for each further card, and the sum of all nodes."""
     for node in found.nodes:
         cards = [_card_cells(card) for card in node.cards] or [NO_CARD_CELLS]
         rank = _rank(node, planned=found.record.plan is not None)

@@ -1,4 +1,4 @@
-"""The jobs in a list, and one in full."""
+"""The output of `inv status`: the list of jobs, or one job in full."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ JOB_HEADS = ["job", "state", "nodes", "started", "duration", "cause"]
 
 
 def show_jobs(lines: list[JobLine], *, as_json: bool) -> None:
-    """Print a row a job."""
+    """Print a row for each job."""
     if as_json:
         return show_json(lines)
     if not lines:
@@ -50,7 +50,7 @@ def _first_line_of_cause(state: JobState) -> str:
 
 
 def show_job(report: JobReport, *, as_json: bool) -> None:
-    """Print one job: its ranks, what happened, its cause."""
+    """Print one job: its ranks, events and cause."""
     if as_json:
         return show_json(report)
     console = open_console()
@@ -73,7 +73,7 @@ def show_job(report: JobReport, *, as_json: bool) -> None:
 
 
 def show_job_head(console: Printer, job_id: str, state: JobState) -> None:
-    """Print the job's id, its state and how long it took, in a line."""
+    """Print a line with the job's id, state and duration."""
     console.print(
         style(printable_lines(job_id), "bold"),
         "  ",
@@ -83,7 +83,7 @@ def show_job_head(console: Printer, job_id: str, state: JobState) -> None:
 
 
 def show_cause(console: Printer, state: JobState) -> None:
-    """Print why a job failed and the last lines of that rank; nothing for a stopped job."""
+    """Print a failed job's cause with the last lines of that rank; nothing for a stopped job."""
     if state.cause is None or state.phase is Phase.STOPPED:
         return
     console.print(style(printable_lines(state.cause.message), "red"))
@@ -92,7 +92,7 @@ def show_cause(console: Printer, state: JobState) -> None:
 
 
 def _live(answer: StateAnswer | NoAnswer) -> str:
-    # It is loaded where there is a report of a job.
+    # Late: it is loaded already if there is a report.
     from ...reports.status import NoAnswer
 
     if isinstance(answer, NoAnswer):

@@ -1,4 +1,4 @@
-"""Training environments as a user sees them: what each node has, and what came of a sync."""
+"""The output of `inv sync-envs`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SURVEY_HEADS = ["", "node", "is", "would be"]
 def show_sync(
     results: Mapping[str, Synced | UgroError], fault: UgroError | None, *, as_json: bool
 ) -> None:
-    """Print a row a node: what it had, what it has, and how long that took."""
+    """Print a row for each node: environment before and after, seconds, state."""
     if as_json:
         nodes = {name: _synced_as_json(result) for name, result in results.items()}
         return show_json({"even": fault is None, "nodes": nodes})
@@ -43,7 +43,7 @@ def show_sync(
 def show_environments(
     states: Mapping[str, State | UgroError], *, as_json: bool
 ) -> None:
-    """Print a row a node: what it has, and what a sync would do."""
+    """Print a row for each node: its environment, and the change a sync would make."""
     if as_json:
         return show_json(
             {"nodes": {name: _state_as_json(state) for name, state in states.items()}}

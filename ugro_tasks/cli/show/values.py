@@ -1,4 +1,4 @@
-"""Values in words: times, sizes and numbers as a user reads them."""
+"""Times, sizes and numbers as text for a user."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BYTE_UNITS = ("B", "KiB", "MiB", "GiB")
 
 
 def duration(seconds: float | None) -> str:
-    """Write a duration: 3.0 s, 2:05, 1:02:05; a dash where there is none."""
+    """Write a duration: 3.0 s, 2:05, 1:02:05; a dash for None."""
     if seconds is None:
         return UNKNOWN
     if abs(seconds) > FAR_SECONDS:
@@ -26,7 +26,7 @@ def duration(seconds: float | None) -> str:
 
 
 def clock(at: float | None) -> str:
-    """Write the time of day, with the date where it was another day; a dash where there is none."""
+    """Write the time of day, with the date unless it is today; a dash for None."""
     if at is None:
         return UNKNOWN
     if abs(at) > FAR_SECONDS:
@@ -58,7 +58,7 @@ def short(value: object) -> str:
 
 
 def number(value: float | None) -> str:
-    """Write a number as 5,230 or 3.1; a dash where there is none."""
+    """Write a number as 5,230 or 3.1; a dash for None."""
     if value is None:
         return UNKNOWN
     if abs(value) >= 10 or value == int(value):
@@ -67,7 +67,7 @@ def number(value: float | None) -> str:
 
 
 def mean_and_max(mean: float | None, most: float | None, unit: str) -> str:
-    """Write both with their unit: 71 %, max 99 %; a dash where there is no mean."""
+    """Write both with their unit: 71 %, max 99 %; a dash if the mean is None."""
     if mean is None:
         return UNKNOWN
     return f"{number(mean)} {unit}, max {number(most)} {unit}"
