@@ -33,7 +33,7 @@ CORE_VALUED = {
 COMMAND = re.compile(r"\binv (?=-|[a-z])(--help )?([a-z][a-z-]*)?")
 
 
-class Taking(Struct, frozen=True, kw_only=True):
+class ExtraArguments(Struct, frozen=True, kw_only=True):
     """The arguments of a task beyond those that Invoke's own parser knows."""
 
     # An optional parameter that is given as a bare word.
@@ -62,7 +62,9 @@ class _CommandLine:
         self.given: list[str] | None = None
 
     def words(self) -> list[str]:
-        return sys.argv[1:] if self.given is None else self.given
+        if self.given is None:
+            return sys.argv[1:]
+        return self.given
 
 
 _line = _CommandLine()
@@ -77,10 +79,10 @@ class UgroTask(invoke.tasks.Task[Any]):
         body: Callable[..., Any],
         help: dict[str, str],  # noqa: A002
         group: str,
-        taking: Taking,
+        extra: ExtraArguments,
     ) -> None:
-        self.taking = taking
-        super().__init__(body, help=help, iterable=list(taking.iterable))
+        self.extra = extra
+        super().__init__(body, help=help, iterable=list(extra.iterable))
         self.group = group
         _tasks[self.typed_name] = self
 
@@ -92,19 +94,12 @@ class UgroTask(invoke.tasks.Task[Any]):
     def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
         """Return the arguments for the call on the command line. Invoke's parser calls this."""
         del ignore_unknown_help
-        call = next(
-            (
-                call
-                for call in calls(_line.words())
-                if call.task is _tasks.get(self.typed_name)
-            ),
-            None,
-        )
-        if call:
-            _line.prefix = call.prefix
-        return self.arguments(
-            call.words if call else [], help_asked=bool(call and call.help_asked)
-        )
+        known = _tasks.get(self.typed_name)
+        for call in calls(_line.words()):
+            if call.task is known:
+                _line.prefix = call.prefix
+                return self.arguments(call.words, help_asked=call.help_asked)
+        return self.arguments()
 
     def arguments(
         self, words: Sequence[str] = (), *, help_asked: bool = False
@@ -124,51 +119,57 @@ class UgroTask(invoke.tasks.Task[Any]):
         required = parameter.default is inspect.Parameter.empty
         default = None if required else parameter.default
         dashed = name.strip("_").replace("_", "-")
+        names = [dashed]
+        if name in SHORT_FLAGS:
+            names.append(SHORT_FLAGS[name])
         options: dict[str, Any] = {
-            "names": (dashed, SHORT_FLAGS[name]) if name in SHORT_FLAGS else (dashed,),
-            "attr_name": name if name != dashed else None,
+            "names": tuple(names),
+            "attr_name": None if name == dashed else name,
             "help": self.help.get(dashed, self.help.get(name)),
             "default": default,
         }
-        if name in self.taking.pairs:
+        if name in self.extra.pairs:
             return PairsArgument(**options)
-        if name == self.taking.words:
+        if name == self.extra.words:
             return WordsArgument(count=len(words), **options)
-        if name in self.taking.iterable:
-            return Argument(kind=list, **{**options, "default": default or []})
+        if name in self.extra.iterable:
+            options["default"] = default or []
+            return Argument(kind=list, **options)
         if isinstance(default, bool):
             return Argument(kind=bool, **options)
+        if name == self.extra.word:
+            return Argument(positional=bool(words), **options)
         # A missing word is an error, except with --help, which would be taken for the word.
-        wanted = (
-            bool(words)
-            if name == self.taking.word
-            else required and not (help_asked and not words)
-        )
-        return Argument(positional=wanted, **options)
+        only_help = help_asked and not words
+        return Argument(positional=required and not only_help, **options)
 
     @property
-    def places(self) -> float:
+    def most_words(self) -> float:
         """Return the largest number of bare words it takes."""
-        if self.taking.words:
+        if self.extra.words:
             return float("inf")
         parameters = self.argspec(self.body).parameters.values()
-        required = sum(
-            parameter.default is inspect.Parameter.empty for parameter in parameters
-        )
-        return required + bool(self.taking.word)
+        required = [
+            parameter
+            for parameter in parameters
+            if parameter.default is inspect.Parameter.empty
+        ]
+        return len(required) + bool(self.extra.word)
 
     def words_after(self, flag: str, following: Sequence[str]) -> int:
         """Count the words that belong to a flag without `=`."""
         for argument in self.arguments():
-            if flag in map(to_flag, argument.names):
-                if isinstance(argument, PairsArgument):
-                    return 1 if following and "=" in following[0] else 2
+            if flag not in map(to_flag, argument.names):
+                continue
+            if not isinstance(argument, PairsArgument):
                 return int(argument.takes_value)
+            in_one_word = bool(following) and "=" in following[0]
+            return 1 if in_one_word else 2
         return int(flag in CORE_VALUED)
 
     def names_job(self) -> bool:
         """Return whether its bare words name jobs."""
-        return self.places > 0
+        return self.most_words > 0
 
 
 class WordsArgument(Argument):
@@ -243,31 +244,38 @@ def calls(words: Sequence[str]) -> list[Call]:
             if current and word in {"--help", "-h"}:
                 current.help_asked = True
             continue
-        owner = _owner(word)
-        taken = len(current.words) if current else 0
-        if current and taken < current.task.places and not (owner and taken):
+        call = _call_of(word)
+        if current and _takes_word(current, names_task=call is not None):
             current.words.append(word)
             continue
-        current = owner
-        if owner:
-            found.append(owner)
+        current = call
+        if call:
+            found.append(call)
     return found
 
 
-def _owner(word: str) -> Call | None:
+def _call_of(word: str) -> Call | None:
     mounted, _, name = word.rpartition(".")
     task = _tasks.get(name)
-    return Call(task, f"{mounted}." if mounted else "", []) if task else None
+    if task is None:
+        return None
+    prefix = f"{mounted}." if mounted else ""
+    return Call(task, prefix, [])
+
+
+def _takes_word(call: Call, *, names_task: bool) -> bool:
+    """Return whether the call takes the next word; only its first may be the name of a task."""
+    if len(call.words) >= call.task.most_words:
+        return False
+    return not call.words or not names_task
 
 
 def _words_after(flag: str, current: Call | None, following: Sequence[str]) -> int:
     if "=" in flag:
         return 0
-    return (
-        current.task.words_after(flag, following)
-        if current
-        else int(flag in CORE_VALUED)
-    )
+    if current:
+        return current.task.words_after(flag, following)
+    return int(flag in CORE_VALUED)
 
 
 def typed() -> list[str]:
@@ -278,18 +286,23 @@ def typed() -> list[str]:
 def remainder() -> list[str]:
     """Return the words after a bare `--`."""
     words = _line.words()
-    return words[words.index("--") + 1 :] if "--" in words else []
+    if "--" not in words:
+        return []
+    return words[words.index("--") + 1 :]
 
 
 @contextlib.contextmanager
 def reading(program: str, words: Iterable[str]) -> Iterator[None]:
     """Parse these words for a program of this name, instead of sys.argv."""
-    before = _line.program, _line.prefix, _line.given
-    _line.program, _line.prefix, _line.given = program, "", list(words)
+    global _line
+    before = _line
+    _line = _CommandLine()
+    _line.program = program
+    _line.given = list(words)
     try:
         yield
     finally:
-        _line.program, _line.prefix, _line.given = before
+        _line = before
 
 
 def as_called(message: str) -> str:

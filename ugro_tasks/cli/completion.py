@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import shlex
 from collections.abc import Iterator
-from typing import Any
 
 from invoke.collection import Collection
 from invoke.parser.context import ParserContext, to_flag
@@ -49,16 +48,21 @@ def _flags(core: ParserContext, call: Call | None) -> list[str]:
 
 
 def _values(flag: str, words: list[str], call: Call | None) -> Iterator[str]:
-    if call is None or not any(
-        flag in map(to_flag, argument.names) for argument in call.task.arguments()
-    ):
+    if call is None or not _has_flag(call, flag):
         return
-    if flag in JOB_FLAGS or (flag in {"--name", "-n"} and call.task.names_job()):
+    names_job = flag in {"--name", "-n"} and call.task.names_job()
+    if flag in JOB_FLAGS or names_job:
         yield from _jobs(_cluster(words))
     elif flag in NODE_FLAGS:
         yield from _nodes(_cluster(words))
     elif flag in CLUSTER_FLAGS:
         yield "local"
+
+
+def _has_flag(call: Call, flag: str) -> bool:
+    return any(
+        flag in map(to_flag, argument.names) for argument in call.task.arguments()
+    )
 
 
 def _cluster(words: list[str]) -> str | None:
@@ -74,14 +78,11 @@ def _jobs(cluster: str | None) -> list[str]:
 
     with contextlib.suppress(UgroError, OSError):
         # An error message would end up in the line being typed.
-        newest: list[Any] = list(
-            itertools.islice(api.open_experiments(cluster).all(), JOBS_OFFERED)
-        )
-        return list(
-            dict.fromkeys(
-                [*(job.name for job in newest), *(job.job_id for job in newest)]
-            )
-        )
+        jobs = api.open_experiments(cluster).all()
+        newest = list(itertools.islice(jobs, JOBS_OFFERED))
+        names = [job.name for job in newest]
+        ids = [job.job_id for job in newest]
+        return list(dict.fromkeys([*names, *ids]))
     return []
 
 

@@ -26,20 +26,16 @@ def listed(values: str | Iterable[str] | None) -> list[str]:
 
 def whole(text: str | int | None, flag: str, least: int = 0) -> int | None:
     """Return a whole number from a flag, None if it is absent; raise UsageError for other text."""
-    return (
-        None
-        if text is None
-        else int(_number(text, flag, int, f"a whole number from {least} on", least))
-    )
+    if text is None:
+        return None
+    return int(_number(text, flag, int, f"a whole number from {least} on", least))
 
 
 def decimal(text: str | float | None, flag: str) -> float | None:
     """Return a number from a flag, None if it is absent; raise UsageError for other text."""
-    return (
-        None
-        if text is None
-        else float(_number(text, flag, float, "a number, e.g. 2e-4", None))
-    )
+    if text is None:
+        return None
+    return float(_number(text, flag, float, "a number, e.g. 2e-4", None))
 
 
 AGE_SECONDS = {"h": 3600, "d": 86400, "w": 7 * 86400}
@@ -49,8 +45,10 @@ def age(text: str | None, flag: str) -> float:
     """Return seconds from a flag like 12h, 30d or 4w, 0.0 if it is absent; raise UsageError."""
     if text is None:
         return 0.0
-    count, unit = text[:-1], text[-1:]
-    if unit not in AGE_SECONDS or not (count.isascii() and count.isdecimal()):
+    count = text[:-1]
+    unit = text[-1:]
+    is_whole = count.isascii() and count.isdecimal()
+    if unit not in AGE_SECONDS or not is_whole:
         raise UsageError(
             f"{flag} {text}: use hours, days or weeks, e.g. 12h, 30d or 4w"
         )

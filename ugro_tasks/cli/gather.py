@@ -29,17 +29,17 @@ def gather(
     job = api.find(name, cluster)
     if is_dry(context):
         found = api.gather(job, dry_run=True)
-        note(
-            f"would fetch into {found.folder} from {', '.join(found.nodes) or 'no node'}; nothing was done"
-        )
+        nodes = ", ".join(found.nodes) or "no node"
+        note(f"would fetch into {found.folder} from {nodes}; nothing was done")
         return found
     from .show.bars import Percentages  # late: few commands draw bars
 
     with Percentages() as shown:
         found = api.gather(job, verify=verify, tell=shown.update)
     if found.cleaned:
+        nodes = ", ".join(found.cleaned)
         note(
-            f"nothing is left on {', '.join(found.cleaned)} since inv clean; what was there came home before"
+            f"nothing is left on {nodes} since inv clean; what was there came home before"
         )
     note(f"gathered into {found.folder}")
     return found

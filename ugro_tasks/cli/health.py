@@ -49,8 +49,8 @@ def health(
             measured = api.time_all_reduce(cluster=chosen)
     show_health(found, measured, verbose=verbose, as_json=json)
     if not found.fit:
-        raise NotFit(
-            f"{len(found.faults)} checks failed"
-            + (", so nothing was timed" if deep else "")
-        )
+        words = f"{len(found.faults)} checks failed"
+        if deep:
+            words += ", so nothing was timed"
+        raise NotFit(words)
     return found

@@ -34,12 +34,11 @@ def init(
 
     if is_dry(context):
         return _show_first_time(api.first_time(nodes, cluster))
-    found = api.init(
-        nodes, cluster, agree=None if accept_new_host_keys else agree, tell=note
-    )
+    asking = None if accept_new_host_keys else agree
+    found = api.init(nodes, cluster, agree=asking, tell=note)
     show_health(found, None, verbose=False, as_json=False)
     if not found.fit:
-        raise NotFit(f"{len(found.faults)} checks failed; mend them, then: inv health")
+        raise NotFit(f"{len(found.faults)} checks failed; fix them, then: inv health")
     return found
 
 

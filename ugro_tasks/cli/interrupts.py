@@ -31,5 +31,6 @@ class Interrupts:
 
     def take(self) -> bool:
         """Return whether Ctrl-C was pressed since the last call."""
-        pressed, self._pressed = self._pressed, 0
-        return pressed > 0
+        pressed = self._pressed > 0
+        self._pressed = 0
+        return pressed

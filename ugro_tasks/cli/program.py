@@ -7,9 +7,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import invoke.config
 import invoke.exceptions
@@ -71,7 +70,7 @@ class UgroProgram(Program):
 
     def parse_core(self, argv: list[str] | None) -> None:
         """Parse the command line up to the task."""
-        with _explained(self._near_core):
+        with _explained(self._core_flags):
             super().parse_core(argv)
 
     def parse_collection(self) -> None:
@@ -93,12 +92,12 @@ class UgroProgram(Program):
 
     def parse_tasks(self) -> None:
         """Parse the task and its flags."""
-        with _explained(self._near_task):
+        with _explained(self._task_words):
             super().parse_tasks()
 
     def parse_cleanup(self) -> None:
         """Answer --help, --list and --complete."""
-        with _explained(self._near_task):
+        with _explained(self._task_words):
             if self.args.complete.value:
                 from .completion import complete  # late: only a shell asks for it
 
@@ -109,15 +108,13 @@ class UgroProgram(Program):
                 raise invoke.exceptions.Exit
             super().parse_cleanup()
 
-    def _near_core(self, _error: invoke.exceptions.ParseError) -> Iterable[str]:
+    def _core_flags(self, _error: invoke.exceptions.ParseError) -> Iterable[str]:
         return self.initial_context.flags
 
-    def _near_task(self, error: invoke.exceptions.ParseError) -> Iterable[str]:
-        flags = (
-            [*error.context.flags, *error.context.inverse_flags]
-            if error.context
-            else []
-        )
+    def _task_words(self, error: invoke.exceptions.ParseError) -> Iterable[str]:
+        flags: list[str] = []
+        if error.context:
+            flags = [*error.context.flags, *error.context.inverse_flags]
         return [*flags, *self.collection.task_names, *self.initial_context.flags]
 
     # ---- help ----
@@ -158,8 +155,10 @@ def _readable(where: object) -> Iterator[None]:
 class _explained:  # noqa: N801
     """A context that turns a parse error into one line with a suggestion and exit code 2."""
 
-    def __init__(self, near: Any) -> None:
-        self.near = near
+    def __init__(
+        self, known: Callable[[invoke.exceptions.ParseError], Iterable[str]]
+    ) -> None:
+        self.known = known
 
     def __enter__(self) -> None:
         return None
@@ -172,18 +171,21 @@ class _explained:  # noqa: N801
         message = str(error)
         unknown = UNKNOWN.fullmatch(message)
         if unknown:
-            import difflib  # late: only a mistake needs it
-
-            known = [
-                name
-                for name in self.near(error)
-                if name.startswith("-") == unknown[1].startswith("-")
-            ]
-            close = difflib.get_close_matches(unknown[1], known, n=1)
-            message += f" Did you mean {close[0]}?" if close else " See: ugro --help"
+            message += f" {_suggestion(unknown[1], self.known(error))}"
         elif error.context is not None and error.context.name:
             message += f" See: ugro --help {error.context.name}"
         raise invoke.exceptions.Exit(message, code=UsageError.exit_code) from error
+
+
+def _suggestion(word: str, known: Iterable[str]) -> str:
+    import difflib  # late: only a mistake needs it
+
+    is_flag = word.startswith("-")
+    alike = [name for name in known if name.startswith("-") == is_flag]
+    close = difflib.get_close_matches(word, alike, n=1)
+    if close:
+        return f"Did you mean {close[0]}?"
+    return "See: ugro --help"
 
 
 def main() -> None:

@@ -30,10 +30,9 @@ def reset(
         return _show_holders(api.health(nodes, cluster, save=False))
     ended = api.reset(nodes, cluster)
     show_reset(ended, as_json=json)
-    if unreached := [
-        answer for answer in ended.values() if isinstance(answer, HostError)
-    ]:
-        raise unreached[0]
+    for answer in ended.values():
+        if isinstance(answer, HostError):
+            raise answer
     return ended
 
 

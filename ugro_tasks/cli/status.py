@@ -37,8 +37,10 @@ def status(
     from .show.status import show_job, show_jobs
 
     chosen = api.open_cluster(cluster)
-    if not is_dry(context) and (why := api.wake_agent(chosen)):
-        note(why)
+    if not is_dry(context):
+        no_agent = api.wake_agent(chosen)
+        if no_agent:
+            note(no_agent)
     if name is None:
         if live:
             raise UsageError("--live needs the name of a job")

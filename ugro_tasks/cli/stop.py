@@ -37,9 +37,8 @@ def stop(
     job = api.stoppable(experiments.find(name))
     if is_dry(context):
         state = job.state()
-        note(
-            f"would stop {job.job_id} ({state.phase}) on {', '.join(job.record().nodes)}; nothing was done"
-        )
+        nodes = ", ".join(job.record().nodes)
+        note(f"would stop {job.job_id} ({state.phase}) on {nodes}; nothing was done")
         return state
     with Interrupts() as interrupts:
         shown = Follower(

@@ -13,7 +13,7 @@ from typing import Any
 import invoke.exceptions
 
 from ..errors import RecordError, UgroError, UsageError
-from .command_line import Taking, UgroTask
+from .command_line import ExtraArguments, UgroTask
 from .command_line import as_called as as_called
 
 
@@ -47,7 +47,7 @@ def task(
     `word` names an optional bare word, `words` a parameter for any number of bare words, `pairs`
     flags with two words, `iterable` repeatable flags.
     """
-    taking = Taking(
+    extra = ExtraArguments(
         word=word, words=words, pairs=tuple(pairs), iterable=tuple(iterable)
     )
 
@@ -75,7 +75,7 @@ def task(
                 ) from error
             return result
 
-        return UgroTask(checked, help, group, taking)
+        return UgroTask(checked, help, group, extra)
 
     return decorate
 
@@ -84,12 +84,10 @@ def _configure(
     given: dict[str, Any], signature: inspect.Signature, context: Any
 ) -> None:
     """Fill in flags that were not given from Invoke's configuration and its own flags."""
-    parameters, run = signature.parameters, context.config.run
-    if (
-        "cluster" in parameters
-        and given.get("cluster") is None
-        and not os.environ.get("UGRO_CLUSTER")
-    ):
+    parameters = signature.parameters
+    run = context.config.run
+    unset = given.get("cluster") is None and not os.environ.get("UGRO_CLUSTER")
+    if "cluster" in parameters and unset:
         given["cluster"] = _configured_cluster(context)
     if "dry_run" in parameters and run.dry:
         given["dry_run"] = True

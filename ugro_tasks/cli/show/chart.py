@@ -30,34 +30,48 @@ def chart(
     both = [*line, *marks]
     if not both:
         return []
-    low = min(point.value for point in both)
-    high = max(point.value for point in both)
+    values = [point.value for point in both]
+    low = min(values)
+    high = max(values)
     logarithmic = low > 0 and high / low > LOGARITHMIC_FROM
     labels = {0: f"{high:.4g}", height - 1: f"{low:.4g}"}
     margin = max(map(len, labels.values()))
     columns = max(LEAST_COLUMNS, width - margin - 2)
-    across = _scale((point.step for point in both), 2 * columns)
-    down = _scale((_height(point.value, logarithmic) for point in both), 4 * height)
+    steps = [point.step for point in both]
+    across = _scale(steps, 2 * columns)
+    heights = [_height(point.value, logarithmic) for point in both]
+    upwards = _scale(heights, 4 * height)
 
     def place(point: Point) -> tuple[int, int]:
-        return across(point.step), 4 * height - 1 - down(
-            _height(point.value, logarithmic)
-        )
+        """Return the dot of a point, counted from the left and from the top."""
+        above_bottom = upwards(_height(point.value, logarithmic))
+        return across(point.step), 4 * height - 1 - above_bottom
 
-    cells = [[BLANK] * columns for _ in range(height)]
-    for x, y in _dots_of_line([place(point) for point in line]):
-        cells[y // 4][x // 2] |= DOTS[x % 2][y % 4]
-    rows = [[" " if cell == BLANK else chr(cell) for cell in row] for row in cells]
+    dots = _dots_of_line([place(point) for point in line])
+    rows = _characters(dots, columns, height)
     for x, y in map(place, marks):
         rows[y // 4][x // 2] = MARK
     drawn: list[list[Piece]] = []
     for number, row in enumerate(rows):
         axis = "┤" if number in labels else "│"
-        drawn.append([f"{labels.get(number, ''):>{margin}} {axis}", *_coloured(row)])
-    first = f"{min(point.step for point in both):.12g}"
-    last = f"{max(point.step for point in both):.12g}"
-    under = _words_below(first, last, columns, logarithmic)
-    return [*drawn, [" " * margin + " └" + "─" * columns], [" " * (margin + 2) + under]]
+        label = labels.get(number, "")
+        drawn.append([f"{label:>{margin}} {axis}", *_coloured(row)])
+    below = _words_below(
+        f"{min(steps):.12g}", f"{max(steps):.12g}", columns, logarithmic
+    )
+    drawn.append([f"{'':{margin}} └{'─' * columns}"])
+    drawn.append([f"{'':{margin}}  {below}"])
+    return drawn
+
+
+def _characters(
+    dots: Iterable[tuple[int, int]], columns: int, height: int
+) -> list[list[str]]:
+    """Return the rows of Braille characters with these dots, and spaces where there is none."""
+    cells = [[BLANK] * columns for _ in range(height)]
+    for x, y in dots:
+        cells[y // 4][x // 2] |= DOTS[x % 2][y % 4]
+    return [[" " if cell == BLANK else chr(cell) for cell in row] for row in cells]
 
 
 def _coloured(row: Sequence[str]) -> Iterable[Piece]:
@@ -79,24 +93,29 @@ def _height(value: float, logarithmic: bool) -> float:
     return math.log10(value) if logarithmic else value
 
 
-def _scale(values: Iterable[float], size: int) -> Callable[[float], int]:
+def _scale(values: Sequence[float], size: int) -> Callable[[float], int]:
     """Return the map of the values' range to 0 .. size - 1; an empty range maps to the middle."""
-    known = list(values)
     # Halved, so that no difference is too large for a float.
-    low = min(known) / 2
-    span = max(known) / 2 - low
+    low = min(values) / 2
+    span = max(values) / 2 - low
     if span <= 0:
         return lambda _value: size // 2
-    return lambda value: round((value / 2 - low) / span * (size - 1))
+
+    def position(value: float) -> int:
+        share = (value / 2 - low) / span
+        return round(share * (size - 1))
+
+    return position
 
 
 def _dots_of_line(places: Sequence[tuple[int, int]]) -> Iterable[tuple[int, int]]:
     """Yield every dot of a line through places ordered from left to right."""
     yield from places[:1]
     for (x0, y0), (x1, y1) in pairwise(places):
-        length = max(x1 - x0, abs(y1 - y0))
+        width = x1 - x0
+        height = y1 - y0
+        length = max(width, abs(height))
         for step in range(1, length + 1):
-            yield (
-                x0 + round((x1 - x0) * step / length),
-                y0 + round((y1 - y0) * step / length),
-            )
+            x = x0 + round(width * step / length)
+            y = y0 + round(height * step / length)
+            yield x, y

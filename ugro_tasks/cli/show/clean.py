@@ -26,12 +26,8 @@ def show_clean(found: Cleaning, *, as_json: bool) -> None:
         columns(console, rows, heads=False, indent="  ")
     if found.stays:
         console.print(style("stays", "bold"))
-        columns(
-            console,
-            [[stay.job_id, stay.reason] for stay in found.stays],
-            heads=False,
-            indent="  ",
-        )
+        rows = [[stay.job_id, stay.reason] for stay in found.stays]
+        columns(console, rows, heads=False, indent="  ")
     for node, count in found.foreign.items():
         console.print(
             f"{printable_lines(node)}: {count} job folders of no experiment here; they stay"

@@ -91,24 +91,21 @@ class Console:
     def __init__(self, stream: Any = None) -> None:
         self._stream = stream
         self.is_terminal: bool = (stream or sys.stdout).isatty()
-        unwanted = os.environ.get("NO_COLOR") or os.environ.get("TERM") in {
-            "dumb",
-            "unknown",
-        }
-        self._coloured = self.is_terminal and not unwanted
+        knows_colour = os.environ.get("TERM") not in {"dumb", "unknown"}
+        wanted = not os.environ.get("NO_COLOR")
+        self._coloured = self.is_terminal and knows_colour and wanted
 
     @property
     def width(self) -> int:
         """See Printer."""
         if not self.is_terminal:
             return PLAIN_WIDTH
+        stream = self._stream or sys.stdout
         try:
-            columns = os.get_terminal_size(
-                (self._stream or sys.stdout).fileno()
-            ).columns
+            size = os.get_terminal_size(stream.fileno())
         except OSError:
             return FALLBACK_WIDTH
-        return columns or FALLBACK_WIDTH
+        return size.columns or FALLBACK_WIDTH
 
     def print(self, *pieces: Piece) -> None:
         """See Printer."""
@@ -124,12 +121,11 @@ class Console:
         if self._coloured:
             before = {style: _beginning(style) for style in CODES}
             after = RESET
-        self._write(
-            "".join(
-                f"{before[colour]}{printable_lines(name):{width}}{after} │ {printable_lines(text)}\n"
-                for name, colour, text in lines
-            )
-        )
+        written = []
+        for name, colour, text in lines:
+            head = f"{before[colour]}{printable_lines(name):{width}}{after}"
+            written.append(f"{head} │ {printable_lines(text)}\n")
+        self._write("".join(written))
 
     def _rendered(self, piece: Piece) -> str:
         if isinstance(piece, str):

@@ -123,12 +123,8 @@ class Follower:
         words = f"{self.experiment.job_id} {self.state.phase}"
         cause = self.state.cause
         if cause:
-            words = "\n".join(
-                [
-                    f"{words}: {cause.message}",
-                    *(f"    {line}" for line in cause.last_lines),
-                ]
-            )
+            last_lines = [f"    {line}" for line in cause.last_lines]
+            words = "\n".join([f"{words}: {cause.message}", *last_lines])
         if self.state.phase is Phase.FAILED:
             words += f"\nsee: inv logs {self.experiment.name}"
         return words

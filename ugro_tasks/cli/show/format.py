@@ -42,11 +42,10 @@ def columns(
     With `heads` the first row is bold.
     """
     rows = [[_one_line(cell) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     for number, row in enumerate(rows):
-        cells = _without_empty_end(
-            [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        )
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        cells = _without_empty_end(padded)
         if heads and number == 0:
             console.print(style(indent + COLUMN_GAP.join(cells), "bold"))
             continue
@@ -75,7 +74,8 @@ def show_json(value: Any) -> None:
     except UnicodeEncodeError:  # the name of a file that is no UTF-8
         encoded = msgspec.json.encode(_encodable(msgspec.to_builtins(value)))
     text = msgspec.json.format(encoded).decode()
-    sys.stdout.write(CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+    escaped = CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    sys.stdout.write(f"{escaped}\n")
 
 
 def _encodable(value: Any) -> Any:

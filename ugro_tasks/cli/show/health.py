@@ -33,10 +33,11 @@ def show_health(
         )
     console = open_console()
     columns(console, [HEADS, *map(_node_row, found.nodes)])
-    checks = [(node.node, check) for node in found.nodes for check in node.checks]
-    checks += [("cluster", check) for check in found.across]
-    for name, check in checks:
-        _show_check(console, name, check, verbose=verbose)
+    for node in found.nodes:
+        for check in node.checks:
+            _show_check(console, node.node, check, verbose=verbose)
+    for check in found.across:
+        _show_check(console, "cluster", check, verbose=verbose)
     for measurement in measured or []:
         console.print(printable_lines(_measured(measurement)))
     verdict = style("fit", "green") if found.fit else style("not fit", "red")
@@ -62,11 +63,12 @@ def _node_row(node: NodeHealth) -> list[str]:
     if not node.reachable:
         return ["✗", node.node, node.address, "-", "-", "-", "-", "not reachable"]
     values = {check.name: check.value for check in node.checks}
+    milliseconds = 1000 * (node.round_trip_seconds or 0)
     return [
         "✓" if node.fit else "✗",
         node.node,
         node.address,
-        f"{1000 * (node.round_trip_seconds or 0):.1f} ms",
+        f"{milliseconds:.1f} ms",
         _first_card(node),
         values["environment"],
         values["disk"].split(" for ")[0],

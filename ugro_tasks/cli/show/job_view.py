@@ -89,12 +89,12 @@ class JobView:
 
     def show_lines(self) -> None:
         """Print the collected lines of ranks at once; a print for each would be too slow."""
-        if self._lines:
-            nodes = {rank.rank: rank.node for rank in self.state.ranks}
-            self.console.print_lines(
-                [_named(line, nodes) for line in self._lines], self.width
-            )
-            self._lines.clear()
+        if not self._lines:
+            return
+        nodes = {rank.rank: rank.node for rank in self.state.ranks}
+        named = [_named(line, nodes) for line in self._lines]
+        self.console.print_lines(named, self.width)
+        self._lines.clear()
 
     def show_success(self) -> None:
         """Print that the job has succeeded, and the command for its results."""
@@ -109,11 +109,8 @@ class JobView:
     def _show_state(self, state: JobState) -> None:
         before = self.state.phase
         self.state = state
-        if (
-            not self.verbose
-            or state.phase is not Phase.PREPARING
-            or before is Phase.PREPARING
-        ):
+        begins = state.phase is Phase.PREPARING and before is not Phase.PREPARING
+        if not self.verbose or not begins:
             return
         plan = self.experiment.record().plan
         if plan:
@@ -131,10 +128,9 @@ class JobView:
     def _update_spinner(self) -> None:
         if self._spinner:
             name = printable_lines(self.experiment.name)
-            time_taken = duration(self.state.seconds)
-            self._spinner.update(
-                f"{name} {self.state.phase} {time_taken}{self._progress()}"
-            )
+            seconds = duration(self.state.seconds)
+            words = f"{name} {self.state.phase} {seconds}{self._progress()}"
+            self._spinner.update(words)
 
     def _progress(self) -> str:
         """Write the last logged step and loss, "" without any."""
@@ -154,4 +150,5 @@ class JobView:
 def _named(line: Line, nodes: Mapping[int, str]) -> NamedLine:
     # A restart may have dropped the node; then its rank is no longer in the state.
     node = nodes.get(line.rank, str(line.rank))
-    return node, NODE_COLOURS[line.rank % len(NODE_COLOURS)], line.text
+    colour = NODE_COLOURS[line.rank % len(NODE_COLOURS)]
+    return node, colour, line.text

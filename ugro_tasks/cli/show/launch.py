@@ -22,7 +22,7 @@ def show_dry_run(found: Rehearsal, *, as_json: bool) -> None:
         return show_json({"fit": not found.refusals, **msgspec.structs.asdict(found)})
     show_plan(found.plan)
     for node, why in found.environments.items():
-        note(f"a launch would first make the environment of {node} anew: {why}")
+        note(f"a launch would first build the environment of {node}: {why}")
     for words in found.refusals:
         note(f"a launch would be refused: {words}")
     return None
@@ -34,17 +34,15 @@ def show_plan(plan: LaunchPlan) -> None:
         f"{plan.job_id}: {plan.world_size} ranks meet at {plan.master_address} port {plan.master_port}"
     )
     for node in plan.nodes:
-        variables = " ".join(
-            f"{key}={_quoted(value)}" for key, value in node.env.items()
-        )
-        print(
-            printable(
-                f"rank {node.rank} on {node.node} ({node.address}), in {node.folder}/code:"
-            )
-        )
+        place = f"{node.node} ({node.address}), in {node.folder}/code"
+        print(printable(f"rank {node.rank} on {place}:"))
         if node.activation:
-            print(f"  with what this tells: {' '.join(map(_quoted, node.activation))}")
-        print(f"  {variables} {' '.join(map(_quoted, node.argv))}")
+            activation = " ".join(map(_quoted, node.activation))
+            print(f"  with what this tells: {activation}")
+        assignments = [f"{key}={_quoted(value)}" for key, value in node.env.items()]
+        variables = " ".join(assignments)
+        command = " ".join(map(_quoted, node.argv))
+        print(f"  {variables} {command}")
     from .memory import show_memory
 
     show_memory(plan)
@@ -52,11 +50,9 @@ def show_plan(plan: LaunchPlan) -> None:
 
 def _quoted(word: str) -> str:
     """Quote the word for bash, with control characters as bash's own escapes."""
-    if word.isprintable() or (printable(word) == word and "\n" not in word):
+    is_plain = printable(word) == word and "\n" not in word
+    if is_plain or word.isprintable():
         return shlex.quote(word)
-    plain = re.sub(r"[\\']", r"\\\g<0>", word)
-    return (
-        "$'"
-        + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in plain)
-        + "'"
-    )
+    escaped = re.sub(r"[\\']", r"\\\g<0>", word)
+    characters = [c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped]
+    return f"$'{''.join(characters)}'"

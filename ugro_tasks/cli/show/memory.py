@@ -32,23 +32,20 @@ def show_memory(plan: LaunchPlan) -> None:
     columns(console, [HEADS, *(_row(node) for node in plan.nodes)])
     sizes = [node.batch_size for node in plan.nodes]
     steps = plan.effective_batch // sum(sizes)
-    total = f"({' + '.join(map(str, sizes))}) x {steps} accumulated = {plan.effective_batch}"
+    summands = " + ".join(map(str, sizes))
+    total = f"({summands}) x {steps} accumulated = {plan.effective_batch}"
     console.print(
         f"effective batch: {total} sequences a step; memory in GiB, estimated"
     )
 
 
 def _row(node: NodePlan) -> list[str]:
+    head = [node.node, str(node.batch_size)]
     memory = node.memory
     if memory is None:
-        return [
-            node.node,
-            str(node.batch_size),
-            *[UNKNOWN] * 7,
-            node.memory_unknown or "",
-        ]
+        return [*head, *[UNKNOWN] * 7, node.memory_unknown or ""]
     sizes = (
         memory.weights_mib, memory.trained_mib, memory.activations_mib, memory.overhead_mib, memory.total_mib,
         memory.card_mib, memory.room_mib,
     )  # fmt: skip
-    return [node.node, str(node.batch_size), *map(gib, sizes), memory.fit]
+    return [*head, *map(gib, sizes), memory.fit]

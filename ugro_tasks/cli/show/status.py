@@ -57,17 +57,16 @@ def show_job(report: JobReport, *, as_json: bool) -> None:
     state = report.state
     show_job_head(console, report.job_id, state)
     for rank in state.ranks:
-        console.print(
-            f"  rank {rank.rank}  {printable_lines(rank.node):12} {printable_lines(_rank_state(rank))}"
-        )
-    for node, answer in (report.live or {}).items():
-        console.print(
-            f"  {printable_lines(node)} says: {printable_lines(_live(answer))}"
-        )
+        node = printable_lines(rank.node)
+        words = printable_lines(_rank_state(rank))
+        console.print(f"  rank {rank.rank}  {node:12} {words}")
+    for name, answer in (report.live or {}).items():
+        words = printable_lines(_live(answer))
+        console.print(f"  {printable_lines(name)} says: {words}")
     for event in report.events:
-        console.print(
-            f"  {clock(event.time)}  {printable_lines(event.node or ''):12} {printable_lines(event.message)}"
-        )
+        node = printable_lines(event.node or "")
+        words = printable_lines(event.message)
+        console.print(f"  {clock(event.time)}  {node:12} {words}")
     show_cause(console, state)
     return None
 

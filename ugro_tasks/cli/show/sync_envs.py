@@ -27,10 +27,8 @@ def show_sync(
     if as_json:
         nodes = {name: _synced_as_json(result) for name, result in results.items()}
         return show_json({"even": fault is None, "nodes": nodes})
-    columns(
-        open_console(),
-        [SYNC_HEADS, *(_sync_row(name, result) for name, result in results.items())],
-    )
+    rows = [_sync_row(name, result) for name, result in results.items()]
+    columns(open_console(), [SYNC_HEADS, *rows])
     for result in results.values():
         if not isinstance(result, UgroError) and result.kept:
             note(
@@ -45,13 +43,10 @@ def show_environments(
 ) -> None:
     """Print a row for each node: its environment, and the change a sync would make."""
     if as_json:
-        return show_json(
-            {"nodes": {name: _state_as_json(state) for name, state in states.items()}}
-        )
-    columns(
-        open_console(),
-        [SURVEY_HEADS, *(_survey_row(name, state) for name, state in states.items())],
-    )
+        nodes = {name: _state_as_json(state) for name, state in states.items()}
+        return show_json({"nodes": nodes})
+    rows = [_survey_row(name, state) for name, state in states.items()]
+    columns(open_console(), [SURVEY_HEADS, *rows])
     return None
 
 
