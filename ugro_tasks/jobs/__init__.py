@@ -1,1 +1,1 @@
-"""The records of jobs, and the experiment folder that they live in."""
+"""The records of jobs, and their experiment folders."""

@@ -1,4 +1,7 @@
-"""The agent is there when a command needs it. Apart from `agent/`: no command must load what an agent does."""
+"""Starting the agent if none runs.
+
+Separate from `agent/`, so that commands do not import the agent's dependencies.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from .experiments import Experiments
 
 
 def ensure_agent(experiments: Experiments) -> int | None:
-    """Start an agent for this folder unless one lives; gives the new one's pid.
+    """Start an agent for this folder unless one runs; return the pid of a new one.
 
-    Raises RecordError where the folder cannot be written: an agent could do nothing there.
+    Raises RecordError if the folder cannot be written, because an agent could not work there.
     """
     if experiments.agent_pid() is not None:
         return None
@@ -34,7 +37,7 @@ def ensure_agent(experiments: Experiments) -> int | None:
                 "ugro_tasks.agent",
                 str(experiments.folder.absolute()),
             ],
-            # Where `-m` finds the package, installed or not.
+            # `-m` finds the package there, installed or not.
             cwd=Path(__file__).parents[2],
             stdin=subprocess.DEVNULL,
             stdout=stderr,
@@ -45,7 +48,7 @@ def ensure_agent(experiments: Experiments) -> int | None:
 
 
 def try_agent(experiments: Experiments) -> str | None:
-    """`ensure_agent` for who can go on without one for a while: gives why none could be started, else None."""
+    """Start an agent unless one runs; return the reason if that fails, else None."""
     try:
         ensure_agent(experiments)
     except RecordError as error:

@@ -1,8 +1,9 @@
-"""The checkpoints at home: which there are, whether one is whole, and where a run goes on.
+"""The checkpoints in an experiment folder: whether they are whole, and the one to resume from.
 
-A script writes a manifest beside a checkpoint once all of it is there (docs/checkpoints.md). Each rank has its own;
-what is the same on all ranks is taken from rank 0. At home a manifest is stored last (`outputs/checkpoints.py`), so
-that where one lies, the rank's part is whole: its files have come and have the right hash.
+A script writes a manifest beside a checkpoint once all its files are there (docs/checkpoints.md).
+Each rank has a manifest of its own; files equal to rank 0's are fetched from rank 0 alone. On the
+controller a manifest is stored last (`outputs/checkpoints.py`), so its presence means that the
+rank's files have arrived with the right hashes.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 RANKS_MOST = 1000
 
 
-# From 0 on, and small enough to be computed with, whatever a node sends.
+# Bounded: a node must not be able to send numbers too large for arithmetic.
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 60)]
 
 
@@ -40,19 +41,19 @@ class Part(Struct, frozen=True):
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
-    """What one rank wrote of a checkpoint. `files` are named from the folder of checkpoints on."""
+    """One rank's list of checkpoint files, with paths relative to the checkpoints folder."""
 
     checkpoint: str
     step: Count
     rank: int
-    ranks: tuple[int, ...]  # that write a part of it
+    ranks: tuple[int, ...]  # all ranks with files in it
     files: dict[str, Part]
     epoch: float | None = None
     world_size: int | None = None
 
 
 class Checkpoint(Struct, frozen=True, kw_only=True):
-    """A checkpoint at home, with the manifests that have come. `missing` says why it is not whole."""
+    """A checkpoint with its fetched manifests; `missing` is the reason if it is not whole."""
 
     name: str
     step: int
@@ -62,7 +63,7 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
 
     @property
     def size_bytes(self) -> int:
-        """Of all files; what is the same on several ranks counts once."""
+        """Return the size of all files; a file shared by several ranks counts once."""
         parts = {
             (path, part)
             for m in self.manifests.values()
@@ -72,7 +73,10 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
 
 
 def read_manifest(content: bytes) -> Manifest:
-    """The manifest in a file or a frame; raises ValueError for one that is none, or that names paths elsewhere."""
+    """Parse a manifest from a file or a frame.
+
+    Raises ValueError if it is none, or if it names paths outside its checkpoint.
+    """
     try:
         manifest = decode(Manifest, content)
     except UNREADABLE as error:
@@ -100,9 +104,9 @@ def read_manifest(content: bytes) -> Manifest:
 
 
 def at_home(experiment: Experiment) -> list[Checkpoint]:
-    """The checkpoints whose part of rank 0 has come, the one that is farthest last.
+    """Return the checkpoints with a manifest of rank 0 here, the most advanced last.
 
-    Epochs tell that, where all have one: fewer ranks make more steps of an epoch.
+    They are sorted by epoch if all have one, else by step; with fewer ranks an epoch has more steps.
     """
     firsts = stored_manifests(experiment, 0)
     others = {rank for first in firsts.values() for rank in first.ranks} - {0}
@@ -121,9 +125,9 @@ def at_home(experiment: Experiment) -> list[Checkpoint]:
 def newest_whole(
     experiment: Experiment, passed_over: Callable[[str], None]
 ) -> Checkpoint | None:
-    """The last checkpoint that is whole on all its ranks, every hash checked; None where there is none.
+    """Return the last checkpoint that is whole on all ranks, every hash verified; None without one.
 
-    `passed_over` is told about each later one that is not.
+    `passed_over` is called with the reason for each later one.
     """
     for checkpoint in reversed(at_home(experiment)):
         why = checkpoint.missing
@@ -137,7 +141,7 @@ def newest_whole(
 
 
 def metrics_until(experiment: Experiment, step: int) -> bytes:
-    """The lines of metrics.jsonl up to a step, for the job that goes on from there."""
+    """Return the lines of metrics.jsonl up to a step, for a job that resumes there."""
     kept = []
     for line in tail_of(experiment.metrics, 0).splitlines(keepends=True):
         logged = read_metrics(line) or {}
@@ -147,7 +151,10 @@ def metrics_until(experiment: Experiment, step: int) -> bytes:
 
 
 def resume_from(experiment: Experiment) -> Resume:
-    """Where a new job would go on from this one; raises UsageError where it has no whole checkpoint."""
+    """Return the checkpoint from which a new job can resume this one.
+
+    Raises UsageError if the job is not finished or has no whole checkpoint.
+    """
     if not experiment.state().phase.finished:
         raise UsageError(
             f"{experiment.job_id} is not finished; wait for it (inv attach {experiment.job_id}) or end it "
@@ -167,7 +174,7 @@ def resume_from(experiment: Experiment) -> Resume:
 
 
 def stored_manifests(experiment: Experiment, rank: int) -> dict[str, Manifest]:
-    """{checkpoint: the manifest of the rank's part that has come}."""
+    """Return {checkpoint: manifest} of a rank, damaged manifests left out."""
     found = {}
     for path in experiment.checkpoint_folder(rank).glob(f"*{MANIFEST_SUFFIX}"):
         with contextlib.suppress(OSError, ValueError):  # damaged: as good as absent
@@ -177,7 +184,7 @@ def stored_manifests(experiment: Experiment, rank: int) -> dict[str, Manifest]:
 
 
 def with_manifest(experiment: Experiment) -> set[str]:
-    """The checkpoints of which some rank's manifest has come."""
+    """Return the names of the checkpoints with a manifest of any rank."""
     return {
         name
         for rank in experiment.ranks_gathered()
@@ -190,7 +197,7 @@ def _at_home(
     first: Manifest,
     stored: Mapping[int, Mapping[str, Manifest]],
 ) -> Checkpoint:
-    """The checkpoint whose part of rank 0 is `first`; `stored` are the manifests that have come, by rank."""
+    """Return the checkpoint with `first` as rank 0's manifest; `stored` has all, by rank."""
     manifests, missing = {0: first}, None
     for rank in first.ranks:
         manifest = stored[rank].get(first.checkpoint)
@@ -214,7 +221,7 @@ def _at_home(
 
 
 def own_part(manifest: Manifest, first: Manifest) -> dict[str, Part]:
-    """The files of a rank's part that are not the same in rank 0's."""
+    """Return the rank's files that differ from rank 0's."""
     if manifest.rank == 0:
         return manifest.files
     return {
@@ -227,7 +234,10 @@ def own_part(manifest: Manifest, first: Manifest) -> dict[str, Part]:
 def damage(
     experiment: Experiment, rank: int, files: Mapping[str, Part], *, read: bool
 ) -> str | None:
-    """What is wrong with these files of a rank at home, by their sizes, and with `read` by their hashes; else None."""
+    """Return the first fault of a rank's files here, None without one.
+
+    Sizes are compared, with `read` the hashes as well.
+    """
     for path, part in files.items():
         file = experiment.checkpoint_folder(rank) / path
         try:

@@ -1,13 +1,13 @@
-"""The experiment folder: the only module that knows its file names.
+"""The experiment folder; no other module knows its file names.
 
     experiments/
       exp1_20260120_120000/     one job, see `Experiment`
-      job_history.jsonl         one line a job that ended
-      cluster_state.json        what the last probe saw
-      .agent.lock               held by the agent of this folder, with its pid inside
-      .agent.stderr             where an agent that crashes says why
+      job_history.jsonl         one line for each ended job
+      cluster_state.json        the last probe
+      .agent.lock               locked by the agent of this folder, with its pid inside
+      .agent.stderr             the last words of an agent that crashed
 
-Files are replaced whole or appended to in whole lines, and those of UGRO's own are readable by their owner only.
+Files are replaced whole or appended to in whole lines. UGRO's own are readable by their owner only.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LOG_NAME = re.compile(r"training_rank(\d+)\.log")
 METRICS_NAME = "metrics.jsonl"
 GIVE_UP = "give up"
 SAMPLE_NODE = re.compile(rb'"node": "([^"]*)"')
-# What is UGRO's in a job's folder; a script's output must not take its place.
+# UGRO's own files in a job's folder; a script's output must not replace them.
 OWN_NAMES = (
     "config.json", "state.json", "events.jsonl", METRICS_NAME, "gpu.jsonl", "code", "logs", "ranks", "stop",
 )  # fmt: skip
@@ -47,13 +47,13 @@ OWN_NAMES = (
 class Experiment:
     """One job's folder. No other class builds a path in it.
 
-    config.json        the JobRecord          state.json     the JobState
-    code/              the scripts as launched  events.jsonl   what happened to the job
-    logs/              stdout+stderr of each rank, byte for byte
-    metrics.jsonl      one object a logged step, from rank 0
+    config.json        the JobRecord            state.json     the JobState
+    code/              the scripts as launched  events.jsonl   the job's events
+    logs/              stdout and stderr of each rank, byte for byte
+    metrics.jsonl      one object for each logged step, from rank 0
     gpu.jsonl          GPU samples of all nodes
     checkpoints/ artifacts/ tensorboard/      gathered from rank 0; ranks/<rank>/ from the others
-    stop               there once somebody asked for the job to be stopped
+    stop               exists once the job is asked to stop
     """
 
     def __init__(self, folder: Path) -> None:
@@ -69,27 +69,27 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        """The job's name: its id without the time stamp."""
+        """Return the job's name: its id without the time stamp."""
         return self.job_id[:-16]
 
     def log(self, rank: int) -> Path:
-        """Where the output of a rank goes."""
+        """Return the path of a rank's log."""
         return self.folder / "logs" / f"training_rank{rank}.log"
 
     def outputs(self, rank: int) -> Path:
-        """Where what a rank wrote is gathered."""
+        """Return the folder for the gathered outputs of a rank."""
         return self.folder if rank == 0 else self.folder / "ranks" / str(rank)
 
     def checkpoint_folder(self, rank: int) -> Path:
-        """Where the checkpoints of a rank come, or what it alone wrote of them."""
+        """Return the folder for a rank's checkpoint files; shared files are in rank 0's."""
         return self.outputs(rank) / "checkpoints"
 
     def record(self) -> JobRecord:
-        """config.json; raises RecordError where it is not one."""
+        """Read config.json; raises RecordError if it is damaged or not UGRO's."""
         return _read(self._config, JobRecord)
 
     def cluster(self) -> Cluster:
-        """The cluster that the job was launched on, as it was then; raises RecordError."""
+        """Return the cluster as it was at launch; raises RecordError."""
         try:
             return Cluster.from_json(self.record().cluster)
         except ValueError as error:
@@ -102,7 +102,7 @@ class Experiment:
         replace_file(self._config, msgspec.json.format(msgspec.json.encode(record)))
 
     def state(self) -> JobState:
-        """state.json; raises RecordError where it is not one."""
+        """Read state.json; raises RecordError if it is damaged or not UGRO's."""
         return _read(self._state, JobState)
 
     def save_state(self, state: JobState) -> None:
@@ -110,7 +110,7 @@ class Experiment:
         replace_file(self._state, msgspec.json.format(msgspec.json.encode(state)))
 
     def remove_half_written(self) -> None:
-        """Remove what a process that was killed has left of a record that it was about to replace."""
+        """Remove the temporary files of records, left by killed processes."""
         for path in self.folder.glob(".*.json.*"):
             found = HALF_WRITTEN.fullmatch(path.name)
             if found and not Path("/proc", found[1]).exists():
@@ -122,15 +122,15 @@ class Experiment:
         append_lines(self._events, msgspec.json.encode(event) + b"\n")
 
     def events(self, offset: int = 0) -> tuple[list[Event], int]:
-        """The events from a byte offset on, and the offset behind them."""
+        """Return the events from a byte offset on, and the offset after them."""
         raw = tail_of(self._events, offset)
         whole = raw[: raw.rfind(b"\n") + 1]
         return list(_events(whole)), offset + len(whole)
 
     def ask_to_stop(self, *, give_up: bool = False) -> None:
-        """What `inv stop` and Ctrl-C do; the agent sees to the rest. Raises RecordError.
+        """Ask the agent to stop the job, as `inv stop` and Ctrl-C do; raises RecordError.
 
-        With `give_up` no node is waited for that cannot be reached.
+        With `give_up` the job ends without waiting for unreachable nodes.
         """
         try:
             self._stop.touch(mode=0o600)
@@ -143,20 +143,20 @@ class Experiment:
 
     @property
     def stop_asked(self) -> bool:
-        """Whether somebody asked for the job to be stopped, or has removed its folder."""
+        """Return whether the job was asked to stop, or its folder removed."""
         return self._stop.exists() or not self.folder.is_dir()
 
     @property
     def given_up(self) -> bool:
-        """Whether the job may end without the proof of nodes that cannot be reached."""
+        """Return whether the job may end without the proof of unreachable nodes."""
         try:
             return self._stop.read_text() == GIVE_UP
         except (OSError, UnicodeError):
             return False
 
     def code_archive(self) -> bytes:
-        """The scripts as launched, as a compressed tar."""
-        import tarfile  # late, as all that only a launch needs
+        """Pack the scripts as launched into a compressed tar."""
+        import tarfile  # late: only a launch needs it
 
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1) as archive:
@@ -164,12 +164,15 @@ class Experiment:
         return packed.getvalue()
 
     def gpu_bytes(self, node: str) -> int:
-        """How much of a node's GPU samples has arrived: the sum of its lines, which are kept as they came."""
+        """Return the bytes of a node's GPU samples received so far.
+
+        That is the total length of its lines, because they are stored as received.
+        """
         *lines, _ = tail_of(self.gpu, 0).split(b"\n")
         return sum(len(line) + 1 for line in lines if node_of_sample(line) == node)
 
     def ranks_gathered(self) -> list[int]:
-        """The ranks that something may have come from."""
+        """Return rank 0 and every rank with a folder below ranks/."""
         return sorted(
             {
                 0,
@@ -182,7 +185,7 @@ class Experiment:
         )
 
     def checkpoints(self) -> dict[str, dict[int, Path]]:
-        """{checkpoint: {rank: where its part lies}}, be they whole or not."""
+        """Return {checkpoint: {rank: its folder}}, whole or not."""
         from ..node.protocol import MANIFEST_SUFFIX
 
         found: dict[str, dict[int, Path]] = {}
@@ -193,7 +196,7 @@ class Experiment:
         return found
 
     def logs(self) -> dict[int, Path]:
-        """{rank: its log}, in the order of the ranks; other files in the folder are none of ours."""
+        """Return {rank: its log} in the order of the ranks, without foreign files."""
         found = {
             LOG_NAME.fullmatch(path.name): path
             for path in (self.folder / "logs").glob("*")
@@ -204,7 +207,7 @@ class Experiment:
 
 
 def node_of_sample(line: bytes) -> str | None:
-    """The node that a line of gpu.jsonl is from; None where it is no such line, or names several."""
+    """Return the node of a line of gpu.jsonl, None unless the line names exactly one."""
     nodes = SAMPLE_NODE.findall(line)
     return (
         nodes[0].decode("utf-8", "replace")

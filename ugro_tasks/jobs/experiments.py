@@ -1,4 +1,4 @@
-"""The experiments folder: all jobs, how one is made, found and listed."""
+"""The experiments folder: creating, finding and listing jobs."""
 
 from __future__ import annotations
 
@@ -39,18 +39,19 @@ class Experiments:
     def create(
         self, record: JobRecord, scripts: Path, metrics: bytes = b""
     ) -> Experiment:
-        """A new job, queued; it appears whole. `record` gets its job_id and the hash of its code here.
+        """Create a queued job with its id and the hash of its code; the folder appears by one rename.
 
-        `metrics` is what it has from the job that it goes on from.
+        `metrics` are the lines inherited from the job it resumes.
 
-        Raises RecordError where the folder cannot be written, UsageError where the scripts cannot be taken along.
+        Raises RecordError if the folder cannot be written, UsageError if the scripts cannot be
+        copied.
         """
         import shutil
 
         self.make_folder()
         ours = f".making-{os.uname().nodename}"
         for left in self.folder.glob(f"{ours}-*"):
-            # By a command that was killed while it was here.
+            # Left by a command that was killed here.
             if not Path("/proc", left.name.split("-")[-2]).exists():
                 shutil.rmtree(left, ignore_errors=True)
         making = self.folder / f"{ours}-{os.getpid()}-{time.time_ns()}"
@@ -85,14 +86,17 @@ class Experiments:
             shutil.rmtree(making, ignore_errors=True)
 
     def all(self) -> Iterator[Experiment]:
-        """Every job folder, the newest first."""
+        """Iterate over all jobs, the newest first."""
         return map(self._job, self._ids())
 
     def _job(self, job_id: str) -> Experiment:
         return Experiment(self.folder / job_id)
 
     def _ids(self) -> list[str]:
-        """Of all jobs, the newest first. Ids alone: there may be thousands, of which one or twenty are wanted."""
+        """Return the ids of all jobs, the newest first.
+
+        Ids only: of thousands of folders, a command needs one or twenty.
+        """
         try:
             with os.scandir(self.folder) as entries:
                 names = [
@@ -105,7 +109,7 @@ class Experiments:
         return sorted(names, key=lambda name: (name[-16:], name), reverse=True)
 
     def find(self, name: str) -> Experiment:
-        """The job with this id, or the newest with exactly this name (one that ran before one that was refused).
+        """Return the job with this id, or the newest with this name, jobs that were not refused first.
 
         Raises JobNotFound with the nearest names.
         """
@@ -133,12 +137,12 @@ class Experiments:
         raise JobNotFound(f"no job called {name!r} in {self.folder}{hint}")
 
     def unfinished(self) -> list[Experiment]:
-        """The jobs that are queued or under way, oldest first. A job that cannot be read is not one."""
+        """Return the jobs that are queued or under way, oldest first, without unreadable ones."""
         jobs = self._not_in_history()
         return [job for job in jobs if (phase := _phase(job)) and not phase.finished]
 
     def complete_history(self) -> None:
-        """Add the jobs that have ended while nobody could say so there: their agent was killed in that moment."""
+        """Add finished jobs missing in the history because their agent was killed."""
         for job in self._not_in_history():
             with contextlib.suppress(RecordError):
                 record, state = job.record(), job.state()
@@ -150,7 +154,7 @@ class Experiments:
     def add_to_history(
         self, experiment: Experiment, record: JobRecord, state: JobState
     ) -> None:
-        """One line about a job that ended."""
+        """Append a line about a finished job."""
         line = {
             "job_id": experiment.job_id,
             "job_name": record.job_name,
@@ -163,14 +167,14 @@ class Experiments:
         append_lines(self._history, msgspec.json.encode(line) + b"\n")
 
     def save_cluster_state(self, health: Any) -> None:
-        """What the last probe saw."""
+        """Store the results of the last probe."""
         self.make_folder()
         replace_file(
             self.cluster_state, msgspec.json.format(msgspec.json.encode(health))
         )
 
     def make_folder(self) -> None:
-        """Raises RecordError where it cannot be made."""
+        """Create the experiments folder; raises RecordError if that fails."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -179,14 +183,14 @@ class Experiments:
             ) from error
 
     def _not_in_history(self) -> list[Experiment]:
-        """The jobs of whose end nothing is written there, oldest first."""
+        """Return the jobs without an entry in the history, oldest first."""
         ended = self._ended()
         return [
             self._job(job_id) for job_id in reversed(self._ids()) if job_id not in ended
         ]
 
     def _ended(self) -> set[str]:
-        # Ids alone, so that a folder of thousands is read quickly; a torn line is not an id that ended.
+        # A pattern is quicker than parsing thousands of lines, and skips a torn one.
         return {
             match.decode()
             for match in re.findall(
@@ -197,7 +201,10 @@ class Experiments:
     # ---- the agent ----
 
     def take_agent_lock(self) -> io.FileIO | None:
-        """The lock of this folder's agent, held for as long as the file is open; None where an agent lives."""
+        """Take the lock of this folder's agent; None if an agent runs.
+
+        The lock is held as long as the returned file is open.
+        """
         self.make_folder()
         descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600)
         lock = open(descriptor, "r+b", buffering=0)  # noqa: SIM115
@@ -209,12 +216,12 @@ class Experiments:
         return lock
 
     def agent_pid(self) -> int | None:
-        """The pid of the living agent, None where there is none."""
+        """Return the pid of the running agent, None without one."""
         try:
             with self._lock.open(
                 "rb"
-            ) as lock:  # to look must be possible on a read-only disk, too
-                # Shared: two commands that look at once do not see each other.
+            ) as lock:  # for reading: the disk may be read-only
+                # Shared, so that two commands at once are not taken for an agent.
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return None

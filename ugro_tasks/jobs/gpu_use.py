@@ -1,4 +1,4 @@
-"""gpu.jsonl in figures: how each card was used while a job ran."""
+"""The use of each card during a job, computed from gpu.jsonl."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..codec import UNREADABLE, decode
 
 
 class CardUse(msgspec.Struct, frozen=True, kw_only=True):
-    """One card over a run; None where nvidia-smi told no number. The means are of all samples."""
+    """The use of one card during a run; None if nvidia-smi gave no number."""
 
     node: str
     index: int
@@ -29,7 +29,10 @@ class CardUse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Sample(msgspec.Struct):
-    """A line of gpu.jsonl: what `nvidia-smi --query-gpu` printed, as text, e.g. "57" or "[N/A]"."""
+    """A line of gpu.jsonl.
+
+    The values are the words of `nvidia-smi --query-gpu`, e.g. "57" or "[N/A]".
+    """
 
     node: str
     index: str = "0"
@@ -42,7 +45,7 @@ class _Sample(msgspec.Struct):
 
 
 def card_use(path: Path) -> list[CardUse]:
-    """Each card of each node, in that order; [] where there are no samples. What is no sample is passed over."""
+    """Return the use of each card, sorted by node and index; unreadable lines are skipped."""
     found: dict[tuple[str, int], list[_Sample]] = {}
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         for line in file:

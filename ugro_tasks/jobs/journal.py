@@ -1,4 +1,4 @@
-"""What a supervision writes down about its job: the record, the state, what happened."""
+"""The record, the state and the events of a job, written by its supervision."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .state import Attempt, Event, JobState
 
 
 class Journal:
-    """The job's record and state, in memory and in its folder alike. Any thread may write."""
+    """The job's record and state, in memory and in its folder. Any thread may write."""
 
     def __init__(self, experiment: Experiment, log: logging.Logger) -> None:
         self.experiment, self.log = experiment, log
@@ -26,7 +26,7 @@ class Journal:
         self._changing = threading.RLock()
 
     def say(self, message: str, node: str | None = None) -> None:
-        """Something happened that a user who watches wants to know."""
+        """Record an event for the user, in events.jsonl and in the agent's log."""
         self.log.info(
             "%s %s%s", self.experiment.job_id, f"{node}: " if node else "", message
         )
@@ -37,14 +37,14 @@ class Journal:
         )
 
     def save(self, **changes: Any) -> None:
-        """Change the record."""
+        """Change fields of the record."""
         self.record = msgspec.structs.replace(self.record, **changes)
         self.insist(lambda: self.experiment.save_record(self.record))
 
     def change(
         self, *, attempt: Mapping[str, Any] | None = None, **changes: Any
     ) -> None:
-        """Change the state, and in the same write the last attempt."""
+        """Change fields of the state, and in the same write those of the last attempt."""
         with self._changing:
             if attempt:
                 *earlier, last = self.state.attempts
@@ -56,7 +56,7 @@ class Journal:
             self.insist(lambda: self.experiment.save_state(self.state))
 
     def change_rank(self, rank: int, **changes: Any) -> None:
-        """Change the state of one rank."""
+        """Change fields of the state of one rank."""
         with self._changing:
             ranks = [
                 msgspec.structs.replace(r, **changes) if r.rank == rank else r
@@ -66,18 +66,19 @@ class Journal:
 
     @property
     def attempt(self) -> Attempt | None:
-        """The attempt that is under way, None where none is."""
+        """Return the attempt under way, None without one."""
         last = self.state.attempts[-1] if self.state.attempts else None
         return last if last and last.ended_at is None else None
 
     def change_attempt(self, **changes: Any) -> None:
-        """Change the last attempt."""
+        """Change fields of the last attempt."""
         self.change(attempt=changes)
 
     def insist(self, write: Callable[[], None]) -> None:
-        """Write to the experiment folder, for as long as it takes: a full disk here must not end a job there.
+        """Write to the experiment folder, retrying for as long as it takes.
 
-        A folder that somebody has removed is left so: its job is about to be stopped.
+        A full disk on the controller must not end a job on the nodes. If the folder was removed,
+        nothing is written, because its job is about to be stopped.
         """
         warned = False
         while True:

@@ -1,4 +1,4 @@
-"""The application logs beside the experiments: what UGRO did and why, enough to explain any job afterwards."""
+"""The application logs beside the experiments: a record of UGRO's acts and reasons."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from ..cluster.model import Cluster
 from ..errors import RecordError
 from ..text import printable_lines
 
-# A log that cannot be written, on a full disk, is no reason to say so on the user's terminal at each line.
+# A log on a full disk must not print an error to the user's terminal for each line.
 logging.raiseExceptions = False
 
 
 class _Plain(logging.Formatter):
-    """Lines that a terminal may have: they quote what nodes say."""
+    """A formatter for terminals; log lines quote text from nodes."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable_lines(super().format(record))
 
 
 def open_log(name: str, cluster: Cluster) -> logging.Logger:
-    """The logger that writes <logs>/<name>.log, rotated at midnight and kept for as long as the cluster file says.
+    """Open the logger for <logs>/<name>.log, rotated at midnight.
 
-    Raises RecordError where the folder cannot be written.
+    Old logs are kept as long as the cluster file says. Raises RecordError if the folder cannot be
+    written.
     """
     logger = logging.getLogger(f"ugro.{name}")
     if not logger.handlers:

@@ -1,7 +1,8 @@
-"""metrics.jsonl in figures: the loss curves, the best and the last of each metric, the throughput.
+"""Loss curves, best and last values and throughput, computed from metrics.jsonl.
 
-A script writes the file, so any line may be anything: what is no number is no point of a curve, and no line stands in
-the way of the others. For a step that comes twice, after a restart or a resume, the last line counts.
+The file is written by a script, so any line may be anything: values that are no numbers give no
+points, and a bad line does not affect the others. If a step comes twice, after a restart or a
+resume, the last line counts.
 """
 
 from __future__ import annotations
@@ -18,38 +19,38 @@ from ..codec import UNREADABLE, decode
 
 LOSS, EVAL_LOSS = "loss", "eval_loss"
 TOKENS_PER_SECOND = "tokens_per_second"
-# A line that is longer is read in pieces, none of which is an object.
+# A longer line is read in pieces, none of them a valid object.
 LINE_BYTES = 1 << 20
 
 
 class Point(msgspec.Struct, frozen=True, array_like=True):
-    """A value of a curve. `step` counts the logged lines where the script names no steps."""
+    """A point of a curve. `step` is the number of the logged line if the script logs no steps."""
 
     step: float
     value: float
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run measured, in the order of the steps."""
+    """The measurements of a run, in the order of the steps."""
 
     train: list[Point]
     evaluation: list[Point]
-    last: dict[str, Any]  # the last word on each key, "time" excepted
-    # {LOSS and EVAL_LOSS, as far as there is one: where it was lowest}
+    last: dict[str, Any]  # the last value of each key except "time"
+    # {LOSS or EVAL_LOSS: its lowest point}, if it was logged
     best: dict[str, Point]
-    astray: Point | None  # where the loss was first no finite number
-    # Of all nodes together, the median of the logged steps.
+    astray: Point | None  # the first loss that was not finite
+    # Summed over all nodes; the median of the logged steps.
     tokens_per_second: float | None
 
 
 def read_metrics(line: str | bytes) -> dict[str, object] | None:
-    """A line of metrics.jsonl, NaN and Infinity included; None where it is no object, which is the script's affair."""
+    """Parse a line of metrics.jsonl, NaN and Infinity included; None if it is no object."""
     try:
         return decode(dict[str, object], line)
     except UNREADABLE:
         pass
     try:
-        # What most scripts write with is Python's own json, and that writes NaN.
+        # Python's own json, used by most scripts, writes NaN.
         metrics = json.loads(line)
     except (ValueError, RecursionError):
         return None
@@ -57,7 +58,7 @@ def read_metrics(line: str | bytes) -> dict[str, object] | None:
 
 
 def measure(path: Path) -> Metrics:
-    """The figures of a metrics.jsonl; empty ones where there is no such file."""
+    """Compute the figures of a metrics.jsonl; without a file they are empty."""
     series: dict[str, dict[float, float]] = {
         LOSS: {},
         EVAL_LOSS: {},
@@ -106,7 +107,7 @@ def measure(path: Path) -> Metrics:
 
 
 def number(value: object) -> float | None:
-    """The value as a number, NaN and infinities included; None for anything else."""
+    """Return the value as a float, NaN and infinities included; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -134,7 +135,7 @@ def _median(ordered: list[float]) -> float:
 
 
 def _plain(value: Any) -> Any:
-    """The value if JSON and a terminal can have it, else it as text: half of a surrogate pair, say."""
+    """Return a value fit for JSON and terminals; others, such as lone surrogates, become text."""
     try:
         msgspec.json.encode(value)
     except (*UNREADABLE, TypeError, OverflowError):

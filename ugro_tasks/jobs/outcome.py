@@ -1,4 +1,4 @@
-"""How an attempt and its ranks ended."""
+"""The ends of attempts and ranks."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from .state import Cause, Phase
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """How an attempt ended, and the job with it where no other attempt follows."""
+    """The end of an attempt, and of the job if no other attempt follows."""
 
     phase: Phase
     error: type[UgroError] | UgroError | None = None
-    """Whose exit code tells so; None for a success."""
+    """The error with the exit code; None for a success."""
     words: str = ""
     cause: Cause | None = None
     final: bool = False
-    """Whether a restart cannot mend it."""
+    """Whether a restart cannot help."""
 
     @property
     def exit_code(self) -> int:
-        """What `inv launch` ends with."""
+        """Return the exit code of `inv launch`."""
         return self.error.exit_code if self.error else 0
 
     def as_cause(self) -> Cause | None:
-        """Say why, for the record."""
+        """Return the reason as a Cause for the record; None for a success."""
         if self.cause is not None:
             return self.cause
         return Cause(message=self.words) if self.words else None
 
 
 class RankExit(msgspec.Struct, frozen=True, kw_only=True):
-    """How a rank ended: torchrun's exit code or the signal that killed it, and what it left in its error file.
+    """The end of a rank: torchrun's exit code or signal, and the text of its error file.
 
-    `lost` stands for an exit record that nobody could write: the supervisor was killed, or the node rebooted; or that
-    nobody waited for any longer, where `gave_up` is true.
+    `lost` is the reason if there is no exit record: the supervisor was killed, the node rebooted,
+    or, with `gave_up`, the node stayed out of reach for too long.
     """
 
     node: str
@@ -48,9 +48,9 @@ class RankExit(msgspec.Struct, frozen=True, kw_only=True):
     lost: str | None = None
     gave_up: bool = False
     outputs: tuple[str, ...] = ()
-    """The topmost names of what it wrote."""
+    """The topmost names of the files it wrote."""
 
     @property
     def failed(self) -> bool:
-        """Whether the rank ended badly and not because UGRO told it to."""
+        """Return whether the rank ended badly without being stopped by UGRO."""
         return self.stopped is None and self.code != 0

@@ -1,4 +1,4 @@
-"""config.json: what was asked for, where it goes, and the plan."""
+"""config.json: the request, its destination, and the plan."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Code(Struct, frozen=True, kw_only=True):
 
 
 class JobRecord(Struct, frozen=True, kw_only=True):
-    """config.json: the spec, where it goes, and the plan once there is one."""
+    """config.json: the spec, its destination, and the plan once there is one."""
 
     job_id: str
-    nonce: str  # tells it from a job of the same id and another controller
+    nonce: str  # unlike that of a job with the same id from another controller
     job_name: str
     model: str
     dataset: str
@@ -31,10 +31,10 @@ class JobRecord(Struct, frozen=True, kw_only=True):
     args: tuple[str, ...]
     env: dict[str, str]
     force: bool
-    started_at: str  # ISO 8601, local time: when the launch was asked for
+    started_at: str  # ISO 8601, local time of the launch command
     nodes: tuple[str, ...]
     code: Code
-    cluster: dict[str, Any]  # the Cluster that it runs on, as in the file at that time
+    cluster: dict[str, Any]  # the Cluster as it was in the file at launch
     ugro_version: str
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     sync: bool = True
@@ -45,7 +45,7 @@ class JobRecord(Struct, frozen=True, kw_only=True):
 
     @property
     def spec(self) -> JobSpec:
-        """What was asked for."""
+        """Return the user's request."""
         shared = {
             name: getattr(self, name)
             for name in JobSpec.__struct_fields__

@@ -1,4 +1,4 @@
-"""The scripts as launched."""
+"""Copies of the training scripts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ CODE_LIMIT_BYTES = 64 << 20
 
 
 def _snapshot(scripts: Path, target: Path) -> Code:
-    """Copy the scripts; gives what they are."""
+    """Copy the scripts; return their hash and git commit.
+
+    Raises UsageError if the folder is missing or too large.
+    """
     import shutil
     import subprocess
 

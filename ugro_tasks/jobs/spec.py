@@ -1,4 +1,4 @@
-"""What a user asks for, and what of that cannot be."""
+"""The user's request for a job, and its validation."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class Resume(Struct, frozen=True, kw_only=True):
-    """A checkpoint that a run goes on from."""
+    """A checkpoint to resume from."""
 
-    job_id: str  # whose experiment folder holds it
+    job_id: str  # the job with the checkpoint
     checkpoint: str  # its name there, e.g. checkpoint-50
     step: int
 
 
 class JobSpec(Struct, frozen=True, kw_only=True):
-    """What a user asks for."""
+    """The user's request for a job."""
 
     name: str
     script: str
@@ -38,13 +38,13 @@ class JobSpec(Struct, frozen=True, kw_only=True):
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # see settings.py
     force: bool = False
     sync: bool = True  # bring environments that are behind up to date before the start
-    max_restarts: int = 0  # of the whole gang, after a failed rank or a lost node
-    # A restart may go on with so few; None: all are needed.
+    max_restarts: int = 0  # of all ranks, after a failed rank or a lost node
+    # The fewest nodes for a restart; None: all.
     min_nodes: int | None = None
     resume: Resume | None = None
 
     def _words(self) -> dict[str, tuple[str, ...]]:
-        """{flag: the words that come from it}."""
+        """Return {flag: words given with it}."""
         env = tuple(self.env.values())
         return {
             "--model": (self.model,),
@@ -54,7 +54,7 @@ class JobSpec(Struct, frozen=True, kw_only=True):
         }
 
     def checked(self) -> JobSpec:
-        """The same spec; raises UsageError, naming every value that cannot be used."""
+        """Return the spec itself; raises UsageError with every unusable value."""
         from ..node.protocol import MISLEADING  # late: only a launch needs it
 
         faults = [

@@ -1,4 +1,4 @@
-"""state.json and events.jsonl: how far a job has come. Times are Unix seconds."""
+"""state.json and events.jsonl: the progress of a job. Times are Unix seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .spec import Resume
 
 
 class Phase(StrEnum):
-    """Where a job is. The first four are unfinished; no job leaves the others again."""
+    """The phase of a job. The first four are unfinished; the others are final."""
 
     QUEUED = "queued"
     PREPARING = "preparing"
@@ -21,16 +21,16 @@ class Phase(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     STOPPED = "stopped"
-    REFUSED = "refused"  # by the health gate or a busy node: nothing of it ever ran
+    REFUSED = "refused"  # by the health gate or a busy node; none of its ranks ever ran
 
     @property
     def finished(self) -> bool:
-        """Whether nothing more will happen to the job."""
+        """Return whether the phase is final."""
         return self in {Phase.SUCCEEDED, Phase.FAILED, Phase.STOPPED, Phase.REFUSED}
 
 
 class Cause(Struct, frozen=True, kw_only=True):
-    """Why a job did not succeed: what happened, on which node, and what its rank said last."""
+    """The reason for a job's failure: message, node, and the last lines of its rank."""
 
     message: str
     node: str | None = None
@@ -41,7 +41,7 @@ class Cause(Struct, frozen=True, kw_only=True):
 
 
 class RankState(Struct, frozen=True, kw_only=True):
-    """One rank, as last heard of."""
+    """One rank, as last reported."""
 
     rank: Rank
     node: str
@@ -50,8 +50,8 @@ class RankState(Struct, frozen=True, kw_only=True):
     signal: int | None = None
     lost: str | None = None
     ended_at: float | None = None
-    left_pids: tuple[int, ...] = ()  # of the job, alive after a stop
-    proven_gone: bool = False  # the node has shown that nothing of the job lives there
+    left_pids: tuple[int, ...] = ()  # of the job, still alive after a stop
+    proven_gone: bool = False  # the node has proved that no process of the job is left
 
 
 class Attempt(Struct, frozen=True, kw_only=True):
@@ -60,18 +60,18 @@ class Attempt(Struct, frozen=True, kw_only=True):
     number: Number
     nodes: tuple[str, ...]
     began_at: float
-    # {stream: bytes of its file here that are older than the attempt}
+    # {stream: bytes of its file here from earlier attempts}
     bases: dict[str, int]
     resume: Resume | None = None
     ended_at: float | None = None
     cause: Cause | None = None
     left_behind: tuple[str, ...] = ()  # nodes that could not be told to stop
     ran: bool = False  # its ranks have begun, or may have
-    gathered: bool = False  # all that its ranks wrote is home
+    gathered: bool = False  # all outputs of its ranks are here
 
 
 class JobState(Struct, frozen=True, kw_only=True):
-    """state.json: how far the job has come."""
+    """state.json: the progress of the job."""
 
     phase: Phase = field(name="state")
     submitted_at: float = field(default_factory=time.time)
@@ -80,16 +80,16 @@ class JobState(Struct, frozen=True, kw_only=True):
     ranks: tuple[RankState, ...] = ()
     attempts: tuple[Attempt, ...] = ()
     cause: Cause | None = None
-    exit_code: int = 0  # what `inv launch` ends with; see errors.py
-    # Since when all that the ranks wrote is home; None: perhaps not all of it.
+    exit_code: int = 0  # of `inv launch`; see errors.py
+    # The time when all outputs of the ranks were here; None: some may be missing.
     gathered_at: float | None = None
     cleaned: tuple[
         str, ...
-    ] = ()  # nodes on which `inv clean` has removed what was left of the job
+    ] = ()  # nodes on which `inv clean` has removed the job's files
 
     @property
     def seconds(self) -> float | None:
-        """From the first moment when all ranks ran to the end, or to now."""
+        """Return the time from the first moment with all ranks running to the end, or to now."""
         return (
             None
             if self.started_at is None
@@ -98,7 +98,7 @@ class JobState(Struct, frozen=True, kw_only=True):
 
 
 class Event(Struct, frozen=True, kw_only=True):
-    """A line of events.jsonl: something that a user who watches wants to know."""
+    """A line of events.jsonl: a message for users following the job."""
 
     time: float
     message: str

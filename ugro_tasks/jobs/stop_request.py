@@ -1,4 +1,7 @@
-"""A stop as the one who asks for it sees it: the agent carries it out, and asks again where a node does not answer."""
+"""A request to stop a job.
+
+The agent carries it out, and repeats it until each node has answered.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,15 @@ from .experiments import Experiments
 from .state import JobState
 from .watch import watch
 
-# Beyond the job's own grace, before it is said that a node has not answered.
+# Added to the job's own grace before a node counts as silent.
 PATIENCE_SECONDS = 30.0
 
 
 class StopRequest:
-    """Asks for a job to be stopped, and knows when the proof that nothing is left of it should have come."""
+    """Asks for a job to be stopped, and knows the deadline for the proof."""
 
     def __init__(self, experiment: Experiment, *, give_up: bool = False) -> None:
-        """Ask; raises RecordError. With `give_up` no node is waited for that cannot be reached."""
+        """Ask to stop, with `give_up` without waiting for unreachable nodes; raises RecordError."""
         self.experiment = experiment
         experiment.ask_to_stop(give_up=give_up)
         grace = experiment.cluster().timeouts.stop_grace_seconds
@@ -27,11 +30,11 @@ class StopRequest:
 
     @property
     def overdue(self) -> bool:
-        """Whether the proof should have come by now."""
+        """Return whether the deadline for the proof has passed."""
         return time.monotonic() > self._deadline
 
     def unproven(self, why: str) -> str:
-        """Say from which nodes the proof has not come; `why` stands before their names."""
+        """Write a message naming the nodes without proof, `why` before their names."""
         ranks = self.experiment.state().ranks
         missing = [rank.node for rank in ranks if not rank.proven_gone]
         return (

@@ -1,21 +1,21 @@
-"""The lines of a file as it grows, and its last ones."""
+"""New lines of a growing file, and the last lines of a file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 READ_BYTES = 1 << 20
-LINE_BYTES = 1 << 16  # a line that is longer is shown in pieces
+LINE_BYTES = 1 << 16  # a longer line is split
 
 
 class Tail:
-    """The whole lines that come into a file."""
+    """The whole lines added to a growing file."""
 
     def __init__(self, path: Path, offset: int = 0) -> None:
         self.path, self.offset, self._rest = path, offset, b""
 
     def read(self, *, rest_too: bool = False) -> list[str]:
-        """The lines since the last call; with `rest_too` also one that has no end yet."""
+        """Return the lines since the last call, with `rest_too` also an unfinished one."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self.offset)
@@ -32,7 +32,7 @@ class Tail:
 
 
 def end_of_lines(path: Path) -> int:
-    """The offset behind the last whole line of a file, or behind all of it where that is too far back."""
+    """Return the offset after the last whole line; the size if no line end is within LINE_BYTES."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - LINE_BYTES))
@@ -45,7 +45,7 @@ def end_of_lines(path: Path) -> int:
 
 
 def last_lines(path: Path, count: int, end: int | None = None) -> list[str]:
-    """The last lines of a file before `end`, or its own, read from there."""
+    """Return the last lines of a file before the offset `end`, by default its size."""
     with path.open("rb") as file:
         position = file.seek(0, 2) if end is None else end
         tail = b""

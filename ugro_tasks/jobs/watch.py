@@ -1,4 +1,4 @@
-"""What happens to a job, read from its folder as it grows."""
+"""The events, logs, metrics and states of a job, read from its folder as it grows."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .state import Event, JobState
 from .tail import Tail
 
 POLL_SECONDS = 0.05
-QUIET_POLL_SECONDS = 0.1  # where nothing has come for
-QUIET_SECONDS = 5.0  # as long as this
-AGENT_SECONDS = 1.0  # how often to see whether an unfinished job still has its agent
+QUIET_POLL_SECONDS = 0.1  # once nothing has come for QUIET_SECONDS
+QUIET_SECONDS = 5.0
+AGENT_SECONDS = 1.0  # between checks of the agent of an unfinished job
 AGENTS_TRIED = 5  # in a row
-# How long a job may be without one because its folder cannot be written.
+# The longest time without an agent while the folder cannot be written.
 NO_AGENT_SECONDS = 60.0
 
 
 class Line(msgspec.Struct, frozen=True):
-    """A line that a rank printed, as it is."""
+    """A line printed by a rank, unchanged."""
 
     rank: int
     text: str
@@ -44,10 +44,10 @@ def watch(
     ranks: list[int] | None = None,
     offsets: Mapping[int, int] | None = None,
 ) -> Iterator[Event | Line | Progress | JobState | None]:
-    """Everything as it comes: events, lines of the ranks, metrics, and the state whenever it changes.
+    """Yield events, lines of the ranks, metrics and changed states until the job has ended.
 
-    `offsets` says from where in a rank's log on. None says that nothing came for a moment. Ends when the job
-    has. An agent that died meanwhile is started again; RecordError is raised where none of them lives.
+    `offsets` are the byte offsets in the ranks' logs to begin at. None is yielded if nothing came
+    for a moment. A dead agent is started again; raises RecordError if no agent stays alive.
     """
     logs: dict[int, Tail] = {}
     metrics = Tail(experiment.metrics)
@@ -58,7 +58,7 @@ def watch(
         time.monotonic(),
     )
     while True:
-        # The state is read first: whatever belongs to its end is in the files by then.
+        # The state is read first: a finished job's files are complete by then.
         state = experiment.state()
         for rank in range(len(state.ranks)) if ranks is None else ranks:
             if rank not in logs:
@@ -88,7 +88,7 @@ def watch(
 
 
 class _Agents:
-    """Sees to it that an unfinished job has its agent."""
+    """Keeps an agent running for an unfinished job."""
 
     def __init__(self, experiments: Experiments) -> None:
         self.experiments = experiments
@@ -96,9 +96,9 @@ class _Agents:
         self._begun = 0  # in a row
 
     def look(self) -> None:
-        """Start one where none lives; raises RecordError where that does not help."""
+        """Start an agent if none runs; raises RecordError if starts keep failing."""
         now = time.monotonic()
-        # After each start a second longer: on a very busy machine one that lives takes its time to show it.
+        # A second longer after each start: on a very busy machine an agent takes time to show up.
         if now - self._looked_at < AGENT_SECONDS * (1 + self._begun):
             return
         self._looked_at = now
@@ -106,7 +106,7 @@ class _Agents:
             self._begun = self._begun + 1 if ensure_agent(self.experiments) else 0
             self._well_at = now
         except RecordError:
-            # A disk may be full or read-only for a while: nobody who watches need leave for that.
+            # A disk may be full or read-only for a while; that is no reason to stop watching.
             if now - self._well_at > NO_AGENT_SECONDS:
                 raise
         if self._begun > AGENTS_TRIED:
