@@ -29,14 +29,10 @@ def ensure_agent(experiments: Experiments) -> int | None:
         raise RecordError(
             f"{error.filename}: {error.strerror}; no agent can be started"
         ) from error
+    folder = str(experiments.folder.absolute())
     with open(descriptor, "ab") as stderr:
         agent = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "ugro_tasks.agent",
-                str(experiments.folder.absolute()),
-            ],
+            [sys.executable, "-m", "ugro_tasks.agent", folder],
             # `-m` finds the package there, installed or not.
             cwd=Path(__file__).parents[2],
             stdin=subprocess.DEVNULL,

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -33,7 +34,7 @@ RANKS_MOST = 1000
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 60)]
 
 
-class Part(Struct, frozen=True):
+class CheckpointFile(Struct, frozen=True):
     """A file of a checkpoint."""
 
     bytes: Count
@@ -47,7 +48,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     step: Count
     rank: int
     ranks: tuple[int, ...]  # all ranks with files in it
-    files: dict[str, Part]
+    files: dict[str, CheckpointFile]
     epoch: float | None = None
     world_size: int | None = None
 
@@ -64,12 +65,10 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
     @property
     def size_bytes(self) -> int:
         """Return the size of all files; a file shared by several ranks counts once."""
-        parts = {
-            (path, part)
-            for m in self.manifests.values()
-            for path, part in m.files.items()
-        }
-        return sum(part.bytes for _, part in parts)
+        files: set[tuple[str, CheckpointFile]] = set()
+        for manifest in self.manifests.values():
+            files.update(manifest.files.items())
+        return sum(file.bytes for _, file in files)
 
 
 def read_manifest(content: bytes) -> Manifest:
@@ -82,17 +81,15 @@ def read_manifest(content: bytes) -> Manifest:
     except UNREADABLE as error:
         raise ValueError(f"it cannot be read: {error}") from error
     ranks = {manifest.rank, *manifest.ranks}
-    if (
-        not NAME.fullmatch(manifest.checkpoint)
-        or min(ranks) < 0
-        or max(ranks) >= RANKS_MOST
-    ):
+    ranks_fit = min(ranks) >= 0 and max(ranks) < RANKS_MOST
+    if not NAME.fullmatch(manifest.checkpoint) or not ranks_fit:
         raise ValueError(
             f"its checkpoint {manifest.checkpoint!r} or its rank {manifest.rank} cannot be"
         )
     for path in manifest.files:
         parts = path.split("/")
-        inside = parts[0] == manifest.checkpoint and not {"", ".", ".."} & set(parts)
+        is_plain = {"", ".", ".."}.isdisjoint(parts)
+        inside = is_plain and parts[0] == manifest.checkpoint
         if not inside or path.endswith(MANIFEST_SUFFIX) or "\0" in path:
             raise ValueError(
                 f"it names {path!r}, which is no part of {manifest.checkpoint}"
@@ -100,26 +97,25 @@ def read_manifest(content: bytes) -> Manifest:
     return manifest
 
 
-# ---- at home ----
+# ---- in an experiment folder ----
 
 
-def at_home(experiment: Experiment) -> list[Checkpoint]:
+def fetched_checkpoints(experiment: Experiment) -> list[Checkpoint]:
     """Return the checkpoints with a manifest of rank 0 here, the most advanced last.
 
-    They are sorted by epoch if all have one, else by step; with fewer ranks an epoch has more steps.
+    They are sorted by epoch if all have one, else by step: an epoch of fewer ranks has more steps.
     """
     firsts = stored_manifests(experiment, 0)
-    others = {rank for first in firsts.values() for rank in first.ranks} - {0}
-    stored = {rank: stored_manifests(experiment, rank) for rank in others}
-    stored[0] = firsts
-    found = [_at_home(experiment, first, stored) for first in firsts.values()]
-    epochs = [checkpoint.epoch for checkpoint in found]
-    by_step = sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.name))
-    return (
-        by_step
-        if None in epochs
-        else sorted(by_step, key=lambda checkpoint: checkpoint.epoch or 0.0)
-    )
+    stored = {0: firsts}
+    for first in firsts.values():
+        for rank in first.ranks:
+            if rank not in stored:
+                stored[rank] = stored_manifests(experiment, rank)
+    found = [_assembled(experiment, first, stored) for first in firsts.values()]
+    found.sort(key=lambda checkpoint: (checkpoint.step, checkpoint.name))
+    if all(checkpoint.epoch is not None for checkpoint in found):
+        found.sort(key=lambda checkpoint: checkpoint.epoch or 0.0)
+    return found
 
 
 def newest_whole(
@@ -129,14 +125,21 @@ def newest_whole(
 
     `passed_over` is called with the reason for each later one.
     """
-    for checkpoint in reversed(at_home(experiment)):
-        why = checkpoint.missing
-        for rank in checkpoint.manifests if not why else ():
-            own = own_part(checkpoint.manifests[rank], checkpoint.manifests[0])
-            why = why or damage(experiment, rank, own, read=True)
-        if not why:
+    for checkpoint in reversed(fetched_checkpoints(experiment)):
+        fault = checkpoint.missing or _first_damage(experiment, checkpoint)
+        if not fault:
             return checkpoint
-        passed_over(f"{checkpoint.name} is not whole: {why}")
+        passed_over(f"{checkpoint.name} is not whole: {fault}")
+    return None
+
+
+def _first_damage(experiment: Experiment, checkpoint: Checkpoint) -> str | None:
+    first = checkpoint.manifests[0]
+    for rank, manifest in checkpoint.manifests.items():
+        own = own_files(manifest, first)
+        fault = find_damage(experiment, rank, own, read=True)
+        if fault:
+            return fault
     return None
 
 
@@ -145,7 +148,8 @@ def metrics_until(experiment: Experiment, step: int) -> bytes:
     kept = []
     for line in tail_of(experiment.metrics, 0).splitlines(keepends=True):
         logged = read_metrics(line) or {}
-        if isinstance(at := logged.get("step"), int) and at <= step:
+        line_step = logged.get("step")
+        if isinstance(line_step, int) and line_step <= step:
             kept.append(line)
     return b"".join(kept)
 
@@ -183,34 +187,30 @@ def stored_manifests(experiment: Experiment, rank: int) -> dict[str, Manifest]:
     return found
 
 
-def with_manifest(experiment: Experiment) -> set[str]:
+def checkpoints_with_manifest(experiment: Experiment) -> set[str]:
     """Return the names of the checkpoints with a manifest of any rank."""
-    return {
-        name
-        for rank in experiment.ranks_gathered()
-        for name in stored_manifests(experiment, rank)
-    }
+    names: set[str] = set()
+    for rank in experiment.ranks_gathered():
+        names.update(stored_manifests(experiment, rank))
+    return names
 
 
-def _at_home(
+def _assembled(
     experiment: Experiment,
     first: Manifest,
     stored: Mapping[int, Mapping[str, Manifest]],
 ) -> Checkpoint:
     """Return the checkpoint with `first` as rank 0's manifest; `stored` has all, by rank."""
-    manifests, missing = {0: first}, None
+    manifests = {0: first}
+    missing = None
     for rank in first.ranks:
         manifest = stored[rank].get(first.checkpoint)
-        if manifest is None or (manifest.step, manifest.ranks) != (
-            first.step,
-            first.ranks,
-        ):
+        if manifest is None or not _are_of_one_save(manifest, first):
             missing = missing or f"the part of rank {rank} has not come"
             continue
         manifests[rank] = manifest
-        missing = missing or damage(
-            experiment, rank, own_part(manifest, first), read=False
-        )
+        own = own_files(manifest, first)
+        missing = missing or find_damage(experiment, rank, own, read=False)
     return Checkpoint(
         name=first.checkpoint,
         step=first.step,
@@ -220,7 +220,11 @@ def _at_home(
     )
 
 
-def own_part(manifest: Manifest, first: Manifest) -> dict[str, Part]:
+def _are_of_one_save(manifest: Manifest, first: Manifest) -> bool:
+    return manifest.step == first.step and manifest.ranks == first.ranks
+
+
+def own_files(manifest: Manifest, first: Manifest) -> dict[str, CheckpointFile]:
     """Return the rank's files that differ from rank 0's."""
     if manifest.rank == 0:
         return manifest.files
@@ -231,8 +235,12 @@ def own_part(manifest: Manifest, first: Manifest) -> dict[str, Part]:
     }
 
 
-def damage(
-    experiment: Experiment, rank: int, files: Mapping[str, Part], *, read: bool
+def find_damage(
+    experiment: Experiment,
+    rank: int,
+    files: Mapping[str, CheckpointFile],
+    *,
+    read: bool,
 ) -> str | None:
     """Return the first fault of a rank's files here, None without one.
 
@@ -243,13 +251,13 @@ def damage(
         try:
             if file.stat().st_size != part.bytes:
                 return f"{file} has another size than its manifest says"
-            if read:
-                with file.open("rb") as content:
-                    if (
-                        hashlib.file_digest(content, "sha256").hexdigest()
-                        != part.sha256
-                    ):
-                        return f"{file} is not what its manifest says"
+            if read and _sha256(file) != part.sha256:
+                return f"{file} is not what its manifest says"
         except OSError as error:
             return f"{file}: {error.strerror}"
     return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

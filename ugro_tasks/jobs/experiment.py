@@ -30,6 +30,7 @@ from .state import Event, JobState
 
 T = TypeVar("T")
 STAMP = re.compile(r"_\d{8}_\d{6}")
+STAMP_LENGTH = len("_20260120_120000")
 # See `files.replace_file`.
 HALF_WRITTEN = re.compile(r"\.(?:config|state)\.json\.(\d+)\.\d+")
 LOG_NAME = re.compile(r"training_rank(\d+)\.log")
@@ -70,7 +71,7 @@ class Experiment:
     @property
     def name(self) -> str:
         """Return the job's name: its id without the time stamp."""
-        return self.job_id[:-16]
+        return name_of(self.job_id)
 
     def log(self, rank: int) -> Path:
         """Return the path of a rank's log."""
@@ -78,7 +79,9 @@ class Experiment:
 
     def outputs(self, rank: int) -> Path:
         """Return the folder for the gathered outputs of a rank."""
-        return self.folder if rank == 0 else self.folder / "ranks" / str(rank)
+        if rank == 0:
+            return self.folder
+        return self.folder / "ranks" / str(rank)
 
     def checkpoint_folder(self, rank: int) -> Path:
         """Return the folder for a rank's checkpoint files; shared files are in rank 0's."""
@@ -169,20 +172,14 @@ class Experiment:
         That is the total length of its lines, because they are stored as received.
         """
         *lines, _ = tail_of(self.gpu, 0).split(b"\n")
-        return sum(len(line) + 1 for line in lines if node_of_sample(line) == node)
+        own = [line for line in lines if node_of_sample(line) == node]
+        return sum(len(line) + 1 for line in own)
 
     def ranks_gathered(self) -> list[int]:
         """Return rank 0 and every rank with a folder below ranks/."""
-        return sorted(
-            {
-                0,
-                *(
-                    int(path.name)
-                    for path in self.folder.glob("ranks/*")
-                    if path.name.isdecimal()
-                ),
-            }
-        )
+        names = [path.name for path in self.folder.glob("ranks/*")]
+        others = [int(name) for name in names if name.isdecimal()]
+        return sorted({0, *others})
 
     def checkpoints(self) -> dict[str, dict[int, Path]]:
         """Return {checkpoint: {rank: its folder}}, whole or not."""
@@ -197,23 +194,26 @@ class Experiment:
 
     def logs(self) -> dict[int, Path]:
         """Return {rank: its log} in the order of the ranks, without foreign files."""
-        found = {
-            LOG_NAME.fullmatch(path.name): path
-            for path in (self.folder / "logs").glob("*")
-        }
-        return dict(
-            sorted((int(match[1]), path) for match, path in found.items() if match)
-        )
+        found: dict[int, Path] = {}
+        for path in sorted((self.folder / "logs").glob("*")):
+            match = LOG_NAME.fullmatch(path.name)
+            if match:
+                found[int(match[1])] = path
+        return dict(sorted(found.items()))
+
+
+def name_of(job_id: str) -> str:
+    """Return the job's name: its id without the time stamp."""
+    return job_id[:-STAMP_LENGTH]
 
 
 def node_of_sample(line: bytes) -> str | None:
     """Return the node of a line of gpu.jsonl, None unless the line names exactly one."""
     nodes = SAMPLE_NODE.findall(line)
-    return (
-        nodes[0].decode("utf-8", "replace")
-        if len(nodes) == 1 and line.startswith(b"{")
-        else None
-    )
+    if len(nodes) != 1 or not line.startswith(b"{"):
+        return None
+    name: bytes = nodes[0]
+    return name.decode("utf-8", "replace")
 
 
 def _read(path: Path, kind: type[T]) -> T:

@@ -18,9 +18,9 @@ import msgspec
 
 from ..errors import JobNotFound, RecordError
 from ..files import append_lines, replace_file, tail_of
-from .experiment import STAMP, Experiment
+from .experiment import STAMP, STAMP_LENGTH, Experiment, name_of
 from .record import JobRecord
-from .snapshot import _snapshot
+from .snapshot import snapshot
 from .state import JobState, Phase
 
 
@@ -39,7 +39,7 @@ class Experiments:
     def create(
         self, record: JobRecord, scripts: Path, metrics: bytes = b""
     ) -> Experiment:
-        """Create a queued job with its id and the hash of its code; the folder appears by one rename.
+        """Create a queued job with its id and the hash of its code; it appears by one rename.
 
         `metrics` are the lines inherited from the job it resumes.
 
@@ -52,38 +52,39 @@ class Experiments:
         ours = f".making-{os.uname().nodename}"
         for left in self.folder.glob(f"{ours}-*"):
             # Left by a command that was killed here.
-            if not Path("/proc", left.name.split("-")[-2]).exists():
+            pid = left.name.split("-")[-2]
+            if not Path("/proc", pid).exists():
                 shutil.rmtree(left, ignore_errors=True)
         making = self.folder / f"{ours}-{os.getpid()}-{time.time_ns()}"
+        draft = Experiment(making)
         try:
-            code = _snapshot(scripts, making / "code")
+            code = snapshot(scripts, draft.code)
             (making / "logs").mkdir()
-            while True:
-                job_id = (
-                    f"{record.job_name}_{datetime.now().astimezone():%Y%m%d_%H%M%S}"
-                )
-                draft = Experiment(making)
-                if metrics:
-                    replace_file(draft.metrics, metrics)
-                draft.save_record(
-                    msgspec.structs.replace(record, job_id=job_id, code=code)
-                )
-                draft.save_state(JobState(phase=Phase.QUEUED))
-                try:
-                    making.rename(self.folder / job_id)
-                except OSError as error:
-                    if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
-                        raise
-                    # Two launches of one name in one second: the next second is free.
-                    time.sleep(0.1)
-                else:
-                    return Experiment(self.folder / job_id)
+            if metrics:
+                replace_file(draft.metrics, metrics)
+            return self._publish(draft, msgspec.structs.replace(record, code=code))
         except OSError as error:
             raise RecordError(
                 f"{error.filename or self.folder}: {error.strerror}; the job was not created"
             ) from error
         finally:
             shutil.rmtree(making, ignore_errors=True)
+
+    def _publish(self, draft: Experiment, record: JobRecord) -> Experiment:
+        """Rename the draft to an id of this second, or of the next if that is taken."""
+        while True:
+            now = datetime.now().astimezone()
+            job_id = f"{record.job_name}_{now:%Y%m%d_%H%M%S}"
+            draft.save_record(msgspec.structs.replace(record, job_id=job_id))
+            draft.save_state(JobState(phase=Phase.QUEUED))
+            try:
+                draft.folder.rename(self.folder / job_id)
+            except OSError as error:
+                if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
+                    raise
+                time.sleep(0.1)
+            else:
+                return self._job(job_id)
 
     def all(self) -> Iterator[Experiment]:
         """Iterate over all jobs, the newest first."""
@@ -99,53 +100,43 @@ class Experiments:
         """
         try:
             with os.scandir(self.folder) as entries:
-                names = [
-                    e.name
-                    for e in entries
-                    if STAMP.fullmatch(e.name[-16:]) and e.is_dir()
-                ]
+                ids = [entry.name for entry in entries if _is_job(entry)]
         except FileNotFoundError:
             return []
-        return sorted(names, key=lambda name: (name[-16:], name), reverse=True)
+        return sorted(ids, key=lambda job_id: (_stamp(job_id), job_id), reverse=True)
 
     def find(self, name: str) -> Experiment:
-        """Return the job with this id, or the newest with this name, jobs that were not refused first.
+        """Return the job with this id, or the newest with this name, refused ones last.
 
         Raises JobNotFound with the nearest names.
         """
         ids = self._ids()
-        wanted = (
-            [name]
-            if name in ids
-            else [job_id for job_id in ids if name == job_id[:-16]]
-        )
-        found = [self._job(job_id) for job_id in wanted]
+        if name in ids:
+            return self._job(name)
+        found = [self._job(job_id) for job_id in ids if name_of(job_id) == name]
+        if not found:
+            hint = _nearest_names(name, ids)
+            raise JobNotFound(f"no job called {name!r} in {self.folder}; {hint}")
         for job in found:
-            if len(found) == 1 or _phase(job) is not Phase.REFUSED:
+            if _phase(job) is not Phase.REFUSED:
                 return job
-        if found:
-            return found[0]
-        import difflib
-
-        known = dict.fromkeys(job_id[:-16] for job_id in ids)
-        near = difflib.get_close_matches(name, known, 3, 0.4) or list(known)[:3]
-        hint = (
-            f"; did you mean {', '.join(near)}?"
-            if near
-            else "; there is none yet: inv launch --name exp1"
-        )
-        raise JobNotFound(f"no job called {name!r} in {self.folder}{hint}")
+        return found[0]
 
     def unfinished(self) -> list[Experiment]:
         """Return the jobs that are queued or under way, oldest first, without unreadable ones."""
-        jobs = self._not_in_history()
-        return [job for job in jobs if (phase := _phase(job)) and not phase.finished]
+        found = []
+        for job in self._not_in_history():
+            phase = _phase(job)
+            if phase and not phase.finished:
+                found.append(job)
+        return found
 
     def complete_history(self) -> None:
         """Add finished jobs missing in the history because their agent was killed."""
         for job in self._not_in_history():
             with contextlib.suppress(RecordError):
-                record, state = job.record(), job.state()
+                record = job.record()
+                state = job.state()
                 if state.phase.finished:
                     self.add_to_history(job, record, state)
 
@@ -185,18 +176,13 @@ class Experiments:
     def _not_in_history(self) -> list[Experiment]:
         """Return the jobs without an entry in the history, oldest first."""
         ended = self._ended()
-        return [
-            self._job(job_id) for job_id in reversed(self._ids()) if job_id not in ended
-        ]
+        ids = [job_id for job_id in reversed(self._ids()) if job_id not in ended]
+        return [self._job(job_id) for job_id in ids]
 
     def _ended(self) -> set[str]:
         # A pattern is quicker than parsing thousands of lines, and skips a torn one.
-        return {
-            match.decode()
-            for match in re.findall(
-                rb'^{"job_id":"([^"]+)"', tail_of(self._history, 0), re.M
-            )
-        }
+        ids = re.findall(rb'^{"job_id":"([^"]+)"', tail_of(self._history, 0), re.M)
+        return {job_id.decode() for job_id in ids}
 
     # ---- the agent ----
 
@@ -218,9 +204,8 @@ class Experiments:
     def agent_pid(self) -> int | None:
         """Return the pid of the running agent, None without one."""
         try:
-            with self._lock.open(
-                "rb"
-            ) as lock:  # for reading: the disk may be read-only
+            # Opened for reading, because the disk may be read-only.
+            with self._lock.open("rb") as lock:
                 # Shared, so that two commands at once are not taken for an agent.
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
@@ -228,6 +213,24 @@ class Experiments:
         except BlockingIOError:
             return int(tail_of(self._lock, 0) or 0)
         return None
+
+
+def _is_job(entry: os.DirEntry[str]) -> bool:
+    return bool(STAMP.fullmatch(_stamp(entry.name))) and entry.is_dir()
+
+
+def _stamp(job_id: str) -> str:
+    return job_id[-STAMP_LENGTH:]
+
+
+def _nearest_names(name: str, ids: list[str]) -> str:
+    import difflib  # late: only a mistake needs it
+
+    known = dict.fromkeys(map(name_of, ids))
+    near = difflib.get_close_matches(name, known, 3, 0.4) or list(known)[:3]
+    if near:
+        return f"did you mean {', '.join(near)}?"
+    return "there is none yet: inv launch --name exp1"
 
 
 def _phase(job: Experiment) -> Phase | None:

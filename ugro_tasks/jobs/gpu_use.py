@@ -52,32 +52,30 @@ def card_use(path: Path) -> list[CardUse]:
             with contextlib.suppress(*UNREADABLE):
                 sample = decode(_Sample, line)
                 found.setdefault((sample.node, int(sample.index)), []).append(sample)
-    return [
-        _use(node, index, samples) for (node, index), samples in sorted(found.items())
-    ]
+    used = []
+    for (node, index), samples in sorted(found.items()):
+        used.append(_use(node, index, samples))
+    return used
 
 
 def _use(node: str, index: int, samples: list[_Sample]) -> CardUse:
-    busy = _numbers(sample.utilization for sample in samples)
+    utilization = _numbers(sample.utilization for sample in samples)
+    memory_used = _numbers(sample.memory_used for sample in samples)
+    memory_total = _numbers(sample.memory_total for sample in samples)
     power = _numbers(sample.power for sample in samples)
+    temperature = _numbers(sample.temperature for sample in samples)
     return CardUse(
         node=node,
         index=index,
         name=samples[-1].name,
         samples=len(samples),
-        utilization_mean_percent=_mean(busy),
-        utilization_max_percent=max(busy, default=None),
-        memory_peak_mib=max(
-            _numbers(sample.memory_used for sample in samples), default=None
-        ),
-        memory_total_mib=max(
-            _numbers(sample.memory_total for sample in samples), default=None
-        ),
+        utilization_mean_percent=_mean(utilization),
+        utilization_max_percent=max(utilization, default=None),
+        memory_peak_mib=max(memory_used, default=None),
+        memory_total_mib=max(memory_total, default=None),
         power_mean_watts=_mean(power),
         power_max_watts=max(power, default=None),
-        temperature_max_celsius=max(
-            _numbers(sample.temperature for sample in samples), default=None
-        ),
+        temperature_max_celsius=max(temperature, default=None),
     )
 
 

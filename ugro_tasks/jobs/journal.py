@@ -19,7 +19,8 @@ class Journal:
     """The job's record and state, in memory and in its folder. Any thread may write."""
 
     def __init__(self, experiment: Experiment, log: logging.Logger) -> None:
-        self.experiment, self.log = experiment, log
+        self.experiment = experiment
+        self.log = log
         experiment.remove_half_written()
         self.record: JobRecord = experiment.record()
         self.state: JobState = experiment.state()
@@ -27,14 +28,10 @@ class Journal:
 
     def say(self, message: str, node: str | None = None) -> None:
         """Record an event for the user, in events.jsonl and in the agent's log."""
-        self.log.info(
-            "%s %s%s", self.experiment.job_id, f"{node}: " if node else "", message
-        )
-        self.insist(
-            lambda: self.experiment.add_event(
-                Event(time=time.time(), node=node, message=message)
-            )
-        )
+        words = f"{node}: {message}" if node else message
+        self.log.info("%s %s", self.experiment.job_id, words)
+        event = Event(time=time.time(), node=node, message=message)
+        self.insist(lambda: self.experiment.add_event(event))
 
     def save(self, **changes: Any) -> None:
         """Change fields of the record."""
@@ -48,10 +45,8 @@ class Journal:
         with self._changing:
             if attempt:
                 *earlier, last = self.state.attempts
-                changes["attempts"] = (
-                    *earlier,
-                    msgspec.structs.replace(last, **attempt),
-                )
+                changed = msgspec.structs.replace(last, **attempt)
+                changes["attempts"] = (*earlier, changed)
             self.state = msgspec.structs.replace(self.state, **changes)
             self.insist(lambda: self.experiment.save_state(self.state))
 
@@ -67,8 +62,10 @@ class Journal:
     @property
     def attempt(self) -> Attempt | None:
         """Return the attempt under way, None without one."""
-        last = self.state.attempts[-1] if self.state.attempts else None
-        return last if last and last.ended_at is None else None
+        if not self.state.attempts:
+            return None
+        last = self.state.attempts[-1]
+        return last if last.ended_at is None else None
 
     def change_attempt(self, **changes: Any) -> None:
         """Change fields of the last attempt."""
@@ -88,10 +85,7 @@ class Journal:
                 if not self.experiment.folder.is_dir():
                     return None
                 if not warned:
-                    self.log.error(
-                        "%s: %s; trying again",
-                        error.filename or self.experiment.folder,
-                        error.strerror,
-                    )
+                    path = error.filename or self.experiment.folder
+                    self.log.error("%s: %s; trying again", path, error.strerror)
                 warned = True
                 time.sleep(1)

@@ -17,7 +17,8 @@ import msgspec
 
 from ..codec import UNREADABLE, decode
 
-LOSS, EVAL_LOSS = "loss", "eval_loss"
+LOSS = "loss"
+EVAL_LOSS = "eval_loss"
 TOKENS_PER_SECOND = "tokens_per_second"
 # A longer line is read in pieces, none of them a valid object.
 LINE_BYTES = 1 << 20
@@ -38,7 +39,7 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     last: dict[str, Any]  # the last value of each key except "time"
     # {LOSS or EVAL_LOSS: its lowest point}, if it was logged
     best: dict[str, Point]
-    astray: Point | None  # the first loss that was not finite
+    first_nonfinite: Point | None  # of the loss
     # Summed over all nodes; the median of the logged steps.
     tokens_per_second: float | None
 
@@ -69,41 +70,45 @@ def measure(path: Path) -> Metrics:
         metrics = read_metrics(line)
         if metrics is None:
             continue
-        last.update(
-            (_plain(key), _plain(value))
-            for key, value in metrics.items()
-            if key != "time"
-        )
-        step = number(metrics.get("step"))
-        for key, points in series.items():
-            value = number(metrics.get(key))
-            if value is not None:
-                points[
-                    len(points) + 1 if step is None or not math.isfinite(step) else step
-                ] = value
-    curves = {
-        key: [Point(*point) for point in sorted(points.items())]
-        for key, points in series.items()
-    }
-    finite = {
-        key: [p for p in points if math.isfinite(p.value)]
-        for key, points in curves.items()
-    }
+        for key, logged in metrics.items():
+            if key != "time":
+                last[_plain(key)] = _plain(logged)
+        _add(metrics, series)
+    curves = {key: _curve(points) for key, points in series.items()}
+    finite = {key: _finite(curve) for key, curve in curves.items()}
+    best = {}
+    for key in (LOSS, EVAL_LOSS):
+        if finite[key]:
+            best[key] = min(finite[key], key=lambda point: point.value)
+    nonfinite = [p for p in curves[LOSS] if not math.isfinite(p.value)]
     rates = sorted(point.value for point in finite[TOKENS_PER_SECOND])
     return Metrics(
         train=finite[LOSS],
         evaluation=finite[EVAL_LOSS],
         last=last,
-        best={
-            k: min(finite[k], key=lambda p: p.value)
-            for k in (LOSS, EVAL_LOSS)
-            if finite[k]
-        },
-        astray=next(
-            (point for point in curves[LOSS] if not math.isfinite(point.value)), None
-        ),
+        best=best,
+        first_nonfinite=nonfinite[0] if nonfinite else None,
         tokens_per_second=_median(rates) if rates else None,
     )
+
+
+def _add(metrics: dict[str, object], series: dict[str, dict[float, float]]) -> None:
+    """Add the values of a line; without a finite step, the points of a series are counted."""
+    step = number(metrics.get("step"))
+    if step is not None and not math.isfinite(step):
+        step = None
+    for key, points in series.items():
+        value = number(metrics.get(key))
+        if value is not None:
+            points[len(points) + 1 if step is None else step] = value
+
+
+def _curve(points: dict[float, float]) -> list[Point]:
+    return [Point(step, value) for step, value in sorted(points.items())]
+
+
+def _finite(curve: list[Point]) -> list[Point]:
+    return [point for point in curve if math.isfinite(point.value)]
 
 
 def number(value: object) -> float | None:
@@ -127,11 +132,9 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 def _median(ordered: list[float]) -> float:
     middle = len(ordered) // 2
-    return (
-        ordered[middle]
-        if len(ordered) % 2
-        else (ordered[middle - 1] + ordered[middle]) / 2
-    )
+    if len(ordered) % 2:
+        return ordered[middle]
+    return (ordered[middle - 1] + ordered[middle]) / 2
 
 
 def _plain(value: Any) -> Any:

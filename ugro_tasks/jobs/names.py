@@ -11,7 +11,10 @@ def attempt_folder(record: JobRecord, attempt: int) -> str:
 
     It has a nonce because two controllers may launch jobs of one name in the same second.
     """
-    return f"{record.job_id}.{record.nonce}" + (f"-{attempt}" if attempt > 1 else "")
+    name = f"{record.job_id}.{record.nonce}"
+    if attempt > 1:
+        name += f"-{attempt}"
+    return name
 
 
 def folder_of(node: Node, unique: str) -> str:

@@ -46,9 +46,8 @@ class NodePlan(Struct, frozen=True, kw_only=True):
     folder: str  # on the node; a leading ~/ is the remote user's home, here and in argv and env
     argv: tuple[str, ...]
     env: dict[str, str]
-    activation: tuple[
-        str, ...
-    ] = ()  # prints the variables of a pixi environment; `env` overrides them
+    # Prints the variables of a pixi environment; `env` overrides them.
+    activation: tuple[str, ...] = ()
     batch_size: Size = 1  # sequences in a micro-step of this rank
     memory: Memory | None = None  # None: there is no estimate
     # The reason without an estimate; None: this script never has one.

@@ -13,42 +13,43 @@ NOT_CODE = ("__pycache__", "*.pyc", ".git", ".*_cache", ".venv")
 CODE_LIMIT_BYTES = 64 << 20
 
 
-def _snapshot(scripts: Path, target: Path) -> Code:
+def snapshot(scripts: Path, target: Path) -> Code:
     """Copy the scripts; return their hash and git commit.
 
     Raises UsageError if the folder is missing or too large.
     """
-    import shutil
-    import subprocess
+    import shutil  # late: only a launch needs it
 
     if not scripts.is_dir():
         raise UsageError(
             f"{scripts}: no such folder; set paths.scripts in the cluster file"
         )
-    files = [
-        path
-        for path in scripts.rglob("*")
-        if path.is_file() and not _is_ignored(path.relative_to(scripts))
-    ]
-    size = sum(path.stat().st_size for path in files)
+    names = [path.relative_to(scripts) for path in scripts.rglob("*") if path.is_file()]
+    names = sorted(name for name in names if not _is_ignored(name))
+    size = sum((scripts / name).stat().st_size for name in names)
     if size > CODE_LIMIT_BYTES:
         raise UsageError(
             f"{scripts}: {size >> 20} MiB would travel with each launch (limit {CODE_LIMIT_BYTES >> 20} MiB); "
             "keep data elsewhere and pass its path"
         )
     digest = hashlib.sha256()
-    for path in sorted(files):
-        copy = target / path.relative_to(scripts)
+    for name in names:
+        copy = target / name
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, copy)
-        digest.update(
-            os.fsencode(path.relative_to(scripts)) + b"\0" + copy.read_bytes()
-        )
-    commit = subprocess.run(
-        ["git", "-C", str(scripts), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ) if shutil.which("git") else None  # fmt: skip
-    known = commit.stdout.strip() if commit and commit.returncode == 0 else None
-    return Code(sha256=digest.hexdigest(), git_commit=known)
+        shutil.copy2(scripts / name, copy)
+        digest.update(os.fsencode(name) + b"\0" + copy.read_bytes())
+    return Code(sha256=digest.hexdigest(), git_commit=_git_commit(scripts))
+
+
+def _git_commit(folder: Path) -> str | None:
+    import shutil
+    import subprocess
+
+    if not shutil.which("git"):
+        return None
+    argv = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _is_ignored(path: Path) -> bool:

@@ -57,58 +57,37 @@ class JobSpec(Struct, frozen=True, kw_only=True):
         """Return the spec itself; raises UsageError with every unusable value."""
         from ..node.protocol import MISLEADING  # late: only a launch needs it
 
-        faults = [
-            fault
-            for wrong, fault in (
-                (
-                    not NAME.fullmatch(self.name),
-                    f"--name {self.name!r}: use letters, digits, '.', '_' and '-' (64 at most)",
-                ),
-                (
-                    not SCRIPT.fullmatch(self.script) or ".." in self.script.split("/"),
-                    f"--script {self.script!r}: name a .py file inside the scripts folder",
-                ),
-                (
-                    not 1 <= self.epochs <= 1_000_000,
-                    f"--epochs {self.epochs}: use a whole number from 1 on",
-                ),
-                (
-                    not 0 < self.learning_rate < 1e3,
-                    f"--lr {self.learning_rate:g}: use a number above 0, e.g. 2e-4",
-                ),
-                (
-                    not self.model or self.model.startswith("-"),
-                    f"--model {self.model!r}: use a name or a path",
-                ),
-                (
-                    not self.dataset or self.dataset.startswith("-"),
-                    f"--dataset {self.dataset!r}: use a name or a path",
-                ),
-                *(
-                    (
-                        not VARIABLE.fullmatch(key),
-                        f"--env {key!r}: not a variable's name; use KEY=VALUE",
-                    )
-                    for key in self.env
-                ),
-                *(
-                    (
-                        MISLEADING.match(key),
-                        f"--env {key}: UGRO or torchrun sets this itself",
-                    )
-                    for key in self.env
-                ),
-                *(
-                    (
-                        not _can_travel(word),
-                        f"{flag} {word!r}: a NUL byte or no UTF-8; a program cannot be given that",
-                    )
-                    for flag, words in self._words().items()
-                    for word in words
-                ),
+        faults = []
+        if not NAME.fullmatch(self.name):
+            faults.append(
+                f"--name {self.name!r}: use letters, digits, '.', '_' and '-' (64 at most)"
             )
-            if wrong
-        ]
+        if not SCRIPT.fullmatch(self.script) or ".." in self.script.split("/"):
+            faults.append(
+                f"--script {self.script!r}: name a .py file inside the scripts folder"
+            )
+        if not 1 <= self.epochs <= 1_000_000:
+            faults.append(f"--epochs {self.epochs}: use a whole number from 1 on")
+        if not 0 < self.learning_rate < 1e3:
+            faults.append(
+                f"--lr {self.learning_rate:g}: use a number above 0, e.g. 2e-4"
+            )
+        if not self.model or self.model.startswith("-"):
+            faults.append(f"--model {self.model!r}: use a name or a path")
+        if not self.dataset or self.dataset.startswith("-"):
+            faults.append(f"--dataset {self.dataset!r}: use a name or a path")
+        for key in self.env:
+            if not VARIABLE.fullmatch(key):
+                faults.append(f"--env {key!r}: not a variable's name; use KEY=VALUE")
+        for key in self.env:
+            if MISLEADING.match(key):
+                faults.append(f"--env {key}: UGRO or torchrun sets this itself")
+        for flag, words in self._words().items():
+            for word in words:
+                if not _can_travel(word):
+                    faults.append(
+                        f"{flag} {word!r}: a NUL byte or no UTF-8; a program cannot be given that"
+                    )
         if faults:
             raise UsageError("\n".join(faults))
         return self

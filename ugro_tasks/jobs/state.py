@@ -83,18 +83,16 @@ class JobState(Struct, frozen=True, kw_only=True):
     exit_code: int = 0  # of `inv launch`; see errors.py
     # The time when all outputs of the ranks were here; None: some may be missing.
     gathered_at: float | None = None
-    cleaned: tuple[
-        str, ...
-    ] = ()  # nodes on which `inv clean` has removed the job's files
+    # Nodes on which `inv clean` has removed the job's files.
+    cleaned: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float | None:
         """Return the time from the first moment with all ranks running to the end, or to now."""
-        return (
-            None
-            if self.started_at is None
-            else (self.ended_at or time.time()) - self.started_at
-        )
+        if self.started_at is None:
+            return None
+        end = self.ended_at or time.time()
+        return end - self.started_at
 
 
 class Event(Struct, frozen=True, kw_only=True):

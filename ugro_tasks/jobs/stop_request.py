@@ -37,9 +37,8 @@ class StopRequest:
         """Write a message naming the nodes without proof, `why` before their names."""
         ranks = self.experiment.state().ranks
         missing = [rank.node for rank in ranks if not rank.proven_gone]
-        return (
-            f"{self.experiment.job_id}: {why} from {', '.join(missing) or 'any node'}"
-        )
+        nodes = ", ".join(missing) or "any node"
+        return f"{self.experiment.job_id}: {why} from {nodes}"
 
 
 def stoppable(experiment: Experiment) -> Experiment:

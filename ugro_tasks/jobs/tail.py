@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 READ_BYTES = 1 << 20
+LAST_LINES_BYTES = 64 << 20  # `last_lines` reads no more
 LINE_BYTES = 1 << 16  # a longer line is split
 
 
@@ -12,7 +13,9 @@ class Tail:
     """The whole lines added to a growing file."""
 
     def __init__(self, path: Path, offset: int = 0) -> None:
-        self.path, self.offset, self._rest = path, offset, b""
+        self.path = path
+        self.offset = offset
+        self._rest = b""
 
     def read(self, *, rest_too: bool = False) -> list[str]:
         """Return the lines since the last call, with `rest_too` also an unfinished one."""
@@ -24,11 +27,15 @@ class Tail:
             return []
         self.offset += len(new)
         lines, newline, self._rest = (self._rest + new).rpartition(b"\n")
-        if self._rest and (
-            (rest_too and len(new) < READ_BYTES) or len(self._rest) > LINE_BYTES
-        ):
-            lines, newline, self._rest = lines + newline + self._rest, b"\n", b""
-        return lines.decode("utf-8", "replace").split("\n") if newline else []
+        too_long = len(self._rest) > LINE_BYTES
+        all_read = len(new) < READ_BYTES
+        if self._rest and (too_long or (rest_too and all_read)):
+            lines += newline + self._rest
+            newline = b"\n"
+            self._rest = b""
+        if not newline:
+            return []
+        return lines.decode("utf-8", "replace").split("\n")
 
 
 def end_of_lines(path: Path) -> int:
@@ -37,11 +44,9 @@ def end_of_lines(path: Path) -> int:
         size = file.seek(0, 2)
         file.seek(max(0, size - LINE_BYTES))
         tail = file.read(LINE_BYTES)
-    return (
-        size
-        if b"\n" not in tail and size > LINE_BYTES
-        else size - len(tail) + tail.rfind(b"\n") + 1
-    )
+    if b"\n" not in tail and size > LINE_BYTES:
+        return size
+    return size - len(tail) + tail.rfind(b"\n") + 1
 
 
 def last_lines(path: Path, count: int, end: int | None = None) -> list[str]:
@@ -49,10 +54,14 @@ def last_lines(path: Path, count: int, end: int | None = None) -> list[str]:
     with path.open("rb") as file:
         position = file.seek(0, 2) if end is None else end
         tail = b""
-        while position > 0 and tail.count(b"\n") <= count and len(tail) < 64 << 20:
+        while position > 0 and len(tail) < LAST_LINES_BYTES:
+            if tail.count(b"\n") > count:
+                break
             step = min(1 << 16, position)
             position -= step
             file.seek(position)
             tail = file.read(step) + tail
+    if not tail or not count:
+        return []
     lines = tail.decode("utf-8", "replace").removesuffix("\n").split("\n")
-    return lines[-count:] if tail and count else []
+    return lines[-count:]

@@ -51,18 +51,18 @@ def watch(
     """
     logs: dict[int, Tail] = {}
     metrics = Tail(experiment.metrics)
-    event_offset, last_state, agents, moved_at = (
-        0,
-        None,
-        _Agents(experiments),
-        time.monotonic(),
-    )
+    agents = _Agents(experiments)
+    event_offset = 0
+    last_state = None
+    moved_at = time.monotonic()
     while True:
         # The state is read first: a finished job's files are complete by then.
         state = experiment.state()
-        for rank in range(len(state.ranks)) if ranks is None else ranks:
+        shown = range(len(state.ranks)) if ranks is None else ranks
+        for rank in shown:
             if rank not in logs:
-                logs[rank] = Tail(experiment.log(rank), (offsets or {}).get(rank, 0))
+                begin = offsets.get(rank, 0) if offsets else 0
+                logs[rank] = Tail(experiment.log(rank), begin)
         events, event_offset = experiment.events(event_offset)
         yield from events
         moved = bool(events)
@@ -70,7 +70,9 @@ def watch(
             for text in tail.read(rest_too=state.phase.finished):
                 yield Line(rank, text)
                 moved = True
-        if (lines := metrics.read()) and (logged := read_metrics(lines[-1])):
+        lines = metrics.read()
+        logged = read_metrics(lines[-1]) if lines else None
+        if logged:
             yield Progress(logged)
         if state != last_state:
             yield state
@@ -92,7 +94,9 @@ class _Agents:
 
     def __init__(self, experiments: Experiments) -> None:
         self.experiments = experiments
-        self._looked_at = self._well_at = time.monotonic()
+        now = time.monotonic()
+        self._looked_at = now
+        self._well_at = now
         self._begun = 0  # in a row
 
     def look(self) -> None:
@@ -103,7 +107,8 @@ class _Agents:
             return
         self._looked_at = now
         try:
-            self._begun = self._begun + 1 if ensure_agent(self.experiments) else 0
+            begun = ensure_agent(self.experiments) is not None
+            self._begun = self._begun + 1 if begun else 0
             self._well_at = now
         except RecordError:
             # A disk may be full or read-only for a while; that is no reason to stop watching.

@@ -21,9 +21,9 @@ from ..hosts.transfer import Transfer
 from ..jobs.checkpoints import (
     Checkpoint,
     Manifest,
-    at_home,
-    damage,
-    own_part,
+    fetched_checkpoints,
+    find_damage,
+    own_files,
     read_manifest,
     stored_manifests,
 )
@@ -127,14 +127,16 @@ def bring(
     else:
         first = stored_manifests(experiment, 0)
     own = {
-        m.checkpoint: own_part(m, first[m.checkpoint])
+        m.checkpoint: own_files(m, first[m.checkpoint])
         if m.checkpoint in first
         else m.files
         for m in manifests
     }
 
     def wrong(manifest: Manifest, *, read: bool) -> str | None:
-        return damage(experiment, manifest.rank, own[manifest.checkpoint], read=read)
+        return find_damage(
+            experiment, manifest.rank, own[manifest.checkpoint], read=read
+        )
 
     missing = [
         m for m in manifests if known.get(m.checkpoint) != m or wrong(m, read=verify)
@@ -248,7 +250,9 @@ def deliver(
 
     `link_from` are folders there, as seen from `resume/`, that may hold the same files. Raises HostError, RecordError.
     """
-    checkpoint = next((c for c in at_home(source) if c.name == resume.checkpoint), None)
+    checkpoint = next(
+        (c for c in fetched_checkpoints(source) if c.name == resume.checkpoint), None
+    )
     if checkpoint is None or checkpoint.missing:
         why = checkpoint.missing if checkpoint else "its manifest is gone"
         raise RecordError(
@@ -267,7 +271,7 @@ def _layers(
     checkpoint: Checkpoint, first: Manifest, rank: int
 ) -> Iterator[tuple[int, list[str]]]:
     mine = checkpoint.manifests.get(rank)
-    own = own_part(mine, first) if mine and rank else {}
+    own = own_files(mine, first) if mine and rank else {}
     yield 0, sorted(set(first.files) - set(own))
     if own:
         yield rank, sorted(own)

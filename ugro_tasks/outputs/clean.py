@@ -23,7 +23,7 @@ from ..hosts.fleet import Fleet
 from ..hosts.host import Host
 from ..hosts.operations import Clean
 from ..hosts.requests import ask
-from ..jobs.checkpoints import at_home, with_manifest
+from ..jobs.checkpoints import checkpoints_with_manifest, fetched_checkpoints
 from ..jobs.experiment import Experiment
 from ..jobs.experiments import Experiments
 from ..jobs.metrics import measure
@@ -345,14 +345,18 @@ def _worth_keeping(
     experiment: Experiment, checkpoints: Mapping[str, Mapping[int, Path]]
 ) -> set[str]:
     """The newest whole checkpoint and the one with the lowest eval_loss; of those without a manifest the newest."""
-    whole = [checkpoint for checkpoint in at_home(experiment) if not checkpoint.missing]
+    whole = [
+        checkpoint
+        for checkpoint in fetched_checkpoints(experiment)
+        if not checkpoint.missing
+    ]
     kept = {whole[-1].name} if whole else set()
     evaluated = {
         point.step: point.value for point in measure(experiment.metrics).evaluation
     }
     if best := [checkpoint for checkpoint in whole if checkpoint.step in evaluated]:
         kept.add(min(best, key=lambda checkpoint: evaluated[checkpoint.step]).name)
-    told = with_manifest(experiment)
+    told = checkpoints_with_manifest(experiment)
     times = {
         max(path.lstat().st_mtime for path in where.values()): name
         for name, where in checkpoints.items()

@@ -9,7 +9,11 @@ from pathlib import Path
 import msgspec
 
 from ..files import size_of
-from ..jobs.checkpoints import Checkpoint, at_home, with_manifest
+from ..jobs.checkpoints import (
+    Checkpoint,
+    checkpoints_with_manifest,
+    fetched_checkpoints,
+)
 from ..jobs.experiment import Experiment
 from ..jobs.gpu_use import CardUse, card_use
 from ..jobs.metrics import Metrics, measure
@@ -104,8 +108,10 @@ def node_use(
 
 def kept(experiment: Experiment, record: JobRecord) -> list[Kept]:
     """The checkpoints at home, the oldest first: those without a manifest by their time, then the others by step."""
-    known = {checkpoint.name: checkpoint for checkpoint in at_home(experiment)}
-    found, told = experiment.checkpoints(), with_manifest(experiment)
+    known = {
+        checkpoint.name: checkpoint for checkpoint in fetched_checkpoints(experiment)
+    }
+    found, told = experiment.checkpoints(), checkpoints_with_manifest(experiment)
     lines = [
         _kept(experiment, record, name, found.get(name, {}), known.get(name), told)
         for name in {**found, **known}

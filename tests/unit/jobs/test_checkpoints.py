@@ -11,7 +11,7 @@ import pytest
 from tests.unit.factories import make_cluster, make_record
 from ugro_tasks.errors import UsageError
 from ugro_tasks.jobs.checkpoints import (
-    at_home,
+    fetched_checkpoints,
     metrics_until,
     newest_whole,
     read_manifest,
@@ -85,9 +85,16 @@ def test_the_one_that_is_farthest_in_the_data_is_taken(experiment: Experiment) -
     """With three ranks a step goes farther than with the two that were left before."""
     keep(experiment, 140, epoch=2.0)
     keep(experiment, 120, epoch=2.5)
-    assert [checkpoint.step for checkpoint in at_home(experiment)] == [140, 120]
+    assert [checkpoint.step for checkpoint in fetched_checkpoints(experiment)] == [
+        140,
+        120,
+    ]
     keep(experiment, 130)  # of a script that tells no epochs
-    assert [checkpoint.step for checkpoint in at_home(experiment)] == [120, 130, 140]
+    assert [checkpoint.step for checkpoint in fetched_checkpoints(experiment)] == [
+        120,
+        130,
+        140,
+    ]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -109,7 +116,7 @@ def test_parts_of_two_different_saves_make_no_checkpoint(
     keep(experiment, 10)
     path = experiment.checkpoint_folder(1) / "checkpoint-10.manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "step": 11}))
-    assert [checkpoint.missing for checkpoint in at_home(experiment)] == [
+    assert [checkpoint.missing for checkpoint in fetched_checkpoints(experiment)] == [
         "the part of rank 1 has not come"
     ]
 

@@ -15,7 +15,7 @@ from tests.unit.ended import EndedJob, small_disk, store
 from tests.unit.factories import make_node
 from ugro_tasks.cli.show.clean import show_clean
 from ugro_tasks.errors import HostError, JobNotFound
-from ugro_tasks.jobs.checkpoints import at_home
+from ugro_tasks.jobs.checkpoints import fetched_checkpoints
 from ugro_tasks.jobs.spec import Resume
 from ugro_tasks.jobs.state import Phase
 from ugro_tasks.node import clean as node_cleaning
@@ -357,7 +357,7 @@ def test_at_home_the_newest_whole_checkpoint_and_the_best_are_left(
     assert sorted(gone) == [("checkpoint-10", 2000), ("checkpoint-40", 2000)]
     assert told.removals == found.removals
     assert names(trained) == ["checkpoint-20", "checkpoint-30"]
-    assert [(c.name, c.missing) for c in at_home(trained.home)] == [
+    assert [(c.name, c.missing) for c in fetched_checkpoints(trained.home)] == [
         ("checkpoint-20", None),
         ("checkpoint-30", None),
     ]

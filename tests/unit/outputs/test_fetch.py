@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit.ended import EndedJob, small_disk
 from ugro_tasks.errors import HostError, RecordError
-from ugro_tasks.jobs.checkpoints import at_home
+from ugro_tasks.jobs.checkpoints import fetched_checkpoints
 from ugro_tasks.jobs.state import Attempt, Phase
 from ugro_tasks.node.tree import PARTIAL_FOLDER
 
@@ -128,7 +128,7 @@ def test_checkpoints_come_by_the_mirror_and_their_manifests_only_by_it(
         job.gather()
     (job.folder(0) / "output" / "checkpoints" / "torn.manifest.json").unlink()
     job.gather()
-    [checkpoint] = at_home(job.home)
+    [checkpoint] = fetched_checkpoints(job.home)
     assert (checkpoint.name, checkpoint.missing) == ("checkpoint-50", None)
     assert (job.home.checkpoint_folder(0) / "last.pt").exists()
     assert not (job.home.checkpoint_folder(0) / "torn.manifest.json").exists()
@@ -140,7 +140,7 @@ def test_while_a_job_runs_no_manifest_comes_that_the_mirror_has_not_brought(
     job.write_checkpoint(0, 50, b"weights")
     job.end(Phase.RUNNING)
     job.gather()
-    assert at_home(job.home) == []
+    assert fetched_checkpoints(job.home) == []
 
 
 def test_what_the_mirror_has_brought_is_not_pulled_again(job: EndedJob) -> None:
@@ -205,7 +205,7 @@ def test_a_full_disk_here_is_one_error_and_a_second_gather_completes(
     assert f"inv gather {job.home.job_id}" in words
     assert len(words.splitlines()) == 2
     assert job.home.state().gathered_at is None
-    assert not any(c.missing is None for c in at_home(job.home))
+    assert not any(c.missing is None for c in fetched_checkpoints(job.home))
     subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
     job.gather()
     assert job.home.state().gathered_at

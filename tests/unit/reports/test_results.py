@@ -108,7 +108,7 @@ def test_lines_without_steps_are_counted(job: Experiment) -> None:
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
-def test_a_loss_that_went_astray_is_told_and_is_no_best(
+def test_a_loss_that_is_not_finite_is_told_and_is_no_best(
     job: Experiment, value: str
 ) -> None:
     """As Python's json writes it, and so most training scripts."""
@@ -120,8 +120,9 @@ def test_a_loss_that_went_astray_is_told_and_is_no_best(
     )
     assert found.train == [Point(1, 2.0), Point(3, 3.0)]
     assert found.best["loss"] == Point(1, 2.0)
-    assert found.astray
-    assert (found.astray.step, math.isfinite(found.astray.value)) == (2, False)
+    first = found.first_nonfinite
+    assert first
+    assert (first.step, math.isfinite(first.value)) == (2, False)
 
 
 JUNK = [

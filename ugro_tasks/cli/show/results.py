@@ -81,8 +81,8 @@ def _show_curve(console: Printer, metrics: Metrics) -> None:
         console.print(*title)
     for row in rows:
         console.print(*row)
-    if metrics.astray:
-        words = f"the loss was no number from step {metrics.astray.step:.12g} on, or at times"
+    if metrics.first_nonfinite:
+        words = f"the loss was no number from step {metrics.first_nonfinite.step:.12g} on, or at times"
         console.print(style(words, "red"))
 
 

@@ -184,7 +184,7 @@ def an_example_of_results(tmp_path: Path) -> None:
             evaluation=[],
             last={HOSTILE: HOSTILE, "loss": 1.0},
             best={},
-            astray=None,
+            first_nonfinite=None,
             tokens_per_second=1.0,
         ),
         nodes=[
