@@ -1,4 +1,7 @@
-"""Training environments, judged: what a node has, whether it is behind, and why one could not be made. Pure."""
+"""The state of training environments: contents, differences from the recipe, causes of failures.
+
+All functions are pure.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from ..errors import EnvironmentFault
 from ..hosts.answers import BuildFailed, EnvironmentAnswer, ProbeAnswer
 from .recipe import Recipe, minor_of, recipe_of
 
-# Both tell what a node has as its environment.
+# The answers with facts about a node's environment.
 Facts = ProbeAnswer | EnvironmentAnswer
 
 DIGITS_SHOWN = 7
@@ -25,9 +28,9 @@ INSTALL = {
 
 
 class Fingerprint(Struct, frozen=True, kw_only=True):
-    """What tells one environment from another."""
+    """The contents of an environment, as far as environments can differ."""
 
-    digest: str | None  # of what it was made from; None: UGRO does not know
+    digest: str | None  # of the recipe it was made from; None: unknown
     python: str | None
     torch: str | None
     cuda: str | None
@@ -40,7 +43,7 @@ class Fingerprint(Struct, frozen=True, kw_only=True):
 
 
 def fingerprint_of(facts: Facts) -> Fingerprint:
-    """What the node has, from the facts that its probe or `environment` told."""
+    """Return the fingerprint in the answer to a probe or an `environment` request."""
     stamp = facts.environment.known_stamp if facts.environment else None
     return Fingerprint(
         digest=stamp.digest if stamp else None,
@@ -51,9 +54,10 @@ def fingerprint_of(facts: Facts) -> Fingerprint:
 
 
 def behind(cluster: Cluster, facts: Mapping[str, Facts]) -> dict[str, str]:
-    """{node: why} of the nodes whose environment is not what the project's files say; `facts` is what probes told.
+    """Return {node: reason} for nodes with an environment that does not fit the project's files.
 
-    Nodes of which nothing can be said are not in it: no facts, no files here, or an environment that nobody makes.
+    `facts` are the answers of probes. Nodes that cannot be judged are left out: without facts,
+    without files here, or with the manager `existing`.
     """
     found = {}
     for node in cluster.nodes:
@@ -63,7 +67,7 @@ def behind(cluster: Cluster, facts: Mapping[str, Facts]) -> dict[str, str]:
 
 
 def why_behind(cluster: Cluster, node: Node, facts: Facts) -> str | None:
-    """See `behind`."""
+    """Return the reason for one node; see `behind`."""
     try:
         recipe = recipe_of(cluster, node)
     except EnvironmentFault:
@@ -72,7 +76,10 @@ def why_behind(cluster: Cluster, node: Node, facts: Facts) -> str | None:
 
 
 def difference(recipe: Recipe, facts: Facts) -> str | None:
-    """Why the node's environment is not made from the recipe; None where it is, or where the node did not say."""
+    """Return the first difference between a node's environment and the recipe.
+
+    None if there is none, or if the node did not answer about its environment.
+    """
     built, torch = facts.environment, facts.torch
     if built is None or not built.is_managed:
         return None
@@ -110,7 +117,7 @@ def difference(recipe: Recipe, facts: Facts) -> str | None:
 
 
 def uneven(found: Mapping[str, Fingerprint]) -> str | None:
-    """In which ways the nodes' environments differ, node by node; None where they are equal."""
+    """Describe the differences between the nodes' environments; None if they are equal."""
     lines = []
     for what in ("digest", "python", "torch", "cuda"):
         values: dict[str, str | None] = {
@@ -133,9 +140,10 @@ def uneven(found: Mapping[str, Fingerprint]) -> str | None:
 def odd_versions(
     versions: Mapping[str, str | None], own: str | None
 ) -> dict[str, tuple[str, str]]:
-    """{node: (its pixi, the pixi that it should have)} where it is another than that of this machine, else the newest.
+    """Return {node: (its pixi, the right pixi)} for nodes with another pixi than this machine.
 
-    `versions` is {node: its pixi}, `own` the pixi of this machine; None where there is none.
+    `versions` is {node: its pixi}, `own` the pixi of this machine. Without one here, the newest
+    of the nodes is the right one.
     """
     known = {node: version for node, version in versions.items() if version}
     if not known:
@@ -153,7 +161,7 @@ def _as_numbers(version: str) -> list[int]:
 # ---- why it could not be made ----
 
 
-DRAWN = " \u2502\u2570\u2500\u25b6\u00d7"  # what pixi draws around a message
+DRAWN = " \u2502\u2570\u2500\u25b6\u00d7"  # drawn by pixi around a message
 NO_NETWORK = re.compile(
     r"network is unreachable|name resolution|could not resolve|connection refused|no route to host|dns error|"
     r"failed to establish a new connection|failed to lookup|error sending request|connect timeout|timed out|"
@@ -172,9 +180,9 @@ NO_PYTHON = re.compile(
 
 
 def explained(node: Node, recipe: Recipe, failure: BuildFailed) -> EnvironmentFault:
-    """What happened, where and what to do, from what the node told of a build that failed.
+    """Return the error for a failed build, with the node, the reason and a remedy.
 
-    No node is named where the lock is stale: it is so on all of them.
+    The error of a stale lock names no node, because all nodes have it.
     """
     if is_stale(failure.tail):
         return stale(recipe)
@@ -183,7 +191,7 @@ def explained(node: Node, recipe: Recipe, failure: BuildFailed) -> EnvironmentFa
 
 
 def is_stale(tail: str) -> bool:
-    """Whether the lock does not fit the manifest, by an installer's last lines; it is the same on all nodes."""
+    """Return whether an installer's last lines say that the lock does not fit the manifest."""
     return bool(STALE.search(tail))
 
 
@@ -265,7 +273,7 @@ def _by_tail(node: Node, recipe: Recipe, failure: BuildFailed) -> tuple[str, str
 
 
 def stale(recipe: Recipe) -> EnvironmentFault:
-    """What is to be done about a lock that does not fit its manifest."""
+    """Return the error for a lock that does not fit its manifest, with the remedy."""
     return EnvironmentFault(
         f"{recipe.lock_name} does not fit the manifest: it was changed since\n"
         f"    make the lock anew on this machine: {recipe.manager} lock; then again: inv sync-envs"
@@ -285,7 +293,7 @@ def _no_python(node: Node, wanted: str) -> tuple[str, str]:
 
 
 def _telling(tail: str) -> str:
-    """The line that says most: the last that speaks of an error, else the last."""
+    """Return the most useful line: the last one about an error, else the last."""
     lines = [
         line.strip(DRAWN)
         for line in tail.splitlines()

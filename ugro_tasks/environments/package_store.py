@@ -1,7 +1,8 @@
-"""Packages for nodes without a network: fetched once by this machine, pushed to each node.
+"""Packages for nodes without a network: fetched once on this machine, pushed to each node.
 
-A store is a folder below `.ugro/packages` in the project's root, one for each digest, Python and kind of machine:
-wheels for pip, a cache for uv, a pack for pixi. The node's build finds it in its work folder.
+A store is a folder below `.ugro/packages` in the project's root, one for each recipe, Python and
+kind of machine: wheels for pip, a cache for uv, a pack for pixi. The node's build finds it in its
+work folder.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ from ..node.installers import (
 from .recipe import Recipe, minor_of
 
 WHOLE = ".whole"  # written last
-# The newest first; pip takes what fits any of them.
+# The newest first; pip takes the first match.
 GLIBCS = ("2_34", "2_28", "2_27", "2_17")
 PACK_PLATFORMS = {"x86_64": "linux-64", "aarch64": "linux-aarch64"}
 MAKE_FOLDER_SECONDS = 30.0
 
 
 def program(name: str) -> str | None:
-    """The path of a program on this machine: beside UGRO's own Python, where its installer puts it, or on PATH."""
+    """Find a program here: beside UGRO's own Python, in its installer's folder, or on PATH."""
     beside = Path(sys.executable).with_name(name)
     return str(beside) if beside.exists() else find_program(name)
 
@@ -51,7 +52,7 @@ def program(name: str) -> str | None:
 def fill(
     cluster: Cluster, node: Node, recipe: Recipe, facts: EnvironmentAnswer
 ) -> Path:
-    """The store for a node, filled where it is not yet. Raises EnvironmentFault, ToolMissing."""
+    """Return the store for a node, filled if needed; raises EnvironmentFault or ToolMissing."""
     machine = facts.machine or ""
     version = (facts.base.version if facts.base else None) or ""
     if recipe.manager != "venv" and machine != platform.machine():
@@ -92,7 +93,7 @@ def fill(
 def push(
     store: Path, host: Host, place: Mapping[str, str], progress: Callable[[int], None]
 ) -> None:
-    """The store is in the node's work folder; what is there already does not travel again. Raises HostError."""
+    """Copy the store into the node's work folder, except files already there; raises HostError."""
     ask(host, MakeFolder(project=place["work"]), timeout_seconds=MAKE_FOLDER_SECONDS)
     Transfer(host).push(
         f"{store}/", f"{place['work']}/store/", delete=True, progress=progress
@@ -121,7 +122,7 @@ def _wheels(store: Path, files: Path, recipe: Recipe, minor: str, machine: str) 
     if has_hashes(str(files)):
         for step in newer_pip(pip):
             _run(step, files, recipe)
-        # pip chooses for another machine only where it would not install into its own environment.
+        # pip takes another machine's packages only for a --target, not for its own environment.
         chosen = [
             *options,
             *(["--target", str(files / "elsewhere")] if foreign else []),

@@ -1,10 +1,10 @@
-"""What an environment is made from: the project's files on this machine, one digest over them, and its place on a node.
+"""The recipe of an environment: the project's files for it, a digest, and the place on a node.
 
 | manager | files | an environment other than `default` is |
 | --- | --- | --- |
-| `venv` | `requirements.txt`, `constraints.txt` if there is one, in the scripts folder | |
-| `uv` | `pyproject.toml`, `uv.lock`, `.python-version` if there is one, in the project's root | a dependency group |
-| `pixi` | `pixi.toml` or `pyproject.toml`, `pixi.lock`, in the project's root | a pixi environment |
+| `venv` | `requirements.txt`, perhaps `constraints.txt`, in the scripts folder | |
+| `uv` | `pyproject.toml`, `uv.lock`, perhaps `.python-version`, in the root | a dependency group |
+| `pixi` | `pixi.toml` or `pyproject.toml`, `pixi.lock`, in the root | a pixi environment |
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..cluster.model import Cluster, Environment, Node
 from ..errors import EnvironmentFault
 from ..hosts.answers import Built
 
-# What of a manifest the packages depend on. The rest, a linter's settings say, may change without a new environment.
+# The parts of a manifest with an effect on packages; others, a linter's settings say, may change freely.
 MANIFEST_PARTS = {
     "uv": (("project",), ("dependency-groups",), ("tool", "uv")),
     "pixi": (("project",), ("dependency-groups",), ("tool", "pixi")),
@@ -41,25 +41,25 @@ DESCRIPTIVE = {
 
 
 class Recipe(Struct, frozen=True, kw_only=True):
-    """What an environment is made from."""
+    """The inputs of an environment."""
 
     manager: str
     name: str
-    digest: str  # sha256, hex, of everything that decides what is in it
+    digest: str  # sha256, hex, of everything with an effect on the contents
     files: dict[str, bytes]
-    # The interpreter, or its version, to make it from; None: whatever the node has.
+    # The interpreter or its version; None: any that the node has.
     python: str | None = None
 
     @property
     def lock_name(self) -> str:
-        """The file that pins the packages, as a message names it."""
+        """Return the name of the file with the pinned packages, for messages."""
         return LOCKS.get(self.manager, "requirements.txt")
 
 
 def recipe_of(cluster: Cluster, node: Node) -> Recipe | None:
-    """What the node's environment is to be made from; None where nobody makes it (`existing`).
+    """Read the recipe for the node's environment; None for the manager `existing`.
 
-    Raises EnvironmentFault where a file is missing or cannot be read.
+    Raises EnvironmentFault if a file is missing or unreadable.
     """
     environment = node.environment
     if environment.manager == "existing":
@@ -99,15 +99,16 @@ def recipe_of(cluster: Cluster, node: Node) -> Recipe | None:
 
 
 def missing_lock(cluster: Cluster, node: Node) -> Path | None:
-    """The lock that has still to be made for the node's environment."""
+    """Return the path of the node's lock file if it does not exist yet, else None."""
     lock = cluster.root / LOCKS.get(node.environment.manager, ".")
     return None if lock.exists() else lock
 
 
 def place_of(node: Node) -> dict[str, str]:
-    """Where the node's environment and what belongs to it lies, for the node's own program; ~/ is its user's home.
+    """Return the place of the node's environment for the program on the node.
 
-    A pixi environment in a place where pixi does not make any counts as one that nobody makes.
+    ~/ is the home of the node's user. A pixi environment outside pixi's own folder counts as
+    `existing`.
     """
     environment = node.environment
     folder = environment.folder(node.project).rstrip("/")
@@ -125,13 +126,13 @@ def place_of(node: Node) -> dict[str, str]:
 
 
 def activation_of(node: Node, built: Built | None) -> tuple[str, ...]:
-    """The command that tells, as pixi's JSON, what the environment's activation sets; () where there is none.
+    """Return a command that prints the environment's variables as pixi's JSON; () without pixi.
 
-    A PATH is not enough for packages from conda: they bring activation scripts.
+    A PATH is not enough for conda packages, because they have activation scripts.
     """
     if node.environment.manager != "pixi" or built is None:
         return ()
-    if built.activate:  # made from a pack: pixi itself need not be there
+    if built.activate:  # made from a pack, perhaps without pixi on the node
         python = node.environment.interpreter(node.project)
         return (
             "bash",
@@ -160,7 +161,7 @@ TELL_ENVIRONMENT = (
 
 
 def minor_of(version: str | None) -> str | None:
-    """Cut a Python's version to what must be equal: another patch is no other environment."""
+    """Cut a Python version to major and minor; patch releases count as equal."""
     return ".".join(version.split(".")[:2]) if version else version
 
 
@@ -196,7 +197,7 @@ def _texts(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def _pins(content: bytes) -> list[str]:
-    """The lines that count."""
+    """Return the lines without comments and blanks."""
     lines = (line.strip() for line in content.decode("utf-8", "replace").splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 
@@ -209,7 +210,7 @@ def _manifest(root: Path, content: bytes, manager: str) -> dict[str, Any]:
             f"the manifest for {manager} in {root} cannot be read: {error}"
         ) from error
     if "workspace" in document:
-        return document  # a pixi.toml: all of it is about the environment
+        return document  # a pixi.toml, which is all about the environment
     parts: dict[str, Any] = {}
     for path in MANIFEST_PARTS[manager]:
         value: Any = document

@@ -1,4 +1,4 @@
-"""The same training environment on every node: what is behind is rebuilt, all nodes at once."""
+"""The same training environment on every node; stale ones are rebuilt, all nodes at once."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ from .package_store import fill, program, push
 from .recipe import Recipe, missing_lock, place_of, recipe_of
 
 LOOK_SECONDS = 60.0
-# Without a word from a node, or without one of ours for the node: a build ends then, and leaves nothing.
+# Silence, from either side, after which a build is aborted and cleaned up.
 SILENCE_SECONDS = 30.0
 
 
 class Progress(Struct, frozen=True, kw_only=True):
-    """How a build on a node goes: bytes written so far; `line` is what pip, uv or pixi said last."""
+    """The progress of a build: bytes written so far, and the last line of pip, uv or pixi."""
 
     phase: str
     seconds: float = 0.0
@@ -54,17 +54,17 @@ Tell = Callable[[str, Progress], None]
 
 
 class State(Struct, frozen=True, kw_only=True):
-    """A node's environment as it is, and why it is behind, None where it is not."""
+    """A node's environment, and the reason if it is behind."""
 
     node: Node
     fingerprint: Fingerprint
     why: str | None
-    recipe: Recipe | None  # None: nobody makes it
+    recipe: Recipe | None  # None: the manager is `existing`
     facts: EnvironmentAnswer
 
 
 class Synced(Struct, frozen=True, kw_only=True):
-    """A node's environment after a sync. `why` says why it was rebuilt; None where there was nothing to do."""
+    """A node's environment after a sync; `why` is the reason for a rebuild, None without one."""
 
     node: str
     before: Fingerprint
@@ -72,7 +72,7 @@ class Synced(Struct, frozen=True, kw_only=True):
     why: str | None = None
     seconds: float = 0.0
     bytes: int = 0  # its size
-    # Where on the node an environment that UGRO had not made was put.
+    # The new path, on the node, of an environment not made by UGRO.
     kept: str | None = None
 
 
@@ -84,12 +84,13 @@ def sync(
     *,
     offline: bool = False,
 ) -> dict[str, Synced | UgroError]:
-    """{node: its environment after the sync, or why it is still behind} for all nodes, or those named.
+    """Bring the environments of all nodes, or of those named, up to date.
 
-    One round trip to a node where there is nothing to do. `tell` is told of the others, one call at a time; a UgroError
-    that it raises ends what that node is at. What was in use on a node that fails stays in use. With `offline`, this
-    machine fetches the packages and brings them. Raises EnvironmentFault or ToolMissing where there is nothing to make
-    environments from.
+    Returns {node: its environment after the sync, or the error}; a node with an error keeps the
+    environment in use before. A node up to date costs one round trip. `tell` gets the progress of
+    the others, one call at a time; a UgroError raised by it ends the build of that node. With
+    `offline`, this machine fetches the packages and copies them to the nodes. Raises
+    EnvironmentFault or ToolMissing if there is nothing to make environments from.
     """
     telling = threading.Lock()
 
@@ -127,7 +128,10 @@ def sync(
 
 
 def ensure_local(cluster: Cluster) -> None:
-    """Every local node that trains from a venv has it; else EnvironmentFault. What is done goes to stderr."""
+    """Build missing venvs of local nodes, progress on stderr.
+
+    Raises EnvironmentFault if that fails.
+    """
     local = [
         n.name
         for n in cluster.nodes
@@ -154,7 +158,7 @@ def survey(
     *,
     offline: bool = False,
 ) -> dict[str, State | UgroError]:
-    """What each of the nodes has, and whether it is behind."""
+    """Ask each node for its environment, and compare it with the recipe."""
 
     def look(node: Node, host: Host) -> State:
         recipe = recipe_of(cluster, node)
@@ -180,7 +184,7 @@ def survey(
 
 
 def make_locks(cluster: Cluster, nodes: Collection[str] | None, tell: Tell) -> None:
-    """Locks that are missing are made, by this machine's own uv or pixi. Raises ToolMissing, EnvironmentFault."""
+    """Make missing lock files with uv or pixi here; raises ToolMissing or EnvironmentFault."""
     wanted: dict[Path, list[Node]] = {}
     for node in _chosen(cluster, nodes):
         if lock := missing_lock(cluster, node):
@@ -210,7 +214,7 @@ def make_locks(cluster: Cluster, nodes: Collection[str] | None, tell: Tell) -> N
 
 
 def fault_of(results: Mapping[str, Synced | UgroError]) -> UgroError | None:
-    """One error for all that is not as it should be: which nodes are behind, and why; None where all are even."""
+    """Return one error for all nodes that are behind or differ; None if all are even."""
     faults = {
         name: result
         for name, result in results.items()
@@ -227,7 +231,7 @@ def fault_of(results: Mapping[str, Synced | UgroError]) -> UgroError | None:
             "    the same files gave other packages there: another kind of machine, another Python, or no GPU driver "
             "where the others have one (nvidia-smi)"
         )
-    # A stale lock is the same everywhere.
+    # A stale lock gives the same text for each node.
     texts = list(dict.fromkeys(error.text for error in faults.values()))
     even = [name for name in results if name not in faults]
     texts.append(
@@ -259,13 +263,13 @@ def _make(
     say: Callable[[Progress], None],
     host: Host,
 ) -> Synced:
-    """Make the node's environment; raises why it cannot be made."""
+    """Build the node's environment; raises the reason if that fails."""
     node, recipe = state.node, state.recipe
     assert recipe  # noqa: S101  (what is behind has one)
     if store:
         push(store, host, place_of(node), lambda percent: say(_pushing(percent)))
     stamp = state.facts.environment.known_stamp
-    # Made from the same files, and yet not good: whatever it is, it is not kept.
+    # Made from the same files and yet behind, so it must be damaged.
     bad = stamp.made_at if stamp and stamp.digest == recipe.digest else None
     request = operations.Build(
         environment=place_of(node),
@@ -316,7 +320,7 @@ def _pushing(percent: int) -> Progress:
 
 
 def _slots(cluster: Cluster, node: Node) -> list[str]:
-    """The leases of all nodes on the same machine that train with the same environment."""
+    """Return the leases of all nodes that share this node's machine and environment."""
 
     def where(node: Node) -> tuple[Any, ...]:
         return (node.transport, node.address, node.user, place_of(node))
@@ -328,7 +332,10 @@ def _slots(cluster: Cluster, node: Node) -> list[str]:
 
 
 def _stale_uv_locks(cluster: Cluster, todo: list[State]) -> dict[str, UgroError]:
-    """{node: the error} where uv's lock is stale. On a node, uv may lack what it wants to see of the project."""
+    """Return {node: error} for all uv nodes if the lock is stale.
+
+    It is checked here, because a node may lack project files that uv needs for the check.
+    """
     by_uv = {
         state.node.name: state.recipe
         for state in todo
@@ -354,7 +361,7 @@ def _stale_uv_locks(cluster: Cluster, todo: list[State]) -> dict[str, UgroError]
 
 
 def _odd_pixis(states: Mapping[str, State | UgroError]) -> dict[str, UgroError]:
-    """{node: the error} of nodes that are behind and whose pixi is not the others'."""
+    """Return {node: error} for nodes that are behind and have another pixi than the rest."""
     by_pixi = {
         name: state
         for name, state in states.items()
