@@ -137,7 +137,7 @@ def test_a_stale_lock_is_said_once(project: Project, hosts: list[LabHost]) -> No
     done = project.sync("--nodes", "lab0,lab1")
     assert done.returncode == 10
     assert done.stderr.count("uv.lock does not fit the manifest") == 1
-    assert "make the lock anew on this machine: uv lock" in done.stderr
+    assert "rebuild the lock on this machine: uv lock" in done.stderr
     assert "behind, or not known: lab0, lab1" in done.stderr
     assert [torch_of(host, project) for host in hosts[:2]] == ["1.0+stand.in"] * 2
 

@@ -36,10 +36,12 @@ class Fingerprint(Struct, frozen=True, kw_only=True):
     cuda: str | None
 
     def __str__(self) -> str:
+        if not self.python:
+            return "none"
         lock = self.digest[:DIGITS_SHOWN] if self.digest else "-"
         cuda = f"CUDA {self.cuda}" if self.cuda else "no CUDA"
         torch = f"torch {self.torch} ({cuda})" if self.torch else "no torch"
-        return f"{lock}, Python {self.python}, {torch}" if self.python else "none"
+        return f"{lock}, Python {self.python}, {torch}"
 
 
 def fingerprint_of(facts: Facts) -> Fingerprint:
@@ -61,8 +63,11 @@ def behind(cluster: Cluster, facts: Mapping[str, Facts]) -> dict[str, str]:
     """
     found = {}
     for node in cluster.nodes:
-        if node.name in facts and (why := why_behind(cluster, node, facts[node.name])):
-            found[node.name] = why
+        if node.name not in facts:
+            continue
+        reason = why_behind(cluster, node, facts[node.name])
+        if reason:
+            found[node.name] = reason
     return found
 
 
@@ -80,7 +85,8 @@ def difference(recipe: Recipe, facts: Facts) -> str | None:
 
     None if there is none, or if the node did not answer about its environment.
     """
-    built, torch = facts.environment, facts.torch
+    built = facts.environment
+    torch = facts.torch
     if built is None or not built.is_managed:
         return None
     if not built.there:
@@ -97,43 +103,35 @@ def difference(recipe: Recipe, facts: Facts) -> str | None:
         )
     if torch.code != 0:
         return "its Python does not run any more"
-    versions = (
-        (
-            "Python",
-            minor_of(stamp.python),
-            minor_of(torch.python),
-            stamp.python,
-            torch.python,
-        ),
-        ("torch", stamp.torch, torch.torch, stamp.torch, torch.torch),
-        ("CUDA", stamp.cuda, torch.cuda, stamp.cuda, torch.cuda),
-    )
-    changed = [
-        f"{what} {was} is now {now or 'gone'}"
-        for what, was_release, release, was, now in versions
-        if was_release != release
-    ]
-    return f"changed since it was made: {', '.join(changed)}" if changed else None
+    changed = []
+    if minor_of(stamp.python) != minor_of(torch.python):
+        changed.append(f"Python {stamp.python} is now {torch.python or 'gone'}")
+    if stamp.torch != torch.torch:
+        changed.append(f"torch {stamp.torch} is now {torch.torch or 'gone'}")
+    if stamp.cuda != torch.cuda:
+        changed.append(f"CUDA {stamp.cuda} is now {torch.cuda or 'gone'}")
+    if not changed:
+        return None
+    return f"changed since it was made: {', '.join(changed)}"
 
 
 def uneven(found: Mapping[str, Fingerprint]) -> str | None:
     """Describe the differences between the nodes' environments; None if they are equal."""
+    columns: dict[str, dict[str, str | None]] = {
+        "lock": {node: one.digest for node, one in found.items()},
+        "Python": {node: minor_of(one.python) for node, one in found.items()},
+        "torch": {node: one.torch for node, one in found.items()},
+        "CUDA": {node: one.cuda for node, one in found.items()},
+    }
     lines = []
-    for what in ("digest", "python", "torch", "cuda"):
-        values: dict[str, str | None] = {
-            node: getattr(one, what) for node, one in found.items()
-        }
-        if what == "python":
-            values = {node: minor_of(version) for node, version in values.items()}
-        if len(set(values.values())) > 1:
-            name = {"digest": "lock", "python": "Python", "cuda": "CUDA"}.get(
-                what, what
-            )
-            told = {node: (value or "none")[:20] for node, value in values.items()}
-            lines.append(
-                f"{name}: "
-                + ", ".join(f"{node} {value}" for node, value in told.items())
-            )
+    for name, values in columns.items():
+        if len(set(values.values())) < 2:
+            continue
+        words = []
+        for node, value in values.items():
+            shown = (value or "none")[:20]
+            words.append(f"{node} {shown}")
+        lines.append(f"{name}: {', '.join(words)}")
     return "\n".join(lines) or None
 
 
@@ -149,16 +147,18 @@ def odd_versions(
     if not known:
         return {}
     wanted = own or max(known.values(), key=_as_numbers)
-    return {
-        node: (version, wanted) for node, version in known.items() if version != wanted
-    }
+    odd = {}
+    for node, version in known.items():
+        if version != wanted:
+            odd[node] = (version, wanted)
+    return odd
 
 
 def _as_numbers(version: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", version)]
 
 
-# ---- why it could not be made ----
+# ---- causes of failed builds ----
 
 
 DRAWN = " \u2502\u2570\u2500\u25b6\u00d7"  # drawn by pixi around a message
@@ -179,18 +179,19 @@ NO_PYTHON = re.compile(
 )
 
 
-def explained(node: Node, recipe: Recipe, failure: BuildFailed) -> EnvironmentFault:
+def build_fault(node: Node, recipe: Recipe, failure: BuildFailed) -> EnvironmentFault:
     """Return the error for a failed build, with the node, the reason and a remedy.
 
     The error of a stale lock names no node, because all nodes have it.
     """
-    if is_stale(failure.tail):
-        return stale(recipe)
-    what, fix = _by_phase(node, recipe, failure) or _by_tail(node, recipe, failure)
-    return EnvironmentFault(f"{node.name}: {what}\n    {fix}")
+    if lock_is_stale(failure.tail):
+        return stale_lock_fault(recipe)
+    found = _by_phase(node, recipe, failure) or _by_tail(node, recipe, failure)
+    reason, remedy = found
+    return EnvironmentFault(f"{node.name}: {reason}\n    {remedy}")
 
 
-def is_stale(tail: str) -> bool:
+def lock_is_stale(tail: str) -> bool:
     """Return whether an installer's last lines say that the lock does not fit the manifest."""
     return bool(STALE.search(tail))
 
@@ -198,23 +199,16 @@ def is_stale(tail: str) -> bool:
 def _by_phase(
     node: Node, recipe: Recipe, failure: BuildFailed
 ) -> tuple[str, str] | None:
-    phase, message = failure.phase, failure.message
+    phase = failure.phase
+    message = failure.message
     wanted = recipe.python or "3"
-    if phase.startswith("no ") and (program := phase.removeprefix("no ")) in INSTALL:
-        looked = (
-            "~/.pixi/bin and PATH"
-            if program.startswith("pixi")
-            else "~/.local/bin, ~/.cargo/bin and PATH"
-        )
-        return f"{program} was not found (looked in {looked})", INSTALL[program]
+    if phase.startswith("no ") and phase.removeprefix("no ") in INSTALL:
+        return _no_program(phase.removeprefix("no "))
     if phase == "no python":
         return _no_python(node, wanted)
     if phase == "no ensurepip":
-        package = (
-            f"python{wanted}-venv"
-            if wanted[0].isdigit() and "." in wanted
-            else "python3-venv"
-        )
+        is_version = wanted[0].isdigit() and "." in wanted
+        package = f"python{wanted}-venv" if is_version else "python3-venv"
         return (
             f"{message}: it lacks ensurepip and pip",
             f"sudo apt install {package} on {node.name}",
@@ -239,10 +233,11 @@ def _by_phase(
 
 def _by_tail(node: Node, recipe: Recipe, failure: BuildFailed) -> tuple[str, str]:
     tail = failure.tail
-    manager = {"venv": "pip"}.get(recipe.manager, recipe.manager)
+    manager = "pip" if recipe.manager == "venv" else recipe.manager
     if NO_ROOM.search(f"{tail}\n{failure.message}"):
-        free = failure.free_bytes
-        room = f" ({free / 2**30:.1f} GiB free)" if free is not None else ""
+        room = ""
+        if failure.free_bytes is not None:
+            room = f" ({failure.free_bytes / 2**30:.1f} GiB free)"
         return (
             f"its disk is full{room}",
             f"free some space on {node.name}, then again: inv sync-envs",
@@ -255,29 +250,37 @@ def _by_tail(node: Node, recipe: Recipe, failure: BuildFailed) -> tuple[str, str
         )
     if OTHER_HASH.search(tail):
         return (
-            f"{manager} got a package that is not the pinned one: {_telling(tail)}",
-            f"whoever serves it there serves something else; or make {recipe.lock_name} and its pins anew",
+            f"{manager} got a package that is not the pinned one: {_most_useful_line(tail)}",
+            f"whoever serves it there serves something else; or rebuild {recipe.lock_name} and its pins",
         )
     if recipe.manager == "uv" and NO_PYTHON.search(tail):
         return _no_python(node, recipe.python or "")
-    if found := NO_NETWORK.search(tail):
+    no_network = NO_NETWORK.search(tail)
+    if no_network:
         return (
-            f"{manager} reaches no packages from there ({found[0].lower()})",
+            f"{manager} reaches no packages from there ({no_network[0].lower()})",
             "is it online? For a node without internet: inv sync-envs --offline",
         )
-    said = _telling(tail) or failure.message
+    said = _most_useful_line(tail) or failure.message
     return (
         f"{manager} failed: {said}",
         f"all that it said is in {failure.log} on {node.name}",
     )
 
 
-def stale(recipe: Recipe) -> EnvironmentFault:
+def stale_lock_fault(recipe: Recipe) -> EnvironmentFault:
     """Return the error for a lock that does not fit its manifest, with the remedy."""
     return EnvironmentFault(
         f"{recipe.lock_name} does not fit the manifest: it was changed since\n"
-        f"    make the lock anew on this machine: {recipe.manager} lock; then again: inv sync-envs"
+        f"    rebuild the lock on this machine: {recipe.manager} lock; then again: inv sync-envs"
     )
+
+
+def _no_program(name: str) -> tuple[str, str]:
+    folders = "~/.local/bin, ~/.cargo/bin and PATH"
+    if name.startswith("pixi"):
+        folders = "~/.pixi/bin and PATH"
+    return f"{name} was not found (looked in {folders})", INSTALL[name]
 
 
 def _no_python(node: Node, wanted: str) -> tuple[str, str]:
@@ -292,12 +295,9 @@ def _no_python(node: Node, wanted: str) -> tuple[str, str]:
     )
 
 
-def _telling(tail: str) -> str:
+def _most_useful_line(tail: str) -> str:
     """Return the most useful line: the last one about an error, else the last."""
-    lines = [
-        line.strip(DRAWN)
-        for line in tail.splitlines()
-        if line.strip(DRAWN) and line[:2] != "$ "
-    ]
+    said = [line for line in tail.splitlines() if not line.startswith("$ ")]
+    lines = [line.strip(DRAWN) for line in said if line.strip(DRAWN)]
     errors = [line for line in lines if re.match(r"(error|fatal)\b", line, re.I)]
     return (errors or lines or [""])[-1][:300]

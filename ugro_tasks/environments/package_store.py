@@ -46,7 +46,9 @@ MAKE_FOLDER_SECONDS = 30.0
 def program(name: str) -> str | None:
     """Find a program here: beside UGRO's own Python, in its installer's folder, or on PATH."""
     beside = Path(sys.executable).with_name(name)
-    return str(beside) if beside.exists() else find_program(name)
+    if beside.exists():
+        return str(beside)
+    return find_program(name)
 
 
 def fill(
@@ -54,7 +56,9 @@ def fill(
 ) -> Path:
     """Return the store for a node, filled if needed; raises EnvironmentFault or ToolMissing."""
     machine = facts.machine or ""
-    version = (facts.base.version if facts.base else None) or ""
+    version = ""
+    if facts.base and facts.base.version:
+        version = facts.base.version
     if recipe.manager != "venv" and machine != platform.machine():
         raise EnvironmentFault(
             f"{node.name} is a {machine}, this machine a {platform.machine()}: "
@@ -65,9 +69,9 @@ def fill(
             f"{node.name}: there is no Python {recipe.python} on it to make anything from"
         )
     minor = minor_of(version) or ""
-    key = f"{recipe.manager}-{recipe.digest[:12]}-{machine}" + (
-        "" if recipe.manager == "pixi" else f"-{minor}"
-    )
+    key = f"{recipe.manager}-{recipe.digest[:12]}-{machine}"
+    if recipe.manager != "pixi":
+        key += f"-{minor}"
     store = cluster.root / ".ugro" / "packages" / key
     if (store / WHOLE).exists():
         return store
@@ -112,34 +116,25 @@ def _wheels(store: Path, files: Path, recipe: Recipe, minor: str, machine: str) 
     foreign: list[str] = []
     if (minor, machine) != (own, platform.machine()):
         foreign = ["--python-version", minor]
-        foreign += [
-            word
-            for glibc in GLIBCS
-            for word in ("--platform", f"manylinux_{glibc}_{machine}")
-        ]
+        for glibc in GLIBCS:
+            foreign += ["--platform", f"manylinux_{glibc}_{machine}"]
     options = ["--only-binary", ":all:", *foreign]
-    what = wanted(str(files))
+    packages = wanted(str(files))
     if has_hashes(str(files)):
         for step in newer_pip(pip):
             _run(step, files, recipe)
         # pip takes another machine's packages only for a --target, not for its own environment.
-        chosen = [
-            *options,
-            *(["--target", str(files / "elsewhere")] if foreign else []),
-            *choice(str(files)),
-        ]
-        _run([*pip, *PIP_OPTIONS, *chosen], files, recipe)
+        elsewhere = ["--target", str(files / "elsewhere")] if foreign else []
+        words = [*options, *elsewhere, *choice(str(files))]
+        _run([*pip, *PIP_OPTIONS, *words], files, recipe)
         try:
-            what = pinned(str(files))
+            packages = pinned(str(files))
         except ValueError as error:
             raise EnvironmentFault(
                 f"{error}: that is not what constraints.txt pins"
             ) from error
-    _run(
-        [*pip, "download", *PIP_QUIET, *options, "--dest", str(store), *what],
-        files,
-        recipe,
-    )
+    options += ["--dest", str(store)]
+    _run([*pip, "download", *PIP_QUIET, *options, *packages], files, recipe)
 
 
 def _uv_cache(
@@ -164,20 +159,11 @@ def _pack(store: Path, files: Path, recipe: Recipe, _minor: str, machine: str) -
         raise ToolMissing(
             "pixi-pack is not on this machine, which is to fetch the packages; pixi global install pixi-pack"
         )
-    manifest = next(
-        str(files / name) for name in recipe.files if name.endswith(".toml")
-    )
-    words = [
-        "--environment",
-        recipe.name,
-        "--platform",
-        PACK_PLATFORMS.get(machine, machine),
-    ]
-    _run(
-        [packer, *words, "--output-file", str(store / "environment.tar"), manifest],
-        files,
-        recipe,
-    )
+    [manifest] = [name for name in recipe.files if name.endswith(".toml")]
+    target = PACK_PLATFORMS.get(machine, machine)
+    words = ["--environment", recipe.name, "--platform", target]
+    words += ["--output-file", str(store / "environment.tar")]
+    _run([packer, *words, str(files / manifest)], files, recipe)
 
 
 def _run(
@@ -197,11 +183,11 @@ def _run(
         check=False,
     )
     if done.returncode != 0:
-        said = [
-            line for line in (done.stdout + done.stderr).splitlines() if line.strip()
-        ]
+        printed = (done.stdout + done.stderr).splitlines()
+        said = [line for line in printed if line.strip()]
         errors = [line for line in said if line.lower().startswith("error")]
-        last = (errors or said or [f"exit code {done.returncode}"])[-1].strip()
+        words = errors or said or [f"exit code {done.returncode}"]
+        last = words[-1].strip()
         raise EnvironmentFault(
             f"the packages of {recipe.lock_name} cannot be fetched by this machine: {last}\n"
             "    it fetches them for nodes without a network; is it online?"

@@ -67,32 +67,29 @@ def recipe_of(cluster: Cluster, node: Node) -> Recipe | None:
     root = cluster.root
     if environment.manager == "venv":
         files = _read(cluster.scripts, ["requirements.txt"], ["constraints.txt"])
-        facts: Any = {name: _pins(text) for name, text in files.items()}
+        facts: dict[str, Any] = {name: _pins(text) for name, text in files.items()}
     elif environment.manager == "uv":
         files = _read(root, ["pyproject.toml", "uv.lock"], [".python-version"])
-        facts = {
-            **_texts(files),
-            "pyproject.toml": _manifest(root, files["pyproject.toml"], "uv"),
-        }
+        facts = _texts(files)
+        facts["pyproject.toml"] = _manifest(root, files["pyproject.toml"], "uv")
     elif place_of(node)["manager"] == "existing":
         raise EnvironmentFault(
             f"{node.name}: pixi makes {environment.name} in <project>/.pixi/envs/{environment.name}, "
-            f"not in {environment.path}; leave environment.path away, or take manager `existing`"
+            f"not in {environment.path}; leave environment.path out, or take manager `existing`"
         )
     else:
         manifest = "pixi.toml" if (root / "pixi.toml").is_file() else "pyproject.toml"
         files = _read(root, [manifest, "pixi.lock"], [])
-        facts = {**_texts(files), manifest: _manifest(root, files[manifest], "pixi")}
+        facts = _texts(files)
+        facts[manifest] = _manifest(root, files[manifest], "pixi")
     python = _python_of(environment)
     name = "" if environment.manager == "venv" else environment.name
     decisive = [environment.manager, name, python, facts]
-    digest = hashlib.sha256(
-        json.dumps(decisive, sort_keys=True, default=str).encode()
-    ).hexdigest()
+    text = json.dumps(decisive, sort_keys=True, default=str)
     return Recipe(
         manager=environment.manager,
         name=name,
-        digest=digest,
+        digest=hashlib.sha256(text.encode()).hexdigest(),
         files=files,
         python=python,
     )
@@ -100,7 +97,10 @@ def recipe_of(cluster: Cluster, node: Node) -> Recipe | None:
 
 def missing_lock(cluster: Cluster, node: Node) -> Path | None:
     """Return the path of the node's lock file if it does not exist yet, else None."""
-    lock = cluster.root / LOCKS.get(node.environment.manager, ".")
+    name = LOCKS.get(node.environment.manager)
+    if name is None:
+        return None
+    lock = cluster.root / name
     return None if lock.exists() else lock
 
 
@@ -118,11 +118,8 @@ def place_of(node: Node) -> dict[str, str]:
     workspace = folder.removesuffix(f"/.pixi/envs/{environment.name}")
     if environment.manager == "existing" or workspace == folder:
         return {"manager": "existing"}
-    return {
-        **place,
-        "work": f"{workspace}/.pixi/ugro-{environment.name}",
-        "workspace": workspace,
-    }
+    work = f"{workspace}/.pixi/ugro-{environment.name}"
+    return {**place, "work": work, "workspace": workspace}
 
 
 def activation_of(node: Node, built: Built | None) -> tuple[str, ...]:
@@ -134,25 +131,15 @@ def activation_of(node: Node, built: Built | None) -> tuple[str, ...]:
         return ()
     if built.activate:  # made from a pack, perhaps without pixi on the node
         python = node.environment.interpreter(node.project)
-        return (
-            "bash",
-            "-c",
-            '. "$0" >&2 && exec "$1" -c "$2"',
-            built.activate,
-            python,
-            TELL_ENVIRONMENT,
-        )
+        command = '. "$0" >&2 && exec "$1" -c "$2"'
+        return ("bash", "-c", command, built.activate, python, TELL_ENVIRONMENT)
     if not built.program or not built.manifest:
         return ()
     # It must neither solve nor install anything now.
-    options = [
-        "--json",
-        "--frozen",
-        "--no-install",
-        "--environment",
-        node.environment.name,
-    ]
-    return (built.program, "shell-hook", *options, "--manifest-path", built.manifest)
+    options = ["--json", "--frozen", "--no-install"]
+    options += ["--environment", node.environment.name]
+    options += ["--manifest-path", built.manifest]
+    return (built.program, "shell-hook", *options)
 
 
 TELL_ENVIRONMENT = (
@@ -162,7 +149,9 @@ TELL_ENVIRONMENT = (
 
 def minor_of(version: str | None) -> str | None:
     """Cut a Python version to major and minor; patch releases count as equal."""
-    return ".".join(version.split(".")[:2]) if version else version
+    if not version:
+        return version
+    return ".".join(version.split(".")[:2])
 
 
 def _python_of(environment: Environment) -> str | None:
@@ -178,9 +167,8 @@ def _read(
             files[name] = (folder / name).read_bytes()
         except FileNotFoundError as error:
             if name in needed:
-                advice = (
-                    "make it: inv sync-envs" if name in LOCKS.values() else "write it"
-                )
+                is_lock = name in LOCKS.values()
+                advice = "make it: inv sync-envs" if is_lock else "write it"
                 raise EnvironmentFault(
                     f"{folder / name} is missing: the environment is to be made from it; {advice}, or name "
                     "another manager as environment.manager in the cluster file"
@@ -192,7 +180,7 @@ def _read(
     return files
 
 
-def _texts(files: Mapping[str, bytes]) -> dict[str, str]:
+def _texts(files: Mapping[str, bytes]) -> dict[str, Any]:
     return {name: content.decode("utf-8", "replace") for name, content in files.items()}
 
 

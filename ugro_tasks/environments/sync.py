@@ -25,12 +25,12 @@ from ..node.environment import version_of
 from ..text import printable
 from .judge import (
     Fingerprint,
+    build_fault,
     difference,
-    explained,
     fingerprint_of,
-    is_stale,
+    lock_is_stale,
     odd_versions,
-    stale,
+    stale_lock_fault,
     uneven,
 )
 from .package_store import fill, program, push
@@ -111,7 +111,8 @@ def sync(
             results[name] = Synced(
                 node=name, before=state.fingerprint, after=state.fingerprint
             )
-    results |= _stale_uv_locks(cluster, todo) | _odd_pixis(states)
+    results |= _stale_uv_locks(cluster, todo)
+    results |= _odd_pixis(states)
     work: dict[str, Callable[[Host], Synced]] = {}
     for state in todo:
         name = state.node.name
@@ -132,11 +133,7 @@ def ensure_local(cluster: Cluster) -> None:
 
     Raises EnvironmentFault if that fails.
     """
-    local = [
-        n.name
-        for n in cluster.nodes
-        if n.transport == "local" and n.environment.manager == "venv"
-    ]
+    local = [node.name for node in cluster.nodes if _is_local_venv(node)]
     said: set[str] = set()
 
     def tell(_node: str, progress: Progress) -> None:
@@ -149,6 +146,10 @@ def ensure_local(cluster: Cluster) -> None:
         fault = fault_of(sync(fleet, cluster, tell, local))
     if fault:
         raise fault
+
+
+def _is_local_venv(node: Node) -> bool:
+    return node.transport == "local" and node.environment.manager == "venv"
 
 
 def survey(
@@ -178,26 +179,26 @@ def survey(
             facts=facts,
         )
 
-    return fleet.each(
-        {node.name: partial(look, node) for node in _chosen(cluster, nodes)}
-    )
+    chosen = _chosen(cluster, nodes)
+    return fleet.each({node.name: partial(look, node) for node in chosen})
 
 
 def make_locks(cluster: Cluster, nodes: Collection[str] | None, tell: Tell) -> None:
     """Make missing lock files with uv or pixi here; raises ToolMissing or EnvironmentFault."""
     wanted: dict[Path, list[Node]] = {}
     for node in _chosen(cluster, nodes):
-        if lock := missing_lock(cluster, node):
+        lock = missing_lock(cluster, node)
+        if lock:
             wanted.setdefault(lock, []).append(node)
-    for lock, its_nodes in wanted.items():
-        manager = its_nodes[0].environment.manager
+    for lock, users in wanted.items():
+        manager = users[0].environment.manager
         path = program(manager)
         if path is None:
             raise ToolMissing(
                 f"{lock} is missing, and {manager}, which makes it, is not on this machine\n"
                 f"    install it here, or make the lock where it is ({manager} lock) and copy it to {cluster.root}"
             )
-        for node in its_nodes:
+        for node in users:
             tell(node.name, Progress(phase=f"making {lock.name}"))
         done = subprocess.run(
             [path, "lock"],
@@ -215,15 +216,15 @@ def make_locks(cluster: Cluster, nodes: Collection[str] | None, tell: Tell) -> N
 
 def fault_of(results: Mapping[str, Synced | UgroError]) -> UgroError | None:
     """Return one error for all nodes that are behind or differ; None if all are even."""
-    faults = {
-        name: result
-        for name, result in results.items()
-        if isinstance(result, UgroError)
-    }
+    faults: dict[str, UgroError] = {}
+    good: dict[str, Fingerprint] = {}
+    for name, result in results.items():
+        if isinstance(result, UgroError):
+            faults[name] = result
+        else:
+            good[name] = result.after
     if not faults:
-        differing = uneven(
-            {name: r.after for name, r in results.items() if isinstance(r, Synced)}
-        )
+        differing = uneven(good)
         if not differing:
             return None
         return EnvironmentFault(
@@ -233,11 +234,12 @@ def fault_of(results: Mapping[str, Synced | UgroError]) -> UgroError | None:
         )
     # A stale lock gives the same text for each node.
     texts = list(dict.fromkeys(error.text for error in faults.values()))
-    even = [name for name in results if name not in faults]
-    texts.append(
+    summary = (
         f"behind, or not known: {', '.join(faults)}; what was in use there stays in use"
-        + (f". Up to date: {', '.join(even)}" if even else "")
     )
+    if good:
+        summary += f". Up to date: {', '.join(good)}"
+    texts.append(summary)
     return SeveralErrors(
         faults.values(), "\n".join(texts), otherwise=EnvironmentFault.exit_code
     )
@@ -264,13 +266,16 @@ def _make(
     host: Host,
 ) -> Synced:
     """Build the node's environment; raises the reason if that fails."""
-    node, recipe = state.node, state.recipe
+    node = state.node
+    recipe = state.recipe
     assert recipe  # noqa: S101  (what is behind has one)
     if store:
         push(store, host, place_of(node), lambda percent: say(_pushing(percent)))
     stamp = state.facts.environment.known_stamp
     # Made from the same files and yet behind, so it must be damaged.
-    bad = stamp.made_at if stamp and stamp.digest == recipe.digest else None
+    bad = None
+    if stamp and stamp.digest == recipe.digest:
+        bad = stamp.made_at
     request = operations.Build(
         environment=place_of(node),
         interpreter=node.environment.interpreter(node.project),
@@ -297,7 +302,7 @@ def _make(
             "wait for the job or stop it, then again: inv sync-envs"
         ) from error
     if isinstance(answer, BuildFailed):
-        raise explained(node, recipe, answer)
+        raise build_fault(node, recipe, answer)
     return Synced(
         node=node.name,
         before=state.fingerprint,
@@ -336,11 +341,10 @@ def _stale_uv_locks(cluster: Cluster, todo: list[State]) -> dict[str, UgroError]
 
     It is checked here, because a node may lack project files that uv needs for the check.
     """
-    by_uv = {
-        state.node.name: state.recipe
-        for state in todo
-        if state.recipe and state.recipe.manager == "uv"
-    }
+    by_uv = {}
+    for state in todo:
+        if state.recipe and state.recipe.manager == "uv":
+            by_uv[state.node.name] = state.recipe
     uv = program("uv")
     if not by_uv or uv is None:
         return {}
@@ -355,29 +359,32 @@ def _stale_uv_locks(cluster: Cluster, todo: list[State]) -> dict[str, UgroError]
         )
     except subprocess.TimeoutExpired:
         return {}
-    if done.returncode == 0 or not is_stale(done.stderr.decode("utf-8", "replace")):
+    if done.returncode == 0 or not lock_is_stale(
+        done.stderr.decode("utf-8", "replace")
+    ):
         return {}
-    return {name: stale(recipe) for name, recipe in by_uv.items()}
+    return {name: stale_lock_fault(recipe) for name, recipe in by_uv.items()}
 
 
 def _odd_pixis(states: Mapping[str, State | UgroError]) -> dict[str, UgroError]:
     """Return {node: error} for nodes that are behind and have another pixi than the rest."""
-    by_pixi = {
-        name: state
-        for name, state in states.items()
-        if isinstance(state, State) and state.recipe and state.recipe.manager == "pixi"
-    }
+    by_pixi: dict[str, State] = {}
+    for name, state in states.items():
+        if isinstance(state, UgroError) or state.recipe is None:
+            continue
+        if state.recipe.manager == "pixi":
+            by_pixi[name] = state
     if not any(state.why for state in by_pixi.values()):
         return {}
     versions = {
         name: state.facts.environment.version for name, state in by_pixi.items()
     }
     odd = odd_versions(versions, version_of(program("pixi")))
-    return {
-        name: EnvironmentFault(
-            f"{name}: pixi {version} is there, {wanted} elsewhere: the older may not read what the newer writes\n"
-            f"    on {name}: pixi self-update --version {wanted}"
-        )
-        for name, (version, wanted) in odd.items()
-        if by_pixi[name].why
-    }
+    faults: dict[str, UgroError] = {}
+    for name, (version, wanted) in odd.items():
+        if by_pixi[name].why:
+            faults[name] = EnvironmentFault(
+                f"{name}: pixi {version} is there, {wanted} elsewhere: the older may not read what the newer writes\n"
+                f"    on {name}: pixi self-update --version {wanted}"
+            )
+    return faults

@@ -14,10 +14,10 @@ from ugro_tasks.cluster.model import Environment
 from ugro_tasks.environments.judge import (
     Fingerprint,
     behind,
+    build_fault,
     difference,
-    explained,
     fingerprint_of,
-    is_stale,
+    lock_is_stale,
     odd_versions,
     uneven,
 )
@@ -300,7 +300,7 @@ def test_a_failed_build_is_explained(
     recipe = Recipe(
         manager=manager, name="main", digest="a" * 64, files={}, python="3.12"
     )
-    first, _, rest = explained(make_node(), recipe, told).text.partition("\n")
+    first, _, rest = build_fault(make_node(), recipe, told).text.partition("\n")
     assert first.startswith("gpu0: ")
     assert what in first
     assert fix in rest
@@ -309,10 +309,10 @@ def test_a_failed_build_is_explained(
 
 @pytest.mark.parametrize("tail", [UV_STALE, UV_STALE_CHECK, PIXI_STALE])
 def test_a_stale_lock_is_known(tail: str) -> None:
-    assert is_stale(tail)
+    assert lock_is_stale(tail)
     assert (
         "does not fit the manifest"
-        in explained(make_node(), RECIPE, failure(tail=tail)).text
+        in build_fault(make_node(), RECIPE, failure(tail=tail)).text
     )
 
 

@@ -129,7 +129,7 @@ def test_a_digest_changes_with_what_decides(
             "neither a pixi.toml nor [tool.pixi]",
         ),
         ({"manager": "uv"}, {"pyproject_toml": "[", "uv_lock": ""}, "cannot be read"),
-        ({"manager": "pixi", "path": "/opt/env"}, {}, "leave environment.path away"),
+        ({"manager": "pixi", "path": "/opt/env"}, {}, "leave environment.path out"),
     ],
 )
 def test_what_is_missing_is_said(
