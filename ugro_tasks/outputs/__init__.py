@@ -1,1 +1,1 @@
-"""What ranks wrote: fetched here, and removed where it is not needed any more."""
+"""The outputs of ranks: fetched to the controller, and removed when no longer needed."""

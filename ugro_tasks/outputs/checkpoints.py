@@ -1,4 +1,4 @@
-"""Checkpoints on their way: home from the nodes as they appear, and out to the nodes of a run that goes on from one."""
+"""Transfer of checkpoints: fetched from the nodes as they appear, pushed to nodes that resume."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from ..jobs.plan import NodePlan
 from ..jobs.spec import Resume
 from ..node.protocol import MANIFEST_SUFFIX
 
-MANIFESTS_MOST = 200  # of a rank, that wait to be brought
+MANIFESTS_MOST = 200  # queued for one rank
 FAULTS_TOLD = 100
 
 
 class Mirror:
-    """Brings the checkpoints of one attempt home, in a thread of its own."""
+    """Fetches the checkpoints of one attempt in a thread of its own."""
 
     def __init__(
         self, experiment: Experiment, hosts: Mapping[str, Host], log: logging.Logger
@@ -53,12 +53,12 @@ class Mirror:
         self._thread.start()
 
     def take(self, plan: NodePlan, content: bytes) -> None:
-        """A node has told of a checkpoint that is whole there. Told of too many at once, it waits for the end."""
+        """Queue a checkpoint reported whole by a node; with too many queued, the end fetches it."""
         if self._asked.qsize() < MANIFESTS_MOST:
             self._asked.put((plan, content))
 
     def close(self) -> None:
-        """Returns when all that was told of has come, or cannot."""
+        """Wait until all queued checkpoints are fetched or have failed."""
         self._asked.put(None)
         self._thread.join()
 
@@ -66,7 +66,9 @@ class Mirror:
         closing = False
         while not closing:
             told = [self._asked.get()]
-            while not self._asked.empty():  # what came meanwhile travels together
+            while (
+                not self._asked.empty()
+            ):  # those that came meanwhile are fetched together
                 told.append(self._asked.get())
             closing = None in told
             for plan, content in filter(None, told):
@@ -80,7 +82,7 @@ class Mirror:
             waiting[manifest.checkpoint] = manifest
 
     def _bring(self) -> None:
-        """What can be brought: a rank's part needs rank 0's, to know what both have."""
+        """Fetch every checkpoint with rank 0's manifest here, without files equal to rank 0's."""
         for rank, (plan, manifests) in sorted(self._waiting.items()):
             if not manifests:
                 continue
@@ -93,7 +95,7 @@ class Mirror:
             )
 
     def _quietly(self, work: Callable[..., Any], *args: Any, **options: Any) -> None:
-        """Nothing is lost by what goes wrong: what is missing at the end is asked for again."""
+        """Log an error instead of raising it; the fetch at the end tries again."""
         try:
             work(*args, **options)
         except (UgroError, OSError) as error:
@@ -114,10 +116,11 @@ def bring(
     verify: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Bring home the parts of one rank that home has not.
+    """Fetch the checkpoint files of one rank that are missing here.
 
-    `gently` leaves the node's processors to the training, `verify` also reads what has come already, `progress` is
-    told the percentage. Raises HostError, or OSError where the disk here is full; what has come by then stays.
+    `gently` gives the training precedence on the node's processors, `verify` also reads the files
+    already here, `progress` gets the percentage. Raises HostError, or OSError if the disk here is
+    full; files fetched before an error are kept.
     """
     if not manifests:
         return
@@ -145,7 +148,7 @@ def bring(
         return
     folder = experiment.checkpoint_folder(plan.rank)
     folder.mkdir(parents=True, exist_ok=True)
-    for manifest in missing:  # from here on, and until all has come, it is not whole
+    for manifest in missing:  # without its manifest a checkpoint is not whole
         (folder / f"{manifest.checkpoint}{MANIFEST_SUFFIX}").unlink(missing_ok=True)
     fault: UgroError | None = None
     if files := sorted(
@@ -161,7 +164,7 @@ def bring(
                 verify=verify,
                 progress=progress,
             )
-        except NodeFault as error:  # one may have been rotated away meanwhile
+        except NodeFault as error:  # the script may have removed one meanwhile
             fault = error
     for manifest in missing:
         if why := wrong(manifest, read=True):
@@ -183,9 +186,9 @@ def bring_all(
     verify: bool = False,
     progress: Callable[[str, int], None] | None = None,
 ) -> list[UgroError]:
-    """Bring home what the nodes of these plans have and home has not; gives what went wrong, [] if nothing did.
+    """Fetch the checkpoint files of all these nodes that are missing here; return the errors.
 
-    See `bring`; here `progress` is also told what it is about.
+    See `bring`; here `progress` gets the name of the transfer as well.
     """
     errors: list[UgroError] = []
 
@@ -195,12 +198,12 @@ def bring_all(
             try:
                 found.append(_checked(plan, content.encode()))
             except NodeFault as error:
-                errors.append(error)  # it must not keep the others away
+                errors.append(error)  # the other manifests are still good
         return found
 
     hosts = {host.node.name: host for host in fleet}
     told = fleet.each({plan.node: partial(manifests, plan) for plan in plans})
-    # Rank 0's first: what the others have of the same need not travel.
+    # Rank 0's first: equal files of other ranks are skipped.
     for plan in sorted(plans, key=lambda plan: plan.rank):
         found = told[plan.node]
         if isinstance(found, UgroError):
@@ -246,9 +249,10 @@ def deliver(
     plan: NodePlan,
     link_from: Sequence[str] = (),
 ) -> None:
-    """The checkpoint lies in the rank's `resume/` on its node: rank 0's files, and the rank's own over them.
+    """Push a checkpoint into the rank's `resume/` on its node: rank 0's files, then the rank's own.
 
-    `link_from` are folders there, as seen from `resume/`, that may hold the same files. Raises HostError, RecordError.
+    `link_from` are folders on the node, relative to `resume/`, that may hold the same files. Raises
+    HostError or RecordError.
     """
     checkpoint = next(
         (c for c in fetched_checkpoints(source) if c.name == resume.checkpoint), None

@@ -1,7 +1,8 @@
-"""Room on the disks: what jobs that are over and gathered have left on the nodes, and at home their old checkpoints.
+"""Removal of finished jobs' files on the nodes, and of their old checkpoints on the controller.
 
-A job that is not over, or of which something may be only on a node, is never touched. On a node only folders are
-removed whose job id and nonce stand in this experiments folder, and in which nothing lives: the node looks.
+A job is never touched unless it has ended and all its outputs are here. On a node, only folders
+with a job id and nonce of this experiments folder are removed, and only if no process of the job
+lives in them; the node checks that.
 """
 
 from __future__ import annotations
@@ -34,22 +35,22 @@ from ..node.protocol import MANIFEST_SUFFIX
 from ..node.tree import PARTIAL_FOLDER
 
 HOME = "home"
-REMOVE_SECONDS = 600.0  # that a node may take over hundreds of gigabytes
+REMOVE_SECONDS = 600.0  # allowed for hundreds of gigabytes on a node
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
-    """What a user wants to be rid of. `names` are jobs' names, each meaning all its jobs, or whole ids."""
+    """The user's request. `names` are names of jobs, meaning all jobs of that name, or ids."""
 
     names: tuple[str, ...] = ()  # (): all jobs
     older_than_seconds: float = 0.0  # since the end of the job
-    keep_last: int = 0  # of the jobs in question, the newest so many stay as they are
-    # Also checkpoints here, all but the newest whole one and the best.
+    keep_last: int = 0  # the number of newest jobs to leave alone
+    # Also remove checkpoints here, except the newest whole one and the best.
     at_home: bool = False
     dry_run: bool = False
 
 
 class Removal(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that was removed, or would be. Bytes on the disk of a node, of the files at home."""
+    """A removed path, or one to be removed. Bytes are those on a node's disk, or of files here."""
 
     where: str  # a node, or HOME
     job_id: str
@@ -58,25 +59,25 @@ class Removal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stay(msgspec.Struct, frozen=True, kw_only=True):
-    """A job of which something stays, and why."""
+    """A job with files that stay, and the reason."""
 
     job_id: str
     reason: str
 
 
 class Cleaning(msgspec.Struct, frozen=True, kw_only=True):
-    """What `clean` did, or with `dry_run` would do."""
+    """The result of `clean`, or with `dry_run` its forecast."""
 
     dry_run: bool
     removals: list[Removal]
     stays: list[Stay]
-    unreached: dict[str, str]  # {node: why it could not be asked}
-    # {node: job folders there of no experiment here, which stay}
+    unreached: dict[str, str]  # {node: the error}
+    # {node: number of job folders of no experiment here}; they stay
     foreign: dict[str, int]
 
     @property
     def bytes_by_place(self) -> dict[str, int]:
-        """{node or HOME: bytes}."""
+        """Return {node or HOME: bytes removed there}."""
         places = dict.fromkeys(removal.where for removal in self.removals)
         return {
             place: sum(r.bytes for r in self.removals if r.where == place)
@@ -85,7 +86,7 @@ class Cleaning(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Over(msgspec.Struct, frozen=True):
-    """A job that may be cleaned up after."""
+    """A finished job that may be cleaned."""
 
     experiment: Experiment
     record: JobRecord
@@ -95,9 +96,9 @@ class _Over(msgspec.Struct, frozen=True):
 def clean(
     experiments: Experiments, cluster: Cluster, wish: Wish
 ) -> tuple[Cleaning, list[UgroError]]:
-    """What was removed and what stays, and the errors of nodes that could not be asked.
+    """Remove the chosen jobs' files; return the result, and the errors of nodes not reached.
 
-    Raises JobNotFound for a name that no job has.
+    Raises JobNotFound for a name without a job.
     """
     over, stays = _choose(experiments, wish)
     by_node = _folders(over, cluster, stays)
@@ -105,7 +106,7 @@ def clean(
     errors: list[UgroError] = []
     unreached: dict[str, str] = {}
     foreign: dict[str, int] = {}
-    # First of all here: on a full disk nothing could be written down about the rest.
+    # Here first: on a full disk, nothing could be recorded about the nodes.
     if wish.at_home:
         needed = _resumed_from(experiments)
         for job in over:
@@ -159,7 +160,7 @@ def _choose(experiments: Experiments, wish: Wish) -> tuple[list[_Over], list[Sta
             stays.append(Stay(job_id=experiment.job_id, reason=error.text))
             continue
         if job.record.plan is None and job.state.phase.finished:
-            continue  # it never ran, so there is nothing of it anywhere
+            continue  # it never ran, so it has no files on nodes
         seen += 1
         if reason := _reason_to_stay(job, wish, seen):
             stays.append(Stay(job_id=experiment.job_id, reason=reason))
@@ -203,7 +204,7 @@ def _names(job: _Over) -> list[str]:
 def _folders(
     over: Sequence[_Over], cluster: Cluster, stays: list[Stay]
 ) -> dict[str, list[tuple[str, str]]]:
-    """{node: [(project folder there, name of a job's folder in it)]}."""
+    """Return {node: [(project folder, name of a job's folder)]}."""
     chosen: dict[str, list[tuple[str, str]]] = {}
     for job in over:
         try:
@@ -249,7 +250,7 @@ def _take_note(
     *,
     dry_run: bool,
 ) -> list[Removal]:
-    """The removals; what was removed is written down with the job."""
+    """Return the removals on a node, and record them in the job's folder."""
     gone = [
         Removal(
             where=node, job_id=job.experiment.job_id, path=facts.path, bytes=facts.bytes
@@ -271,7 +272,7 @@ def _take_note(
                 )
             _say(job, gone, node)
         except OSError as error:
-            # The next `clean` finds nothing there, which does no harm.
+            # Harmless: the next `clean` finds no folder there.
             stays.append(_trouble(job, error))
     return gone
 
@@ -301,7 +302,7 @@ def _say(job: _Over, gone: Sequence[Removal], node: str | None = None) -> None:
 
 
 def _resumed_from(experiments: Experiments) -> set[tuple[str, str]]:
-    """(job id, checkpoint) that a job which is not over goes on from."""
+    """Return each (job id, checkpoint) from which an unfinished job resumes."""
     records = [experiment.record() for experiment in experiments.unfinished()]
     return {
         (record.resume.job_id, record.resume.checkpoint)
@@ -327,7 +328,7 @@ def _clean_home(
             _remove_checkpoint(experiment, name, parts)
         gone.append(_at_home(job, experiment.checkpoint_folder(0) / name, size))
     for folder in experiment.folder.rglob(PARTIAL_FOLDER):
-        # Of transfers that were broken off.
+        # Left by transfers that broke off.
         size = size_of(folder)
         if not dry_run:
             shutil.rmtree(folder)
@@ -344,7 +345,11 @@ def _at_home(job: _Over, path: Path, size: int) -> Removal:
 def _worth_keeping(
     experiment: Experiment, checkpoints: Mapping[str, Mapping[int, Path]]
 ) -> set[str]:
-    """The newest whole checkpoint and the one with the lowest eval_loss; of those without a manifest the newest."""
+    """Return the names of the checkpoints to keep.
+
+    These are the newest whole one, the one with the lowest eval_loss, and the newest without a
+    manifest.
+    """
     whole = [
         checkpoint
         for checkpoint in fetched_checkpoints(experiment)
@@ -368,7 +373,7 @@ def _worth_keeping(
 def _remove_checkpoint(
     experiment: Experiment, name: str, parts: Mapping[int, Path]
 ) -> None:
-    # The manifests first: from then on it is no checkpoint, however far the rest comes.
+    # The manifests first, so that a half-removed checkpoint does not count as one.
     for rank in experiment.ranks_gathered():
         (experiment.checkpoint_folder(rank) / f"{name}{MANIFEST_SUFFIX}").unlink(
             missing_ok=True

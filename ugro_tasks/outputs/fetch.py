@@ -1,4 +1,7 @@
-"""What the ranks wrote comes home. Checkpoints with a manifest come by `checkpoints.py`, whole and verified."""
+"""Fetching the outputs of ranks.
+
+Checkpoints with a manifest are fetched by `checkpoints.py`, whole and verified.
+"""
 
 from __future__ import annotations
 
@@ -43,15 +46,16 @@ def gather(
     verify: bool = False,
     progress: Callable[[str, int], None] | None = None,
 ) -> list[UgroError]:
-    """Pull each rank's output folder, all nodes at once; gives what went wrong, [] if nothing did.
+    """Pull each rank's output folder, all nodes at once; return the errors.
 
-    What rank 0 wrote under a name of UGRO's own (`clashing`: what there may be of it) goes to ranks/0/. What the
-    mirror has brought is left to it. `verify` compares contents, not only sizes and times. `progress` is told (node,
-    percent). What arrived before a failure stays and is not pulled again; a full disk here is one error for all nodes.
+    Files of rank 0 with a name of UGRO's own (`clashing`: those that may exist) go to ranks/0/.
+    Mirrored checkpoints are left out. `verify` compares contents, not only sizes and times.
+    `progress` gets (node, percent). Files that arrived before a failure are not pulled again. A
+    full disk here is one error for all nodes.
     """
     telling = threading.Lock()
     errors: list[UgroError] = []
-    # {node: bytes that it still has to send, where that is known}
+    # {node: bytes still to be sent, None if unknown}
     full: dict[str, int | None] = {}
 
     def pull(plan: NodePlan, host: Host) -> None:
@@ -101,7 +105,7 @@ def _pull(
         if plan.rank == 0
         else []
     )
-    # Both at once: most often there is nothing aside, and a login takes longer than to find that out.
+    # Both at once: mostly nothing is aside, and waiting for that answer would cost a login.
     with ThreadPoolExecutor(1) as beside:
         other = (
             beside.submit(_pull_aside, experiment, source, transfer, aside, verify)
@@ -141,12 +145,12 @@ def _source(plan: NodePlan) -> str:
 
 
 def _left_out(experiment: Experiment, plan: NodePlan) -> list[str]:
-    # metrics.jsonl came as a stream already, and is still being written where the job runs.
+    # metrics.jsonl comes as a stream, and may still be growing.
     own = OWN_NAMES if plan.rank == 0 else [METRICS_NAME]
     mirrored = stored_manifests(experiment, plan.rank)
     return [
         *(f"/{name}" for name in own),
-        f"/checkpoints/*{MANIFEST_SUFFIX}",  # here these say what is whole: only the mirror may write them
+        f"/checkpoints/*{MANIFEST_SUFFIX}",  # written by the mirror only, as the mark of a whole checkpoint
         *(f"/checkpoints/{name}" for name in sorted(mirrored)),
     ]
 
@@ -184,9 +188,9 @@ def gather_again(
     *,
     verify: bool = False,
 ) -> list[str]:
-    """Pull the outputs of a job that runs or has ended; gives the nodes that `inv clean` has left nothing on.
+    """Pull the outputs of a running or ended job; return the nodes already cleaned by `inv clean`.
 
-    Raises what went wrong, RecordError where the job never ran or the disk here is full.
+    Raises the errors of nodes, RecordError if the job never ran or the disk here is full.
     """
     record, state = experiment.record(), experiment.state()
     everywhere = _plans(experiment, record, state)
@@ -197,7 +201,7 @@ def gather_again(
         ) as fleet:
             ended = state.phase.finished and _ended(state, plans, fleet)
             brought: list[UgroError] = []
-            if state.phase.finished:  # while it runs, its agent brings them
+            if state.phase.finished:  # else its agent fetches them
                 brought = bring_all(
                     experiment, plans, fleet, verify=verify, progress=progress
                 )
@@ -219,7 +223,7 @@ def gather_again(
 def _plans(
     experiment: Experiment, record: JobRecord, state: JobState
 ) -> Sequence[NodePlan]:
-    """Where the ranks of the last attempt that ran have written."""
+    """Return the plans of the last attempt that ran."""
     if record.plan is None:
         raise RecordError(
             f"{experiment.job_id} never ran, so there is nothing to gather"
@@ -239,7 +243,7 @@ def _plans(
 
 
 def _ended(state: JobState, plans: Sequence[NodePlan], fleet: Fleet) -> bool:
-    """Whether no rank writes any more: proven when the job ended, or by its node now."""
+    """Return whether all ranks are proven gone, at the job's end or by their nodes now."""
     unproven = {rank.node for rank in state.ranks if not rank.proven_gone}
 
     def gone(plan: NodePlan, host: Host) -> bool:
@@ -253,7 +257,10 @@ def _ended(state: JobState, plans: Sequence[NodePlan], fleet: Fleet) -> bool:
 def _together(
     experiment: Experiment, errors: Sequence[UgroError], brought: Sequence[UgroError]
 ) -> UgroError:
-    """One error for all; where the disk here is full, only that, and a node that is away is told of once."""
+    """Return one error for all.
+
+    If the disk here is full, that is the only one; an unreachable node is named once.
+    """
     away = {error.host for error in errors if isinstance(error, HostError)}
     errors = [
         *errors,
