@@ -1,1 +1,1 @@
-"""What is known of jobs, put together to be shown."""
+"""Reports about jobs, as data for the commands."""

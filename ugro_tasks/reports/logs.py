@@ -1,4 +1,4 @@
-"""The last lines of the ranks."""
+"""The last lines of the ranks' logs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def log_tails(
     count: int,
     ends: Mapping[int, int] | None = None,
 ) -> dict[int, list[str]]:
-    """{rank: its last lines, before `ends` of its log}; a rank that has not printed yet has none.
+    """Return {rank: its last lines}, before the offsets `ends` if given; silent ranks are left out.
 
-    Raises UsageError for a rank that is none.
+    Raises UsageError for a rank beyond the job's.
     """
     logs, ranks = experiment.logs(), len(experiment.record().nodes)
     if rank is not None and not 0 <= rank < ranks:

@@ -1,4 +1,7 @@
-"""What came of a job, read from its folder: curves, metrics, throughput, cards, checkpoints. No node is asked."""
+"""The results of a job: curves, metrics, throughput, cards, checkpoints.
+
+They are read from the experiment folder; no node is asked.
+"""
 
 from __future__ import annotations
 
@@ -22,31 +25,31 @@ from ..jobs.state import JobState
 
 
 class NodeUse(msgspec.Struct, frozen=True, kw_only=True):
-    """A node's part of the work. Its tokens per second are its share of all, by the size of its batches."""
+    """A node's part of the work. Tokens per second are split by the sizes of the batches."""
 
     node: str
-    rank: int | None  # None: it was left behind at a restart
+    rank: int | None  # None: the node was dropped at a restart
     batch_size: int | None
     tokens_per_second: float | None
     cards: list[CardUse]
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """A checkpoint as it lies at home. `whole` is None where the script wrote no manifest that could tell."""
+    """A checkpoint here. `whole` is None if the script wrote no manifest."""
 
     name: str
-    path: str  # of rank 0's part, from the job's folder on; what others wrote of it lies in ranks/<rank>/ there
+    path: str  # of rank 0's files, in the job's folder; the others are in ranks/<rank>/
     bytes: int
     whole: bool | None
-    missing: str | None  # why it is not whole
+    missing: str | None  # the reason if it is not whole
     step: int | None
     epoch: float | None
-    ranks: list[int]  # whose part has come
-    nodes: list[str]  # the same, by the node that each rank has now
+    ranks: list[int]  # with files here
+    nodes: list[str]  # the present nodes of these ranks
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a job. Sizes in bytes."""
+    """The results of a job. Sizes in bytes."""
 
     job_id: str
     folder: str
@@ -59,7 +62,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def results(experiment: Experiment) -> Results:
-    """The results as they lie in the folder, also of a job that runs. Raises RecordError."""
+    """Read the results of a job, perhaps still running; raises RecordError."""
     record, metrics = experiment.record(), measure(experiment.metrics)
     return Results(
         job_id=experiment.job_id,
@@ -79,7 +82,7 @@ def results(experiment: Experiment) -> Results:
 def node_use(
     record: JobRecord, tokens_per_second: float | None, cards: Sequence[CardUse]
 ) -> list[NodeUse]:
-    """A line for each node of the last attempt, then for those that only have samples of their cards."""
+    """Return a row for each node of the last attempt, then for other nodes with GPU samples."""
     plans = record.plan.nodes if record.plan else ()
     batch = sum(plan.batch_size for plan in plans)
     names = dict.fromkeys(
@@ -107,7 +110,10 @@ def node_use(
 
 
 def kept(experiment: Experiment, record: JobRecord) -> list[Kept]:
-    """The checkpoints at home, the oldest first: those without a manifest by their time, then the others by step."""
+    """Return the checkpoints here, the oldest first.
+
+    Those without a manifest come first, by time, then the others by step.
+    """
     known = {
         checkpoint.name: checkpoint for checkpoint in fetched_checkpoints(experiment)
     }
@@ -138,7 +144,7 @@ def _kept(
         sorted(known.manifests if known else parts),
         known.missing if known else None,
     )
-    # A manifest, but none of rank 0: it is one of those that can be whole, and is not.
+    # It has manifests, but not rank 0's, so it is not whole.
     if not known and name in told:
         missing = "the part of rank 0 has not come"
     return Kept(

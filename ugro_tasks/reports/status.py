@@ -1,4 +1,4 @@
-"""All jobs, and one in full. No node is asked, but by `live`."""
+"""All jobs in a list, and one job in full. Nodes are asked only with `live`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # most reports ask no node
 
 
 class JobLine(msgspec.Struct, frozen=True, kw_only=True):
-    """A job in a list. `damaged` says why nothing more is known."""
+    """A job in the list. `damaged` is the reason if its folder cannot be read."""
 
     job_id: str
     state: JobState | None = None
@@ -29,7 +29,7 @@ class JobLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NoAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a node did not say what it knows of a job."""
+    """The error of a node that could not be asked about a job."""
 
     error: str
 
@@ -45,7 +45,7 @@ class JobReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def all_jobs(experiments: Experiments, limit: int | None) -> list[JobLine]:
-    """The newest jobs, newest first; a folder that cannot be read is among them, with the reason."""
+    """Return the newest jobs, newest first; unreadable ones are listed with the reason."""
     lines = []
     for experiment in islice(experiments.all(), limit):
         try:
@@ -62,7 +62,7 @@ def all_jobs(experiments: Experiments, limit: int | None) -> list[JobLine]:
 
 
 def one_job(experiment: Experiment, *, live: bool) -> JobReport:
-    """Everything about one job; with `live` also what its nodes say now. Raises RecordError."""
+    """Return one job in full, with `live` also the nodes' answers; raises RecordError."""
     record = experiment.record()
     return JobReport(
         job_id=experiment.job_id,
@@ -76,7 +76,7 @@ def one_job(experiment: Experiment, *, live: bool) -> JobReport:
 def _ask_nodes(
     experiment: Experiment, record: JobRecord
 ) -> dict[str, StateAnswer | NoAnswer]:
-    # Nothing else here needs SSH, and loading it takes longer than all the rest.
+    # Late: only this needs SSH, and loading it takes longer than all the rest.
     from ..hosts.fleet import Fleet
     from ..hosts.host import Host
     from ..hosts.operations import State
@@ -86,7 +86,7 @@ def _ask_nodes(
         return ask(host, State(folder=plan.folder, token=plan.token))
 
     cluster = experiment.cluster()
-    # Not a node that was left behind at a restart: nothing of the last attempt is there.
+    # Only nodes of the last attempt: those dropped at a restart have nothing of it.
     work = {
         plan.node: partial(state, plan)
         for plan in (record.plan.nodes if record.plan else ())
