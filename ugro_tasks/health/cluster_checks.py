@@ -1,4 +1,4 @@
-"""What the nodes' facts mean beside each other: checks across a cluster."""
+"""Checks across a cluster, made from the facts of several nodes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from ..hosts.answers import Peers, ProbeAnswer
 from .node_checks import CLOCK_MAX_SECONDS, Check
 from .probe import visited_by
 
-Facts = Mapping[str, ProbeAnswer]  # by node, of those that were reached
+Facts = Mapping[str, ProbeAnswer]  # by node, of reachable nodes
 
 
 def judge_all(
     cluster: Cluster, facts: Facts, clock_offsets: Mapping[str, float]
 ) -> Iterator[Check]:
-    """What must be the same on all nodes, and what one must see of the other; both mappings are by node. Pure."""
+    """Yield the checks across the nodes: equal versions, clocks, MTUs, and the ways between them.
+
+    Both mappings are by node. Pure.
+    """
     if len(facts) < 2:
         return
     yield from _machines(cluster, facts)
@@ -69,7 +72,7 @@ def _cuda(facts: ProbeAnswer) -> str | None:
 
 
 def _pixi(facts: ProbeAnswer) -> str | None:
-    """Only an environment of pixi's names the version of a program."""
+    """Return the pixi version; only environments made by pixi have one."""
     return facts.environment.version if facts.environment else None
 
 
@@ -77,13 +80,16 @@ COMPARED: dict[str, Callable[[ProbeAnswer], str | None]] = {
     "Python": _python,
     "torch": _torch,
     "CUDA": _cuda,
-    "pixi": _pixi,  # an older one may not read the lock that a newer one wrote
+    "pixi": _pixi,  # an older one may not read the lock of a newer one
 }
 _FIXES = {"pixi": "on those that are behind: pixi self-update"}
 
 
 def _mtu(node: Node, facts: ProbeAnswer | None) -> int | None:
-    """The MTU of the interface that the others reach a node by; None where it has none, or is this machine."""
+    """Return the MTU of the interface with the node's address.
+
+    None if there is no such interface, or if the node is this machine.
+    """
     if facts is None or node.transport != "ssh":
         return None
     interface = facts.interface_of(node.address)
@@ -91,7 +97,10 @@ def _mtu(node: Node, facts: ProbeAnswer | None) -> int | None:
 
 
 def _machines(cluster: Cluster, facts: Facts) -> Iterator[Check]:
-    """Two names of one machine, by its two network cards say, would want its one GPU and its one lease twice."""
+    """Yield a fault for two nodes on one machine and slot, known by two of its addresses, say.
+
+    They would want one GPU and one lease twice.
+    """
     known: dict[tuple[str, str], str] = {}
     for node in cluster.nodes:
         found = facts.get(node.name)
@@ -113,7 +122,7 @@ def _machines(cluster: Cluster, facts: Facts) -> Iterator[Check]:
 def _peers(
     cluster: Cluster, facts: Facts, clock_offsets: Mapping[str, float]
 ) -> Iterator[Check]:
-    """Whether the nodes reach each other on ports such as gloo and NCCL choose, with packets of full size."""
+    """Check that the nodes reach each other on any port, as gloo and NCCL do, with full packets."""
     pairs = [
         (a, b)
         for a in cluster.nodes
@@ -144,7 +153,7 @@ def _peers(
 def _met(
     b: Node, facts: ProbeAnswer, others_facts: ProbeAnswer, offset_seconds: float
 ) -> bool:
-    """Whether `b` listened while the other tried, and on the port that it tried."""
+    """Return whether `b` listened during the other's attempt, and on the port tried."""
     mine, others = facts.peers, others_facts.peers
     if mine is None or others is None or not others.listens:
         return False
@@ -158,7 +167,7 @@ def _met(
 def _obstacle(
     a: Node, b: Node, mine: Peers | None, others: Peers | None
 ) -> tuple[str, str] | None:
-    """(what, fix) of what is in the way from `a` to `b`; None where nothing is, or where one was not asked."""
+    """Return (fault, fix) of the way from `a` to `b`; None if it is free or was not tried."""
     if mine is None or others is None:
         return None
     reached = mine.reached[b.name]

@@ -41,7 +41,7 @@ def prepare(
 
 
 def make_folders(cluster: Cluster) -> ClusterHealth:
-    """Make the project folder of every node that can be reached, and return the health of the cluster after that."""
+    """Create the project folder on every reachable node; return the health after that."""
     with Fleet.of(cluster) as fleet:
         fleet.map(lambda host: ask(host, MakeFolder(project=host.node.project)))
         return examine(fleet, cluster)

@@ -1,4 +1,4 @@
-"""What a node's facts mean: checks, each with its cause and its fix."""
+"""Checks of one node, made from its facts; each has a cause and a fix."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ..hosts.nvidia import Gpu
 
 DISK_MIN_BYTES = 2 << 30
 DISK_MIN_FILES = 1000
-HOME_MIN_BYTES = 8 << 20  # leases, and what is remembered
+HOME_MIN_BYTES = 8 << 20  # leases and caches
 OPEN_FILES_MIN = 1024
-# Of nvidia-smi; 14: the infoROM is corrupted, which no training needs.
+# Exit codes of nvidia-smi; 14: the infoROM is corrupted, which does not affect training.
 WARNINGS_ONLY = {0, 14}
 SHM_MIN_BYTES = 64 << 20
 CLOCK_MAX_SECONDS = 2.0
@@ -26,7 +26,7 @@ FOREIGN_VRAM_MIN_MIB = 300  # a desktop's compositor and browser stay below
 
 
 class Check(Struct, frozen=True, kw_only=True):
-    """One thing that was looked at; `fix` says what to do about it. `note` marks an oddity that is no fault."""
+    """The result of one check, with its fix; `note` marks an oddity that is no fault."""
 
     name: str
     ok: bool
@@ -38,7 +38,7 @@ class Check(Struct, frozen=True, kw_only=True):
 def judge(
     cluster: Cluster, node: Node, facts: ProbeAnswer, clock_offset_seconds: float
 ) -> Iterator[Check]:
-    """The checks of one node that was reached. Pure: facts (and the project's files) in, checks out."""
+    """Yield the checks of one reachable node. Pure, apart from reading the project's files."""
     yield _environment(cluster, node, facts)
     if node.gpu_model is not None:
         yield from _gpu(node, facts)
@@ -108,7 +108,7 @@ def _how_to_change(node: Node) -> str:
 
 
 def _is_version(found: str | None, wanted: str | None) -> bool:
-    """As far as the wanted version is written: 2.13 is any 2.13.x."""
+    """Return whether a version fits the wanted one as far as that is written: 2.13 fits 2.13.x."""
     return wanted is None or f"{(found or '').split('+')[0]}.".startswith(f"{wanted}.")
 
 
@@ -121,7 +121,7 @@ def _gpu(node: Node, facts: ProbeAnswer) -> Iterator[Check]:
     answer, found = facts.gpus, facts.cards
     if answer.code not in WARNINGS_ONLY or not found:
         said = answer.stderr.strip() or answer.stdout.strip() or "no GPU"
-        # "No devices were found" comes last, whatever the reason.
+        # The reason is first; "No devices were found" comes last.
         value = said.splitlines()[0]
         yield Check(
             name="gpu",
@@ -135,7 +135,7 @@ def _gpu(node: Node, facts: ProbeAnswer) -> Iterator[Check]:
     faults = card.faults
     total_gib = (card.total_mib or 0.0) / 1024
     same = (node.gpu_model or "").lower() in card.name.lower()
-    # A card out of order tells no number for its memory; that is a check of its own.
+    # A broken card gives no number for its memory; `gpu errors` reports it.
     large = (
         node.vram_gb is None
         or total_gib >= node.vram_gb * (1 - VRAM_TOLERANCE)
@@ -154,7 +154,7 @@ def _gpu(node: Node, facts: ProbeAnswer) -> Iterator[Check]:
 
 
 def _gpu_errors(node: Node, card: Gpu, faults: list[str], *, warned: bool) -> Check:
-    """Memory errors that ECC could not correct, and what nvidia-smi says of a card that hangs after an Xid."""
+    """Check for uncorrected memory errors, and for error values of a card hung after an Xid."""
     if card.error_count:
         words = f"{card.uncorrected_errors} memory errors that ECC could not correct, since the driver was loaded"
         faults = [*faults, words]
@@ -170,7 +170,7 @@ def _gpu_errors(node: Node, card: Gpu, faults: list[str], *, warned: bool) -> Ch
 
 
 def _vram(node: Node, facts: ProbeAnswer, card: Gpu) -> Check:
-    """Whether somebody else has memory of the card."""
+    """Check that no foreign process holds much memory of the card."""
     foreign = [
         process
         for process in facts.gpu_processes
@@ -228,7 +228,7 @@ def _network(cluster: Cluster, node: Node, facts: ProbeAnswer) -> Iterator[Check
 
 
 def _port(cluster: Cluster, node: Node, facts: ProbeAnswer) -> Check:
-    """Whether the rendezvous has a port: the one of the cluster file, or another."""
+    """Check that the rendezvous has a port: the cluster file's, or another."""
     port = cluster.master_port
     instead = f", {facts.free_port} serves instead" if facts.free_port != port else ""
     return Check(
@@ -243,7 +243,7 @@ def _port(cluster: Cluster, node: Node, facts: ProbeAnswer) -> Check:
 
 
 def _master_port(cluster: Cluster, node: Node, reach: Reach) -> Check:
-    """Whether a worker reaches the master where the rendezvous will be."""
+    """Check that a worker reaches the master on the port of the rendezvous."""
     came = "answers" if reach.ok else f"does not: {reach.error}"
     return Check(
         name="master port",
@@ -281,7 +281,7 @@ def _address(node: Node, facts: ProbeAnswer) -> Check:
 
 
 def _is_elsewhere(address: str, first: str, mask: str | None) -> bool:
-    """Whether the first address of an interface is in another network than that of the node."""
+    """Return whether an interface's first address is in another network than the node's."""
     if mask is None or ":" in address + first:
         return False
     network = ipaddress.ip_network(f"{first}/{mask}", strict=False)
@@ -311,7 +311,7 @@ def _machine(node: Node, facts: ProbeAnswer) -> Iterator[Check]:
 
 
 def rsync_check(path: str | None, fault: str | None = None) -> Check:
-    """A machine without an rsync that serves is fit all the same: files travel over the login's own connection."""
+    """Report the rsync of a machine; without one, files travel over the login's connection."""
     if path:
         return Check(name="rsync", ok=True, value=path)
     value = f"{fault or 'not installed'}: files travel without it, slower (sudo apt install rsync)"
@@ -341,7 +341,7 @@ def _disk(node: Node, disk: Space) -> Check:
 
 
 def _home(node: Node, home: Space | None) -> Check:
-    """Whether UGRO can write its own folder: without it there is no lease."""
+    """Check that UGRO can write its own folder; without it there is no lease."""
     if home is None:
         return Check(name="home", ok=True, value="not told")
     full = home.free_bytes < HOME_MIN_BYTES

@@ -1,4 +1,7 @@
-"""Every node asked at once, in one round trip each, for all that `health.py` judges. Loads nothing of that."""
+"""Probing all nodes at once, one round trip each.
+
+The answers have all facts for `report.py`, which is not imported here.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +24,18 @@ from ..hosts.operations import Meetings, Visit
 from ..hosts.requests import Asking, ask
 from ..hosts.rsync import rsync_fault_here
 
-PORT_SECONDS = 4.0  # how long master and workers look for each other
-PROBE_SECONDS = 90.0  # the first import of torch on a slow disk takes that long
-PEERS_VISITED = 4  # by each node, and the master: all others, where there are no more
+PORT_SECONDS = 4.0  # for master and workers to find each other
+PROBE_SECONDS = 90.0  # the first import of torch on a slow disk takes long
+PEERS_VISITED = 4  # by each node, besides the master
 
 
 class Answers(Struct, frozen=True, kw_only=True):
-    """What all nodes told, or why one could not."""
+    """The answers of all nodes, or their errors."""
 
     probed_at: float
     seconds: float
     of: dict[str, Answer | HostError]
-    rsync_fault: str | None = None  # why this machine's own rsync does not serve
+    rsync_fault: str | None = None  # of this machine's own rsync
 
 
 def probe(
@@ -43,11 +46,11 @@ def probe(
     *,
     keep_port: bool = False,
 ) -> Answers:
-    """Ask all nodes.
+    """Ask all nodes for their facts.
 
-    `asking` is how a node is asked: `ask`, or a conversation that goes on. `model` is looked for on each
-    node, see `model_to_look_for`. With `keep_port` the master's process keeps the port that it found, for the
-    launch that follows in the same conversation.
+    `asking` sends a request: `ask`, or the method of an open conversation. Each node looks for the
+    files of `model`, see `model_to_look_for`. With `keep_port` the master keeps the port it found,
+    for a launch in the same conversation.
     """
     begun, probed_at = time.monotonic(), time.time()
     nonce, salt = secrets.token_hex(8), secrets.randbits(16)
@@ -69,7 +72,7 @@ def probe(
 
 
 class Answer(Struct, frozen=True):
-    """What a node told, and how its clock stands to this machine's."""
+    """The facts of a node, and the offset of its clock from this machine's."""
 
     facts: ProbeAnswer
     round_trip_seconds: float
@@ -106,7 +109,7 @@ def _probe(
     )
     facts = asking(host, request, timeout_seconds=PROBE_SECONDS)
     received = time.time()
-    # The node's clock at the middle of its own work against ours at the middle of the whole.
+    # The node's clock at the middle of its work, less ours at the middle of the round trip.
     offset = (facts.started + facts.ended) / 2 - (sent + received) / 2
     uncertain = (received - sent - (facts.ended - facts.started)) / 2
     return Answer(
@@ -129,7 +132,7 @@ def _meetings(cluster: Cluster, node: Node, salt: int) -> Meetings:
 
 
 def visited_by(cluster: Cluster, node: Node) -> list[Node]:
-    """The nodes that a node tries to reach for the check `peers`: the next few and the master, or all others."""
+    """Return the nodes to try for the check `peers`: the next few and the master, or all others."""
     others = [*cluster.nodes[node.rank + 1 :], *cluster.nodes[: node.rank]]
     visited = others[:PEERS_VISITED]
     if cluster.master in others[PEERS_VISITED:]:

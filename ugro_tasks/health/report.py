@@ -1,4 +1,4 @@
-"""Is a cluster fit to train? What the probes saw, judged: checks, each with its cause and its fix."""
+"""The health of a cluster: the probes of all nodes, turned into checks."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .cluster_checks import COMPARED, judge_all
 from .node_checks import Check, judge, rsync_check
 from .probe import Answer, Answers, probe
 
-_SAME = {f"same {name}" for name in COMPARED}  # across nodes, of their environments
+_SAME = {f"same {name}" for name in COMPARED}  # checks across environments
 
 
 class NodeHealth(Struct, frozen=True, kw_only=True):
-    """A node as its probe found it."""
+    """The health of a node."""
 
     node: str
     rank: int
@@ -32,17 +32,17 @@ class NodeHealth(Struct, frozen=True, kw_only=True):
     clock_offset_seconds: float | None = None
     held_by: str | None = None
     gpus: tuple[Gpu, ...] = ()
-    # What it told of itself; None where it was not reached.
+    # None if it was not reached.
     facts: ProbeAnswer | None = None
 
     @property
     def fit(self) -> bool:
-        """Whether every check passed."""
+        """Return whether every check passed."""
         return all(check.ok for check in self.checks)
 
 
 class ClusterHealth(Struct, frozen=True, kw_only=True):
-    """A cluster as its probes found it."""
+    """The health of a cluster."""
 
     cluster: str
     probed_at: float
@@ -52,14 +52,14 @@ class ClusterHealth(Struct, frozen=True, kw_only=True):
 
     @property
     def fit(self) -> bool:
-        """Whether every check on every node and across them passed."""
+        """Return whether every check on every node and across them passed."""
         return all(node.fit for node in self.nodes) and all(
             check.ok for check in self.across
         )
 
     @property
     def faults(self) -> list[tuple[str, Check]]:
-        """(node or "cluster", check) of everything that failed."""
+        """Return (node or "cluster", check) for every failed check."""
         own = [
             (node.node, check)
             for node in self.nodes
@@ -69,7 +69,7 @@ class ClusterHealth(Struct, frozen=True, kw_only=True):
         return own + [("cluster", check) for check in self.across if not check.ok]
 
     def busy(self) -> dict[str, str]:
-        """{node: who holds it, and what to do where nobody supervises that any more}."""
+        """Return {node: its holder, with the remedy for leftovers}."""
         remedies = {
             node: f"\n    {check.fix}"
             for node, check in self.faults
@@ -82,9 +82,10 @@ class ClusterHealth(Struct, frozen=True, kw_only=True):
         }
 
     def refusal(self, *, force: bool, late: Collection[str] = ()) -> UgroError | None:
-        """Why a launch on these nodes is refused: NodesBusy, NotFit; None where it is not.
+        """Return the reason to refuse a launch on these nodes, NotFit or NodesBusy; None to accept it.
 
-        `force`: nodes that are not fit are taken. `late`: of these the environment is rebuilt first.
+        With `force`, unfit nodes are accepted. The environments of the nodes in `late` do not count,
+        because they are rebuilt first.
         """
         if busy := self.busy():
             return NodesBusy(
@@ -103,7 +104,7 @@ class ClusterHealth(Struct, frozen=True, kw_only=True):
         )
 
     def facts(self) -> dict[str, ProbeAnswer]:
-        """What each reachable node told of itself."""
+        """Return {node: its facts} of the reachable nodes."""
         return {node.node: node.facts for node in self.nodes if node.facts is not None}
 
 
@@ -115,14 +116,14 @@ def examine(
     *,
     keep_port: bool = False,
 ) -> ClusterHealth:
-    """Probe all nodes and judge what they say; see `probe`."""
+    """Probe all nodes and judge their answers; see `probe`."""
     return judge_cluster(
         cluster, probe(fleet, cluster, asking, model, keep_port=keep_port)
     )
 
 
 def judge_cluster(cluster: Cluster, answers: Answers) -> ClusterHealth:
-    """What the answers of the cluster's nodes mean."""
+    """Return the health of the cluster for these answers. Pure, as `judge` is."""
     nodes = tuple(
         _judge_answer(cluster, node, answers.of[node.name]) for node in cluster.nodes
     )
@@ -136,7 +137,7 @@ def judge_cluster(cluster: Cluster, answers: Answers) -> ClusterHealth:
 
 
 def _controller(answers: Answers) -> list[Check]:
-    """What is to be said of this machine: nothing where all is well."""
+    """Return the checks of this machine; [] if all is well."""
     return [rsync_check(None, answers.rsync_fault)] if answers.rsync_fault else []
 
 
@@ -165,7 +166,7 @@ def _judge_answer(
 
 
 def _by_node(answers: Answers) -> tuple[dict[str, ProbeAnswer], dict[str, float]]:
-    """Give (facts, clock offsets) of the nodes that were reached."""
+    """Return (facts, clock offsets) of the reachable nodes."""
     reached = {
         name: answer
         for name, answer in answers.of.items()
