@@ -1,1 +1,1 @@
-"""From flags to a queued job."""
+"""Launching: from flags to a queued job."""

@@ -1,4 +1,4 @@
-"""What a launch would do now."""
+"""A launch without effects."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from .spec import draft
 
 
 class Rehearsal(Struct, frozen=True, kw_only=True):
-    """What a launch would do now."""
+    """The effects of a launch now."""
 
     plan: LaunchPlan
-    environments: dict[str, str]  # {node: why its environment would be rebuilt first}
-    refusals: list[str]  # why it would be refused
+    environments: dict[str, str]  # {node: reason to rebuild its environment first}
+    refusals: list[str]  # reasons to refuse it
 
 
 def rehearse(spec: JobSpec, cluster: Cluster) -> Rehearsal:
-    """What a launch would find and do now; nothing is written anywhere. Raises NotFit where a node cannot be asked."""
-    # A launch needs no SSH: that is the agent's part, and loading it takes longer than all the rest.
+    """Return the plan of a launch now; nothing is written anywhere.
+
+    Raises NotFit if a node cannot be asked.
+    """
+    # Late: a launch itself needs no SSH, which takes longer to load than all the rest.
     from ..environments.judge import behind
     from ..health.report import examine
     from ..hosts.fleet import Fleet

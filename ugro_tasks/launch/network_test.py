@@ -1,4 +1,4 @@
-"""How fast the nodes speak with each other: a short job that times an all-reduce with the real backend."""
+"""The speed of the network: a short job times an all-reduce with the real backend."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ SCRIPT = "measure_allreduce.py"
 
 
 def measure(cluster: Cluster) -> list[dict[str, Any]]:
-    """What `scripts/measure_allreduce.py` found, one object a measurement; the job's folder is removed again.
+    """Run `scripts/measure_allreduce.py`; return its measurements. The job's folder is removed.
 
-    Raises JobFailed, with the job left for inspection, where it could not be measured.
+    Raises JobFailed if it fails; then the folder is kept for inspection.
     """
     scripts = (
         cluster.scripts if (cluster.scripts / SCRIPT).exists() else shipped_scripts()
@@ -46,6 +46,6 @@ def measure(cluster: Cluster) -> list[dict[str, Any]]:
             f"the all-reduce could not be timed: {cause}\n  see: inv logs {experiment.job_id}"
         )
     found = decode_lines(dict[str, Any], experiment.metrics.read_bytes())
-    while experiment.folder.exists():  # the agent may still write a last word into it
+    while experiment.folder.exists():  # the agent may still write into it
         shutil.rmtree(experiment.folder, ignore_errors=True)
     return found

@@ -1,4 +1,4 @@
-"""From flags to the spec of a job, and its record."""
+"""The spec of a job from flags, and its record."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def spec_from(
     resume: str | None = None,
     **more: Any,
 ) -> JobSpec:
-    """Make the spec of a launch: what flags say; else what the job to resume had; else the cluster file's defaults.
+    """Return the spec of a launch from flags, the job to resume, and the cluster file, in this order.
 
-    None is a flag that was not given. A job without a name is called as the one to resume, or after its script. `more`
-    goes into the spec as it is. Raises UsageError, and JobNotFound for a job to resume.
+    None is a flag not given. A job without a name gets that of the job to resume, or of its script. `more` goes into
+    the spec unchanged. Raises UsageError, or JobNotFound for the job to resume.
     """
     words = None if args is None else _words(args)
     variables = _variables(env)
@@ -92,7 +92,7 @@ def _variables(env: Mapping[str, str] | Iterable[str]) -> dict[str, str]:
 
 
 def draft(spec: JobSpec, cluster: Cluster) -> JobRecord:
-    """The record of a job that has no id yet. Raises UsageError for a spec that cannot be run."""
+    """Return the record of a job without an id; raises UsageError for a spec that cannot run."""
     spec.checked()
     requested_sizes(cluster, spec.settings)
     if spec.min_nodes is not None and not 1 <= spec.min_nodes <= len(cluster.nodes):

@@ -1,4 +1,4 @@
-"""From a spec to a queued job."""
+"""Queuing a job."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .spec import draft
 
 
 def submit(spec: JobSpec, cluster: Cluster) -> Experiment:
-    """The job, queued, with an agent that will take it.
+    """Queue a job and start an agent for it.
 
-    Raises UsageError, RecordError, or NodesBusy where a job of this folder has one of the nodes.
+    Raises UsageError, RecordError, or NodesBusy if an unfinished job of this folder has a node.
     """
     experiments = Experiments(cluster.experiments)
     record = draft(spec, cluster)
@@ -27,10 +27,10 @@ def submit(spec: JobSpec, cluster: Cluster) -> Experiment:
         metrics_until(before, record.resume.step) if before and record.resume else b""
     )
     experiment = experiments.create(record, cluster.scripts, metrics)
-    # Not the command line: its --env may hold secrets.
+    # Not the whole command line, because --env may hold secrets.
     asked = f"{spec.script}, model {spec.model}, data set {spec.dataset}, epochs {spec.epochs}"
     log.info("%s: %s, on %s", experiment.job_id, asked, ", ".join(record.nodes))
-    # The job is there: whoever follows it goes on trying where no agent can be started in this moment.
+    # No error: a command that follows the job tries again to start an agent.
     if why := try_agent(experiments):
         log.warning("%s: %s", experiment.job_id, why)
     return experiment
@@ -40,7 +40,7 @@ def _refuse_if_taken(experiments: Experiments, cluster: Cluster) -> None:
     addresses = _machines(cluster)
     for job in experiments.unfinished():
         try:
-            # While it waits for others, these are free.
+            # Nodes proven free, while the job still waits for others.
             free = {rank.node for rank in job.state().ranks if rank.proven_gone}
             taken = {
                 machine
@@ -48,7 +48,7 @@ def _refuse_if_taken(experiments: Experiments, cluster: Cluster) -> None:
                 if machine[0] not in free
             }
         except RecordError:
-            continue  # its state says that it runs, and no more can be known; the nodes' leases decide
+            continue  # its nodes are unknown; their leases will decide
         if taken:
             raise NodesBusy(
                 f"{', '.join(sorted(name for name, _, _ in taken))}: held by job {job.job_id}, which is not finished; "
