@@ -22,7 +22,7 @@ from tests.unit.ended import EndedJob
 from ugro_tasks.errors import HostError, UgroError
 from ugro_tasks.hosts.fleet import Fleet
 from ugro_tasks.hosts.stray_links import remove_stray_links
-from ugro_tasks.outputs.checkpoints import _checked, bring
+from ugro_tasks.outputs.checkpoints import _checked, fetch_checkpoints
 from ugro_tasks.outputs.fetch import gather
 
 NAMES = [
@@ -243,7 +243,7 @@ def test_what_a_manifest_names_stays_in_the_folder_of_its_job(
     before = outside(home.folder.parent.parent)
     host = HostileHost(trees.cluster.nodes[0], lambda *_: b"")
     with contextlib.suppress(HostError, OSError):
-        bring(
+        fetch_checkpoints(
             home,
             host,
             record.plan.nodes[0],

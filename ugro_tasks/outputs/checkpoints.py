@@ -20,6 +20,7 @@ from ..hosts.requests import ask
 from ..hosts.transfer import Transfer
 from ..jobs.checkpoints import (
     Checkpoint,
+    CheckpointFile,
     Manifest,
     fetched_checkpoints,
     find_damage,
@@ -42,7 +43,9 @@ class Mirror:
     def __init__(
         self, experiment: Experiment, hosts: Mapping[str, Host], log: logging.Logger
     ) -> None:
-        self.experiment, self.hosts, self.log = experiment, hosts, log
+        self.experiment = experiment
+        self.hosts = hosts
+        self.log = log
         self._asked: queue.SimpleQueue[tuple[NodePlan, bytes] | None] = (
             queue.SimpleQueue()
         )
@@ -73,7 +76,7 @@ class Mirror:
             closing = None in told
             for plan, content in filter(None, told):
                 self._quietly(self._note, plan, content)
-            self._bring()
+            self._fetch_ready()
 
     def _note(self, plan: NodePlan, content: bytes) -> None:
         manifest = _checked(plan, content)
@@ -81,7 +84,7 @@ class Mirror:
         if len(waiting) < MANIFESTS_MOST:
             waiting[manifest.checkpoint] = manifest
 
-    def _bring(self) -> None:
+    def _fetch_ready(self) -> None:
         """Fetch every checkpoint with rank 0's manifest here, without files equal to rank 0's."""
         for rank, (plan, manifests) in sorted(self._waiting.items()):
             if not manifests:
@@ -91,7 +94,12 @@ class Mirror:
             for manifest in ready:
                 del manifests[manifest.checkpoint]
             self._quietly(
-                bring, self.experiment, self.hosts[plan.node], plan, ready, gently=True
+                fetch_checkpoints,
+                self.experiment,
+                self.hosts[plan.node],
+                plan,
+                ready,
+                gently=True,
             )
 
     def _quietly(self, work: Callable[..., Any], *args: Any, **options: Any) -> None:
@@ -106,7 +114,7 @@ class Mirror:
                 )
 
 
-def bring(
+def fetch_checkpoints(
     experiment: Experiment,
     host: Host,
     plan: NodePlan,
@@ -129,21 +137,22 @@ def bring(
         first = known | {manifest.checkpoint: manifest for manifest in manifests}
     else:
         first = stored_manifests(experiment, 0)
-    own = {
-        m.checkpoint: own_files(m, first[m.checkpoint])
-        if m.checkpoint in first
-        else m.files
-        for m in manifests
-    }
+    own: dict[str, dict[str, CheckpointFile]] = {}
+    for manifest in manifests:
+        name = manifest.checkpoint
+        own[name] = manifest.files
+        if name in first:
+            own[name] = own_files(manifest, first[name])
 
-    def wrong(manifest: Manifest, *, read: bool) -> str | None:
-        return find_damage(
-            experiment, manifest.rank, own[manifest.checkpoint], read=read
-        )
+    def damage(manifest: Manifest, *, read: bool) -> str | None:
+        files = own[manifest.checkpoint]
+        return find_damage(experiment, manifest.rank, files, read=read)
 
-    missing = [
-        m for m in manifests if known.get(m.checkpoint) != m or wrong(m, read=verify)
-    ]
+    missing = []
+    for manifest in manifests:
+        is_new = known.get(manifest.checkpoint) != manifest
+        if is_new or damage(manifest, read=verify):
+            missing.append(manifest)
     if not missing:
         return
     folder = experiment.checkpoint_folder(plan.rank)
@@ -151,15 +160,16 @@ def bring(
     for manifest in missing:  # without its manifest a checkpoint is not whole
         (folder / f"{manifest.checkpoint}{MANIFEST_SUFFIX}").unlink(missing_ok=True)
     fault: UgroError | None = None
-    if files := sorted(
-        path for manifest in missing for path in own[manifest.checkpoint]
-    ):
+    files: list[str] = []
+    for manifest in missing:
+        files += own[manifest.checkpoint]
+    if files:
         source = f"{plan.folder}/output/checkpoints/"
         try:
             Transfer(host).pull(
                 source,
                 f"{folder}/",
-                files=files,
+                files=sorted(files),
                 gently=gently,
                 verify=verify,
                 progress=progress,
@@ -167,13 +177,13 @@ def bring(
         except NodeFault as error:  # the script may have removed one meanwhile
             fault = error
     for manifest in missing:
-        if why := wrong(manifest, read=True):
-            fault = fault or NodeFault(
-                plan.node, f"{manifest.checkpoint}: {why}", "later: inv gather"
-            )
-        else:
-            stored = folder / f"{manifest.checkpoint}{MANIFEST_SUFFIX}"
-            replace_file(stored, msgspec.json.encode(manifest))
+        found = damage(manifest, read=True)
+        if found:
+            words = f"{manifest.checkpoint}: {found}"
+            fault = fault or NodeFault(plan.node, words, "later: inv gather")
+            continue
+        stored = folder / f"{manifest.checkpoint}{MANIFEST_SUFFIX}"
+        replace_file(stored, msgspec.json.encode(manifest))
     if fault:
         raise fault
 
@@ -188,7 +198,7 @@ def bring_all(
 ) -> list[UgroError]:
     """Fetch the checkpoint files of all these nodes that are missing here; return the errors.
 
-    See `bring`; here `progress` gets the name of the transfer as well.
+    See `fetch_checkpoints`; here `progress` gets the name of the transfer as well.
     """
     errors: list[UgroError] = []
 
@@ -211,7 +221,7 @@ def bring_all(
             continue
         told_of = partial(progress, f"{plan.node} checkpoints") if progress else None
         try:
-            bring(
+            fetch_checkpoints(
                 experiment,
                 hosts[plan.node],
                 plan,
@@ -222,9 +232,8 @@ def bring_all(
         except UgroError as error:
             errors.append(error)
         except OSError as error:
-            errors.append(
-                RecordError(f"{error.filename or experiment.folder}: {error.strerror}")
-            )
+            path = error.filename or experiment.folder
+            errors.append(RecordError(f"{path}: {error.strerror}"))
     return errors
 
 
@@ -254,9 +263,10 @@ def deliver(
     `link_from` are folders on the node, relative to `resume/`, that may hold the same files. Raises
     HostError or RecordError.
     """
-    checkpoint = next(
-        (c for c in fetched_checkpoints(source) if c.name == resume.checkpoint), None
-    )
+    fetched = {
+        checkpoint.name: checkpoint for checkpoint in fetched_checkpoints(source)
+    }
+    checkpoint = fetched.get(resume.checkpoint)
     if checkpoint is None or checkpoint.missing:
         why = checkpoint.missing if checkpoint else "its manifest is gone"
         raise RecordError(
@@ -274,8 +284,11 @@ def deliver(
 def _layers(
     checkpoint: Checkpoint, first: Manifest, rank: int
 ) -> Iterator[tuple[int, list[str]]]:
-    mine = checkpoint.manifests.get(rank)
-    own = own_files(mine, first) if mine and rank else {}
+    """Yield (rank, its files to push): rank 0's without those replaced by the rank's own."""
+    manifest = checkpoint.manifests.get(rank)
+    own: dict[str, CheckpointFile] = {}
+    if manifest and rank:
+        own = own_files(manifest, first)
     yield 0, sorted(set(first.files) - set(own))
     if own:
         yield rank, sorted(own)

@@ -78,14 +78,13 @@ class Cleaning(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def bytes_by_place(self) -> dict[str, int]:
         """Return {node or HOME: bytes removed there}."""
-        places = dict.fromkeys(removal.where for removal in self.removals)
-        return {
-            place: sum(r.bytes for r in self.removals if r.where == place)
-            for place in places
-        }
+        sizes: dict[str, int] = {}
+        for removal in self.removals:
+            sizes[removal.where] = sizes.get(removal.where, 0) + removal.bytes
+        return sizes
 
 
-class _Over(msgspec.Struct, frozen=True):
+class _FinishedJob(msgspec.Struct, frozen=True):
     """A finished job that may be cleaned."""
 
     experiment: Experiment
@@ -111,7 +110,7 @@ def clean(
         needed = _resumed_from(experiments)
         for job in over:
             try:
-                removals += _clean_home(job, needed, dry_run=wish.dry_run)
+                removals += _clean_here(job, needed, dry_run=wish.dry_run)
             except OSError as error:
                 stays.append(_trouble(job, error))
     ours = set(_known(experiments))
@@ -120,18 +119,12 @@ def clean(
             errors.append(answer)
             unreached[node] = answer.text
             continue
-        if count := len(
-            {name for name in answer.others if name.rpartition("-")[0] not in ours}
-            - ours
-        ):
+        count = len({name for name in answer.others if not _is_ours(name, ours)})
+        if count:
             foreign[node] = count
         for job in over:
-            mine = {
-                name: answer.folders[name]
-                for name in _names(job)
-                if name in answer.folders
-            }
-            removals += _take_note(job, node, mine, stays, dry_run=wish.dry_run)
+            folders = _folders_of(job, answer)
+            removals += _take_note(job, node, folders, stays, dry_run=wish.dry_run)
     found = Cleaning(
         dry_run=wish.dry_run,
         removals=removals,
@@ -142,34 +135,53 @@ def clean(
     return found, errors
 
 
+def _is_ours(name: str, ours: set[str]) -> bool:
+    """Return whether a folder's name, perhaps with an attempt at its end, is in `ours`."""
+    return name in ours or name.rpartition("-")[0] in ours
+
+
+def _folders_of(job: _FinishedJob, answer: CleanAnswer) -> dict[str, CleanedFolder]:
+    names = [name for name in _names(job) if name in answer.folders]
+    return {name: answer.folders[name] for name in names}
+
+
 # ---- which jobs ----
 
 
-def _choose(experiments: Experiments, wish: Wish) -> tuple[list[_Over], list[Stay]]:
+def _choose(
+    experiments: Experiments, wish: Wish
+) -> tuple[list[_FinishedJob], list[Stay]]:
     for name in wish.names:
         experiments.find(name)
-    over: list[_Over] = []
+    over: list[_FinishedJob] = []
     stays: list[Stay] = []
     seen = 0
     for experiment in experiments.all():
-        if wish.names and not {experiment.name, experiment.job_id} & set(wish.names):
+        if not _is_named(experiment, wish):
             continue
         try:
-            job = _Over(experiment, experiment.record(), experiment.state())
+            job = _FinishedJob(experiment, experiment.record(), experiment.state())
         except RecordError as error:
             stays.append(Stay(job_id=experiment.job_id, reason=error.text))
             continue
         if job.record.plan is None and job.state.phase.finished:
             continue  # it never ran, so it has no files on nodes
         seen += 1
-        if reason := _reason_to_stay(job, wish, seen):
+        reason = _reason_to_stay(job, wish, seen)
+        if reason:
             stays.append(Stay(job_id=experiment.job_id, reason=reason))
         else:
             over.append(job)
     return over, stays
 
 
-def _reason_to_stay(job: _Over, wish: Wish, place: int) -> str | None:
+def _is_named(experiment: Experiment, wish: Wish) -> bool:
+    if not wish.names:
+        return True
+    return experiment.name in wish.names or experiment.job_id in wish.names
+
+
+def _reason_to_stay(job: _FinishedJob, wish: Wish, place: int) -> str | None:
     if not job.state.phase.finished:
         return str(job.state.phase)
     if place <= wish.keep_last:
@@ -190,19 +202,15 @@ def _known(experiments: Experiments) -> Iterator[str]:
 # ---- on the nodes ----
 
 
-def _names(job: _Over) -> list[str]:
-    plan = job.record.plan
-    last = max(
-        [
-            plan.attempt if plan else 1,
-            *(attempt.number for attempt in job.state.attempts),
-        ]
-    )
-    return [attempt_folder(job.record, number) for number in range(1, last + 1)]
+def _names(job: _FinishedJob) -> list[str]:
+    numbers = [attempt.number for attempt in job.state.attempts]
+    numbers.append(job.record.plan.attempt if job.record.plan else 1)
+    attempts = range(1, max(numbers) + 1)
+    return [attempt_folder(job.record, number) for number in attempts]
 
 
 def _folders(
-    over: Sequence[_Over], cluster: Cluster, stays: list[Stay]
+    over: Sequence[_FinishedJob], cluster: Cluster, stays: list[Stay]
 ) -> dict[str, list[tuple[str, str]]]:
     """Return {node: [(project folder, name of a job's folder)]}."""
     chosen: dict[str, list[tuple[str, str]]] = {}
@@ -219,9 +227,8 @@ def _folders(
                 reason = f"{node.name}: not in the cluster file, or left out by --nodes"
                 stays.append(Stay(job_id=job.experiment.job_id, reason=reason))
                 continue
-            chosen.setdefault(node.name, []).extend(
-                (node.project, name) for name in _names(job)
-            )
+            folders = [(node.project, name) for name in _names(job)]
+            chosen.setdefault(node.name, []).extend(folders)
     return chosen
 
 
@@ -232,9 +239,8 @@ def _ask_nodes(
         return {}
 
     def request(folders: list[tuple[str, str]], host: Host) -> CleanAnswer:
-        return ask(
-            host, Clean(folders=folders, remove=remove), timeout_seconds=REMOVE_SECONDS
-        )
+        operation = Clean(folders=folders, remove=remove)
+        return ask(host, operation, timeout_seconds=REMOVE_SECONDS)
 
     work = {name: partial(request, folders) for name, folders in by_node.items()}
     with Fleet.of(cluster.subset(by_node)) as fleet:
@@ -243,7 +249,7 @@ def _ask_nodes(
 
 
 def _take_note(
-    job: _Over,
+    job: _FinishedJob,
     node: str,
     folders: Mapping[str, CleanedFolder],
     stays: list[Stay],
@@ -251,94 +257,86 @@ def _take_note(
     dry_run: bool,
 ) -> list[Removal]:
     """Return the removals on a node, and record them in the job's folder."""
-    gone = [
-        Removal(
-            where=node, job_id=job.experiment.job_id, path=facts.path, bytes=facts.bytes
-        )
-        for facts in folders.values()
-        if facts.removed or (dry_run and not facts.kept)
-    ]
-    for name, facts in folders.items():
-        if facts.kept:
-            reason = f"{node}: {name}: {facts.kept}"
-            stays.append(Stay(job_id=job.experiment.job_id, reason=reason))
+    job_id = job.experiment.job_id
+    gone = []
+    for name, folder in folders.items():
+        if folder.removed or (dry_run and not folder.kept):
+            gone.append(
+                Removal(where=node, job_id=job_id, path=folder.path, bytes=folder.bytes)
+            )
+        if folder.kept:
+            reason = f"{node}: {name}: {folder.kept}"
+            stays.append(Stay(job_id=job_id, reason=reason))
     if gone and not dry_run:
         try:
             if len(gone) == len(folders):
                 state = job.experiment.state()
                 cleaned = tuple(dict.fromkeys([*state.cleaned, node]))
-                job.experiment.save_state(
-                    msgspec.structs.replace(state, cleaned=cleaned)
-                )
-            _say(job, gone, node)
+                changed = msgspec.structs.replace(state, cleaned=cleaned)
+                job.experiment.save_state(changed)
+            _add_event(job, gone, node)
         except OSError as error:
             # Harmless: the next `clean` finds no folder there.
             stays.append(_trouble(job, error))
     return gone
 
 
-def _trouble(job: _Over, error: OSError) -> Stay:
+def _trouble(job: _FinishedJob, error: OSError) -> Stay:
     reason = f"{error.filename or job.experiment.folder}: {error.strerror}"
     return Stay(job_id=job.experiment.job_id, reason=reason)
 
 
-def _say(job: _Over, gone: Sequence[Removal], node: str | None = None) -> None:
+def _add_event(
+    job: _FinishedJob, gone: Sequence[Removal], node: str | None = None
+) -> None:
     freed = sum(removal.bytes for removal in gone) / (1 << 20)
-    what = (
-        "its folder there"
-        if node
-        else ", ".join(Path(removal.path).name for removal in gone)
-    )
-    job.experiment.add_event(
-        Event(
-            time=time.time(),
-            node=node,
-            message=f"inv clean removed {what} ({freed:.1f} MiB)",
-        )
-    )
+    removed = "its folder there"
+    if node is None:
+        removed = ", ".join(Path(removal.path).name for removal in gone)
+    message = f"inv clean removed {removed} ({freed:.1f} MiB)"
+    job.experiment.add_event(Event(time=time.time(), node=node, message=message))
 
 
-# ---- at home ----
+# ---- on this machine ----
 
 
 def _resumed_from(experiments: Experiments) -> set[tuple[str, str]]:
     """Return each (job id, checkpoint) from which an unfinished job resumes."""
-    records = [experiment.record() for experiment in experiments.unfinished()]
-    return {
-        (record.resume.job_id, record.resume.checkpoint)
-        for record in records
-        if record.resume
-    }
+    found = set()
+    for experiment in experiments.unfinished():
+        resume = experiment.record().resume
+        if resume:
+            found.add((resume.job_id, resume.checkpoint))
+    return found
 
 
-def _clean_home(
-    job: _Over, needed: set[tuple[str, str]], *, dry_run: bool
+def _clean_here(
+    job: _FinishedJob, needed: set[tuple[str, str]], *, dry_run: bool
 ) -> list[Removal]:
     experiment = job.experiment
     checkpoints = experiment.checkpoints()
-    worth = _worth_keeping(experiment, checkpoints) | {
-        name for job_id, name in needed if job_id == experiment.job_id
-    }
+    kept = _worth_keeping(experiment, checkpoints)
     gone = []
     for name, parts in checkpoints.items():
-        if name in worth:
+        if name in kept or (experiment.job_id, name) in needed:
             continue
         size = sum(size_of(path) for path in parts.values())
         if not dry_run:
             _remove_checkpoint(experiment, name, parts)
-        gone.append(_at_home(job, experiment.checkpoint_folder(0) / name, size))
+        path = experiment.checkpoint_folder(0) / name
+        gone.append(_removal_here(job, path, size))
     for folder in experiment.folder.rglob(PARTIAL_FOLDER):
         # Left by transfers that broke off.
         size = size_of(folder)
         if not dry_run:
             shutil.rmtree(folder)
-        gone.append(_at_home(job, folder, size))
+        gone.append(_removal_here(job, folder, size))
     if gone and not dry_run:
-        _say(job, gone)
+        _add_event(job, gone)
     return gone
 
 
-def _at_home(job: _Over, path: Path, size: int) -> Removal:
+def _removal_here(job: _FinishedJob, path: Path, size: int) -> Removal:
     return Removal(where=HOME, job_id=job.experiment.job_id, path=str(path), bytes=size)
 
 
@@ -355,19 +353,23 @@ def _worth_keeping(
         for checkpoint in fetched_checkpoints(experiment)
         if not checkpoint.missing
     ]
-    kept = {whole[-1].name} if whole else set()
-    evaluated = {
-        point.step: point.value for point in measure(experiment.metrics).evaluation
-    }
-    if best := [checkpoint for checkpoint in whole if checkpoint.step in evaluated]:
-        kept.add(min(best, key=lambda checkpoint: evaluated[checkpoint.step]).name)
-    told = checkpoints_with_manifest(experiment)
-    times = {
-        max(path.lstat().st_mtime for path in where.values()): name
-        for name, where in checkpoints.items()
-        if name not in told
-    }
-    return kept | ({times[max(times)]} if times else set())
+    kept: set[str] = set()
+    if whole:
+        kept.add(whole[-1].name)
+    points = measure(experiment.metrics).evaluation
+    losses = {point.step: point.value for point in points}
+    evaluated = [checkpoint for checkpoint in whole if checkpoint.step in losses]
+    if evaluated:
+        best = min(evaluated, key=lambda checkpoint: losses[checkpoint.step])
+        kept.add(best.name)
+    with_manifest = checkpoints_with_manifest(experiment)
+    times: dict[float, str] = {}
+    for name, parts in checkpoints.items():
+        if name not in with_manifest:
+            times[max(path.lstat().st_mtime for path in parts.values())] = name
+    if times:
+        kept.add(times[max(times)])
+    return kept
 
 
 def _remove_checkpoint(
@@ -375,9 +377,8 @@ def _remove_checkpoint(
 ) -> None:
     # The manifests first, so that a half-removed checkpoint does not count as one.
     for rank in experiment.ranks_gathered():
-        (experiment.checkpoint_folder(rank) / f"{name}{MANIFEST_SUFFIX}").unlink(
-            missing_ok=True
-        )
+        manifest = experiment.checkpoint_folder(rank) / f"{name}{MANIFEST_SUFFIX}"
+        manifest.unlink(missing_ok=True)
     for path in parts.values():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -73,20 +73,17 @@ def gather(
             if error.errno in NO_ROOM:
                 full[plan.node] = _to_come(experiment, plan, transfer)
             else:
-                errors.append(
-                    RecordError(
-                        f"{error.filename or experiment.folder}: {error.strerror}"
-                    )
-                )
+                errors.append(_as_record_error(error, experiment))
 
-    fleet.each(
-        {
-            plan.node: partial(pull, plan)
-            for plan in plans
-            if only is None or plan.node in only
-        }
-    )
-    return [_no_room(experiment, full), *errors] if full else errors
+    chosen = [plan for plan in plans if only is None or plan.node in only]
+    fleet.each({plan.node: partial(pull, plan) for plan in chosen})
+    if full:
+        return [_no_room(experiment, full), *errors]
+    return errors
+
+
+def _as_record_error(error: OSError, experiment: Experiment) -> RecordError:
+    return RecordError(f"{error.filename or experiment.folder}: {error.strerror}")
 
 
 def _pull(
@@ -100,18 +97,16 @@ def _pull(
     source = _source(plan)
     target = experiment.outputs(plan.rank)
     target.mkdir(parents=True, exist_ok=True)
-    aside = (
-        [name for name in clashing if name in OWN_NAMES and name != METRICS_NAME]
-        if plan.rank == 0
-        else []
-    )
+    aside: list[str] = []
+    if plan.rank == 0:
+        own = set(OWN_NAMES) - {METRICS_NAME}
+        aside = [name for name in clashing if name in own]
     # Both at once: mostly nothing is aside, and waiting for that answer would cost a login.
     with ThreadPoolExecutor(1) as beside:
-        other = (
-            beside.submit(_pull_aside, experiment, source, transfer, aside, verify)
-            if aside
-            else None
-        )
+        other = None
+        if aside:
+            work = partial(_pull_aside, experiment, source, transfer, aside, verify)
+            other = beside.submit(work)
         transfer.pull(
             source,
             f"{target}/",
@@ -166,15 +161,14 @@ def _to_come(experiment: Experiment, plan: NodePlan, transfer: Transfer) -> int 
 
 def _no_room(experiment: Experiment, full: dict[str, int | None]) -> RecordError:
     free = shutil.disk_usage(experiment.folder).free
-    waiting = [
-        f"{node} has {_mebibytes(size)} more"
-        for node, size in sorted(full.items())
-        if size
+    words = [
+        f"{experiment.folder}: {os.strerror(errno.ENOSPC)}: {_mebibytes(free)} free"
     ]
-    words = f"{experiment.folder}: {os.strerror(errno.ENOSPC)}: {_mebibytes(free)} free"
+    for node, size in sorted(full.items()):
+        if size:
+            words.append(f"{node} has {_mebibytes(size)} more")
     return RecordError(
-        "; ".join([words, *waiting])
-        + "\n    what arrived stays; see inv clean --at-home --dry-run"
+        f"{'; '.join(words)}\n    what arrived stays; see inv clean --at-home --dry-run"
     )
 
 
@@ -192,13 +186,13 @@ def gather_again(
 
     Raises the errors of nodes, RecordError if the job never ran or the disk here is full.
     """
-    record, state = experiment.record(), experiment.state()
+    record = experiment.record()
+    state = experiment.state()
     everywhere = _plans(experiment, record, state)
     plans = [plan for plan in everywhere if plan.node not in state.cleaned]
     if plans:
-        with Fleet.of(
-            experiment.cluster().subset([plan.node for plan in plans])
-        ) as fleet:
+        cluster = experiment.cluster().subset([plan.node for plan in plans])
+        with Fleet.of(cluster) as fleet:
             ended = state.phase.finished and _ended(state, plans, fleet)
             brought: list[UgroError] = []
             if state.phase.finished:  # else its agent fetches them
@@ -209,14 +203,13 @@ def gather_again(
         if errors or brought:
             raise _together(experiment, errors, brought)
         if ended and not state.gathered_at:
+            gathered = msgspec.structs.replace(
+                experiment.state(), gathered_at=time.time()
+            )
             try:
-                experiment.save_state(
-                    msgspec.structs.replace(experiment.state(), gathered_at=time.time())
-                )
+                experiment.save_state(gathered)
             except OSError as error:
-                raise RecordError(
-                    f"{error.filename or experiment.folder}: {error.strerror}"
-                ) from error
+                raise _as_record_error(error, experiment) from error
     return [plan.node for plan in everywhere if plan not in plans]
 
 
@@ -262,13 +255,13 @@ def _together(
     If the disk here is full, that is the only one; an unreachable node is named once.
     """
     away = {error.host for error in errors if isinstance(error, HostError)}
-    errors = [
-        *errors,
-        *(e for e in brought if not isinstance(e, HostError) or e.host not in away),
-    ]
-    for error in errors:
+    distinct = list(errors)
+    for error in brought:
+        if not isinstance(error, HostError) or error.host not in away:
+            distinct.append(error)
+    for error in distinct:
         if isinstance(error, RecordError):
             return RecordError(f"{error.text}; then: inv gather {experiment.job_id}")
-    if len(errors) == 1:
-        return errors[0]
-    return SeveralErrors(errors, "\n".join(error.text for error in errors))
+    if len(distinct) == 1:
+        return distinct[0]
+    return SeveralErrors(distinct, "\n".join(error.text for error in distinct))
