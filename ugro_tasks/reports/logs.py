@@ -19,16 +19,18 @@ def log_tails(
 
     Raises UsageError for a rank beyond the job's.
     """
-    logs, ranks = experiment.logs(), len(experiment.record().nodes)
+    logs = experiment.logs()
+    ranks = len(experiment.record().nodes)
     if rank is not None and not 0 <= rank < ranks:
         raise UsageError(
             f"--rank {rank}: {experiment.job_id} has the ranks 0 to {ranks - 1}"
         )
-    chosen = {number: path for number, path in logs.items() if rank in {None, number}}
-    return {
-        number: last_lines(path, count, (ends or {}).get(number))
-        for number, path in chosen.items()
-    }
+    tails = {}
+    for number, path in logs.items():
+        if rank is None or rank == number:
+            end = ends.get(number) if ends else None
+            tails[number] = last_lines(path, count, end)
+    return tails
 
 
 def log_ends(experiment: Experiment) -> dict[int, int]:

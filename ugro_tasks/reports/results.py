@@ -6,7 +6,7 @@ They are read from the experiment folder; no node is asked.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -28,13 +28,13 @@ class NodeUse(msgspec.Struct, frozen=True, kw_only=True):
     """A node's part of the work. Tokens per second are split by the sizes of the batches."""
 
     node: str
-    rank: int | None  # None: the node was dropped at a restart
-    batch_size: int | None
-    tokens_per_second: float | None
+    rank: int | None = None  # None: the node was dropped at a restart
+    batch_size: int | None = None
+    tokens_per_second: float | None = None
     cards: list[CardUse]
 
 
-class Kept(msgspec.Struct, frozen=True, kw_only=True):
+class CheckpointRow(msgspec.Struct, frozen=True, kw_only=True):
     """A checkpoint here. `whole` is None if the script wrote no manifest."""
 
     name: str
@@ -57,25 +57,28 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     state: JobState
     metrics: Metrics
     nodes: list[NodeUse]
-    checkpoints: list[Kept]
+    checkpoints: list[CheckpointRow]
     logs: dict[str, int]
 
 
 def results(experiment: Experiment) -> Results:
     """Read the results of a job, perhaps still running; raises RecordError."""
-    record, metrics = experiment.record(), measure(experiment.metrics)
+    record = experiment.record()
+    metrics = measure(experiment.metrics)
+    cards = card_use(experiment.gpu)
+    logs = {
+        str(path.relative_to(experiment.folder)): path.stat().st_size
+        for path in experiment.logs().values()
+    }
     return Results(
         job_id=experiment.job_id,
         folder=str(experiment.folder),
         record=record,
         state=experiment.state(),
         metrics=metrics,
-        nodes=node_use(record, metrics.tokens_per_second, card_use(experiment.gpu)),
-        checkpoints=kept(experiment, record),
-        logs={
-            str(path.relative_to(experiment.folder)): path.stat().st_size
-            for path in experiment.logs().values()
-        },
+        nodes=node_use(record, metrics.tokens_per_second, cards),
+        checkpoints=checkpoint_rows(experiment, record),
+        logs=logs,
     )
 
 
@@ -84,79 +87,89 @@ def node_use(
 ) -> list[NodeUse]:
     """Return a row for each node of the last attempt, then for other nodes with GPU samples."""
     plans = record.plan.nodes if record.plan else ()
-    batch = sum(plan.batch_size for plan in plans)
-    names = dict.fromkeys(
-        [*(plan.node for plan in plans), *record.nodes, *(card.node for card in cards)]
-    )
     by_node = {plan.node: plan for plan in plans}
+    batch = sum(plan.batch_size for plan in plans)
+    names = dict.fromkeys([*by_node, *record.nodes, *(card.node for card in cards)])
     found = []
     for name in names:
+        own = [card for card in cards if card.node == name]
         plan = by_node.get(name)
-        rate = (
-            tokens_per_second * plan.batch_size / batch
-            if plan and tokens_per_second
-            else None
-        )
+        if plan is None:
+            found.append(NodeUse(node=name, cards=own))
+            continue
+        rate = None
+        if tokens_per_second:
+            rate = tokens_per_second * plan.batch_size / batch
         found.append(
             NodeUse(
                 node=name,
-                rank=plan.rank if plan else None,
-                batch_size=plan.batch_size if plan else None,
+                rank=plan.rank,
+                batch_size=plan.batch_size,
                 tokens_per_second=rate,
-                cards=[card for card in cards if card.node == name],
+                cards=own,
             )
         )
     return found
 
 
-def kept(experiment: Experiment, record: JobRecord) -> list[Kept]:
+def checkpoint_rows(experiment: Experiment, record: JobRecord) -> list[CheckpointRow]:
     """Return the checkpoints here, the oldest first.
 
     Those without a manifest come first, by time, then the others by step.
     """
-    known = {
-        checkpoint.name: checkpoint for checkpoint in fetched_checkpoints(experiment)
-    }
-    found, told = experiment.checkpoints(), checkpoints_with_manifest(experiment)
-    lines = [
-        _kept(experiment, record, name, found.get(name, {}), known.get(name), told)
-        for name in {**found, **known}
-    ]
-    return sorted(
-        lines,
-        key=lambda line: (
-            -1 if line.step is None else line.step,
-            _age(found.get(line.name, {})),
-        ),
-    )
-
-
-def _kept(
-    experiment: Experiment,
-    record: JobRecord,
-    name: str,
-    parts: dict[int, Path],
-    known: Checkpoint | None,
-    told: set[str],
-) -> Kept:
     nodes = {plan.rank: plan.node for plan in record.plan.nodes} if record.plan else {}
-    ranks, missing = (
-        sorted(known.manifests if known else parts),
-        known.missing if known else None,
+    folder = experiment.checkpoint_folder(0).relative_to(experiment.folder)
+    parts = experiment.checkpoints()
+    fetched = {one.name: one for one in fetched_checkpoints(experiment)}
+    with_manifest = checkpoints_with_manifest(experiment)
+    rows = []
+    for name in {**parts, **fetched}:
+        path = str(folder / name)
+        if name in fetched:
+            rows.append(_row(fetched[name], path, nodes))
+        else:
+            has_manifest = name in with_manifest
+            rows.append(_partial_row(name, path, parts[name], nodes, has_manifest))
+
+    def order(row: CheckpointRow) -> tuple[int, float]:
+        step = -1 if row.step is None else row.step
+        return step, _age(parts.get(row.name, {}))
+
+    return sorted(rows, key=order)
+
+
+def _row(checkpoint: Checkpoint, path: str, nodes: Mapping[int, str]) -> CheckpointRow:
+    ranks = sorted(checkpoint.manifests)
+    return CheckpointRow(
+        name=checkpoint.name,
+        path=path,
+        bytes=checkpoint.size_bytes,
+        whole=not checkpoint.missing,
+        missing=checkpoint.missing,
+        step=checkpoint.step,
+        epoch=checkpoint.epoch,
+        ranks=ranks,
+        nodes=[nodes[rank] for rank in ranks if rank in nodes],
     )
-    # It has manifests, but not rank 0's, so it is not whole.
-    if not known and name in told:
-        missing = "the part of rank 0 has not come"
-    return Kept(
+
+
+def _partial_row(
+    name: str,
+    path: str,
+    parts: Mapping[int, Path],
+    nodes: Mapping[int, str],
+    has_manifest: bool,
+) -> CheckpointRow:
+    """Return the row of a checkpoint without rank 0's manifest; with another's it is not whole."""
+    ranks = sorted(parts)
+    return CheckpointRow(
         name=name,
-        path=str(
-            (experiment.checkpoint_folder(0) / name).relative_to(experiment.folder)
-        ),
-        bytes=known.size_bytes if known else sum(map(size_of, parts.values())),
-        whole=not missing if known or missing else None,
-        missing=missing,
-        step=known.step if known else None,
-        epoch=known.epoch if known else None,
+        path=path,
+        bytes=sum(map(size_of, parts.values())),
+        whole=False if has_manifest else None,
+        missing="the part of rank 0 has not come" if has_manifest else None,
+        step=None,
+        epoch=None,
         ranks=ranks,
         nodes=[nodes[rank] for rank in ranks if rank in nodes],
     )

@@ -87,15 +87,16 @@ def _ask_nodes(
 
     cluster = experiment.cluster()
     # Only nodes of the last attempt: those dropped at a restart have nothing of it.
-    work = {
-        plan.node: partial(state, plan)
-        for plan in (record.plan.nodes if record.plan else ())
-    }
+    plans = record.plan.nodes if record.plan else ()
+    work = {plan.node: partial(state, plan) for plan in plans}
     if not work:
         return {}
     with Fleet.of(cluster.subset(work)) as fleet:
         answers = fleet.each(work)
-    return {
-        node: NoAnswer(error=answer.text) if isinstance(answer, UgroError) else answer
-        for node, answer in answers.items()
-    }
+    found: dict[str, StateAnswer | NoAnswer] = {}
+    for node, answer in answers.items():
+        if isinstance(answer, UgroError):
+            found[node] = NoAnswer(error=answer.text)
+        else:
+            found[node] = answer
+    return found

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
     from ...jobs.gpu_use import CardUse
     from ...jobs.metrics import Metrics
     from ...jobs.state import Attempt
-    from ...reports.results import Kept, NodeUse, Results
+    from ...reports.results import CheckpointRow, NodeUse, Results
 
 
 CHART_WIDTH = 100  # at most
@@ -160,7 +160,7 @@ def _attempt_row(attempt: Attempt) -> list[str]:
     return [str(attempt.number), clock(attempt.began_at), lasted, nodes, since, cause]
 
 
-def _checkpoint_row(line: Kept) -> list[str]:
+def _checkpoint_row(line: CheckpointRow) -> list[str]:
     return [
         line.name,
         "" if line.step is None else str(line.step),
@@ -172,7 +172,7 @@ def _checkpoint_row(line: Kept) -> list[str]:
     ]
 
 
-def _wholeness(line: Kept) -> str:
+def _wholeness(line: CheckpointRow) -> str:
     if line.whole is None:
         return "no manifest tells"
     if line.whole:

@@ -28,7 +28,7 @@ from ugro_tasks.jobs.metrics import Metrics, Point
 from ugro_tasks.jobs.state import Cause, Event, JobState, Phase, RankState
 from ugro_tasks.launch.dry_run import Rehearsal
 from ugro_tasks.outputs.clean import Cleaning, Removal, Stay
-from ugro_tasks.reports.results import Kept, NodeUse, Results
+from ugro_tasks.reports.results import CheckpointRow, NodeUse, Results
 from ugro_tasks.reports.status import JobLine, JobReport, NoAnswer
 from ugro_tasks.text import printable, printable_lines
 
@@ -197,7 +197,7 @@ def an_example_of_results(tmp_path: Path) -> None:
             )
         ],
         checkpoints=[
-            Kept(
+            CheckpointRow(
                 name=HOSTILE,
                 path=HOSTILE,
                 bytes=1,
