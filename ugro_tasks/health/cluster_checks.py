@@ -23,30 +23,50 @@ def judge_all(
     if len(facts) < 2:
         return
     yield from _machines(cluster, facts)
-    for name, value in COMPARED.items():
-        values = {node: value(told) for node, told in facts.items()}
-        known = {v for v in values.values() if v}
-        if known:
-            yield Check(
-                name=f"same {name}",
-                ok=len(known) == 1,
-                value=known.pop()
-                if len(known) == 1
-                else ", ".join(f"{n} {v or 'none'}" for n, v in values.items()),
-                fix=_FIXES.get(name, "install the same versions everywhere"),
-            )
+    yield from _versions(facts)
+    yield _clock_spread(clock_offsets)
+    yield from _mtus(cluster, facts)
+    yield from _peers(cluster, facts, clock_offsets)
+
+
+def _versions(facts: Facts) -> Iterator[Check]:
+    for name, version_of in COMPARED.items():
+        versions = {node: version_of(told) for node, told in facts.items()}
+        known = {version for version in versions.values() if version}
+        if not known:
+            continue
+        same = len(known) == 1
+        value = ", ".join(known)
+        if not same:
+            words = [
+                f"{node} {version or 'none'}" for node, version in versions.items()
+            ]
+            value = ", ".join(words)
+        yield Check(
+            name=f"same {name}",
+            ok=same,
+            value=value,
+            fix=_FIXES.get(name, "install the same versions everywhere"),
+        )
+
+
+def _clock_spread(clock_offsets: Mapping[str, float]) -> Check:
     offsets = list(clock_offsets.values())
-    yield Check(
+    spread = max(offsets) - min(offsets)
+    return Check(
         name="clock spread",
-        ok=max(offsets) - min(offsets) <= CLOCK_MAX_SECONDS,
-        value=f"{max(offsets) - min(offsets):.1f} s",
+        ok=spread <= CLOCK_MAX_SECONDS,
+        value=f"{spread:.1f} s",
         fix="let all machines keep time: sudo timedatectl set-ntp true",
     )
-    mtus = {
-        node.name: mtu
-        for node in cluster.nodes
-        if (mtu := _mtu(node, facts.get(node.name)))
-    }
+
+
+def _mtus(cluster: Cluster, facts: Facts) -> Iterator[Check]:
+    mtus: dict[str, int] = {}
+    for node in cluster.nodes:
+        mtu = _mtu(node, facts.get(node.name))
+        if mtu:
+            mtus[node.name] = mtu
     if len(set(mtus.values())) > 1:
         yield Check(
             name="same MTU",
@@ -54,7 +74,6 @@ def judge_all(
             value=", ".join(f"{name} {mtu}" for name, mtu in mtus.items()),
             fix="give all the same: sudo ip link set dev <interface> mtu 1500",
         )
-    yield from _peers(cluster, facts, clock_offsets)
 
 
 def _python(facts: ProbeAnswer) -> str | None:
@@ -104,12 +123,9 @@ def _machines(cluster: Cluster, facts: Facts) -> Iterator[Check]:
     known: dict[tuple[str, str], str] = {}
     for node in cluster.nodes:
         found = facts.get(node.name)
-        identity = found.home.identity if found and found.home else None
-        first = (
-            known.setdefault((identity, node.slot), node.name)
-            if identity
-            else node.name
-        )
+        if found is None or found.home is None or not found.home.identity:
+            continue
+        first = known.setdefault((found.home.identity, node.slot), node.name)
         if first != node.name:
             yield Check(
                 name="machines",
@@ -123,38 +139,43 @@ def _peers(
     cluster: Cluster, facts: Facts, clock_offsets: Mapping[str, float]
 ) -> Iterator[Check]:
     """Check that the nodes reach each other on any port, as gloo and NCCL do, with full packets."""
-    pairs = [
-        (a, b)
-        for a in cluster.nodes
-        for b in visited_by(cluster, a)
-        if a.name in facts
-        and b.name in facts
-        and _met(
-            b,
-            facts[a.name],
-            facts[b.name],
-            clock_offsets[a.name] - clock_offsets[b.name],
-        )
-    ]
-    faults = [
-        _obstacle(a, b, facts[a.name].peers, facts[b.name].peers) for a, b in pairs
-    ]
-    if pairs:
-        found = [fault for fault in faults if fault]
+    tried = False
+    obstacles: list[tuple[str, str]] = []
+    for a, b in _visits(cluster, facts):
+        mine = facts[a.name]
+        others = facts[b.name]
+        offset = clock_offsets[a.name] - clock_offsets[b.name]
+        if not _met(b, mine, others, offset):
+            continue
+        tried = True
+        obstacle = _obstacle(a, b, mine.peers, others.peers)
+        if obstacle:
+            obstacles.append(obstacle)
+    if tried:
+        # One obstacle may be in the way of several pairs.
+        values = dict.fromkeys(value for value, _ in obstacles)
+        fixes = dict.fromkeys(fix for _, fix in obstacles)
         yield Check(
             name="peers",
-            ok=not found,
-            value="; ".join(dict.fromkeys(what for what, _ in found))
-            or "the nodes reach each other",
-            fix="; ".join(dict.fromkeys(fix for _, fix in found)),
+            ok=not obstacles,
+            value="; ".join(values) or "the nodes reach each other",
+            fix="; ".join(fixes),
         )
+
+
+def _visits(cluster: Cluster, facts: Facts) -> Iterator[tuple[Node, Node]]:
+    for a in cluster.nodes:
+        for b in visited_by(cluster, a):
+            if a.name in facts and b.name in facts:
+                yield a, b
 
 
 def _met(
     b: Node, facts: ProbeAnswer, others_facts: ProbeAnswer, offset_seconds: float
 ) -> bool:
     """Return whether `b` listened during the other's attempt, and on the port tried."""
-    mine, others = facts.peers, others_facts.peers
+    mine = facts.peers
+    others = others_facts.peers
     if mine is None or others is None or not others.listens:
         return False
     reached = mine.reached.get(b.name)

@@ -109,7 +109,10 @@ def _how_to_change(node: Node) -> str:
 
 def _is_version(found: str | None, wanted: str | None) -> bool:
     """Return whether a version fits the wanted one as far as that is written: 2.13 fits 2.13.x."""
-    return wanted is None or f"{(found or '').split('+')[0]}.".startswith(f"{wanted}.")
+    if wanted is None:
+        return True
+    release = (found or "").split("+")[0]
+    return f"{release}.".startswith(f"{wanted}.")
 
 
 def _last(ran: Ran) -> str:
@@ -118,7 +121,8 @@ def _last(ran: Ran) -> str:
 
 
 def _gpu(node: Node, facts: ProbeAnswer) -> Iterator[Check]:
-    answer, found = facts.gpus, facts.cards
+    answer = facts.gpus
+    found = facts.cards
     if answer.code not in WARNINGS_ONLY or not found:
         said = answer.stderr.strip() or answer.stdout.strip() or "no GPU"
         # The reason is first; "No devices were found" comes last.
@@ -136,11 +140,9 @@ def _gpu(node: Node, facts: ProbeAnswer) -> Iterator[Check]:
     total_gib = (card.total_mib or 0.0) / 1024
     same = (node.gpu_model or "").lower() in card.name.lower()
     # A broken card gives no number for its memory; `gpu errors` reports it.
-    large = (
-        node.vram_gb is None
-        or total_gib >= node.vram_gb * (1 - VRAM_TOLERANCE)
-        or bool(faults)
-    )
+    large = True
+    if node.vram_gb is not None and not faults:
+        large = total_gib >= node.vram_gb * (1 - VRAM_TOLERANCE)
     yield Check(
         name="gpu",
         ok=same and large,
@@ -171,26 +173,25 @@ def _gpu_errors(node: Node, card: Gpu, faults: list[str], *, warned: bool) -> Ch
 
 def _vram(node: Node, facts: ProbeAnswer, card: Gpu) -> Check:
     """Check that no foreign process holds much memory of the card."""
-    foreign = [
-        process
-        for process in facts.gpu_processes
-        if process.pid not in facts.our_pids
-        and process.used_mib >= FOREIGN_VRAM_MIN_MIB
-    ]
-    held = [
-        f"{process.name} (pid {process.pid}) holds {process.used_mib} MiB"
-        for process in foreign
-    ]
+    held = []
+    pids = []
+    for process in facts.gpu_processes:
+        is_ours = process.pid in facts.our_pids
+        if is_ours or process.used_mib < FOREIGN_VRAM_MIN_MIB:
+            continue
+        pids.append(str(process.pid))
+        held.append(f"{process.name} (pid {process.pid}) holds {process.used_mib} MiB")
     return Check(
         name="vram",
-        ok=not foreign,
+        ok=not held,
         value=", ".join(held) or f"{card.memory_used} MiB used",
-        fix=f"end it on {node.name}: kill {' '.join(str(process.pid) for process in foreign)}",
+        fix=f"end it on {node.name}: kill {' '.join(pids)}",
     )
 
 
 def _cuda(node: Node, facts: ProbeAnswer, *, available: bool) -> Check:
-    build, visible = facts.torch.cuda, facts.visible_cards
+    build = facts.torch.cuda
+    visible = facts.visible_cards
     if not build:
         fix = "install a build of torch for CUDA"
     elif visible is not None:
@@ -211,11 +212,9 @@ def _cuda(node: Node, facts: ProbeAnswer, *, available: bool) -> Check:
 def _network(cluster: Cluster, node: Node, facts: ProbeAnswer) -> Iterator[Check]:
     yield _address(node, facts)
     own = facts.resolves_to
-    harmless = (
-        ""
-        if own == node.address
-        else " (no harm: launches go by address and interface)"
-    )
+    harmless = ""
+    if own != node.address:
+        harmless = " (no harm: launches go by address and interface)"
     yield Check(
         name="own name",
         ok=True,
@@ -230,12 +229,13 @@ def _network(cluster: Cluster, node: Node, facts: ProbeAnswer) -> Iterator[Check
 def _port(cluster: Cluster, node: Node, facts: ProbeAnswer) -> Check:
     """Check that the rendezvous has a port: the cluster file's, or another."""
     port = cluster.master_port
-    instead = f", {facts.free_port} serves instead" if facts.free_port != port else ""
+    instead = ""
+    if facts.free_port != port:
+        instead = f", {facts.free_port} serves instead"
+    has_port = facts.port == "free" or facts.free_port is not None
     return Check(
         name="port",
-        ok=facts.port == "free"
-        or facts.free_port is not None
-        or facts.lease is not None,
+        ok=has_port or facts.lease is not None,
         note=facts.port == "taken",
         value=f"{port} is {facts.port}{instead}",
         fix=f"see who listens on {node.name} (ss -ltnp) or set cluster.communication.master_port",
@@ -257,9 +257,9 @@ def _master_port(cluster: Cluster, node: Node, reach: Reach) -> Check:
 def _address(node: Node, facts: ProbeAnswer) -> Check:
     interface = facts.interface_of(node.address)
     if interface is None:
-        others = [
-            a for i in facts.interfaces.values() for a in i.addresses if ":" not in a
-        ]
+        others: list[str] = []
+        for other in facts.interfaces.values():
+            others += [address for address in other.addresses if ":" not in address]
         return Check(
             name="address",
             ok=False,
@@ -365,13 +365,14 @@ def _login(node: Node, facts: ProbeAnswer) -> Iterator[Check]:
             "only (its first line may be `case $- in *i*) ;; *) return ;; esac`)"
         )
     yield Check(name="login shell", ok=True, note=bool(said), value=words)
-    orphans = [] if facts.lease is not None else facts.jobs
+    orphans = []
+    if facts.lease is None:
+        for process in facts.jobs:
+            where = f"pid {process.pid} of job {process.job}"
+            orphans.append(f"{where} goes on without a supervisor")
     yield Check(
         name="leftovers",
         ok=not orphans,
-        value=", ".join(
-            f"pid {p.pid} of job {p.job} goes on without a supervisor" for p in orphans
-        )
-        or "none",
+        value=", ".join(orphans) or "none",
         fix=f"end them: inv reset --nodes {node.name}",
     )

@@ -52,14 +52,14 @@ def probe(
     files of `model`, see `model_to_look_for`. With `keep_port` the master keeps the port it found,
     for a launch in the same conversation.
     """
-    begun, probed_at = time.monotonic(), time.time()
-    nonce, salt = secrets.token_hex(8), secrets.randbits(16)
+    begun = time.monotonic()
+    probed_at = time.time()
+    nonce = secrets.token_hex(8)
+    salt = secrets.randbits(16)
     with ThreadPoolExecutor(1) as beside:
-        here = (
-            beside.submit(rsync_fault_here)
-            if any(node.transport == "ssh" for node in cluster.nodes)
-            else None
-        )
+        here = None
+        if any(node.transport == "ssh" for node in cluster.nodes):
+            here = beside.submit(rsync_fault_here)
         answers = fleet.map(
             lambda host: _probe(host, cluster, nonce, salt, asking, model, keep_port)
         )
@@ -88,7 +88,8 @@ def _probe(
     model: Mapping[str, Any] | None,
     keep_port: bool,
 ) -> Answer:
-    node, master = host.node, cluster.master
+    node = host.node
+    master = cluster.master
     alone = len(cluster.nodes) == 1
     sent = time.time()
     request = operations.Probe(
@@ -111,23 +112,21 @@ def _probe(
     received = time.time()
     # The node's clock at the middle of its work, less ours at the middle of the round trip.
     offset = (facts.started + facts.ended) / 2 - (sent + received) / 2
-    uncertain = (received - sent - (facts.ended - facts.started)) / 2
-    return Answer(
-        facts, host.round_trip_seconds, 0.0 if abs(offset) <= uncertain else offset
-    )
+    travelled = (received - sent) - (facts.ended - facts.started)
+    if abs(offset) <= travelled / 2:
+        offset = 0.0  # within the uncertainty of this measurement
+    return Answer(facts, host.round_trip_seconds, offset)
 
 
 def _meetings(cluster: Cluster, node: Node, salt: int) -> Meetings:
+    visits = {}
+    for peer in visited_by(cluster, node):
+        visits[peer.name] = Visit(address=peer.address, salt=salt + peer.rank)
+    visitors = [
+        other.name for other in cluster.nodes if node in visited_by(cluster, other)
+    ]
     return Meetings(
-        name=node.name,
-        salt=salt + node.rank,
-        visits={
-            peer.name: Visit(address=peer.address, salt=salt + peer.rank)
-            for peer in visited_by(cluster, node)
-        },
-        visited_by=[
-            other.name for other in cluster.nodes if node in visited_by(cluster, other)
-        ],
+        name=node.name, salt=salt + node.rank, visits=visits, visited_by=visitors
     )
 
 

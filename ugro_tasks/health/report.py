@@ -53,55 +53,43 @@ class ClusterHealth(Struct, frozen=True, kw_only=True):
     @property
     def fit(self) -> bool:
         """Return whether every check on every node and across them passed."""
-        return all(node.fit for node in self.nodes) and all(
-            check.ok for check in self.across
-        )
+        return not self.faults
 
     @property
     def faults(self) -> list[tuple[str, Check]]:
         """Return (node or "cluster", check) for every failed check."""
-        own = [
-            (node.node, check)
-            for node in self.nodes
-            for check in node.checks
-            if not check.ok
-        ]
-        return own + [("cluster", check) for check in self.across if not check.ok]
+        checks = [(node.node, check) for node in self.nodes for check in node.checks]
+        checks += [("cluster", check) for check in self.across]
+        return [(name, check) for name, check in checks if not check.ok]
 
     def busy(self) -> dict[str, str]:
         """Return {node: its holder, with the remedy for leftovers}."""
-        remedies = {
-            node: f"\n    {check.fix}"
-            for node, check in self.faults
-            if check.name == "leftovers"
-        }
-        return {
-            node.node: node.held_by + remedies.get(node.node, "")
-            for node in self.nodes
-            if node.held_by
-        }
+        held = {node.node: node.held_by for node in self.nodes if node.held_by}
+        for node, check in self.faults:
+            if check.name == "leftovers" and node in held:
+                held[node] += f"\n    {check.fix}"
+        return held
 
     def refusal(self, *, force: bool, late: Collection[str] = ()) -> UgroError | None:
-        """Return the reason to refuse a launch on these nodes, NotFit or NodesBusy; None to accept it.
+        """Return the reason to refuse a launch on these nodes, NotFit or NodesBusy; None for none.
 
-        With `force`, unfit nodes are accepted. The environments of the nodes in `late` do not count,
-        because they are rebuilt first.
+        With `force`, unfit nodes are accepted. The environments of the nodes in `late` do not
+        count, because they are rebuilt first.
         """
-        if busy := self.busy():
-            return NodesBusy(
-                "\n".join(f"{node}: {holder}" for node, holder in busy.items())
-            )
-        faults = [
-            (node, check)
-            for node, check in self.faults
-            if not (node in late and check.name == "environment")
-            and not (late and check.name in _SAME)
-        ]
-        if not faults or (force and all(node.reachable for node in self.nodes)):
+        busy = [f"{node}: {holder}" for node, holder in self.busy().items()]
+        if busy:
+            return NodesBusy("\n".join(busy))
+        words = []
+        for node, check in self.faults:
+            is_own = check.name == "environment" and node in late
+            is_shared = check.name in _SAME and len(late) > 0
+            if is_own or is_shared:
+                continue
+            words.append(f"{node}: {check.name}: {check.value}\n    {check.fix}")
+        forced = force and all(node.reachable for node in self.nodes)
+        if not words or forced:
             return None
-        return NotFit(
-            "\n".join(f"{node}: {c.name}: {c.value}\n    {c.fix}" for node, c in faults)
-        )
+        return NotFit("\n".join(words))
 
     def facts(self) -> dict[str, ProbeAnswer]:
         """Return {node: its facts} of the reachable nodes."""
@@ -117,28 +105,31 @@ def examine(
     keep_port: bool = False,
 ) -> ClusterHealth:
     """Probe all nodes and judge their answers; see `probe`."""
-    return judge_cluster(
-        cluster, probe(fleet, cluster, asking, model, keep_port=keep_port)
-    )
+    answers = probe(fleet, cluster, asking, model, keep_port=keep_port)
+    return judge_cluster(cluster, answers)
 
 
 def judge_cluster(cluster: Cluster, answers: Answers) -> ClusterHealth:
-    """Return the health of the cluster for these answers. Pure, as `judge` is."""
-    nodes = tuple(
+    """Return the health of the cluster for these answers."""
+    nodes = [
         _judge_answer(cluster, node, answers.of[node.name]) for node in cluster.nodes
-    )
+    ]
+    facts, clock_offsets = _by_node(answers)
+    across = judge_all(cluster, facts, clock_offsets)
     return ClusterHealth(
         cluster=cluster.name,
         probed_at=answers.probed_at,
         seconds=answers.seconds,
-        nodes=nodes,
-        across=(*_controller(answers), *judge_all(cluster, *_by_node(answers))),
+        nodes=tuple(nodes),
+        across=(*_controller(answers), *across),
     )
 
 
 def _controller(answers: Answers) -> list[Check]:
     """Return the checks of this machine; [] if all is well."""
-    return [rsync_check(None, answers.rsync_fault)] if answers.rsync_fault else []
+    if not answers.rsync_fault:
+        return []
+    return [rsync_check(None, answers.rsync_fault)]
 
 
 def _judge_answer(
@@ -167,12 +158,10 @@ def _judge_answer(
 
 def _by_node(answers: Answers) -> tuple[dict[str, ProbeAnswer], dict[str, float]]:
     """Return (facts, clock offsets) of the reachable nodes."""
-    reached = {
-        name: answer
-        for name, answer in answers.of.items()
-        if isinstance(answer, Answer)
-    }
-    return (
-        {name: answer.facts for name, answer in reached.items()},
-        {name: answer.clock_offset_seconds for name, answer in reached.items()},
-    )
+    facts: dict[str, ProbeAnswer] = {}
+    clock_offsets: dict[str, float] = {}
+    for name, answer in answers.of.items():
+        if isinstance(answer, Answer):
+            facts[name] = answer.facts
+            clock_offsets[name] = answer.clock_offset_seconds
+    return facts, clock_offsets
