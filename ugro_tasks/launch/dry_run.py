@@ -35,19 +35,19 @@ def rehearse(spec: JobSpec, cluster: Cluster) -> Rehearsal:
     record = draft(spec, cluster)
     with Fleet.of(cluster) as fleet:
         health = examine(fleet, cluster, model=model_to_look_for(record))
-    if missing := [node.node for node in health.nodes if not node.reachable]:
-        words = [
-            f"{node}: {check.value}\n    {check.fix}"
-            for node, check in health.faults
-            if node in missing
-        ]
-        raise NotFit("no plan without a word from every node:\n" + "\n".join(words))
+    missing = {node.node for node in health.nodes if not node.reachable}
+    if missing:
+        words = ["no plan without a word from every node:"]
+        for node, check in health.faults:
+            if node in missing:
+                words.append(f"{node}: {check.value}\n    {check.fix}")
+        raise NotFit("\n".join(words))
     plan = make_plan(record, cluster, health.facts(), resume=record.resume)
     late = behind(cluster, health.facts()) if spec.sync else {}
+    reasons = []
     refused = health.refusal(force=spec.force, late=late)
-    too_large = [] if spec.force else refusals(plan)
-    return Rehearsal(
-        plan=plan,
-        environments=late,
-        refusals=[*([refused.text] if refused else []), *too_large],
-    )
+    if refused:
+        reasons.append(refused.text)
+    if not spec.force:
+        reasons += refusals(plan)
+    return Rehearsal(plan=plan, environments=late, refusals=reasons)

@@ -25,9 +25,9 @@ def measure(cluster: Cluster) -> list[dict[str, Any]]:
 
     Raises JobFailed if it fails; then the folder is kept for inspection.
     """
-    scripts = (
-        cluster.scripts if (cluster.scripts / SCRIPT).exists() else shipped_scripts()
-    )
+    scripts = cluster.scripts
+    if not (scripts / SCRIPT).exists():
+        scripts = shipped_scripts()
     spec = JobSpec(
         name="health-deep",
         script=SCRIPT,
@@ -39,7 +39,8 @@ def measure(cluster: Cluster) -> list[dict[str, Any]]:
     experiment = submit.submit(spec, msgspec.structs.replace(cluster, scripts=scripts))
     state = JobState(phase=Phase.QUEUED)
     for item in watch(Experiments(cluster.experiments), experiment, ranks=[]):
-        state = item if isinstance(item, JobState) else state
+        if isinstance(item, JobState):
+            state = item
     if state.phase is not Phase.SUCCEEDED:
         cause = state.cause.message if state.cause else state.phase
         raise JobFailed(

@@ -36,7 +36,7 @@ def spec_from(
     resume: str | None = None,
     **more: Any,
 ) -> JobSpec:
-    """Return the spec of a launch from flags, the job to resume, and the cluster file, in this order.
+    """Return the spec of a launch from flags, else the job to resume, else the cluster file.
 
     None is a flag not given. A job without a name gets that of the job to resume, or of its script. `more` goes into
     the spec unchanged. Raises UsageError, or JobNotFound for the job to resume.
@@ -54,18 +54,21 @@ def spec_from(
         sets=list(settings),
         base=before.settings if before else None,
     )
-    script = script or (before or cluster.training).script
-    if name is None:
-        name = before.job_name if before else Path(script).stem
+    if before:
+        name = before.job_name if name is None else name
+        script = script or before.script
+        variables = before.env | variables
+        words = before.args if words is None else words
+    script = script or cluster.training.script
     return JobSpec(
-        name=name,
+        name=Path(script).stem if name is None else name,
         script=script,
         model=resolved["model"]["name"],
         dataset=resolved["dataset"]["name"],
         epochs=resolved["training"]["num_epochs"],
         learning_rate=resolved["training"]["learning_rate"],
-        args=(before.args if before else ()) if words is None else words,
-        env={**(before.env if before else {}), **variables},
+        args=words or (),
+        env=variables,
         settings=resolved,
         resume=resume_from(source) if source else None,
         **more,
@@ -82,13 +85,16 @@ def _words(args: str) -> tuple[str, ...]:
 
 
 def _variables(env: Mapping[str, str] | Iterable[str]) -> dict[str, str]:
-    """Return the variables, which are given as a mapping or as KEY=VALUE. Raises UsageError."""
+    """Read the variables from a mapping, or from words like KEY=VALUE. Raises UsageError."""
     if isinstance(env, Mapping):
         return {key: str(value) for key, value in env.items()}
-    pairs = list(env)
-    if wrong := [pair for pair in pairs if "=" not in pair]:
-        raise UsageError(f"--env {wrong[0]}: use KEY=VALUE")
-    return dict(pair.split("=", 1) for pair in pairs)
+    variables = {}
+    for pair in env:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--env {pair}: use KEY=VALUE")
+        variables[key] = value
+    return variables
 
 
 def draft(spec: JobSpec, cluster: Cluster) -> JobRecord:

@@ -22,17 +22,18 @@ def submit(spec: JobSpec, cluster: Cluster) -> Experiment:
     record = draft(spec, cluster)
     _refuse_if_taken(experiments, cluster)
     log = open_log("launcher", cluster)
-    before = record.resume and Experiment(experiments.folder / record.resume.job_id)
-    metrics = (
-        metrics_until(before, record.resume.step) if before and record.resume else b""
-    )
+    metrics = b""
+    if record.resume:
+        before = Experiment(experiments.folder / record.resume.job_id)
+        metrics = metrics_until(before, record.resume.step)
     experiment = experiments.create(record, cluster.scripts, metrics)
     # Not the whole command line, because --env may hold secrets.
     asked = f"{spec.script}, model {spec.model}, data set {spec.dataset}, epochs {spec.epochs}"
     log.info("%s: %s, on %s", experiment.job_id, asked, ", ".join(record.nodes))
     # No error: a command that follows the job tries again to start an agent.
-    if why := try_agent(experiments):
-        log.warning("%s: %s", experiment.job_id, why)
+    no_agent = try_agent(experiments)
+    if no_agent:
+        log.warning("%s: %s", experiment.job_id, no_agent)
     return experiment
 
 
@@ -42,16 +43,13 @@ def _refuse_if_taken(experiments: Experiments, cluster: Cluster) -> None:
         try:
             # Nodes proven free, while the job still waits for others.
             free = {rank.node for rank in job.state().ranks if rank.proven_gone}
-            taken = {
-                machine
-                for machine in addresses & _machines(job.cluster())
-                if machine[0] not in free
-            }
+            shared = addresses & _machines(job.cluster())
         except RecordError:
             continue  # its nodes are unknown; their leases will decide
+        taken = sorted(name for name, _, _ in shared if name not in free)
         if taken:
             raise NodesBusy(
-                f"{', '.join(sorted(name for name, _, _ in taken))}: held by job {job.job_id}, which is not finished; "
+                f"{', '.join(taken)}: held by job {job.job_id}, which is not finished; "
                 f"wait for it (inv attach {job.job_id}) or end it (inv stop {job.job_id})"
             )
 
