@@ -1,1 +1,1 @@
-"""What those need who work on UGRO itself. It reads the checkout, and is in no wheel."""
+"""Tools for developers of UGRO. They need the checkout, and are in no wheel."""

@@ -1,7 +1,7 @@
-"""The groups of tests: what each is, which files it has, what it needs, and the time that it may take.
+"""The groups of tests: their files, needs and time limits.
 
-A new group is a new entry of GROUPS. A test file belongs to the group with the longest path that it lies under, so a
-group may take one file out of another's folder. Nothing here runs anything.
+A new group is a new entry of GROUPS. A test file belongs to the group with the longest path above
+it, so a group may take one file out of another's folder. Nothing here runs anything.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from ugro_tasks.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Group:
-    """Tests that run in one pytest, and whose time is told in one line.
+    """Tests run in one pytest, with one line in the table of results.
 
-    Every group may count on `.venv` with requirements/dev.txt, the packages of the lab, and the training environment.
+    Every group has `.venv` with requirements/dev.txt, the packages of the lab, and the training
+    environment.
     """
 
     name: str
@@ -27,24 +28,24 @@ class Group:
     paths: tuple[str, ...]
     """Test files, and folders of them, from the checkout's root."""
     minutes: float
-    """The time that it may take on two idle cores: all of it, or the part that `--all` runs."""
+    """The limit on two idle cores: for all of it, or for the part run by `--all`."""
     by_default: bool = False
-    """Whether `bin/ugro test` runs it. No issue may lengthen those by more than it takes away."""
+    """Whether `bin/ugro test` runs it. A change may lengthen these only by as much as it saves."""
     drawn: int | None = None
-    """How many of its tests `--all` runs, where the whole takes too long for that; the commit draws them."""
+    """The number of tests run by `--all`, drawn by the commit, if all would take too long."""
     arguments: tuple[str, ...] = ()
     """For pytest."""
     programs: Mapping[str, str] = field(default_factory=dict)
-    """Programs that it needs beyond the lab's: {program: the Debian packages that have it}."""
+    """Programs needed beyond the lab's: {program: its Debian packages}."""
     requirements: str = ""
-    """The file in requirements/ with what it needs of PyPI beyond dev.txt."""
+    """The file in requirements/ with packages needed beyond dev.txt."""
 
 
 DEFAULT_MINUTES = 8.0
 ALL_MINUTES = 40.0
 
-# Such tests depend on no other: the first line of their report names the seed of the order, and
-# `bin/ugro test --group unit -- --randomly-seed=SEED` runs them in it again.
+# These tests do not depend on each other. Their report begins with the seed of the order;
+# `bin/ugro test --group unit -- --randomly-seed=SEED` runs them in the same order again.
 IN_RANDOM_ORDER = ("-p", "randomly", "--randomly-dont-reset-seed")
 COMPILER = {"cc": "gcc libc6-dev"}
 
@@ -121,7 +122,7 @@ GROUPS = (
 
 
 def group_of(file: str, groups: Sequence[Group] = GROUPS) -> Group | None:
-    """Find the group that a test file belongs to, by the file's path from the checkout's root."""
+    """Find the group of a test file, given by its path from the checkout's root."""
     path = PurePosixPath(file)
     found = [
         (len(PurePosixPath(folder).parts), group)
@@ -137,14 +138,17 @@ def group_of(file: str, groups: Sequence[Group] = GROUPS) -> Group | None:
 def files_of(
     group: Group, files: Iterable[str], groups: Sequence[Group] = GROUPS
 ) -> list[str]:
-    """Pick the files that belong to a group, in the order of their names."""
+    """Return the files of a group, sorted by name."""
     return sorted(file for file in files if group_of(file, groups) is group)
 
 
 def choose(
     names: Sequence[str], everything: bool, groups: Sequence[Group] = GROUPS
 ) -> list[Group]:
-    """Choose the groups of `--group a,b --group c` or `--all`, or else the default ones; raises UsageError."""
+    """Choose the groups of `--group a,b --group c` or `--all`, by default the usual ones.
+
+    Raises UsageError for unknown names, or for both flags.
+    """
     wanted = [
         _named(name.strip(), groups) for words in names for name in words.split(",")
     ]
@@ -158,7 +162,7 @@ def choose(
 
 
 def draw(tests: Sequence[str], commit: str, count: int) -> set[str]:
-    """Draw so many of the tests by the hash of a commit, the same ones for the same commit."""
+    """Draw `count` of the tests by the hash of a commit, the same ones each time."""
 
     def place(test: str) -> bytes:
         return hashlib.sha256(f"{commit} {test}".encode()).digest()

@@ -1,9 +1,9 @@
 """The generated parts of the documents: python -m dev.pages [--check].
 
-Each command has a page in docs/commands/, whose flags come from the task's own help. docs/exit-codes.md has the
-errors of ugro_tasks/errors.py, docs/API.md the functions of ugro_tasks/api.py. What is generated stands between two
-marks; the rest of a page is written by hand and stays. With `--check` nothing is written, and the exit code is 1 where
-a page is not as it would be generated.
+Each command has a page in docs/commands/ with the flags of its help. docs/exit-codes.md has the
+errors of ugro_tasks/errors.py, docs/API.md the functions of ugro_tasks/api.py. The generated block
+of a page is between two marks; the rest is written by hand and kept. `--check` writes nothing, and
+the exit code is 1 if a page is stale.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ END = "<!-- end -->"
 GENERATED = re.compile(f"{re.escape(BEGIN)}\n.*?{re.escape(END)}\n", re.DOTALL)
 # The tasks of dev/tasks.py have no group.
 DEVELOPERS = "work on UGRO itself"
-# They stand for other errors, and have the exit code of those.
+# These stand for other errors and take their exit codes.
 STAND_INS = (errors.JobEnded, errors.SeveralErrors)
-# What stands for the value of a flag, where its name would not do.
+# Placeholders for values of flags, unless the name of the flag serves.
 VALUES = {
     "env": "KEY=VALUE",
     "epochs": "N",
@@ -51,7 +51,7 @@ VALUES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the pages, or check them; gives the exit code."""
+    """Write the pages, or check them; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m dev.pages", description=__doc__)
     parser.add_argument(
         "--check",
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def pages() -> dict[Path, str]:
-    """Generate every page: {its path: its text}."""
+    """Generate every page; return {path: text}."""
     from tasks import ns
 
     tasks: dict[str, Any] = dict(ns.tasks)
@@ -85,12 +85,12 @@ def pages() -> dict[Path, str]:
 
 
 def read(path: Path) -> str:
-    """Read a page, "" where there is none yet."""
+    """Read a page, "" if it does not exist."""
     return path.read_text("utf-8") if path.exists() else ""
 
 
 def with_block(path: Path, block: str) -> str:
-    """Put a generated block into the page that is there; a new page has its title and the block alone."""
+    """Put a generated block into its page; a new page has only its title and the block."""
     page = read(path) or f"# {path.stem}\n\n{BEGIN}\n{END}\n"
     if not GENERATED.search(page):
         raise ValueError(f"{path} has lost the marks between which it is generated")
@@ -98,7 +98,7 @@ def with_block(path: Path, block: str) -> str:
 
 
 def list_of_commands(tasks: dict[str, Any]) -> str:
-    """List the commands by what one wants to do, as `ugro --help` does, each with the first line of its help."""
+    """List the commands by group, as `ugro --help` does, with the first lines of their help."""
     from ugro_tasks.cli.program import GROUPS
 
     lines = []
@@ -117,7 +117,7 @@ def list_of_commands(tasks: dict[str, Any]) -> str:
 
 
 def command_block(task: Any) -> str:
-    """Describe one command: what it does, and its flags as its help has them."""
+    """Describe one command: its summary, and its flags with their help."""
     arguments = sorted(task.get_arguments(), key=lambda argument: str(argument.name))
     rows = [
         f"| {spelled(argument)} | {cell(argument.help or '')} |"
@@ -130,12 +130,12 @@ def command_block(task: Any) -> str:
 
 
 def summary(task: Any) -> str:
-    """Take the first paragraph of a task's docstring, in one line."""
+    """Return the first paragraph of a task's docstring as one line."""
     return " ".join((task.__doc__ or "").strip().split("\n\n")[0].split())
 
 
 def spelled(argument: Any) -> str:
-    """Spell a flag in all its ways: `--name NAME`, `-n`."""
+    """Write a flag in all its forms: `--name NAME`, `-n`."""
     name = argument.name.replace("_", "-")
     takes_value = argument.takes_value or argument.kind is list
     value = f" {VALUES.get(name, name.upper())}" if takes_value else ""
@@ -151,7 +151,7 @@ def spelled(argument: Any) -> str:
 
 
 def exit_codes_block() -> str:
-    """Tabulate the errors, each with its exit code and what its class says of itself."""
+    """List the errors, each with its exit code and the docstring of its class."""
     rows = [
         f"| {error.exit_code} | `{error.__name__}` | {cell(meaning(error))} |"
         for error in kinds(UgroError)
@@ -163,7 +163,7 @@ def exit_codes_block() -> str:
 
 
 def functions_block() -> str:
-    """List the public functions of api.py in their order there, each with its parameters and what it says of itself."""
+    """List the public functions of api.py in their order, with parameters and docstrings."""
     from ugro_tasks import api
 
     own = [
@@ -187,7 +187,7 @@ def functions_block() -> str:
 
 
 def call_of(function: Any) -> str:
-    """Write how a function is called: its parameters and their defaults, without types."""
+    """Write a call of a function with its parameters and defaults, without types."""
     words = []
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY and "*" not in words:
@@ -197,7 +197,7 @@ def call_of(function: Any) -> str:
 
 
 def spelled_parameter(parameter: inspect.Parameter) -> str:
-    """Spell a parameter with its default; a function as a default has no words."""
+    """Write a parameter with its default; a function as a default is shown as an ellipsis."""
     if parameter.kind is parameter.VAR_KEYWORD:
         return spelled_options(parameter)
     if parameter.default is parameter.empty:
@@ -207,7 +207,7 @@ def spelled_parameter(parameter: inspect.Parameter) -> str:
 
 
 def spelled_options(parameter: inspect.Parameter) -> str:
-    """Spell the keyword arguments of `**options: Unpack[SomeOptions]`, each of which may be left out."""
+    """Write the optional keyword arguments of `**options: Unpack[SomeOptions]`."""
     from ugro_tasks import api
 
     named = re.fullmatch(r"Unpack\[(\w+)\]", str(parameter.annotation))
@@ -219,14 +219,14 @@ def spelled_options(parameter: inspect.Parameter) -> str:
 
 
 def meaning(error: type[UgroError]) -> str:
-    """Take the first paragraph of an error's docstring, in one line."""
+    """Return the first paragraph of an error's docstring as one line."""
     if error is UgroError:
         return "What fits none of the others, e.g. a flag that does not exist, or a job to stop that has ended."
     return summary(error)
 
 
 def kinds(error: type[UgroError]) -> Iterator[type[UgroError]]:
-    """List the errors of errors.py, a class before those below it, by their exit codes."""
+    """Yield the errors of errors.py, each class before its subclasses, by exit code."""
     yield error
     for child in sorted(error.__subclasses__(), key=lambda child: child.exit_code):
         if child.__module__ == errors.__name__ and child not in STAND_INS:
@@ -234,7 +234,7 @@ def kinds(error: type[UgroError]) -> Iterator[type[UgroError]]:
 
 
 def cell(text: str) -> str:
-    """Make a text fit for a cell of a table."""
+    """Escape a text for a cell of a table."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 

@@ -1,6 +1,7 @@
-"""A pytest plugin for the tests of one group: it draws a part of them, and counts what came of them.
+"""A pytest plugin for the tests of one group: it draws a part of them and counts outcomes.
 
-`--drawn COMMIT:COUNT` runs COUNT of the tests, drawn by the commit. `--tally FILE` writes the counts as JSON.
+`--drawn COMMIT:COUNT` runs COUNT of the tests, drawn by the commit. `--tally FILE` writes the
+counts as JSON.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import pytest
 from dev.groups import draw
 from tests.left_out import left_out
 
-# What pytest's own closing line counts, by what is made of it here.
+# {count here: outcomes of pytest's own closing line}
 OUTCOMES = {"passed": ("passed", "xpassed"), "failed": ("failed", "error")}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Declare the options."""
+    """Add the options of this plugin."""
     ours = parser.getgroup("groups of tests")
     ours.addoption(
         "--drawn",
@@ -36,7 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    """Leave only the drawn tests; each worker draws the same ones."""
+    """Deselect all tests that were not drawn; each worker draws the same ones."""
     wanted = config.getoption("--drawn")
     if not wanted:
         return
@@ -49,7 +50,7 @@ def pytest_collection_modifyitems(
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Write the counts of all workers; a worker by itself writes none."""
+    """Write the counts of all workers; a single worker writes none."""
     path = config.getoption("--tally")
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if not path or not reporter or hasattr(config, "workerinput"):

@@ -1,4 +1,4 @@
-"""What is printed about the groups of tests: which there are, and what came of them."""
+"""Tables of the groups of tests, and of their results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def show_groups(groups: Sequence[Group] = GROUPS) -> None:
 def show_results(
     results: Sequence[Result], not_run: Sequence[str], set_up_seconds: float
 ) -> bool:
-    """Print a table of the results and their sum as the last line; gives whether all is well."""
+    """Print the results, and their sum as the last line; return whether all is well."""
     console = open_console()
     rows = [RESULT_HEADS, ["set-up", "", "", "", "", duration(set_up_seconds), ""]]
     rows += [_result_row(result) for result in results]
@@ -48,7 +48,7 @@ def show_results(
         bad.append("no test was selected")
     if bad:
         console.print(printable_lines(f"not well: {', '.join(bad)}"))
-    # Alone on its line, for those who count.
+    # Alone on its line, for programs that count tests.
     console.print(f"{passed} passed, {failed} failed")
     return not bad and not not_run
 

@@ -1,4 +1,4 @@
-"""Runs groups of tests, each in a pytest of its own, and counts what came of each."""
+"""Running groups of tests, each in a pytest of its own, and counting their results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ugro_tasks.cli.show.format import note
 from ugro_tasks.errors import ToolMissing, UsageError
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-# Much of the time is waiting, for hosts and their patience: two workers, each with a lab of its own.
+# Much of the time is spent waiting for hosts: two workers, each with a lab of its own.
 WORKERS = 2
 WHOLE_HASH = re.compile("[0-9a-f]{40}")
 NO_TESTS = 5  # pytest's exit code where nothing was selected
@@ -27,7 +27,7 @@ NO_TESTS = 5  # pytest's exit code where nothing was selected
 
 @dataclass(kw_only=True)
 class Result:
-    """What came of the tests of one pytest."""
+    """The result of one pytest."""
 
     name: str
     part: str = "all"
@@ -42,18 +42,18 @@ class Result:
 
     @property
     def good(self) -> bool:
-        """Whether pytest was content; a group may be without tests where a flag like -k picks from all."""
+        """Return whether pytest succeeded; a flag like -k may leave a group without tests."""
         return self.code in {0, NO_TESTS}
 
 
 class Programs:
-    """Runs programs in the checkout, which show their own output and answer Ctrl-C themselves."""
+    """Runs programs in the checkout, with their own output and their own handling of Ctrl-C."""
 
     def __init__(self) -> None:
         self.interrupted = False
 
     def run(self, title: str, argv: Sequence[str]) -> int:
-        """Run one to its end; gives its exit code."""
+        """Run a program to its end; return its exit code."""
         note(f"== {title}")
         before = signal.signal(signal.SIGINT, self._note_interrupt)
         try:
@@ -66,7 +66,7 @@ class Programs:
 
 
 def program(name: str) -> str:
-    """Find a program of the Python that runs this; raises ToolMissing."""
+    """Find a program beside this Python; raises ToolMissing."""
     path = Path(sys.executable).with_name(name)
     if not path.exists():
         raise ToolMissing(
@@ -78,10 +78,10 @@ def program(name: str) -> str:
 def run_groups(
     groups: Sequence[Group], arguments: Sequence[str], commit: str | None
 ) -> list[Result]:
-    """Run groups one after the other, with what else pytest is told.
+    """Run groups one after the other, with these further arguments for pytest.
 
-    With a commit, it draws the part of each group that is too long for `--all`. Ctrl-C ends the group that runs and
-    begins no other.
+    With a commit, only a part of each slow group is run, drawn by the commit. Ctrl-C ends the
+    running group, and no other is begun.
     """
     programs = Programs()
     files = files_with_tests()
@@ -107,24 +107,24 @@ def run_groups(
 
 
 def run_named(arguments: Sequence[str]) -> list[Result]:
-    """Run the tests that the arguments for pytest name, of whatever group they are."""
+    """Run the tests named in the arguments for pytest, whatever their group."""
     return [_run_pytest(Programs(), "tests", arguments)]
 
 
 def names_tests(arguments: Sequence[str]) -> bool:
-    """Tell whether one of the arguments for pytest is a file or folder of tests."""
+    """Return whether one of the arguments for pytest is a path of tests."""
     return any(
         word == "tests" or word.startswith(("tests/", "./tests")) for word in arguments
     )
 
 
 def again(group: Group, commit: str | None) -> str:
-    """Give the command that runs the same part of a group once more."""
+    """Return the command for the same part of a group."""
     return f"bin/ugro test --group {group.name} --part {commit}"
 
 
 def files_with_tests() -> list[str]:
-    """List every file of tests, by its path from the checkout's root."""
+    """Return the path of every test file, from the checkout's root."""
     return [
         path.relative_to(CHECKOUT).as_posix()
         for path in CHECKOUT.glob("tests/**/test_*.py")
@@ -132,14 +132,17 @@ def files_with_tests() -> list[str]:
 
 
 def commit_of(name: str) -> str:
-    """Find the whole hash of a commit; a whole hash need not be known here. Raises ToolMissing and UsageError."""
+    """Return the full hash of a commit; raises ToolMissing or UsageError.
+
+    A full hash is returned as it is, even if git does not know it.
+    """
     if WHOLE_HASH.fullmatch(name):
         return name
     if shutil.which("git") is None:
         raise ToolMissing(
             "git is not on PATH; it finds the commit that draws a part of the slow groups: install git"
         )
-    # The checkout may be another user's, as in a container: nothing of it is run by this.
+    # The checkout may be another user's, as in a container; rev-parse runs nothing of it.
     trusted = ["-c", f"safe.directory={CHECKOUT}"]
     argv = ["git", *trusted, "rev-parse", "--verify", f"{name}^{{commit}}"]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Sets up what tests need: the packages of the lab, the training environment, and what a group wants beyond them."""
+"""Installing the needs of tests: the lab's packages, the training environment, a group's extras."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def set_up(groups: Sequence[Group]) -> None:
-    """Install what the groups need and this machine lacks; raises ToolMissing and EnvironmentFault."""
+    """Install everything missing for the groups; raises ToolMissing or EnvironmentFault."""
     _install_packages(sorted({*missing_packages(), *packages_of(groups)}))
     for name in requirements_of(groups):
         _install_requirements(name)
@@ -28,7 +28,7 @@ def set_up(groups: Sequence[Group]) -> None:
 
 
 def packages_of(groups: Sequence[Group]) -> list[str]:
-    """List the Debian packages with the programs of the groups that are not on this machine."""
+    """Return the Debian packages for programs of the groups missing on this machine."""
     missing = [
         packages
         for group in groups
@@ -39,12 +39,12 @@ def packages_of(groups: Sequence[Group]) -> list[str]:
 
 
 def requirements_of(groups: Sequence[Group]) -> list[str]:
-    """List the files in requirements/ that the groups need beyond dev.txt."""
+    """Return the files in requirements/ needed by the groups beyond dev.txt."""
     return sorted({group.requirements for group in groups if group.requirements})
 
 
 def _install_packages(packages: Sequence[str]) -> None:
-    """Install Debian packages where we may; else the tests themselves say what they left out."""
+    """Install Debian packages if root may; without them the tests name what they left out."""
     if not packages or os.geteuid() != 0 or shutil.which("apt-get") is None:
         return
     note(f"installing for the tests: {' '.join(packages)}")
@@ -52,7 +52,7 @@ def _install_packages(packages: Sequence[str]) -> None:
         ["update"],
         ["install", "--yes", "--no-install-recommends", *packages],
     ):
-        # An update that reached only some archives is often enough; the lab itself says what it still lacks.
+        # No check: an incomplete update is often enough, and the lab names missing programs.
         subprocess.run(
             ["apt-get", "-o", "DPkg::Lock::Timeout=120", *step],
             env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},

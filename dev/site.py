@@ -1,4 +1,4 @@
-"""What mkdocs.yml hooks in: the README and its neighbours become pages of the site, and links to them lead there."""
+"""Hooks of mkdocs.yml: the documents at the root become pages, with links to them adapted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
-# {a document at the root of the repository: its page}
+# {document at the root of the repository: its page}
 PAGES = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "CONTRIBUTING.md",
@@ -22,7 +22,7 @@ LINK_TO_ROOT = re.compile(
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the documents of the root to the files of the site."""
+    """Add the documents at the root to the files of the site."""
     for name, page in PAGES.items():
         files.append(
             File.generated(config, page, content=(ROOT / name).read_text("utf-8"))
@@ -31,7 +31,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Turn links that are right in the repository into those that are right in the site."""
+    """Adapt links between documents from the repository's paths to the site's."""
     up = "../" * page.file.src_uri.count("/")
     if page.file.src_uri in PAGES.values():
         markdown = LINK_INTO_DOCS.sub("", markdown)

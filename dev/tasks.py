@@ -1,4 +1,4 @@
-"""check, test, chaos: tasks for those who work on UGRO itself, added to the shipped ones by the root's tasks.py."""
+"""The developers' tasks check, test and chaos, added to the others by the root's tasks.py."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def chaos(
 def _run_tests(
     names: list[str], *, everything: bool, part: str | None, arguments: list[str]
 ) -> bool:
-    """Set up and run groups of tests, or the tests that the arguments name; gives whether all is well."""
+    """Set up and run groups, or the tests named in the arguments; return whether all is well."""
     from dev import running
     from dev.groups import choose
     from dev.report import show_results
