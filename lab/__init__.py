@@ -1,7 +1,7 @@
-"""Real hosts on one machine: own address, host name, processes, home and sshd, on a link that can be cut.
+"""Real hosts on one machine, each with an address, name, processes, home, sshd and a link to cut.
 
 with Lab.up() as lab:
-    lab.trust()                                   # what `inv init` would do
+    lab.trust()                                   # as `inv init` does
     subprocess.run([...], env=lab.environ)        # inv and ugro, as the lab's own user
     lab.hosts[1].cut()
 

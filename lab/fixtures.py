@@ -1,4 +1,4 @@
-"""The lab as pytest fixtures. Where it cannot be had, tests that ask for it are skipped, in CI failed."""
+"""The lab as pytest fixtures. Without one, its tests are skipped, in CI failed."""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from lab.tools import LabError, LabUnavailable, wait_until
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """Three hosts, up once for all tests, their keys known; pytest's temporary folders are shared."""
+    """Bring up three trusted hosts once for all tests; pytest's temporary folders are shared."""
     try:
         lab = Lab.up(share=[tmp_path_factory.getbasetemp()], owned=True)
     except LabUnavailable as why:
@@ -26,9 +26,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 @pytest.fixture
 def hosts(lab: Lab) -> Iterator[list[LabHost]]:
-    """The lab's hosts with whole links, no firewall, sshd running, known keys and no GPU.
+    """Reset the lab's hosts: whole links, no firewall, sshd running, known keys and no GPU.
 
-    Afterwards no process of UGRO's may be left on any of them.
+    Afterwards no process of UGRO may be left on any of them.
     """
     for host in lab.hosts:
         host.reset()
@@ -39,7 +39,7 @@ def hosts(lab: Lab) -> Iterator[list[LabHost]]:
         return {host.name: host.processes(token=b"UGRO_") for host in lab.hosts}
 
     try:
-        # A supervisor that has just reported the end of its job may be on its way out.
+        # A supervisor may still be exiting after it has reported the end of its job.
         wait_until(
             lambda: not any(left().values()),
             "UGRO's processes to end",

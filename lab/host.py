@@ -1,4 +1,4 @@
-"""One host of the lab, seen and handled from the controller."""
+"""One host of the lab, controlled from this machine."""
 
 import os
 import shlex
@@ -29,10 +29,10 @@ PRIVATE = "run/lab"  # of a host: see init.py
 VOLATILE = ("/tmp", "/dev/shm")
 SSH_PORT_HEX = "0016"
 TCP_LISTEN = "0A"
-# What `kill -1` reaches is the pid namespace that it is in: the last look is taken from there.
+# `kill -1` reaches its whole pid namespace, so the shell checks that just before.
 KILL_ALL = 'test "$(readlink /proc/self/ns/pid)" = "pid:[$1]" || exit 77; kill -KILL -1 2>/dev/null; true'
 OUTSIDE = 77
-# Where the shell stands is what was proven, whatever is mounted over it meanwhile.
+# The shell checks its own folder, so a later mount over the path does no harm.
 EMPTY = """
 cd "$1" && test "$(stat -c %d .)" = "$2" && shift 2 && exec find . -xdev -mindepth 1 "$@" -delete
 """
@@ -53,15 +53,15 @@ class LabHost:
     name: str
     address: str
     interface: str
-    """The host's one network interface. Each host has another name for it, as real ones do."""
+    """The host's network interface; each host has another name for it, as real ones do."""
     pid: int
     """The host's process 1, as the controller sees it."""
     switch_pid: int
-    """The process in whose network namespace the hosts' ports are."""
+    """The process holding the network namespace of the switch."""
     home: str
     ssh_config: Path
     environ: dict[str, str]
-    """What `run` gives a command, and a login over SSH would."""
+    """The environment of commands, as after a login over SSH."""
 
     # Commands
 
@@ -73,7 +73,7 @@ class LabHost:
         input: str | None = None,  # noqa: A002 - subprocess.run's name
         timeout: float = 30,
     ) -> subprocess.CompletedProcess[str]:
-        """A command on the host, in its home, whatever becomes of link and sshd."""
+        """Run a command on the host, in its home, regardless of link and sshd."""
         return subprocess.run(
             self.entered("--mount", "--uts", "--ipc", "--pid", "--net", "--wd", *argv),
             check=check,
@@ -92,7 +92,7 @@ class LabHost:
         input: str | None = None,  # noqa: A002
         timeout: float = 30,
     ) -> subprocess.CompletedProcess[str]:
-        """The same over OpenSSH, as the lab's user; needs `Lab.trust()` first."""
+        """Run a command over OpenSSH, as the lab's user; needs `Lab.trust()` first."""
         ssh = [
             "ssh",
             "-F",
@@ -111,9 +111,9 @@ class LabHost:
         )
 
     def path(self, relative_to_home: str | Path) -> Path:
-        """Where the controller finds a file of the host's home, as the host sees it now.
+        """Return the path here of a file in the host's home.
 
-        LabError where the host has no home of its own: the file would be this machine's.
+        Raises LabError if the host has no home of its own: the file would be this machine's.
         """
         root = self._root
         prove_place(self.pid, self.home)
@@ -128,7 +128,7 @@ class LabHost:
         self.run(["rm", "-rf", "--one-file-system", "--", path], check=check)
 
     def empty(self, place: str, *which: str, check: bool = True) -> None:
-        """Remove what lies in /tmp, /dev/shm or another place of the host's own, or what `find` finds of it."""
+        """Empty /tmp, /dev/shm or another place of the host's own, or remove `find`'s matches."""
         prove_process_1(self.pid, self._lab_folder)
         device = prove_place(self.pid, place)
         self.run(["sh", "-c", EMPTY, "sh", place, str(device), *which], check=check)
@@ -136,10 +136,10 @@ class LabHost:
     # Processes
 
     def processes(self, token: bytes | None = None) -> list[tuple[int, list[str]]]:
-        """Pid (on the host) and argv of all that runs there but process 1 and sshd's own.
+        """Return pid (on the host) and argv of all processes but process 1 and sshd's own.
 
-        With `token`, only those whose environment contains it. Processes that `run` left are here
-        too; zombies are not.
+        With `token`, only those with it in their environment. Processes left by `run` are included,
+        zombies are not.
         """
         return [
             (process.pid, process.argv)
@@ -157,7 +157,7 @@ class LabHost:
         raise ProcessLookupError(f"{self.name} has no process {pid}")
 
     def kill_all(self) -> None:
-        """Kill everything on the host but process 1 and, by that, sshd too."""
+        """Kill everything on the host but process 1; sshd ends as well."""
         done = self.run(
             ["sh", "-c", KILL_ALL, "sh", str(namespace(self.pid, "pid"))], check=False
         )
@@ -165,22 +165,22 @@ class LabHost:
             raise LabError(
                 f"{self.name}: the shell did not come into the host's processes; nothing was killed"
             )
-        # Process 1 removes the file when it has seen sshd end: only then does a start start one.
+        # Process 1 removes the file when sshd has ended; only then can it start another.
         wait_until(lambda: not self._sshd_pid.exists(), f"{self.name}'s sshd to end")
         wait_until(lambda: len(self._all_processes()) == 1, f"{self.name} to be empty")
 
     # Link
 
     def cut(self) -> None:
-        """Pull the cable: both ends lose their carrier; no packet says so to anyone."""
+        """Pull the cable: both ends lose their carrier without any packet."""
         self._switch(f"link set {self.name} down")
 
     def mend(self) -> None:
-        """Plug it in again."""
+        """Plug the cable in again."""
         self._switch(f"link set {self.name} up")
 
     def slow(self, delay_ms: float = 0, loss_percent: float = 0) -> None:
-        """Let every packet to and from the host come delay_ms later, and some of them never."""
+        """Delay every packet to and from the host by delay_ms, and drop some."""
         self.fast()
         near, far = f"{self.name}.near", f"{self.name}.far"
         self._switch(
@@ -189,7 +189,7 @@ class LabHost:
             f"link set {near} up",
         )
         prove_switch(self.switch_pid, self._lab_folder)
-        # It goes to the background, owned by nobody here, and ends by itself with its port.
+        # It runs in the background and ends with its port.
         wire = subprocess.Popen(
             [
                 *(
@@ -226,11 +226,11 @@ class LabHost:
             )
 
     def firewall(self, port: int) -> None:
-        """Drop what comes in for a TCP port, without a word, as most firewalls do."""
+        """Drop packets for a TCP port silently, as most firewalls do."""
         self._iptables("-A", "INPUT", "-p", "tcp", "--dport", str(port), "-j", "DROP")
 
     def unfirewall(self, port: int | None = None) -> None:
-        """Let it in again; without a port, let in all."""
+        """Accept packets for a TCP port again, by default for all."""
         if port is None:
             self._iptables("-F", "INPUT")
         else:
@@ -242,7 +242,7 @@ class LabHost:
 
     @property
     def public_key(self) -> str:
-        """The host key as known_hosts has it: type and base64."""
+        """Return the host key in the form of known_hosts: type and base64."""
         text = (self._root / PRIVATE / "ssh_host_ed25519_key.pub").read_text("utf-8")
         return " ".join(text.split()[:2])
 
@@ -251,7 +251,7 @@ class LabHost:
         return (self._root / PRIVATE / "boot_id").read_text("ascii").strip()
 
     def listens(self) -> bool:
-        """Whether sshd takes connections; true of a host that cannot be reached, too."""
+        """Return whether sshd accepts connections, be the host reachable or not."""
         sockets = read_proc(self.pid, "net/tcp").decode().splitlines()[1:]
         return any(
             line.split()[1].endswith(f":{SSH_PORT_HEX}")
@@ -265,18 +265,18 @@ class LabHost:
         wait_until(self.listens, f"{self.name}'s sshd to listen")
 
     def stop_sshd(self, *, sessions: bool = False) -> None:
-        """End sshd. Open sessions go on, unless `sessions`; what they started goes on in any case."""
+        """End sshd, with `sessions` its sessions as well; their processes go on."""
         self._tell_process_1(signal.SIGUSR2)
-        # Process 1 removes the file when it has seen sshd end: only then does a start start one.
+        # Process 1 removes the file when sshd has ended; only then can it start another.
         wait_until(lambda: not self._sshd_pid.exists(), f"{self.name}'s sshd to end")
         for process in self._all_processes() if sessions else ():
             if process.argv[0].startswith("sshd:"):
                 self._signal(process, signal.SIGKILL)
 
     def reboot(self) -> None:
-        """Power off, power on: every process gone, new boot id, empty /tmp; the disk stays.
+        """Power off and on: no process is left, the boot id is new, /tmp is empty; the disk stays.
 
-        The link is down meanwhile, so that nobody is told of the connections that are lost.
+        The link is down meanwhile, so that lost connections are not reported to their other ends.
         """
         for place in VOLATILE:
             prove_place(self.pid, place)
@@ -289,7 +289,7 @@ class LabHost:
         self.mend()
 
     def new_host_key(self) -> None:
-        """Give the host another host key, as one that was installed anew has."""
+        """Give the host a new host key, as a reinstalled machine has."""
         key = f"/{PRIVATE}/ssh_host_ed25519_key"
         self.run(["rm", key, f"{key}.pub"])
         self.run(
@@ -299,7 +299,7 @@ class LabHost:
         self.start_sshd()
 
     def nvidia_smi(self, recording: str | Path | None) -> None:
-        """Put a stand-in nvidia-smi on the host's PATH that replays a recording; None removes it.
+        """Put a stand-in nvidia-smi with a recording on the host's PATH; None removes it.
 
         A recording is the name of a file in lab/recordings, or a path.
         """
@@ -319,7 +319,7 @@ class LabHost:
         program.chmod(0o755)
 
     def reset(self) -> None:
-        """Undo every fault above but a new host key, a reboot and what was written."""
+        """Undo every fault above except a new host key, a reboot and written files."""
         self.fast()
         self.mend()
         self.unfirewall()
@@ -342,7 +342,7 @@ class LabHost:
         return self._root / PRIVATE / "sshd.pid"
 
     def entered(self, *words: str) -> list[str]:
-        """Give the command that runs in the host, with `nsenter`'s own options first; LabError where it is none."""
+        """Return `nsenter` for this host with these words; raises LabError if the host is gone."""
         prove_process_1(self.pid, self._lab_folder)
         return ["nsenter", f"--target={self.pid}", *words]
 
@@ -351,7 +351,7 @@ class LabHost:
         send_signal(self.pid, sig, lambda pid: inner_pid(pid) == 1)
 
     def _signal(self, process: Process, sig: int) -> bool:
-        """Send a signal to a process of the host; False where it has ended."""
+        """Send a signal to a process of the host; return False if it has ended."""
         prove_process_1(self.pid, self._lab_folder)
         own = namespace(self.pid, "pid")
         return send_signal(
@@ -378,7 +378,7 @@ class LabHost:
         return checked(command, "\n".join(lines))
 
     def _all_processes(self) -> list[Process]:
-        """Process 1 and sshd included; not those that have ended."""
+        """Return all processes of the host, process 1 and sshd included, zombies not."""
         prove_process_1(self.pid, self._lab_folder)
         own = namespace(self.pid, "pid")
         found = []

@@ -1,8 +1,8 @@
-"""Process 1 of a lab host: makes the host's own view of the machine, then keeps its sshd.
+"""Process 1 of a lab host: builds the host's own view of the machine, then runs its sshd.
 
 Started in new mount, uts, ipc, pid and net namespaces with one argument, a JSON object:
-name, home, keep (paths that every host sees as they are), authorized_key, path (PATH of a login),
-outside (the namespaces of whoever starts it, which it must not be in).
+name, home, keep (paths shared by all hosts), authorized_key, path (PATH of a login),
+outside (the starter's namespaces, of which it must share none).
 It prints its pid as its parent sees it, then `ready` when the host is made.
 
 SIGUSR1 starts sshd, SIGUSR2 ends its listener (open sessions go on, as on a real host). When this
@@ -22,10 +22,10 @@ from typing import Any
 
 MS_BIND = 4096
 
-# Everything that only this host has lies in here, in memory: it goes away with process 1.
+# The host's own files, in memory: they vanish with process 1.
 PRIVATE = Path("/run/lab")
 SSHD_PID = PRIVATE / "sshd.pid"
-# What was mounted where: whoever deletes something on a host looks here first. See proof.py.
+# A record of the mounts, checked before anything on a host is deleted; see proof.py.
 NOTES = PRIVATE / "places.json"
 
 SSHD_CONFIG = """\
@@ -56,7 +56,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 def mount(
     kind: str, target: str, source: str = "lab", flags: int = 0, data: str = ""
 ) -> None:
-    """mount(2); raises OSError."""
+    """Call mount(2); raises OSError."""
     if (
         libc.mount(
             source.encode(), target.encode(), kind.encode(), flags, data.encode()
@@ -72,7 +72,7 @@ def bind(source: Path | str, target: Path | str) -> None:
 
 
 def mount_own(kind: str, place: str, data: str) -> int:
-    """Lay a file system of the host's own over a place, and give its device; raises OSError."""
+    """Mount a file system of the host's own; return its device. Raises OSError."""
     before = Path(place).stat().st_dev
     mount(kind, place, data=data)
     after = Path(place).stat().st_dev
@@ -82,7 +82,7 @@ def mount_own(kind: str, place: str, data: str) -> int:
 
 
 def refuse_outside(outside: dict[str, int]) -> None:
-    """End where this process is not in namespaces of its own: what it mounts would be mounted for all."""
+    """Exit unless this process has namespaces of its own; else its mounts would be the machine's."""
     shared = [
         name
         for name, inode in outside.items()
@@ -99,16 +99,16 @@ def make_view(config: dict[str, Any]) -> None:
     keep = {Path(path): os.open(path, os.O_PATH) for path in config["keep"]}
 
     def reveal(place: str) -> None:
-        # The repository and the Pythons are the same on every host, live. Where one lies below a
-        # place that the host has for itself, it is bound through to the same path; so a clone in
-        # /tmp or in the home works, and nothing else of the controller's shows there.
+        # The repository and the Pythons are shared live with every host. Below a place of the
+        # host's own they are bound to the same path; so a clone in /tmp or in the home works,
+        # and no other file of the controller shows there.
         for path, descriptor in keep.items():
             if path.is_relative_to(place) and path != Path(place):
                 path.mkdir(parents=True, exist_ok=True)
                 bind(f"/proc/self/fd/{descriptor}", path)
 
     mount("proc", "/proc")
-    # Shows the interfaces of the namespace that it is mounted in.
+    # Mounted here, it shows the interfaces of this namespace.
     mount("sysfs", "/sys")
     # The size is a limit only; it is large so that a check of free disk space sees a usual disk.
     places = {"/run": mount_own("tmpfs", "/run", "mode=755,size=64g")}
@@ -146,16 +146,17 @@ def make_view(config: dict[str, Any]) -> None:
 
 
 def layer_home(home: str, keep: list[str]) -> int:
-    """Lay a layer of the host's own over the home folder, and give its device; this machine's files show through.
+    """Mount a layer of the host's own over the home folder; return its device.
 
-    The layer is in memory because an overlay's upper folder can be neither below its lower one nor
-    on another overlay, and both happen: a lab folder in the home, a container.
+    This machine's files show through. The layer is in memory because an overlay's upper folder can
+    be neither below its lower one nor on another overlay, and both happen: a lab folder in the
+    home, a container.
     """
     upper, work = PRIVATE / "home", PRIVATE / "home.work"
     for folder in (upper, work):
         folder.mkdir(mode=0o700)
     for name in (".ssh", ".ugro", "ugro"):
-        # What UGRO uses begins empty on a host, unless the repository itself lies there.
+        # UGRO's folders are empty at first, unless the repository itself is in one.
         if not any(Path(path).is_relative_to(Path(home, name)) for path in keep):
             (upper / name).mkdir(mode=0o700)
             os.setxattr(upper / name, "trusted.overlay.opaque", b"y")
@@ -169,7 +170,7 @@ def layer_home(home: str, keep: list[str]) -> int:
 
 
 def hide_real_gpus() -> None:
-    """Make `nvidia-smi` of this machine unusable, so that a host has the GPUs it was given or none."""
+    """Make `nvidia-smi` of this machine unusable on the host."""
     nothing = PRIVATE / "no-nvidia-smi"
     nothing.touch(mode=0o644)
     for folder in ("/usr/local/bin", "/usr/bin", "/bin"):
@@ -179,7 +180,7 @@ def hide_real_gpus() -> None:
 
 
 def unlock_root() -> None:
-    """Let sshd log root in by key where this machine has the account locked ('!' in shadow)."""
+    """Let sshd log root in by key even if the account is locked here ('!' in shadow)."""
     shadow = Path("/etc/shadow")
     lines = [line.split(":") for line in shadow.read_text("utf-8").splitlines()]
     for fields in lines:
@@ -210,7 +211,7 @@ def start_sshd(program: str) -> int:
 def main() -> None:
     config = json.loads(sys.argv[1])
     refuse_outside(config["outside"])
-    # Still the parent's /proc: its name for us.
+    # Still the parent's /proc, so this is the pid as the parent sees it.
     print(Path("/proc/self").readlink(), flush=True)
     signals = {signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
@@ -233,7 +234,7 @@ def main() -> None:
 
 
 def reap() -> set[int]:
-    """The pids of all children that have ended by now."""
+    """Reap all ended children; return their pids."""
     ended: set[int] = set()
     while True:
         try:

@@ -1,13 +1,13 @@
-"""Bring-up and teardown of the lab, and what the controller needs to use it.
+"""Bring-up and teardown of the lab, and the controller's side of it.
 
 The network: a bridge in a namespace of its own (the switch), a veth pair to each host, and one to
 this machine as `ulab<number>` with 10.87.<number>.1. The switch is not in this machine's own
-namespace because Docker's firewall rules would then drop what the hosts send to each other. No
-address leads outside, and nothing is changed that was there before.
+namespace because Docker's firewall rules would then drop packets between the hosts. No address
+leads outside, and existing interfaces are left alone.
 
-Nothing outlives the lab's processes but its folder and a link to it in /run/ugro-lab: every
-interface and mount belongs to a namespace that ends with them. Each such process has the folder's
-name in its environment, so `down` finds all of them whatever became of whoever started them.
+Only the lab's folder and a link to it in /run/ugro-lab outlive its processes: every interface and
+mount belongs to a namespace that ends with them. Each such process has the folder's name in its
+environment, so `down` finds them all, even if their starter has died.
 """
 
 import ipaddress
@@ -70,13 +70,13 @@ class Lab:
         share: Iterable[Path] = (),
         owned: bool = False,
     ) -> Self:
-        """A running lab in `folder`, by default a fresh temporary one.
+        """Bring up a lab in `folder`, by default a fresh temporary one.
 
         `gpus` gives each host a stand-in nvidia-smi and promises those GPUs in the cluster file.
-        `share` are folders that every host shall see live at the same path although they lie in
-        /tmp; the repository and the Pythons are shared anyway. With `owned` the hosts die with the
-        calling thread, however it ends; else they stay until `down`.
-        Raises LabUnavailable where no lab can be had, LabError when it did not come up.
+        `share` are folders below /tmp to be shared live with every host, at the same path; the
+        repository and the Pythons are always shared. With `owned` the hosts die with the calling
+        thread, however it ends; else they stay until `down`.
+        Raises LabUnavailable if this machine cannot have a lab, LabError if it did not come up.
         """
         require_means()
         sweep()
@@ -108,7 +108,7 @@ class Lab:
 
     @classmethod
     def attach(cls, folder: Path) -> Self:
-        """The lab that somebody brought up in `folder`."""
+        """Return the lab already up in `folder`; raises LabError without one."""
         state = read_state(folder)
         if not state or "hosts" not in state:
             raise LabError(f"no lab in {folder}: python -m lab up --folder {folder}")
@@ -116,7 +116,7 @@ class Lab:
         return cls(folder, state["number"], hosts)
 
     def down(self) -> None:
-        """End everything of the lab and remove its folder. To be called as often as one likes."""
+        """End everything of the lab and remove its folder. May be called repeatedly."""
         remove(self.folder)
         for child in self._children:
             child.communicate(timeout=10)  # reaps it and closes its pipe
@@ -132,7 +132,7 @@ class Lab:
 
     @property
     def home(self) -> Path:
-        """The home of the lab's own user on the controller."""
+        """Return the home of the lab's own user on the controller."""
         return self.folder / "home"
 
     @property
@@ -141,7 +141,7 @@ class Lab:
 
     @property
     def ssh_config(self) -> Path:
-        """For OpenSSH's -F: its own idea of ~ is the passwd entry, not HOME."""
+        """Return the file for OpenSSH's -F, because OpenSSH takes ~ from passwd, not from HOME."""
         return self.home / ".ssh" / "config"
 
     @property
@@ -154,9 +154,9 @@ class Lab:
 
     @property
     def project(self) -> str:
-        """The project folder of the cluster file, on a host."""
+        """Return the project folder of the cluster file, on a host."""
         home = pwd.getpwuid(0).pw_dir
-        # A clone in ~/ugro stays what it is; nothing may be synchronised over it.
+        # Not ~/ugro if that is a clone: nothing may be synchronised over it.
         return "~/ugro-node" if ROOT.is_relative_to(Path(home, "ugro")) else "~/ugro"
 
     @property
@@ -165,7 +165,7 @@ class Lab:
 
     @property
     def environ(self) -> dict[str, str]:
-        """The environment in which `inv` and `ugro` run as the lab's user."""
+        """Return the environment for `inv` and `ugro` as the lab's user."""
         kept = {
             name: value
             for name, value in os.environ.items()
@@ -181,7 +181,7 @@ class Lab:
 
     @property
     def exports(self) -> dict[str, str]:
-        """The variables that make this user the lab's."""
+        """Return the variables to export for acting as the lab's user."""
         return {"HOME": str(self.home), "UGRO_CLUSTER": str(self.cluster_file)}
 
     def trust(self) -> None:
@@ -282,7 +282,7 @@ class Lab:
                 stderr=log,
                 text=True,
                 start_new_session=True,
-                # Of the caller's environment nothing may reach a host.
+                # The caller's environment must not reach a host.
                 env={"PATH": LOGIN_PATH, "HOME": "/"} | lab_token(self.folder),
                 cwd="/",
             )
@@ -393,7 +393,7 @@ class Lab:
 
 # Helpers
 
-# Its pid (unshare and sh keep it), then nothing for ever: it holds the namespace.
+# It prints its pid, kept by unshare and sh, then only holds the namespace.
 _SWITCH = "echo $$; exec sleep infinity"
 
 
@@ -406,7 +406,7 @@ def _typed(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _python_folders() -> list[Path]:
-    """Where this Python and the training environment's, and those they are made from, lie."""
+    """Return the folders of this Python, of the training environment's, and of their bases."""
     found = [Path(sys.prefix), Path(sys.base_prefix), Path(sys.base_exec_prefix)]
     real = (TRAINING_ENV / "bin" / "python").resolve()
     if real.exists():
@@ -415,7 +415,7 @@ def _python_folders() -> list[Path]:
 
 
 def _outermost(paths: Iterable[Path]) -> list[Path]:
-    """The folders without those that lie in another of them, and without the system's."""
+    """Return the folders that are in no other one, without the system's."""
     unique = {path for path in paths if path not in (Path("/"), Path("/usr"))}
     return sorted(
         path

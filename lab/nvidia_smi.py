@@ -1,12 +1,12 @@
-"""A stand-in for nvidia-smi: answers queries from a recording, as the real program words them.
+"""A stand-in for nvidia-smi: answers queries from a recording in the real program's words.
 
     nvidia-smi -L
     nvidia-smi --query-gpu=FIELDS --format=csv[,noheader][,nounits] [-i INDEX]
     nvidia-smi --query-compute-apps=FIELDS --format=csv[,noheader][,nounits]
 
-The recording is gpus.json beside this program: `gpus` and `compute_apps`, one object of fields each,
-or `stdout` and `exit_code` of a GPU that is out of order. As the real one does, it writes its
-complaints to standard output. Exit codes are those of the manual's section "RETURN VALUE".
+The recording is gpus.json beside this program: `gpus` and `compute_apps`, one object of fields
+each, or `stdout` and `exit_code` of a broken GPU. As the real one does, it writes its complaints
+to standard output. Exit codes are those of the manual's section "RETURN VALUE".
 """
 
 import json
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int:
 
 
 def parse(arguments: list[str]) -> dict[str, str]:
-    """`--name=value`, and `-i value` as `id`."""
+    """Parse `--name=value`, and `-i value` as `id`."""
     words = iter(arguments)
     options = {}
     for word in words:
@@ -87,7 +87,7 @@ def show(
             "Invalid combination of input arguments. Please run 'nvidia-smi -h' for help."
         )
         return INVALID_ARGUMENT
-    # With no application on the GPU there is no row to know the fields by.
+    # Without an application on the GPU there is no row with the known fields.
     known = rows[0].keys() if rows else None
     fields = [aliases.get(field.strip(), field.strip()) for field in asked]
     for field in fields:

@@ -1,4 +1,4 @@
-"""A stand-in for pixi, pixi-pack and pixi-unpack: does what their documentation says, with a Python for packages.
+"""A stand-in for pixi, pixi-pack and pixi-unpack, after their documentation.
 
     pixi --version
     pixi lock [--manifest-path PATH]
@@ -7,10 +7,10 @@
     pixi-pack --environment NAME --platform PLATFORM --output-file FILE PATH
     pixi-unpack --output-directory FOLDER --env-name NAME FILE
 
-Its version is the file pixi.version beside it. The lock holds the manifest's digest, by which a stale one is known. An
-environment is a virtual environment with a stand-in torch of the version that the manifest asks for, CUDA or not
-as the first platform says that this machine can run; an activation script comes with it. Error messages are those
-of pixi 0.77.
+Its version is the file pixi.version beside it. The lock holds the manifest's digest, so a stale one
+is recognised. An environment is a virtual environment with a stand-in torch of the manifest's
+version, for CUDA or not as in the first platform usable on this machine, and with an activation
+script. Error messages are those of pixi 0.77.
 """
 
 import hashlib
@@ -121,7 +121,7 @@ def install(words: list[str]) -> None:
 
 
 def platform_for(workspace: dict[str, Any], name: str) -> dict[str, Any]:
-    """The first platform of the manifest that this machine can run."""
+    """Return the manifest's first platform usable on this machine."""
     driver = os.environ.get("CONDA_OVERRIDE_CUDA") or shutil.which("nvidia-smi")
     platforms = [
         p if isinstance(p, dict) else {"platform": p}

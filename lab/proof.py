@@ -1,8 +1,8 @@
-"""Proofs that what is about to be ended, changed or deleted is a lab's own.
+"""Proofs that a process or path belongs to a lab, before it is ended, changed or deleted.
 
-A pid may have come to name another process, and a mount may be undone or may never have been made. What was meant for
-a host would then meet the machine of whoever runs the tests, who is root. So everything that goes into a host, or ends
-or deletes something there, looks here first. LabError says what it was that could not be proven; nothing was done then.
+A pid may have come to name another process; a mount may be gone, or may never have been made. A
+command meant for a host would then hit this machine, as root. So every such command is preceded by
+a proof. LabError names the missing proof; nothing was done then.
 """
 
 import json
@@ -14,18 +14,18 @@ from pathlib import Path
 from lab.tools import LabError, has_variable, lab_token, read_proc
 
 NAMESPACES = ("mnt", "pid", "net", "uts", "ipc")
-"""Of each of these a host has its own; see `Lab`."""
+"""The namespaces that each host has of its own; see `Lab`."""
 NOTES = "run/lab/places.json"
-"""On a host: what its process 1 mounted where, and what every host sees as it is; see init.py."""
+"""A file on a host: the mounts of its process 1, and the paths shared by all; see init.py."""
 
 
 def outside() -> dict[str, int]:
-    """Name the namespaces that are this process's own, by their inodes."""
+    """Return {namespace: inode} of this process."""
     return {name: Path(f"/proc/self/ns/{name}").stat().st_ino for name in NAMESPACES}
 
 
 def namespace(pid: int, name: str) -> int | None:
-    """Give the inode of a process's namespace; None when it has ended or is not ours to look at."""
+    """Return the inode of a process's namespace; None if it has ended or is not readable."""
     try:
         return Path(f"/proc/{pid}/ns/{name}").stat().st_ino
     except OSError:
@@ -33,14 +33,14 @@ def namespace(pid: int, name: str) -> int | None:
 
 
 def inner_pid(pid: int) -> int | None:
-    """Give a process's pid in its own pid namespace; None when it has ended."""
+    """Return a process's pid in its own pid namespace; None if it has ended."""
     lines = read_proc(pid, "status").decode(errors="replace").splitlines()
     found = [line.split()[-1] for line in lines if line.startswith("NSpid:")]
     return int(found[0]) if found else None
 
 
 def is_of_lab(pid: int, folder: Path) -> bool:
-    """Tell whether a process is one of the lab's own: it has the lab's token, which nothing else has."""
+    """Return whether a process is one of the lab's own, by the lab's token."""
     ((name, value),) = lab_token(folder).items()
     return has_variable(pid, name, value)
 
@@ -62,9 +62,9 @@ def prove_switch(pid: int, folder: Path) -> None:
 
 
 def prove_place(pid: int, place: str) -> int:
-    """Give the device of a host's own file system at `place`; `pid` is the host's process 1.
+    """Return the device of a host's own file system at `place`; `pid` is the host's process 1.
 
-    Raises LabError unless what is mounted there is what the lab itself mounted, and is nowhere on this machine.
+    Raises LabError unless the lab itself mounted it, and it is mounted nowhere on this machine.
     """
     noted = _notes(pid)["places"].get(place)
     device = Path(f"/proc/{pid}/root{place}").stat().st_dev
@@ -80,7 +80,7 @@ def prove_place(pid: int, place: str) -> int:
 
 
 def prove_removable(pid: int, path: str) -> None:
-    """Raise LabError where `path` of a host is, holds or lies in what the hosts share with this machine."""
+    """Raise LabError if `path` of a host contains, or is in, a path shared with this machine."""
     for kept in map(Path, _notes(pid)["keep"]):
         if kept.is_relative_to(path) or Path(path).is_relative_to(kept):
             raise LabError(
@@ -89,7 +89,7 @@ def prove_removable(pid: int, path: str) -> None:
 
 
 def mounts_below(folder: Path) -> list[Path]:
-    """List what is mounted in a folder, or is the folder: to remove all of it would be to empty that."""
+    """List the mounts in a folder, itself included; removing it would empty them."""
     points = [
         Path(line.split()[4].encode().decode("unicode_escape"))
         for line in _mount_lines()
@@ -98,9 +98,9 @@ def mounts_below(folder: Path) -> list[Path]:
 
 
 def send_signal(pid: int, sig: int, is_meant: Callable[[int], bool]) -> bool:
-    """Send a signal to a process if that is the one that is meant; False where it has ended or is another.
+    """Send a signal to a process if `is_meant` says so; return False if not, or if it has ended.
 
-    The process is held while it is looked at: its pid cannot become another's in between.
+    A pidfd holds the process meanwhile, so its pid cannot become another's.
     """
     try:
         held = os.pidfd_open(pid)
@@ -146,7 +146,7 @@ def _notes(pid: int) -> dict[str, dict[str, int]]:
 
 
 def _own_devices() -> set[int]:
-    """The devices of all that is mounted where this process is."""
+    """Return the devices of all file systems mounted on this machine."""
     numbers = [line.split()[2].split(":") for line in _mount_lines()]
     return {os.makedev(int(major), int(minor)) for major, minor in numbers}
 

@@ -1,8 +1,8 @@
-"""Which labs there are on this machine, and how one is removed, whoever brought it up.
+"""The labs of this machine, and their removal by any process.
 
-A lab is a folder with a state file, a link to it in /run/ugro-lab whose name is the lab's number,
-and processes that have the folder's name in their environment. Each of the three is found without
-the others, so that a lab is removed whole at whatever moment its creator died.
+A lab is a folder with a state file, a link to it in /run/ugro-lab named after the lab's number, and
+processes with the folder's name in their environment. Each of the three is found without the
+others, so a lab is removed whole even if its creator died halfway.
 """
 
 import contextlib
@@ -29,13 +29,13 @@ from lab.tools import (
 
 REGISTRY = Path("/run/ugro-lab")
 STATE = "ugro-lab.json"
-# Routes to wider networks than this may share the lab's addresses: ours are the more specific.
+# Routes wider than this may overlap the lab's network, because the more specific route wins.
 WIDE_PREFIX = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabStatus:
-    """What there is of one lab: its processes, here as pids, may all be gone."""
+    """The remains of one lab; all its processes, here as pids, may be gone."""
 
     folder: Path
     number: int | None
@@ -48,7 +48,7 @@ class LabStatus:
 
 
 def labs() -> list[LabStatus]:
-    """Every lab that is up here, or of which something is left."""
+    """Return every lab of this machine, even if only remains are left."""
     return [status(link.resolve()) for link in _registered()]
 
 
@@ -67,12 +67,12 @@ def status(folder: Path) -> LabStatus:
 
 
 def remove(folder: Path) -> None:
-    """End what runs of the lab in `folder`, and remove the folder and what else is left of it."""
+    """End all processes of the lab in `folder`, and remove the folder and other remains."""
     links = [link for link in _registered() if link.resolve() == folder.resolve()]
     own_namespace = namespace(os.getpid(), "pid")
 
     def ended() -> bool:
-        # A host's process 1 first: whoever started it then reaps it and ends by itself.
+        # A host's process 1 first: its starter then reaps it and ends by itself.
         left = lab_processes(folder)
         first = [
             pid for pid in left if namespace(pid, "pid") not in (own_namespace, None)
@@ -91,7 +91,9 @@ def remove(folder: Path) -> None:
             raise LabError(
                 f"{found[0]} is a mount in the lab's folder: umount it, then again"
             )
-        with contextlib.suppress(FileNotFoundError):  # somebody else removes it too
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # perhaps removed by another process
             shutil.rmtree(folder)
     for link in links:
         link.unlink(missing_ok=True)
@@ -101,19 +103,19 @@ def remove(folder: Path) -> None:
 
 
 def sweep() -> None:
-    """Remove what is left of labs whose processes and creator are gone."""
+    """Remove the remains of labs without processes and without a living creator."""
     for lab in labs():
         if lab.orphaned:
             remove(lab.folder)
 
 
 def default_folder() -> Path:
-    """Where `python -m lab` keeps its lab when it is not told."""
+    """Return the folder of `python -m lab` by default."""
     return Path(tempfile.gettempdir(), f"ugro-lab-{os.getuid()}")
 
 
 def claim_folder(folder: Path | None) -> Path:
-    """The lab's folder, made and marked as a lab's; LabError when it is not ours to use."""
+    """Create the lab's folder and mark it; raises LabError if it is not usable."""
     if folder is None:
         folder = Path(tempfile.mkdtemp(prefix="ugro-lab-"))
     folder = folder.resolve()
@@ -134,7 +136,7 @@ def claim_folder(folder: Path | None) -> Path:
 
 
 def register(folder: Path) -> int:
-    """A number that no other lab has, by a link from the registry to the folder."""
+    """Choose a free number for the lab, and link the folder under it."""
     taken = [
         ipaddress.ip_network(route["dst"], strict=False)
         for route in json.loads(
@@ -149,7 +151,7 @@ def register(folder: Path) -> int:
         ):
             continue
         REGISTRY.mkdir(mode=0o755, exist_ok=True)
-        # Taken, or another lab's end has just removed the registry: the next number will do.
+        # Taken, or the registry was just removed with another lab: the next number will do.
         with contextlib.suppress(FileExistsError, FileNotFoundError):
             (REGISTRY / str(number)).symlink_to(folder)
             return number
@@ -192,13 +194,13 @@ def _registered() -> Iterator[Path]:
 
 
 def _may_live(creator: dict[str, Any]) -> bool:
-    """Tell whether who brought a lab up is there, or is where it cannot be seen from here: in another container."""
+    """Return whether a lab's creator lives, or may live in another container."""
     if creator["pid_namespace"] != namespace(os.getpid(), "pid"):
         return True
     return bool(_started_at(creator["pid"]) == creator["started_at"])
 
 
 def _started_at(pid: int) -> str | None:
-    """The process's start time in clock ticks since boot: with the pid, it names one process."""
+    """Return the process's start time in clock ticks since boot; with the pid it is unique."""
     stat = read_proc(pid, "stat").rpartition(b")")[2].split()
     return stat[19].decode() if stat else None

@@ -1,9 +1,9 @@
-"""A slow and lossy piece of wire: carries frames between two interfaces, late, and loses some.
+"""A slow and lossy piece of wire: forwards frames between two interfaces, late, and drops some.
 
     python slow.py PORT_A PORT_B DELAY_MS LOSS_PERCENT SWITCH_PID
 
-Each frame, in either direction, arrives DELAY_MS later. It stands where others use `tc netem`,
-which many small kernels do not have. It ends when a port is deleted or process SWITCH_PID ends.
+Each frame, in either direction, arrives DELAY_MS later. It replaces `tc netem`, which many small
+kernels lack. It ends when a port is deleted or process SWITCH_PID ends.
 """
 
 import errno
@@ -21,13 +21,13 @@ ETH_P_ALL = 3
 SOL_PACKET = 263
 PACKET_VNET_HDR = 15
 PACKET_IGNORE_OUTGOING = 23
-# A frame can be a whole 64 KiB segment that the sender left for the "card" to cut up.
+# A frame may be a whole 64 KiB segment, left by the sender for the "card" to split.
 LARGEST = 80 * 1024
 
 
 @dataclass
 class Port:
-    """One interface and the frames that wait to be sent out of it, each with its due time."""
+    """One interface, and the frames waiting to be sent out of it, each with its due time."""
 
     name: str
     index: int
@@ -43,7 +43,7 @@ class Port:
 
 def open_port(name: str) -> Port:
     raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
-    # The header in front of each frame says which checksum and segmentation the sender left out.
+    # The header of each frame tells the checksum and segmentation left to the card.
     raw.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
     raw.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 * 1024 * 1024)
@@ -53,7 +53,7 @@ def open_port(name: str) -> Port:
 
 
 def receive(port: Port) -> bytes | None:
-    """The next frame, or None when there is none. A port that is down only has none."""
+    """Return the next frame, None without one; a port that is down has none."""
     try:
         return port.socket.recv(LARGEST)
     except BlockingIOError:
@@ -70,7 +70,7 @@ def send_due(port: Port, now: float) -> None:
         try:
             port.socket.send(frame)
         except OSError as error:
-            # A wire drops what it cannot carry: the port is down, or its queue is full.
+            # A wire drops frames if the port is down or its queue is full.
             if error.errno not in (
                 errno.ENETDOWN,
                 errno.ENOBUFS,
@@ -90,10 +90,10 @@ def main() -> None:
     selector.register(b.socket, selectors.EVENT_READ, (b, a))
     selector.register(os.pidfd_open(int(switch_pid)), selectors.EVENT_READ, None)
     print("ready", flush=True)
-    os.dup2(2, 1)  # whoever waits for that line reads to the end
+    os.dup2(2, 1)  # the starter reads that line to the end of the stream
     while a.exists() and b.exists():
         due = [port.waiting[0][0] for port in (a, b) if port.waiting]
-        # A second at the longest: the deletion of a port that is down wakes nobody.
+        # At most a second, because no event tells of the deletion of a port that is down.
         timeout = max(0.0, min(due) - time.monotonic()) if due else 1.0
         for key, _ in selector.select(timeout):
             if key.data is None:

@@ -1,4 +1,4 @@
-"""What the lab needs of this machine: programs, rights, and a look at its processes."""
+"""The lab's needs of this machine: programs, rights, and access to its processes."""
 
 import os
 import shlex
@@ -26,10 +26,10 @@ TOOLS = {
     "unshare": "util-linux",
 }
 
-# What some test on the lab wants, which is left out where it is missing.
+# Programs of single tests, which are left out without them.
 WISHES = {"tcsh": "tcsh"}
 
-# What a kernel or a container says when root may not, or the kernel cannot.
+# Words of the kernel for operations that are forbidden or not supported.
 REFUSALS = (
     "not permitted",
     "denied",
@@ -40,15 +40,15 @@ REFUSALS = (
 
 
 class LabError(Exception):
-    """The lab itself, not what is tested on it, did not do as asked."""
+    """A failure of the lab itself, not of the code tested on it."""
 
 
 class LabUnavailable(LabError):
-    """This machine or user cannot have a lab; the message says why and what to do."""
+    """No lab is possible for this machine or user; the message has the reason and a remedy."""
 
 
 def missing_packages() -> list[str]:
-    """The Debian packages that the lab and its tests still need here, sorted."""
+    """Return the Debian packages missing for the lab and its tests, sorted."""
     return sorted(
         {package for tool, package in (TOOLS | WISHES).items() if which(tool) is None}
     )
@@ -73,18 +73,18 @@ def which(tool: str) -> str | None:
 
 
 def lab_token(folder: Path) -> dict[str, str]:
-    """What every process that belongs to the lab itself has in its environment, and only those."""
+    """Return the variable in the environment of every process of the lab, and of no other."""
     return {"LAB_FOLDER_OF": str(folder)}
 
 
 def lab_processes(folder: Path) -> list[int]:
-    """The pids of the lab's own processes: the switch, each host's process 1, slow wires."""
+    """Return the pids of the lab's own processes: the switch, each host's process 1, slow wires."""
     ((name, value),) = lab_token(folder).items()
     return [pid for pid in pids() if has_variable(pid, name, value)]
 
 
 def has_variable(pid: int, name: str, value: object) -> bool:
-    """Tell whether a process was started with this in its environment."""
+    """Return whether a process was started with this variable in its environment."""
     return f"{name}={value}".encode() in read_proc(pid, "environ").split(b"\0")
 
 
@@ -95,7 +95,7 @@ def pids() -> Iterator[int]:
 
 
 def read_proc(pid: int, name: str) -> bytes:
-    """A file of /proc/<pid>; empty when the process has ended or is closed even to root."""
+    """Read a file of /proc/<pid>; b"" if the process has ended or is closed even to root."""
     try:
         return Path(f"/proc/{pid}/{name}").read_bytes()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
@@ -103,7 +103,7 @@ def read_proc(pid: int, name: str) -> bytes:
 
 
 def checked(argv: Sequence[str], script: str = "") -> subprocess.CompletedProcess[str]:
-    """A command that must succeed; else LabError has what it said."""
+    """Run a command; raises LabError with its output if it fails."""
     done = subprocess.run(
         argv,
         input=script,
@@ -119,7 +119,7 @@ def checked(argv: Sequence[str], script: str = "") -> subprocess.CompletedProces
 
 
 def wait_until(met: Callable[[], bool], what: str, timeout_seconds: float = 30) -> None:
-    """Return when the condition is met; LabError after timeout_seconds."""
+    """Wait until the condition is met; raises LabError after timeout_seconds."""
     deadline = time.monotonic() + timeout_seconds
     while not met():
         if time.monotonic() > deadline:

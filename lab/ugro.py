@@ -1,4 +1,4 @@
-"""UGRO as a user runs it on the lab: the program itself, in a process of its own."""
+"""UGRO on the lab as a user runs it: the program itself, in a process of its own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TIMEOUTS = {
 
 
 def is_agent(pid: int, experiments: Path) -> bool:
-    """Tell whether a process is an agent, and of this folder of experiments."""
+    """Return whether a process is an agent of this experiments folder."""
     words = read_proc(pid, "cmdline").split(b"\0")
     return b"ugro_tasks.agent" in words and str(experiments).encode() in words
 
@@ -52,13 +52,13 @@ class Ugro:
         self.cluster_file.write_text(yaml.safe_dump(document))
 
     def set_timeouts(self, **seconds: float) -> None:
-        """Change the cluster file's patience."""
+        """Change timeouts in the cluster file."""
         document = yaml.safe_load(self.cluster_file.read_text())
         document["timeouts"].update(seconds)
         self.cluster_file.write_text(yaml.safe_dump(document))
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        """The command, running in a process group of its own."""
+        """Start a command in a process group of its own."""
         return subprocess.Popen(
             [sys.executable, "-m", "ugro_tasks.cli.program", *words],
             env={**self.lab.environ, "UGRO_CLUSTER": str(self.cluster_file)},
@@ -69,7 +69,7 @@ class Ugro:
     def run(
         self, *words: str, timeout: float = 150
     ) -> subprocess.CompletedProcess[str]:
-        """The command, to its end."""
+        """Run a command to its end."""
         process = self.start(*words)
         try:
             out, err = process.communicate(timeout=timeout)
@@ -83,23 +83,23 @@ class Ugro:
     def launch(
         self, name: str, args: str = "", *more: str
     ) -> subprocess.CompletedProcess[str]:
-        """A launch to its end."""
+        """Launch a job and follow it to its end."""
         return self.run(
             "launch", "--name", name, *(["--args", args] if args else []), *more
         )
 
     def detach(self, name: str, args: str, *more: str) -> Job:
-        """A job that runs, and nobody follows."""
+        """Launch a job without following it."""
         done = self.launch(name, args, "--detach", *more)
         assert done.returncode == 0, done.stderr + done.stdout
         return self.job(name)
 
     def job(self, name: str) -> Job:
-        """The newest job of this name."""
+        """Return the newest job of this name."""
         return Job(self, max(self.experiments.glob(f"{name}_*")))
 
     def agent_pid(self) -> int:
-        """The pid of the living agent of this folder, 0 where there is none."""
+        """Return the pid of this folder's running agent, 0 without one."""
         try:
             pid = int((self.experiments / ".agent.lock").read_text() or 0)
         except FileNotFoundError:
@@ -107,7 +107,7 @@ class Ugro:
         return pid if is_agent(pid, self.experiments) else 0
 
     def kill_agent(self) -> int:
-        """kill -9 the agent that lives, and give its pid; 0 where none does."""
+        """Kill the running agent with SIGKILL; return its pid, 0 without one."""
         pid = self.agent_pid()
         if not pid or not send_signal(
             pid, signal.SIGKILL, lambda pid: is_agent(pid, self.experiments)
@@ -132,7 +132,7 @@ class Job:
         return state
 
     def wait_for(self, *states: str, seconds: float = 120) -> dict[str, Any]:
-        """The state, once it is one of these."""
+        """Wait until the job is in one of these states; return state.json."""
         try:
             wait_until(
                 lambda: self.state()["state"] in states,
@@ -144,7 +144,7 @@ class Job:
         return self.state()
 
     def wait_for_log(self, words: str, rank: int = 0, seconds: float = 90) -> None:
-        """Until the gathered log of a rank holds the words."""
+        """Wait until the gathered log of a rank contains the words."""
         path = self.folder / "logs" / f"training_rank{rank}.log"
         wait_until(
             lambda: path.exists() and words in path.read_text(errors="replace"),
@@ -153,7 +153,7 @@ class Job:
         )
 
     def digests(self) -> list[tuple[str, str]]:
-        """For each rank the sha256 of its log on the node and of the gathered one."""
+        """Return the sha256 of each rank's log on the node and of the gathered one."""
         pairs = []
         for rank, host in enumerate(self.ugro.hosts):
             (there,) = (
@@ -167,11 +167,11 @@ class Job:
         return pairs
 
     def processes(self, host: LabHost) -> list[tuple[int, list[str]]]:
-        """The job's processes on a host."""
+        """Return the job's processes on a host."""
         return host.processes(token=f"UGRO_TOKEN={self.folder.name}".encode())
 
     def pid(self, host: LabHost, word: str) -> int:
-        """The one process of the job on the host whose command has the word."""
+        """Return the pid of the job's process on the host with this word in its command."""
         pids = [
             pid
             for pid, argv in self.processes(host)
@@ -181,13 +181,13 @@ class Job:
         return pids[-1]
 
     def left(self) -> list[tuple[int, list[str]]]:
-        """Every process of the job on any host."""
+        """Return all processes of the job on all hosts."""
         return [
             process for host in self.ugro.lab.hosts for process in self.processes(host)
         ]
 
     def seconds_until_gone(self, limit: float = 20) -> float:
-        """How long until nothing of the job lives anywhere."""
+        """Wait until no process of the job is left; return the seconds."""
         begun = time.monotonic()
         wait_until(lambda: not self.left(), f"{self.left()} to end", limit)
         return time.monotonic() - begun

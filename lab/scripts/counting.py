@@ -1,4 +1,4 @@
-"""A rank that counts, and saves how far it is: for tests of checkpoints, resume and restart. Without torch."""
+"""A rank that counts and saves its progress, for tests of checkpoints and restarts. No torch."""
 
 import argparse
 import hashlib

@@ -1,4 +1,4 @@
-"""A rank that does as it is told, without torch: for tests of everything around the training."""
+"""A rank that follows its flags, without torch, for tests of everything around the training."""
 
 import argparse
 import json
