@@ -124,15 +124,15 @@ GROUPS = (
 def group_of(file: str, groups: Sequence[Group] = GROUPS) -> Group | None:
     """Find the group of a test file, given by its path from the checkout's root."""
     path = PurePosixPath(file)
-    found = [
-        (len(PurePosixPath(folder).parts), group)
-        for group in groups
-        for folder in group.paths
-        if path.is_relative_to(folder)
-    ]
-    if not found:
-        return None
-    return max(found, key=lambda match: match[0])[1]
+    nearest = None
+    deepest = -1
+    for group in groups:
+        for folder in group.paths:
+            depth = len(PurePosixPath(folder).parts)
+            if path.is_relative_to(folder) and depth > deepest:
+                nearest = group
+                deepest = depth
+    return nearest
 
 
 def files_of(
@@ -149,9 +149,9 @@ def choose(
 
     Raises UsageError for unknown names, or for both flags.
     """
-    wanted = [
-        _named(name.strip(), groups) for words in names for name in words.split(",")
-    ]
+    wanted: list[Group] = []
+    for words in names:
+        wanted += [_named(name.strip(), groups) for name in words.split(",")]
     if wanted and everything:
         raise UsageError("--all runs every group. Leave out --all or --group")
     if everything:

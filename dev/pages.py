@@ -67,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             path.write_text(text, "utf-8")
     if check and stale:
         print("to write them: python -m dev.pages")  # noqa: T201
-    return 1 if check and stale else 0
+        return 1
+    return 0
 
 
 def pages() -> dict[Path, str]:
@@ -103,16 +104,11 @@ def list_of_commands(tasks: dict[str, Any]) -> str:
 
     lines = []
     for group in (*GROUPS, DEVELOPERS):
-        members = {
-            name: task
-            for name, task in tasks.items()
-            if (task.group or DEVELOPERS) == group
-        }
-        rows = [
-            f"| [{name}]({name}.md) | {cell(summary(task))} |"
-            for name, task in members.items()
-        ]
-        lines += [f"| {group} | |", "| --- | --- |", *rows, ""]
+        lines += [f"| {group} | |", "| --- | --- |"]
+        for name, task in tasks.items():
+            if (task.group or DEVELOPERS) == group:
+                lines.append(f"| [{name}]({name}.md) | {cell(summary(task))} |")
+        lines.append("")
     return "\n".join(lines)
 
 
@@ -142,12 +138,10 @@ def spelled(argument: Any) -> str:
     ways = [f"`{to_flag(name)}{value}`"]
     if argument.kind is bool and argument.default is True:
         ways.append(f"`--no-{name}`")
-    short = [
-        to_flag(nickname)
-        for nickname in argument.nicknames
-        if re.fullmatch(r"[a-z]", nickname)
-    ]
-    return ", ".join([*ways, *(f"`{way}`" for way in short)])
+    for nickname in argument.nicknames:
+        if re.fullmatch(r"[a-z]", nickname):
+            ways.append(f"`{to_flag(nickname)}`")
+    return ", ".join(ways)
 
 
 def exit_codes_block() -> str:
@@ -166,23 +160,14 @@ def functions_block() -> str:
     """List the public functions of api.py in their order, with parameters and docstrings."""
     from ugro_tasks import api
 
-    own = [
-        value
-        for name, value in vars(api).items()
-        if inspect.isfunction(value)
-        and value.__module__ == api.__name__  # not what is imported
-        and not name.startswith("_")
-    ]
     lines = []
-    for function in own:
-        lines += [
-            f"### {function.__name__}",
-            "",
-            f"    {call_of(function)}",
-            "",
-            inspect.getdoc(function) or "",
-            "",
-        ]
+    for name, function in vars(api).items():
+        if name.startswith("_") or not inspect.isfunction(function):
+            continue
+        if function.__module__ != api.__name__:
+            continue
+        lines += [f"### {name}", "", f"    {call_of(function)}", ""]
+        lines += [inspect.getdoc(function) or "", ""]
     return "\n".join(lines)
 
 
@@ -213,9 +198,8 @@ def spelled_options(parameter: inspect.Parameter) -> str:
     named = re.fullmatch(r"Unpack\[(\w+)\]", str(parameter.annotation))
     if not named:
         return f"**{parameter.name}"
-    return ", ".join(
-        ["*", *(f"{name}=…" for name in getattr(api, named[1]).__annotations__)]
-    )
+    names = getattr(api, named[1]).__annotations__
+    return ", ".join(["*", *(f"{name}=…" for name in names)])
 
 
 def meaning(error: type[UgroError]) -> str:

@@ -43,9 +43,8 @@ def pytest_collection_modifyitems(
         return
     commit, _, count = wanted.partition(":")
     drawn = draw([item.nodeid for item in items], commit, int(count))
-    config.hook.pytest_deselected(
-        items=[item for item in items if item.nodeid not in drawn]
-    )
+    others = [item for item in items if item.nodeid not in drawn]
+    config.hook.pytest_deselected(items=others)
     items[:] = [item for item in items if item.nodeid in drawn]
 
 
@@ -55,8 +54,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if not path or not reporter or hasattr(config, "workerinput"):
         return
-    counts = {
-        name: sum(len(reporter.stats.get(outcome, [])) for outcome in outcomes)
-        for name, outcomes in OUTCOMES.items()
-    }
+    counts = dict.fromkeys(OUTCOMES, 0)
+    for name, outcomes in OUTCOMES.items():
+        for outcome in outcomes:
+            counts[name] += len(reporter.stats.get(outcome, []))
     Path(path).write_text(json.dumps({**counts, "left_out": left_out(config)}))

@@ -31,17 +31,14 @@ def show_results(
     rows += [[name, "not run", "", "", "", "", ""] for name in not_run]
     console.print("")
     columns(console, rows)
-    for reason, count in sum(
-        (Counter(result.left_out) for result in results), Counter[str]()
-    ).items():
-        console.print(
-            printable_lines(f"left out: {count} test{'s' * (count > 1)}: {reason}")
-        )
-    bad = [
-        f"{result.name} (pytest's exit code {result.code})"
-        for result in results
-        if not result.good
-    ]
+    left_out: Counter[str] = Counter()
+    for result in results:
+        left_out.update(result.left_out)
+    for reason, count in left_out.items():
+        tests = "test" if count == 1 else "tests"
+        console.print(printable_lines(f"left out: {count} {tests}: {reason}"))
+    failures = [result for result in results if not result.good]
+    bad = [f"{result.name} (pytest's exit code {result.code})" for result in failures]
     passed = sum(result.passed for result in results)
     failed = sum(result.failed for result in results)
     if all(result.code == NO_TESTS for result in results):
@@ -57,10 +54,9 @@ def _group_row(group: Group) -> list[str]:
     run_by = "test" if group.by_default else "test --all"
     if group.drawn:
         run_by += f", {group.drawn} of them; all by --group {group.name}"
-    needs = [
-        *group.programs.values(),
-        *([f"requirements/{group.requirements}"] if group.requirements else []),
-    ]
+    needs = list(group.programs.values())
+    if group.requirements:
+        needs.append(f"requirements/{group.requirements}")
     return [
         group.name,
         f"{group.minutes:g}",
@@ -71,10 +67,8 @@ def _group_row(group: Group) -> list[str]:
 
 
 def _result_row(result: Result) -> list[str]:
-    counts = [
-        str(count)
-        for count in (result.passed, result.failed, sum(result.left_out.values()))
-    ]
+    left_out = sum(result.left_out.values())
+    counts = [str(result.passed), str(result.failed), str(left_out)]
     limit = ""
     if result.minutes:
         limit = f"{result.minutes:g} min"

@@ -87,19 +87,18 @@ def run_groups(
     files = files_with_tests()
     results = []
     for group in groups:
-        drawn = group.drawn if commit else None
-        own = [
-            *group.arguments,
-            *(["--drawn", f"{commit}:{drawn}"] if drawn else []),
-            *files_of(group, files),
-        ]
+        words = list(group.arguments)
         title = f"tests: {group.name}"
-        if drawn:
-            title += f", {drawn} drawn by the commit; again: {again(group, commit)}"
-        result = _run_pytest(programs, title, [*own, *arguments])
+        part = "all"
+        if commit and group.drawn:
+            words += ["--drawn", f"{commit}:{group.drawn}"]
+            part = f"{group.drawn} drawn"
+            title += f", {part} by the commit; again: {again(group, commit)}"
+        words += [*files_of(group, files), *arguments]
+        result = _run_pytest(programs, title, words)
         result.name = group.name
         result.minutes = group.minutes
-        result.part = f"{drawn} drawn" if drawn else "all"
+        result.part = part
         results.append(result)
         if programs.interrupted:
             break
@@ -113,9 +112,8 @@ def run_named(arguments: Sequence[str]) -> list[Result]:
 
 def names_tests(arguments: Sequence[str]) -> bool:
     """Return whether one of the arguments for pytest is a path of tests."""
-    return any(
-        word == "tests" or word.startswith(("tests/", "./tests")) for word in arguments
-    )
+    beginnings = ("tests/", "./tests")
+    return any(word == "tests" or word.startswith(beginnings) for word in arguments)
 
 
 def again(group: Group, commit: str | None) -> str:
@@ -159,14 +157,8 @@ def _run_pytest(programs: Programs, title: str, arguments: Sequence[str]) -> Res
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="ugro-tests-") as folder:
         tally = Path(folder) / "tally.json"
-        plugins = [
-            "-p",
-            "tests.left_out",
-            "-p",
-            "dev.pytest_group",
-            "--tally",
-            str(tally),
-        ]
+        plugins = ["-p", "tests.left_out", "-p", "dev.pytest_group"]
+        plugins += ["--tally", str(tally)]
         shared = ["-n", str(WORKERS), "--dist", "loadgroup"]
         code = programs.run(title, [program("pytest"), *plugins, *shared, *arguments])
         counts = json.loads(tally.read_text()) if tally.exists() else {}

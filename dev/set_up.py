@@ -29,13 +29,12 @@ def set_up(groups: Sequence[Group]) -> None:
 
 def packages_of(groups: Sequence[Group]) -> list[str]:
     """Return the Debian packages for programs of the groups missing on this machine."""
-    missing = [
-        packages
-        for group in groups
-        for name, packages in group.programs.items()
-        if which(name) is None
-    ]
-    return sorted({package for packages in missing for package in packages.split()})
+    missing: set[str] = set()
+    for group in groups:
+        for name, packages in group.programs.items():
+            if which(name) is None:
+                missing.update(packages.split())
+    return sorted(missing)
 
 
 def requirements_of(groups: Sequence[Group]) -> list[str]:
@@ -65,18 +64,10 @@ def _install_packages(packages: Sequence[str]) -> None:
 def _install_requirements(name: str) -> None:
     """Install a file of requirements into `.venv`; raises ToolMissing."""
     file = CHECKOUT / "requirements" / name
-    pip = [
-        sys.executable,
-        "-I",
-        "-m",
-        "pip",
-        "install",
-        "--no-user",
-        "--quiet",
-        "--disable-pip-version-check",
-    ]
+    pip = [sys.executable, "-I", "-m", "pip", "install"]
+    options = ["--no-user", "--quiet", "--disable-pip-version-check"]
     done = subprocess.run(
-        [*pip, "-r", str(file)],
+        [*pip, *options, "-r", str(file)],
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr,
         check=False,

@@ -27,8 +27,10 @@ def check(_context: Any, fix: bool = False, tests: bool = True) -> None:
 
     programs = running.Programs()
     failed = []
-    for name, argv in (CHECKS | FIXES if fix else CHECKS).items():
-        if programs.run(name, [running.program(argv[0]), *argv[1:]]) != 0:
+    commands = CHECKS | FIXES if fix else CHECKS
+    for name, (program, *words) in commands.items():
+        code = programs.run(name, [running.program(program), *words])
+        if code != 0:
             failed.append(name)
     if tests and not _run_tests([], everything=False, part=None, arguments=[]):
         failed.append("tests")
@@ -88,10 +90,12 @@ def chaos(
     from ugro_tasks.cli.show.format import note, show_json
 
     first = whole(seed, "--seed")
+    if first is None:
+        first = secrets.randbelow(1_000_000)
     set_up(choose(["chaos"], everything=False))
     summary = suite.run(
         whole(rounds, "--rounds", 1) or 1,
-        secrets.randbelow(1_000_000) if first is None else first,
+        first,
         suite.kinds_in(faults),
         tell=note,
         verbose=verbose,
@@ -120,7 +124,9 @@ def _run_tests(
         raise UsageError(
             "what stands after -- names tests. Leave out --all, --group and --part, or those paths"
         )
-    commit = running.commit_of(part or "HEAD") if part or everything else None
+    commit = None
+    if part or everything:
+        commit = running.commit_of(part or "HEAD")
     begun = time.monotonic()
     set_up(groups)
     set_up_seconds = time.monotonic() - begun
