@@ -93,16 +93,9 @@ class LabHost:
         timeout: float = 30,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command over OpenSSH, as the lab's user; needs `Lab.trust()` first."""
-        ssh = [
-            "ssh",
-            "-F",
-            str(self.ssh_config),
-            "-o",
-            "BatchMode=yes",
-            f"root@{self.address}",
-        ]
+        ssh = ["ssh", "-F", str(self.ssh_config), "-o", "BatchMode=yes"]
         return subprocess.run(
-            [*ssh, shlex.join(argv)],
+            [*ssh, f"root@{self.address}", shlex.join(argv)],
             check=check,
             input=input,
             timeout=timeout,
@@ -141,13 +134,14 @@ class LabHost:
         With `token`, only those with it in their environment. Processes left by `run` are included,
         zombies are not.
         """
-        return [
-            (process.pid, process.argv)
-            for process in self._all_processes()
-            if process.pid != 1
-            and not process.argv[0].startswith(("sshd:", "/usr/sbin/sshd"))
-            and (token is None or token in read_proc(process.outer_pid, "environ"))
-        ]
+        found = []
+        for process in self._all_processes():
+            is_sshd = process.argv[0].startswith(("sshd:", "/usr/sbin/sshd"))
+            if process.pid == 1 or is_sshd:
+                continue
+            if token is None or token in read_proc(process.outer_pid, "environ"):
+                found.append((process.pid, process.argv))
+        return found
 
     def kill(self, pid: int, sig: int = signal.SIGKILL) -> None:
         """Send a signal to a process by its pid on the host."""
@@ -158,9 +152,8 @@ class LabHost:
 
     def kill_all(self) -> None:
         """Kill everything on the host but process 1; sshd ends as well."""
-        done = self.run(
-            ["sh", "-c", KILL_ALL, "sh", str(namespace(self.pid, "pid"))], check=False
-        )
+        inode = str(namespace(self.pid, "pid"))
+        done = self.run(["sh", "-c", KILL_ALL, "sh", inode], check=False)
         if done.returncode == OUTSIDE:
             raise LabError(
                 f"{self.name}: the shell did not come into the host's processes; nothing was killed"
@@ -182,7 +175,8 @@ class LabHost:
     def slow(self, delay_ms: float = 0, loss_percent: float = 0) -> None:
         """Delay every packet to and from the host by delay_ms, and drop some."""
         self.fast()
-        near, far = f"{self.name}.near", f"{self.name}.far"
+        near = f"{self.name}.near"
+        far = f"{self.name}.far"
         self._switch(
             f"link add {near} type veth peer name {far}",
             f"link set {far} master sw up",
@@ -190,24 +184,17 @@ class LabHost:
         )
         prove_switch(self.switch_pid, self._lab_folder)
         # It runs in the background and ends with its port.
+        enter = ["nsenter", f"--target={self.switch_pid}", "--net", "setsid", "--fork"]
+        program = [sys.executable, "-I", str(HERE / "slow.py")]
+        words = [
+            self.name,
+            near,
+            str(delay_ms),
+            str(loss_percent),
+            str(self.switch_pid),
+        ]
         wire = subprocess.Popen(
-            [
-                *(
-                    "nsenter",
-                    f"--target={self.switch_pid}",
-                    "--net",
-                    "setsid",
-                    "--fork",
-                ),
-                *(sys.executable, "-I", str(HERE / "slow.py")),
-                *(
-                    self.name,
-                    near,
-                    str(delay_ms),
-                    str(loss_percent),
-                    str(self.switch_pid),
-                ),
-            ],
+            [*enter, *program, *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             env=self.environ | lab_token(self._lab_folder),
@@ -253,11 +240,11 @@ class LabHost:
     def listens(self) -> bool:
         """Return whether sshd accepts connections, be the host reachable or not."""
         sockets = read_proc(self.pid, "net/tcp").decode().splitlines()[1:]
-        return any(
-            line.split()[1].endswith(f":{SSH_PORT_HEX}")
-            and line.split()[3] == TCP_LISTEN
-            for line in sockets
-        )
+        for line in sockets:
+            _, address, _, state, *_ = line.split()
+            if address.endswith(f":{SSH_PORT_HEX}") and state == TCP_LISTEN:
+                return True
+        return False
 
     def start_sshd(self) -> None:
         """Start sshd if it does not run, and wait until it listens."""
@@ -269,7 +256,9 @@ class LabHost:
         self._tell_process_1(signal.SIGUSR2)
         # Process 1 removes the file when sshd has ended; only then can it start another.
         wait_until(lambda: not self._sshd_pid.exists(), f"{self.name}'s sshd to end")
-        for process in self._all_processes() if sessions else ():
+        if not sessions:
+            return
+        for process in self._all_processes():
             if process.argv[0].startswith("sshd:"):
                 self._signal(process, signal.SIGKILL)
 
@@ -307,12 +296,9 @@ class LabHost:
         (folder / "nvidia-smi").unlink(missing_ok=True)
         if recording is None:
             return
-        source = (
-            RECORDINGS / f"{recording}.json"
-            if isinstance(recording, str)
-            else recording
-        )
-        shutil.copyfile(source, folder / "gpus.json")
+        if isinstance(recording, str):
+            recording = RECORDINGS / f"{recording}.json"
+        shutil.copyfile(recording, folder / "gpus.json")
         program = folder / "nvidia-smi"
         text = (HERE / "nvidia_smi.py").read_text("utf-8")
         program.write_text(f"#!{sys.executable} -I\n{text}", "utf-8")
@@ -365,17 +351,10 @@ class LabHost:
 
     def _switch(self, *lines: str) -> subprocess.CompletedProcess[str]:
         prove_switch(self.switch_pid, self._lab_folder)
-        command = [
-            "nsenter",
-            f"--target={self.switch_pid}",
-            "--net",
-            "ip",
-            "-batch",
-            "-",
-        ]
+        ip = ["nsenter", f"--target={self.switch_pid}", "--net", "ip"]
         if len(lines) == 1:
-            return checked([*command[:-2], *lines[0].split()])
-        return checked(command, "\n".join(lines))
+            return checked([*ip, *lines[0].split()])
+        return checked([*ip, "-batch", "-"], "\n".join(lines))
 
     def _all_processes(self) -> list[Process]:
         """Return all processes of the host, process 1 and sshd included, zombies not."""
@@ -386,12 +365,8 @@ class LabHost:
             if own is None or namespace(outer_pid, "pid") != own:
                 continue
             inner = inner_pid(outer_pid)
-            argv = (
-                read_proc(outer_pid, "cmdline")
-                .decode(errors="replace")
-                .rstrip("\0")
-                .split("\0")
-            )
+            command = read_proc(outer_pid, "cmdline").decode(errors="replace")
+            argv = command.rstrip("\0").split("\0")
             if inner is not None and argv != [""]:
                 found.append(Process(inner, outer_pid, argv))
         return found

@@ -57,12 +57,8 @@ def mount(
     kind: str, target: str, source: str = "lab", flags: int = 0, data: str = ""
 ) -> None:
     """Call mount(2); raises OSError."""
-    if (
-        libc.mount(
-            source.encode(), target.encode(), kind.encode(), flags, data.encode()
-        )
-        != 0
-    ):
+    words = (source.encode(), target.encode(), kind.encode())
+    if libc.mount(*words, flags, data.encode()) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"mount {kind}: {os.strerror(code)}", target)
 
@@ -82,12 +78,11 @@ def mount_own(kind: str, place: str, data: str) -> int:
 
 
 def refuse_outside(outside: dict[str, int]) -> None:
-    """Exit unless this process has namespaces of its own; else its mounts would be the machine's."""
-    shared = [
-        name
-        for name, inode in outside.items()
-        if Path(f"/proc/self/ns/{name}").stat().st_ino == inode
-    ]
+    """Exit unless this process has namespaces of its own; else it would mount for everybody."""
+    shared = []
+    for name, inode in outside.items():
+        if Path(f"/proc/self/ns/{name}").stat().st_ino == inode:
+            shared.append(name)
     if shared or os.getpid() != 1:
         sys.exit(
             f"it has no {', '.join(shared)} namespace of its own (pid {os.getpid()}); nothing was mounted"
@@ -152,7 +147,8 @@ def layer_home(home: str, keep: list[str]) -> int:
     be neither below its lower one nor on another overlay, and both happen: a lab folder in the
     home, a container.
     """
-    upper, work = PRIVATE / "home", PRIVATE / "home.work"
+    upper = PRIVATE / "home"
+    work = PRIVATE / "home.work"
     for folder in (upper, work):
         folder.mkdir(mode=0o700)
     for name in (".ssh", ".ugro", "ugro"):
@@ -160,9 +156,8 @@ def layer_home(home: str, keep: list[str]) -> int:
         if not any(Path(path).is_relative_to(Path(home, name)) for path in keep):
             (upper / name).mkdir(mode=0o700)
             os.setxattr(upper / name, "trusted.overlay.opaque", b"y")
-    device = mount_own(
-        "overlay", home, f"lowerdir={home},upperdir={upper},workdir={work}"
-    )
+    layers = f"lowerdir={home},upperdir={upper},workdir={work}"
+    device = mount_own("overlay", home, layers)
     for name in (".bashrc", ".bash_profile", ".profile", ".zshenv"):
         # A developer's shell set-up (pyenv alone takes 0.25 s a login) is not part of a host.
         Path(home, name).unlink(missing_ok=True)

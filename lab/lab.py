@@ -48,6 +48,8 @@ ROOT = Path(__file__).parents[1]
 TRAINING_ENV = ROOT / ".ugro" / "env"
 LOGIN_PATH = "/run/lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 INTERFACES = ("eth0", "enp3s0", "eno1")
+# Beginnings of variables of the user's own that would change what `inv` and `ugro` do.
+NOT_INHERITED = ("SSH_", "UGRO_", "XDG_", "PET_", "INVOKE_", "FABRIC_")
 GPUS = ("rtx5070ti", "rtx4070", "rtx3070ti")
 
 
@@ -85,21 +87,15 @@ class Lab:
         try:
             lab.number = register(folder)
             lab._make_home()
-            lab._start_hosts(
-                hosts, share=[Path(path).resolve() for path in share], owned=owned
-            )
+            shared = [Path(path).resolve() for path in share]
+            lab._start_hosts(hosts, share=shared, owned=owned)
             lab._write_cluster_file(gpus=gpus)
-            write_state(
-                folder,
-                number=lab.number,
-                owned=owned,
-                hosts=[_fields(h) for h in lab.hosts],
-            )
+            fields = [_fields(host) for host in lab.hosts]
+            write_state(folder, number=lab.number, owned=owned, hosts=fields)
         except BaseException as error:
             lab.down()
-            if isinstance(error, LabError) and any(
-                sign in str(error) for sign in REFUSALS
-            ):
+            refused = any(words in str(error) for words in REFUSALS)
+            if isinstance(error, LabError) and refused:
                 raise LabUnavailable(
                     f"the kernel refuses what the lab needs (a container needs --privileged): {error}"
                 ) from error
@@ -166,18 +162,12 @@ class Lab:
     @property
     def environ(self) -> dict[str, str]:
         """Return the environment for `inv` and `ugro` as the lab's user."""
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(
-                ("SSH_", "UGRO_", "XDG_", "PET_", "INVOKE_", "FABRIC_")
-            )
-        }
-        return (
-            kept
-            | self.exports
-            | {"PATH": f"{sys.prefix}/bin:{os.environ.get('PATH', '')}"}
-        )
+        environ = dict(self.exports)
+        for name, value in os.environ.items():
+            if name not in environ and not name.startswith(NOT_INHERITED):
+                environ[name] = value
+        environ["PATH"] = f"{sys.prefix}/bin:{os.environ.get('PATH', '')}"
+        return environ
 
     @property
     def exports(self) -> dict[str, str]:
@@ -196,20 +186,8 @@ class Lab:
         ssh.mkdir(parents=True, mode=0o700)
         for folder in ("experiments", "logs"):
             (self.folder / folder).mkdir()
-        checked(
-            [
-                "ssh-keygen",
-                "-q",
-                "-t",
-                "ed25519",
-                "-N",
-                "",
-                "-C",
-                "lab",
-                "-f",
-                f"{ssh}/id_ed25519",
-            ]
-        )
+        keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab"]
+        checked([*keygen, "-f", f"{ssh}/id_ed25519"])
         self.known_hosts.touch(mode=0o600)
         addresses = self.subnet.replace(".0/24", ".*")
         self.ssh_config.write_text(
@@ -234,15 +212,14 @@ class Lab:
         switch = self._spawn(
             [*dies_with_us, "unshare", "--net", "sh", "-c", _SWITCH], "switch"
         )
+        public_key = (self.home / ".ssh" / "id_ed25519.pub").read_text("utf-8")
         inits = []
         for index in range(count):
             config = {
                 "name": f"lab{index}",
                 "home": home,
                 "keep": [str(path) for path in keep],
-                "authorized_key": (self.home / ".ssh" / "id_ed25519.pub").read_text(
-                    "utf-8"
-                ),
+                "authorized_key": public_key,
                 "path": LOGIN_PATH,
                 "sshd": which("sshd"),
                 "outside": outside(),
@@ -252,14 +229,16 @@ class Lab:
             argv += [str(Path(__file__).with_name("init.py")), json.dumps(config)]
             inits.append(self._spawn([*dies_with_us, *argv], f"lab{index}"))
         switch_pid = int(self._said(switch, "switch"))
+        network = ipaddress.ip_network(self.subnet)
         for index, init in enumerate(inits):
+            interface = f"enp{index}s0"
+            if index < len(INTERFACES):
+                interface = INTERFACES[index]
             self.hosts.append(
                 LabHost(
                     name=f"lab{index}",
-                    address=str(ipaddress.ip_network(self.subnet)[10 + index]),
-                    interface=INTERFACES[index]
-                    if index < len(INTERFACES)
-                    else f"enp{index}s0",
+                    address=str(network[10 + index]),
+                    interface=interface,
                     pid=int(self._said(init, f"lab{index}")),
                     switch_pid=switch_pid,
                     home=home,
@@ -329,38 +308,24 @@ class Lab:
             )
 
     def _write_cluster_file(self, *, gpus: bool) -> None:
-        hardware = []
+        nodes: list[dict[str, Any]] = []
         for index, host in enumerate(self.hosts):
             name = GPUS[index % len(GPUS)]
             host.nvidia_smi(name if gpus else None)
-            gpu = json.loads((RECORDINGS / f"{name}.json").read_text("utf-8"))["gpus"][
-                0
-            ]
-            model = (
-                gpu["name"].removeprefix("NVIDIA GeForce ").removesuffix(" Laptop GPU")
-            )
-            promise = {
-                "gpu_model": model,
-                "vram_gb": round(int(gpu["memory.total"]) / 1024),
-            }
-            hardware.append({"hardware": promise} if gpus else {})
-        nodes: list[dict[str, Any]] = [
-            {
+            node: dict[str, Any] = {
                 "name": host.name,
                 "hostname": host.name,
                 "ip": host.address,
                 "user": "root",
-                **promised,
                 "paths": {"project": self.project},
             }
-            for host, promised in zip(self.hosts, hardware, strict=True)
-        ]
+            if gpus:
+                node["hardware"] = _promise(name)
+            nodes.append(node)
         master = nodes[0] | {"port": 22}
-        workers = [
-            node | {"ssh_port": 22, "rank": rank}
-            for rank, node in enumerate(nodes)
-            if rank
-        ]
+        workers = []
+        for rank, node in enumerate(nodes[1:], start=1):
+            workers.append(node | {"ssh_port": 22, "rank": rank})
         document = {
             "cluster": {
                 "name": "lab",
@@ -397,6 +362,14 @@ class Lab:
 _SWITCH = "echo $$; exec sleep infinity"
 
 
+def _promise(recording: str) -> dict[str, Any]:
+    """Return the cluster file's `hardware` of a node with the GPU of a recording."""
+    text = (RECORDINGS / f"{recording}.json").read_text("utf-8")
+    gpu = json.loads(text)["gpus"][0]
+    model = gpu["name"].removeprefix("NVIDIA GeForce ").removesuffix(" Laptop GPU")
+    return {"gpu_model": model, "vram_gb": round(int(gpu["memory.total"]) / 1024)}
+
+
 def _fields(host: LabHost) -> dict[str, object]:
     return {name: getattr(host, name) for name in LabHost.__dataclass_fields__}
 
@@ -417,11 +390,12 @@ def _python_folders() -> list[Path]:
 def _outermost(paths: Iterable[Path]) -> list[Path]:
     """Return the folders that are in no other one, without the system's."""
     unique = {path for path in paths if path not in (Path("/"), Path("/usr"))}
-    return sorted(
-        path
-        for path in unique
-        if not any(path.is_relative_to(o) for o in unique - {path})
-    )
+    found = []
+    for path in unique:
+        others = unique - {path}
+        if not any(path.is_relative_to(other) for other in others):
+            found.append(path)
+    return sorted(found)
 
 
 def _ip(lines: list[str], inside_of: int | None = None) -> None:

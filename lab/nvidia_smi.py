@@ -47,11 +47,9 @@ def main(arguments: list[str]) -> int:
     if options.keys() == {"query-gpu", "format"}:
         return show(recording["gpus"], ALIASES, options)
     if options.keys() == {"query-gpu", "format", "id"}:
-        chosen = [
-            gpu
-            for gpu in recording["gpus"]
-            if options["id"] in (gpu["index"], gpu["uuid"])
-        ]
+        wanted = options["id"]
+        gpus = recording["gpus"]
+        chosen = [gpu for gpu in gpus if wanted in (gpu["index"], gpu["uuid"])]
         if not chosen:
             print("No devices were found")
             return NOT_FOUND
@@ -99,13 +97,12 @@ def show(
         print(", ".join(field + unit(field, " [{}]", with_units) for field in fields))
     now = time.strftime("%Y/%m/%d %H:%M:%S.000")
     for row in rows:
-        values = [(field, row.get(field, now)) for field in fields]
-        print(
-            ", ".join(
-                value + unit(field, " {}", with_units and not value.startswith("["))
-                for field, value in values
-            )
-        )
+        words = []
+        for field in fields:
+            value = row.get(field, now)
+            has_unit = with_units and not value.startswith("[")
+            words.append(value + unit(field, " {}", has_unit))
+        print(", ".join(words))
     return 0
 
 

@@ -65,16 +65,17 @@ def value(words: list[str], name: str) -> str:
 def manifest_of(words: list[str]) -> Path:
     if "--manifest-path" in words:
         return Path(value(words, "--manifest-path"))
-    return next(
-        path for path in (Path("pixi.toml"), Path("pyproject.toml")) if path.exists()
-    ).resolve()
+    path = Path("pixi.toml")
+    if not path.exists():
+        path = Path("pyproject.toml")
+    return path.resolve()
 
 
 def read(manifest: Path) -> dict[str, Any]:
     document = tomllib.loads(manifest.read_text())
-    found: dict[str, Any] = (
-        document if manifest.name == "pixi.toml" else document["tool"]["pixi"]
-    )
+    if manifest.name == "pixi.toml":
+        return document
+    found: dict[str, Any] = document["tool"]["pixi"]
     return found
 
 
@@ -88,31 +89,34 @@ def lock(manifest: Path) -> None:
 
 
 def digest(manifest: Path) -> str:
-    return hashlib.sha256(
-        json.dumps(read(manifest), sort_keys=True).encode()
-    ).hexdigest()
+    text = json.dumps(read(manifest), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def torch_of(workspace: dict[str, Any]) -> str:
     tables = [workspace, *workspace.get("feature", {}).values()]
-    return next(
-        str(t["dependencies"]["pytorch"])
-        for t in tables
-        if "pytorch" in t.get("dependencies", {})
-    )
+    for table in tables:
+        dependencies = table.get("dependencies", {})
+        if "pytorch" in dependencies:
+            return str(dependencies["pytorch"])
+    fail("the stand-in needs pytorch among the dependencies")
 
 
 def checked_lock(manifest: Path, words: list[str]) -> dict[str, Any]:
     path = manifest.with_name("pixi.lock")
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    found: dict[str, Any] = {}
+    if path.exists():
+        found = json.loads(path.read_text())
     if "--locked" in words and found.get("manifest") != digest(manifest):
         fail("lock-file not up-to-date with the workspace")
     return found
 
 
 def install(words: list[str]) -> None:
-    manifest, name = manifest_of(words), value(words, "--environment")
-    found, workspace = checked_lock(manifest, words), read(manifest)
+    manifest = manifest_of(words)
+    name = value(words, "--environment")
+    found = checked_lock(manifest, words)
+    workspace = read(manifest)
     if name != "default" and name not in workspace.get("environments", {}):
         fail(f"unknown environment '{name}' in {manifest}")
     folder = manifest.parent / ".pixi" / "envs" / name
@@ -123,11 +127,8 @@ def install(words: list[str]) -> None:
 def platform_for(workspace: dict[str, Any], name: str) -> dict[str, Any]:
     """Return the manifest's first platform usable on this machine."""
     driver = os.environ.get("CONDA_OVERRIDE_CUDA") or shutil.which("nvidia-smi")
-    platforms = [
-        p if isinstance(p, dict) else {"platform": p}
-        for p in workspace["workspace"]["platforms"]
-    ]
-    for platform in platforms:
+    for entry in workspace["workspace"]["platforms"]:
+        platform = entry if isinstance(entry, dict) else {"platform": entry}
         if driver or "cuda" not in platform:
             return platform
     fail(
@@ -161,14 +162,14 @@ def make(
 
 
 def shell_hook(words: list[str]) -> None:
-    manifest, name = manifest_of(words), value(words, "--environment")
+    manifest = manifest_of(words)
+    name = value(words, "--environment")
     folder = manifest.parent / ".pixi" / "envs" / name
     if "--no-install" in words and not folder.exists():
         fail(f"environment '{name}' is not installed")
     activate = f"export CONDA_PREFIX={folder} PIXI_ENVIRONMENT_NAME={name} PATH={folder}/bin:$PATH\n"
-    activate += "".join(
-        f". {script}\n" for script in sorted(folder.glob("etc/conda/activate.d/*.sh"))
-    )
+    for script in sorted(folder.glob("etc/conda/activate.d/*.sh")):
+        activate += f". {script}\n"
     tell = "import json, os; print(json.dumps({'environment_variables': dict(os.environ)}))"
     subprocess.run(
         ["bash", "-c", f'{activate} exec "$0" -c "$1"', sys.executable, tell],
@@ -187,7 +188,8 @@ def pack(words: list[str]) -> None:
 
 
 def unpack(words: list[str]) -> None:
-    folder, name = Path(value(words, "--output-directory")), value(words, "--env-name")
+    folder = Path(value(words, "--output-directory"))
+    name = value(words, "--env-name")
     with tarfile.open(words[-1]) as archive:
         content = archive.extractfile("pixi-pack.json")
         assert content

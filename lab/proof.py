@@ -68,11 +68,8 @@ def prove_place(pid: int, place: str) -> int:
     """
     noted = _notes(pid)["places"].get(place)
     device = Path(f"/proc/{pid}/root{place}").stat().st_dev
-    if (
-        noted != device
-        or device == Path(place).stat().st_dev
-        or device in _own_devices()
-    ):
+    is_ours = device == Path(place).stat().st_dev or device in _own_devices()
+    if noted != device or is_ours:
         raise LabError(
             f"{place} of process {pid} is not what the lab mounted there: nothing was done"
         )
@@ -90,11 +87,12 @@ def prove_removable(pid: int, path: str) -> None:
 
 def mounts_below(folder: Path) -> list[Path]:
     """List the mounts in a folder, itself included; removing it would empty them."""
-    points = [
-        Path(line.split()[4].encode().decode("unicode_escape"))
-        for line in _mount_lines()
-    ]
-    return [point for point in points if point.is_relative_to(folder.resolve())]
+    found = []
+    for line in _mount_lines():
+        point = Path(line.split()[4].encode().decode("unicode_escape"))
+        if point.is_relative_to(folder.resolve()):
+            found.append(point)
+    return found
 
 
 def send_signal(pid: int, sig: int, is_meant: Callable[[int], bool]) -> bool:
@@ -134,10 +132,9 @@ def _prove_apart(pid: int, names: tuple[str, ...] | list[str]) -> None:
 
 
 def _notes(pid: int) -> dict[str, dict[str, int]]:
+    path = Path(f"/proc/{pid}/root/{NOTES}")
     try:
-        notes: dict[str, dict[str, int]] = json.loads(
-            Path(f"/proc/{pid}/root/{NOTES}").read_text("utf-8")
-        )
+        notes: dict[str, dict[str, int]] = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise LabError(
             f"process {pid}: {NOTES} of its host cannot be read ({error}): nothing was done"

@@ -87,7 +87,8 @@ def remove(folder: Path) -> None:
         interface = Path(f"/sys/class/net/ulab{link.name}")
         wait_until(lambda it=interface: not it.exists(), f"{interface.name} to go")  # type: ignore[misc]
     if (folder / STATE).exists():
-        if found := mounts_below(folder):
+        found = mounts_below(folder)
+        if found:
             raise LabError(
                 f"{found[0]} is a mount in the lab's folder: umount it, then again"
             )
@@ -137,18 +138,10 @@ def claim_folder(folder: Path | None) -> Path:
 
 def register(folder: Path) -> int:
     """Choose a free number for the lab, and link the folder under it."""
-    taken = [
-        ipaddress.ip_network(route["dst"], strict=False)
-        for route in json.loads(
-            checked(["ip", "-4", "-json", "route", "show", "table", "all"]).stdout
-        )
-        if route["dst"] != "default"
-    ]
+    taken = _routed_networks()
     for number in range(256):
-        network = ipaddress.ip_network(subnet(number))
-        if any(
-            network.overlaps(other) for other in taken if other.prefixlen >= WIDE_PREFIX
-        ):
+        network = ipaddress.IPv4Network(subnet(number))
+        if any(network.overlaps(other) for other in taken):
             continue
         REGISTRY.mkdir(mode=0o755, exist_ok=True)
         # Taken, or the registry was just removed with another lab: the next number will do.
@@ -158,6 +151,19 @@ def register(folder: Path) -> int:
     raise LabUnavailable(
         "this machine has routes to all of 10.87.0.0/16, which the lab would use"
     )
+
+
+def _routed_networks() -> list[ipaddress.IPv4Network]:
+    """Return the networks of this machine's routes, without those wider than WIDE_PREFIX."""
+    shown = checked(["ip", "-4", "-json", "route", "show", "table", "all"]).stdout
+    found = []
+    for route in json.loads(shown):
+        if route["dst"] == "default":
+            continue
+        network = ipaddress.IPv4Network(route["dst"], strict=False)
+        if network.prefixlen >= WIDE_PREFIX:
+            found.append(network)
+    return found
 
 
 def subnet(number: int) -> str:
@@ -171,10 +177,9 @@ def write_state(folder: Path, **more: object) -> None:
         "started_at": _started_at(pid),
         "pid_namespace": namespace(pid, "pid"),
     }
+    text = json.dumps({"creator": creator, **more}, indent=2, default=str)
     new = folder / f"{STATE}.new"
-    new.write_text(
-        json.dumps({"creator": creator, **more}, indent=2, default=str) + "\n", "utf-8"
-    )
+    new.write_text(f"{text}\n", "utf-8")
     new.replace(folder / STATE)
 
 

@@ -84,7 +84,8 @@ def main() -> None:
     name_a, name_b, delay_ms, loss_percent, switch_pid = sys.argv[1:]
     delay_seconds = float(delay_ms) / 1000
     loss = float(loss_percent) / 100
-    a, b = open_port(name_a), open_port(name_b)
+    a = open_port(name_a)
+    b = open_port(name_b)
     selector = selectors.DefaultSelector()
     selector.register(a.socket, selectors.EVENT_READ, (a, b))
     selector.register(b.socket, selectors.EVENT_READ, (b, a))

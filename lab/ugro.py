@@ -37,7 +37,8 @@ class Ugro:
     def __init__(
         self, lab: Lab, folder: Path, scripts: Path = SCRIPTS, hosts: int | None = None
     ) -> None:
-        self.lab, self.folder = lab, folder
+        self.lab = lab
+        self.folder = folder
         self.hosts = lab.hosts[:hosts]
         self.experiments = folder / "experiments"
         document = yaml.safe_load(lab.cluster_file.read_text())
@@ -84,9 +85,10 @@ class Ugro:
         self, name: str, args: str = "", *more: str
     ) -> subprocess.CompletedProcess[str]:
         """Launch a job and follow it to its end."""
-        return self.run(
-            "launch", "--name", name, *(["--args", args] if args else []), *more
-        )
+        words = ["launch", "--name", name]
+        if args:
+            words += ["--args", args]
+        return self.run(*words, *more)
 
     def detach(self, name: str, args: str, *more: str) -> Job:
         """Launch a job without following it."""
@@ -109,11 +111,12 @@ class Ugro:
     def kill_agent(self) -> int:
         """Kill the running agent with SIGKILL; return its pid, 0 without one."""
         pid = self.agent_pid()
-        if not pid or not send_signal(
-            pid, signal.SIGKILL, lambda pid: is_agent(pid, self.experiments)
-        ):
+        if not pid:
             return 0
-        return pid
+        killed = send_signal(
+            pid, signal.SIGKILL, lambda pid: is_agent(pid, self.experiments)
+        )
+        return pid if killed else 0
 
     def close(self) -> None:
         """End the agent of this folder."""
@@ -125,7 +128,8 @@ class Job:
     """One experiment folder, and the same job on the hosts."""
 
     def __init__(self, ugro: Ugro, folder: Path) -> None:
-        self.ugro, self.folder = ugro, folder
+        self.ugro = ugro
+        self.folder = folder
 
     def state(self) -> dict[str, Any]:
         state: dict[str, Any] = json.loads((self.folder / "state.json").read_text())
@@ -156,14 +160,9 @@ class Job:
         """Return the sha256 of each rank's log on the node and of the gathered one."""
         pairs = []
         for rank, host in enumerate(self.ugro.hosts):
-            (there,) = (
-                path.read_bytes()
-                for path in host.path("ugro/jobs").glob(f"{self.folder.name}.*/log")
-            )
-            here = (self.folder / "logs" / f"training_rank{rank}.log").read_bytes()
-            pairs.append(
-                (hashlib.sha256(there).hexdigest(), hashlib.sha256(here).hexdigest())
-            )
+            [there] = host.path("ugro/jobs").glob(f"{self.folder.name}.*/log")
+            here = self.folder / "logs" / f"training_rank{rank}.log"
+            pairs.append((_sha256(there), _sha256(here)))
         return pairs
 
     def processes(self, host: LabHost) -> list[tuple[int, list[str]]]:
@@ -172,22 +171,26 @@ class Job:
 
     def pid(self, host: LabHost, word: str) -> int:
         """Return the pid of the job's process on the host with this word in its command."""
-        pids = [
-            pid
-            for pid, argv in self.processes(host)
-            if any(word in part for part in argv)
-        ]
+        pids = []
+        for pid, argv in self.processes(host):
+            if any(word in part for part in argv):
+                pids.append(pid)
         assert pids, (word, self.processes(host))
         return pids[-1]
 
     def left(self) -> list[tuple[int, list[str]]]:
         """Return all processes of the job on all hosts."""
-        return [
-            process for host in self.ugro.lab.hosts for process in self.processes(host)
-        ]
+        found = []
+        for host in self.ugro.lab.hosts:
+            found += self.processes(host)
+        return found
 
     def seconds_until_gone(self, limit: float = 20) -> float:
         """Wait until no process of the job is left; return the seconds."""
         begun = time.monotonic()
         wait_until(lambda: not self.left(), f"{self.left()} to end", limit)
         return time.monotonic() - begun
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -34,7 +34,8 @@ parser.add_argument(
 )
 options = parser.parse_args()
 
-rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+rank = int(os.environ["RANK"])
+world = int(os.environ["WORLD_SIZE"])
 output = Path(os.environ["UGRO_OUTPUT_DIR"])
 checkpoints = output / "checkpoints"
 checkpoints.mkdir(exist_ok=True)
@@ -84,9 +85,9 @@ for step in range(first + 1, options.steps + 1):
             file.write(json.dumps({"step": step, "loss": 1.0 / step}) + "\n")
     if step % options.save_every == 0:
         save(step)
-    if rank == 1 and step in {
-        options.die_at,
-        options.die_unless_resumed if not first else -1,
-    }:
+    dies_at = {options.die_at}
+    if not first:
+        dies_at.add(options.die_unless_resumed)
+    if rank == 1 and step in dies_at:
         print("rank 1 has had enough", flush=True)
         sys.exit(3)

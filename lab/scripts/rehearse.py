@@ -41,7 +41,8 @@ parser.add_argument(
 parser.add_argument("--echo", default="")
 options = parser.parse_args()
 
-rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+rank = int(os.environ["RANK"])
+world = int(os.environ["WORLD_SIZE"])
 output = Path(os.environ["UGRO_OUTPUT_DIR"])
 print(f"rank {rank} of {world} in {os.environ['UGRO_JOB_ID']}", flush=True)
 if options.echo:
@@ -56,7 +57,8 @@ if options.raw:
 line = b"%07d " % rank + b"x" * 91 + b"\n"
 for _ in range(options.bytes // (len(line) * 1000)):
     sys.stdout.buffer.write(line * 1000)
-begun, step = time.monotonic(), 0
+begun = time.monotonic()
+step = 0
 while time.monotonic() - begun < options.seconds:
     print(f"rank {rank} step {step}", flush=True)
     if rank == 0:
