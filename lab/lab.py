@@ -48,7 +48,7 @@ ROOT = Path(__file__).parents[1]
 TRAINING_ENV = ROOT / ".ugro" / "env"
 LOGIN_PATH = "/run/lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 INTERFACES = ("eth0", "enp3s0", "eno1")
-# Beginnings of variables of the user's own that would change what `inv` and `ugro` do.
+# Prefixes of variables of the user that would affect `inv` and `ugro`.
 NOT_INHERITED = ("SSH_", "UGRO_", "XDG_", "PET_", "INVOKE_", "FABRIC_")
 GPUS = ("rtx5070ti", "rtx4070", "rtx3070ti")
 

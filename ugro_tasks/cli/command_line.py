@@ -221,7 +221,7 @@ class PairsArgument(Argument):
             self.raw_value = None
 
 
-# ---- what was typed ----
+# ---- the command line ----
 
 
 def calls(words: Sequence[str]) -> list[Call]:

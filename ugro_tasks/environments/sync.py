@@ -253,7 +253,7 @@ def _chosen(cluster: Cluster, nodes: Collection[str] | None) -> list[Node]:
 
 
 def _store(cluster: Cluster, state: State, tell: Tell) -> Path:
-    assert state.recipe  # noqa: S101  (what is behind has one)
+    assert state.recipe  # noqa: S101  (a stale environment has one)
     tell(state.node.name, Progress(phase="fetching packages"))
     return fill(cluster, state.node, state.recipe, state.facts)
 
@@ -268,7 +268,7 @@ def _make(
     """Build the node's environment; raises the reason if that fails."""
     node = state.node
     recipe = state.recipe
-    assert recipe  # noqa: S101  (what is behind has one)
+    assert recipe  # noqa: S101  (a stale environment has one)
     if store:
         push(store, host, place_of(node), lambda percent: say(_pushing(percent)))
     stamp = state.facts.environment.known_stamp
@@ -333,7 +333,7 @@ def _slots(cluster: Cluster, node: Node) -> list[str]:
     return [other.slot for other in cluster.nodes if where(other) == where(node)]
 
 
-# ---- what is the same for all nodes ----
+# ---- faults shared by all nodes ----
 
 
 def _stale_uv_locks(cluster: Cluster, todo: list[State]) -> dict[str, UgroError]:

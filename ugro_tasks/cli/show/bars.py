@@ -13,7 +13,7 @@ from .format import note
 from .live import LiveConsole
 from .values import byte_size, duration
 
-if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
+if TYPE_CHECKING:  # for annotations only, to load fast
     from ...environments.sync import Progress
 
 

@@ -11,7 +11,7 @@ from .console import open_console, style
 from .format import columns, show_json
 from .values import byte_size
 
-if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
+if TYPE_CHECKING:  # for annotations only, to load fast
     from ...outputs.clean import Cleaning
 
 

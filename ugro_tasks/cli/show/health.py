@@ -11,7 +11,7 @@ from ..task import as_called
 from .console import Printer, open_console, style
 from .format import columns, show_json
 
-if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
+if TYPE_CHECKING:  # for annotations only, to load fast
     from ...health.node_checks import Check
     from ...health.report import ClusterHealth, NodeHealth
 

@@ -12,7 +12,7 @@ from ...jobs.plan import LaunchPlan
 from ...text import printable
 from .format import note, show_json
 
-if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
+if TYPE_CHECKING:  # for annotations only, to load fast
     from ...launch.dry_run import Rehearsal
 
 

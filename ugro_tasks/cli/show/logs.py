@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ...text import printable
 from .format import note
 
-if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
+if TYPE_CHECKING:  # for annotations only, to load fast
     from ...jobs.experiment import Experiment
 
 

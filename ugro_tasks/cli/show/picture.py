@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import RecordError, ToolMissing, UsageError
 from ...jobs.metrics import EVAL_LOSS, LOSS
 
-if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
+if TYPE_CHECKING:  # for annotations only, to load fast
     from ...reports.results import Results
 
 

@@ -9,7 +9,7 @@ from ...text import printable_lines
 from .console import open_console
 from .format import note, show_json
 
-if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
+if TYPE_CHECKING:  # for annotations only, to load fast
     from ...hosts.answers import Process
 
 

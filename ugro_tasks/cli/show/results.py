@@ -12,7 +12,7 @@ from .format import columns, show_json
 from .status import show_cause, show_job_head
 from .values import byte_size, clock, duration, mean_and_max, number, short
 
-if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
+if TYPE_CHECKING:  # for annotations only, to load fast
     from ...jobs.gpu_use import CardUse
     from ...jobs.metrics import Metrics
     from ...jobs.state import Attempt

@@ -10,7 +10,7 @@ from .console import Printer, open_console, style
 from .format import coloured, columns, note, show_json
 from .values import clock, duration
 
-if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
+if TYPE_CHECKING:  # for annotations only, to load fast
     from ...hosts.answers import StateAnswer
     from ...reports.status import JobLine, JobReport, NoAnswer
 

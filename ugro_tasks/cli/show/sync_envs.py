@@ -12,7 +12,7 @@ from .console import open_console
 from .format import columns, note, show_json
 from .values import byte_size
 
-if TYPE_CHECKING:  # what is only shown need not be loaded for what is not
+if TYPE_CHECKING:  # for annotations only, to load fast
     from ...environments.sync import State, Synced
 
 
