@@ -56,7 +56,7 @@ class Data:
     notes: tuple[str, ...]
 
 
-class Shares:
+class RankBatches:
     """This rank's part of each global micro-batch, as a list of indices: its batch size of every sum of all.
 
     The order follows from seed and epoch alone, so that any number of ranks sees the same sequences in the same steps.
@@ -97,14 +97,19 @@ class Shares:
 
 
 class Loader(DataLoader):
-    """Batches by `Shares`. It draws nothing from torch's global generator, whose state a resumed run restores."""
+    """Batches by `RankBatches`. It draws nothing from torch's global generator, whose state a resumed run restores."""
 
     def __init__(
-        self, sequences: Sequences, shares: Shares, pad_id: int, *, pin_memory: bool
+        self,
+        sequences: Sequences,
+        batches: RankBatches,
+        pad_id: int,
+        *,
+        pin_memory: bool,
     ) -> None:
         super().__init__(
             sequences,
-            batch_sampler=shares,
+            batch_sampler=batches,
             collate_fn=collator(pad_id),
             generator=torch.Generator(),
             pin_memory=pin_memory,

@@ -20,7 +20,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from .checkpoints import remove, whole_ones, write_manifest
-from .data import NO_LABEL, Data, Loader, Shares
+from .data import NO_LABEL, Data, Loader, RankBatches
 from .gang import Gang
 from .preflight import STATE, Inputs
 from .stopping import GRACE_SECONDS, Stop
@@ -113,7 +113,7 @@ class ProductionTrainer(Trainer):
 
     def get_train_dataloader(self) -> Loader:
         """Not prepared by accelerate, which would deal out batches of one size."""
-        shares = Shares(
+        batches = RankBatches(
             len(self.data.train),
             self.batch_sizes,
             self.gang.rank,
@@ -121,7 +121,7 @@ class ProductionTrainer(Trainer):
         )
         return Loader(
             self.data.train,
-            shares,
+            batches,
             self._pad_id,
             pin_memory=self.gang.device.type == "cuda",
         )
@@ -176,12 +176,12 @@ class ProductionTrainer(Trainer):
 
         Not the Trainer's, which gives all ranks as much, and weights batches alike however many tokens they hold.
         """
-        shares = Shares(
+        batches = RankBatches(
             len(self.data.validation or ()), self.batch_sizes, self.gang.rank
         )
         loader = Loader(
             self.data.validation,
-            shares,
+            batches,
             self._pad_id,
             pin_memory=self.gang.device.type == "cuda",
         )
