@@ -11,8 +11,9 @@ On from where a run stopped:
     ... scripts/train_production.py --resume latest
 
 What can be set, and the defaults: config/training_defaults.yaml; by hand: --config FILE, --set SECTION.KEY=VALUE.
-Models and data sets are names on the hub or paths that every rank can read. UGRO gives a run UGRO_SETTINGS (JSON),
-UGRO_BATCH_SIZES (sequences of each rank's micro-step) and UGRO_RESUME (a checkpoint).
+Models and data sets are names on the hub or paths that every rank can read. UGRO gives a run UGRO_SETTINGS (JSON, all
+of them, checked), UGRO_BATCH_SIZES (sequences of each rank's micro-step), UGRO_MEMORY_MIB (what this rank will need of
+its card) and UGRO_RESUME (a checkpoint).
 
 A run writes into $UGRO_OUTPUT_DIR (default ./output): `metrics.jsonl`, `tensorboard/` and `artifacts/` on rank 0, and
 `checkpoints/checkpoint-<step>/` with a manifest on every node. `artifacts/adapter` or `artifacts/model` is the result.
@@ -76,6 +77,7 @@ from training.arguments import training_arguments  # noqa: E402
 from training.card import write_card  # noqa: E402
 from training.data import prepare  # noqa: E402
 from training.gang import Gang  # noqa: E402
+from training.memory import refuse_if_too_large  # noqa: E402
 from training.trainer import ProductionTrainer, make_readable  # noqa: E402
 
 
@@ -88,6 +90,13 @@ def train() -> int:
     say(
         f"rank {RANK} of {WORLD_SIZE} on {gang.name}: {gang.device}, micro-batch {inputs.batch_sizes[RANK]}"
     )
+    memory = gang.all_or_none(
+        lambda: refuse_if_too_large(
+            inputs.memory_mib, settings, inputs.batch_sizes[RANK], gang
+        )
+    )
+    if memory:
+        say(f"rank {RANK}: {memory}")
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity("WARNING" if RANK == 0 else "ERROR")
 
@@ -109,13 +118,6 @@ def train() -> int:
     held_out = f", {len(data.validation)} for validation" if data.validation else ""
     progress(f"{len(data.train)} sequences of {length} tokens to train on{held_out}")
 
-    batch_size = inputs.batch_sizes[RANK]
-    memory = gang.all_or_none(
-        lambda: models.refuse_if_too_large(
-            settings, config, precision, length, batch_size, gang
-        )
-    )
-    say(f"rank {RANK}: {memory}")
     model = gang.all_or_none(
         lambda: models.load_model(settings, inputs, config, precision, gang.device)
     )

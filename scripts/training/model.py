@@ -1,4 +1,4 @@
-"""The model, as the settings and the device want it, and whether it will fit."""
+"""The model, as the settings and the device want it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,20 +21,9 @@ from transformers import (
 )
 
 from .faults import Fault, in_one_line
-from .gang import Gang
 from .preflight import Inputs, refuse_config
 
 ALL_LINEAR = "all-linear"  # as peft calls it
-MIB, GIB = 2**20, 2**30
-# What a weight takes, in bytes; 4 bits with a byte of scale for each 64 of them, and a float32 for each 256 scales.
-QUANTIZED_BYTES = {4: 0.5 + 1 / 64 + 4 / (64 * 256), 8: 1.0}
-OPTIMIZER_BYTES = {
-    "adamw": 8,
-    "adamw_8bit": 2,
-    "paged_adamw_8bit": 2,
-    "adafactor": 0.1,
-    "sgd": 0,
-}
 
 
 @dataclass(frozen=True)
@@ -137,107 +125,6 @@ def choose_precision(
     return Precision(
         held, held if settings.lora.enabled else torch.float32, bits, bool(own)
     )
-
-
-def refuse_if_too_large(
-    settings: SimpleNamespace,
-    config: Any,
-    precision: Precision,
-    length: int,
-    batch_size: int,
-    gang: Gang,
-) -> str:
-    """A line with what the model will take and what is free. Raises Fault if it cannot fit at all."""
-    parts = _memory_needed(settings, config, precision, length, batch_size)
-    if gang.device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(gang.device)
-        what = f"GPU memory ({torch.cuda.get_device_name(gang.device)})"
-    else:
-        free, total = _host_memory()
-        what = "memory"
-    least = sum(parts.values()) - parts["activations"]
-    listed = ", ".join(f"{name} {_size(value)}" for name, value in parts.items())
-    sizes = f"{_size(free)} of {_size(total)} are free"
-    if least > free > 0:
-        raise Fault(
-            f"not enough {what} on {gang.name}: at least {_size(least)} are needed ({listed}), {sizes}; "
-            "take a smaller model, batch size or model.max_seq_length, or quantise it"
-        )
-    estimate = sum(parts.values())
-    doubt = "; it may not be enough" if estimate > free > 0 else ""
-    return f"{what}: about {_size(estimate)} needed ({listed}), {sizes}{doubt}"
-
-
-def _memory_needed(
-    settings: SimpleNamespace,
-    config: Any,
-    precision: Precision,
-    length: int,
-    batch_size: int,
-) -> dict[str, float]:
-    """Bytes by what takes them; all but the activations are sure to be needed.
-
-    Of each token the backward pass keeps, in a layer that computes in c bytes with frozen weights: 8h for the norms,
-    5ch of attention, 3ci of the feed-forward part, and the input of each matrix with an adapter in float32 and in c.
-    Weights that are trained need the inputs of all matrices: (28 + 4c)h + 4ci.
-    """
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config)
-    linears = {name: m for name, m in empty.named_modules() if isinstance(m, nn.Linear)}
-    head = empty.get_output_embeddings()
-    inner = {name: m for name, m in linears.items() if m is not head}
-    in_matrices = sum(m.weight.numel() for m in inner.values())
-    everything = sum(parameter.numel() for parameter in empty.parameters())
-    plain, compute = precision.weights.itemsize, precision.compute.itemsize
-    weights = (
-        in_matrices * QUANTIZED_BYTES.get(precision.bits or 0, plain)
-        + (everything - in_matrices) * plain
-    )
-
-    text, tokens = config.get_text_config(), batch_size * length
-    hidden, layers = text.hidden_size, text.num_hidden_layers
-    feed_forward = getattr(text, "intermediate_size", None) or 4 * hidden
-    if settings.lora.enabled:
-        targets = [m for name, m in inner.items() if _is_target(name, settings)]
-        trained = sum(
-            settings.lora.rank * (m.in_features + m.out_features) for m in targets
-        )
-        weights += 4 * trained
-        adapted = sum(m.in_features for m in targets) * (4 + compute) / layers
-        layer = hidden * (8 + 5 * compute) + feed_forward * 3 * compute + adapted
-    else:
-        trained = everything
-        layer = hidden * (28 + 4 * compute) + feed_forward * 4 * compute
-    checkpointing = settings.training.gradient_checkpointing
-    return {
-        "weights": weights,
-        "gradients": 4.0 * trained,
-        "optimizer": float(OPTIMIZER_BYTES[settings.optimizer.type] * trained),
-        "logits": 8.0
-        * tokens
-        * text.vocab_size,  # in float32, and the gradient of that
-        "activations": tokens
-        * (layers * plain * hidden + layer if checkpointing else layers * layer),
-    }
-
-
-def _size(count: float) -> str:
-    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / MIB:.1f} MiB"
-
-
-def _host_memory() -> tuple[int, int]:
-    """(available, total) bytes of this machine; zeros where nobody says."""
-    path = Path("/proc/meminfo")
-    fields = (
-        dict(line.split(":", 1) for line in path.read_text().splitlines())
-        if path.exists()
-        else {}
-    )
-    available, total = (
-        int(fields.get(name, "0 kB").split()[0])
-        for name in ("MemAvailable", "MemTotal")
-    )
-    return 1024 * available, 1024 * total
 
 
 def load_model(
@@ -369,11 +256,6 @@ def spare_the_network(model: Any) -> None:
     nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
         model, frozen + buffers
     )
-
-
-def _is_target(name: str, settings: SimpleNamespace) -> bool:
-    targets = settings.lora.target_modules
-    return targets == [ALL_LINEAR] or any(_named(name, target) for target in targets)
 
 
 def _named(name: str, target: str) -> bool:

@@ -32,6 +32,7 @@ class Inputs:
     dataset: str  # a file, a folder, or a name on the hub
     dataset_kind: str  # text, jsonl, folder or hub
     batch_sizes: tuple[int, ...]  # sequences in a micro-step of each rank
+    memory_mib: int | None  # what UGRO expects this rank to need of its card
     resume: Path | None
     offline: bool  # nothing has to come from the hub
 
@@ -45,6 +46,7 @@ def look(
     """The inputs of a run. Raises Fault for what is missing or does not fit."""
     world_size = int(environ.get("WORLD_SIZE", "1"))
     batch_sizes = _batch_sizes(settings, environ.get("UGRO_BATCH_SIZES"), world_size)
+    memory_mib = _memory(environ.get("UGRO_MEMORY_MIB"))
     model, model_is_here = _model(settings, environ)
     dataset, kind = _dataset(settings)
     checkpoint = (
@@ -58,7 +60,13 @@ def look(
             f"this Python lacks {', '.join(lacking)}; the environment must hold what scripts/requirements.txt lists"
         )
     return Inputs(
-        model, dataset, kind, batch_sizes, checkpoint, model_is_here and kind != "hub"
+        model=model,
+        dataset=dataset,
+        dataset_kind=kind,
+        batch_sizes=batch_sizes,
+        memory_mib=memory_mib,
+        resume=checkpoint,
+        offline=model_is_here and kind != "hub",
     )
 
 
@@ -101,6 +109,14 @@ def _batch_sizes(
             f"UGRO_BATCH_SIZES {told!r} has {len(numbers)} numbers for {world_size} ranks"
         )
     return tuple(int(number) for number in numbers)
+
+
+def _memory(told: str | None) -> int | None:
+    if told is None:
+        return None
+    if not (told.isascii() and told.isdecimal()):
+        raise Fault(f"UGRO_MEMORY_MIB {told!r}: write a whole number of MiB")
+    return int(told)
 
 
 def _model(settings: SimpleNamespace, environ: Mapping[str, str]) -> tuple[str, bool]:

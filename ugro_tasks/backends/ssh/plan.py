@@ -153,6 +153,9 @@ def _with_share(
         told["UGRO_SETTINGS"] = msgspec.json.encode(
             record.settings, order="sorted"
         ).decode()
+    # Who forces a launch wants no second refusal on the node.
+    if isinstance(needed, Memory) and not record.force:
+        told["UGRO_MEMORY_MIB"] = str(needed.total_mib)
     return msgspec.structs.replace(
         plan,
         env=plan.env | told,

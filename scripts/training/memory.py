@@ -1,0 +1,49 @@
+"""Whether this rank fits its card: UGRO's estimate, held against what is free there now."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+
+from .faults import Fault
+from .gang import Gang
+
+MIB, GIB = 2**20, 2**30
+# UGRO has compared the same number with what was free before the start, and let 15 % pass. In what is free now this
+# process's own part of CUDA is missing, which is in the estimate. With less than this much of it, others took the rest.
+LEAST_PART = 0.75
+
+
+def refuse_if_too_large(
+    needed_mib: int | None, settings: SimpleNamespace, batch_size: int, gang: Gang
+) -> str | None:
+    """A line with what is needed and what is free; None without an estimate, or without a GPU. Raises Fault."""
+    if needed_mib is None or gang.device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(gang.device)
+    card = f"GPU memory ({torch.cuda.get_device_name(gang.device)})"
+    numbers = f"about {_gib(needed_mib * MIB)} GiB are needed, {_gib(free)} of {_gib(total)} are free"
+    if free < LEAST_PART * needed_mib * MIB:
+        raise Fault(
+            f"not enough {card} on {gang.name}: {numbers}; see what has the rest (nvidia-smi), or need less: "
+            f"{', '.join(_ways_to_need_less(settings, batch_size))}"
+        )
+    return f"{card}: {numbers}"
+
+
+def _ways_to_need_less(settings: SimpleNamespace, batch_size: int) -> list[str]:
+    ways = [f"a smaller model.max_seq_length (it is {settings.model.max_seq_length})"]
+    if batch_size > 1:
+        ways.append(f"a smaller training.batch_size_per_gpu (it is {batch_size} here)")
+    if not settings.training.gradient_checkpointing:
+        ways.append("training.gradient_checkpointing=true")
+    if not settings.lora.enabled:
+        ways.append("lora.enabled=true")
+    elif not settings.quantization.enabled:
+        ways.append("quantization.enabled=true")
+    return ways
+
+
+def _gib(count: int) -> str:
+    return f"{count / GIB:.1f}"
