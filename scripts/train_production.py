@@ -84,7 +84,7 @@ from training.trainer import ProductionTrainer, make_readable  # noqa: E402
 def train() -> int:
     """The exit code of this rank."""
     gang = Gang.join()
-    notes = list(options.notes)
+    notes: list[str] = []
     talks = RANK == 0 and settings.logging.log_level in ("DEBUG", "INFO")
     progress = say if talks else lambda _: None
     say(

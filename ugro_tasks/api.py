@@ -164,8 +164,8 @@ class LaunchOptions(TypedDict, total=False):
 
     model: str | None
     dataset: str | None
-    epochs: int | None
-    learning_rate: float | None
+    epochs: int | str | None  # a number, or as it was typed
+    learning_rate: float | str | None
     script: str | None  # in the scripts folder
     args: str | None  # more arguments for the script, quoted as for a shell
     settings: Iterable[str]  # SECTION.KEY=VALUE

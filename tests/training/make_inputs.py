@@ -110,20 +110,12 @@ def main() -> None:
     ]
     (root / "texts.jsonl").write_text("\n".join(rows) + "\n")
 
-    # What cannot be used: no weights, a configuration beyond any memory, a line that is no JSON.
-    for name, changes in (
-        ("empty", {}),
-        ("huge", {"hidden_size": 32768, "num_hidden_layers": 64}),
-    ):
-        shutil.copytree(
-            root / "llama",
-            root / name,
-            ignore=shutil.ignore_patterns("model.safetensors"),
-        )
-        sizes = {**config.to_dict(), **changes}
-        if changes:
-            sizes |= {"intermediate_size": 4 * 32768, "head_dim": 8192}
-        (root / name / "config.json").write_text(json.dumps(sizes))
+    # What cannot be used: no weights, a line that is no JSON.
+    shutil.copytree(
+        root / "llama",
+        root / "empty",
+        ignore=shutil.ignore_patterns("model.safetensors"),
+    )
     (root / "broken.jsonl").write_text(f"{rows[0]}\n{{\n")
 
     import datasets

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from ..errors import UsageError
 
@@ -28,14 +27,14 @@ def whole(text: str | int | None, flag: str, least: int = 0) -> int | None:
     """Return a whole number from a flag, None if it is absent; raise UsageError for other text."""
     if text is None:
         return None
-    return int(_number(text, flag, int, f"a whole number from {least} on", least))
-
-
-def decimal(text: str | float | None, flag: str) -> float | None:
-    """Return a number from a flag, None if it is absent; raise UsageError for other text."""
-    if text is None:
-        return None
-    return float(_number(text, flag, float, "a number, e.g. 2e-4", None))
+    try:
+        # By way of str: int() would cut 3.5 epochs, given from Python, to 3.
+        value = int(str(text))
+    except (ValueError, OverflowError):
+        value = least - 1
+    if value < least:
+        raise UsageError(f"{flag} {text}: use a whole number from {least} on")
+    return value
 
 
 AGE_SECONDS = {"h": 3600, "d": 86400, "w": 7 * 86400}
@@ -53,14 +52,3 @@ def age(text: str | None, flag: str) -> float:
             f"{flag} {text}: use hours, days or weeks, e.g. 12h, 30d or 4w"
         )
     return float(count) * AGE_SECONDS[unit]
-
-
-def _number(text: Any, flag: str, kind: type[Any], rule: str, least: int | None) -> Any:
-    try:
-        # By way of str: int() would cut 3.5 epochs, given from Python, to 3.
-        value = kind(str(text))
-    except (TypeError, ValueError, OverflowError):
-        value = None
-    if value is None or (least is not None and value < least):
-        raise UsageError(f"{flag} {text}: use {rule}")
-    return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .flags import CLUSTER_HELP, JSON_HELP, NODES_HELP, decimal, whole
+from .flags import CLUSTER_HELP, JSON_HELP, NODES_HELP, whole
 from .task import task
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ def launch(
     options: api.LaunchOptions = {
         "model": model,
         "dataset": dataset,
-        "epochs": whole(epochs, "--epochs", 1),
-        "learning_rate": decimal(lr, "--lr"),
+        "epochs": epochs,
+        "learning_rate": lr,
         "script": script,
         "args": args,
         "settings": set or [],

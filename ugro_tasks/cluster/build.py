@@ -28,7 +28,14 @@ from .model import (
     Timeouts,
     TrainingDefaults,
 )
-from .schema import ClusterFile, LoggingSection, NodesFile, Paths, TrainingSection
+from .schema import (
+    ClusterFile,
+    LoggingSection,
+    NodesFile,
+    Paths,
+    TrainingSection,
+    written_settings,
+)
 from .schema_nodes import (
     EnvironmentSection,
     Hardware,
@@ -156,11 +163,11 @@ def _master_port(form: Form) -> int:
 
 
 def _training(section: TrainingSection) -> TrainingDefaults:
-    """Take what is written and no more: config/training_defaults.yaml may say the rest."""
-    given = section.model_dump(exclude={"gradient_accumulation"}, exclude_unset=True)
-    if section.gradient_accumulation:
-        given["gradient_accumulation_steps"] = section.gradient_accumulation
-    return TrainingDefaults.given(**given)
+    """Take what is written and no more: config/training_defaults.yaml says the rest."""
+    settings: dict[str, dict[str, Any]] = {}
+    for setting, value in written_settings(section):
+        settings.setdefault(setting.section, {})[setting.key] = value
+    return TrainingDefaults(script=section.script, settings=settings)
 
 
 def _logging(section: LoggingSection) -> Logging:

@@ -2,8 +2,8 @@
 
 To check one takes pydantic and YAML, a quarter of the time that `inv health` takes. What was read is kept in
 `~/.cache/ugro/clusters/<key>.json`. The key is a hash over all that the cluster was made from: the file, where it lies,
-the variables that stand in it, and this folder's code, which alone says what a file means. What else was looked at
-stands inside: whether a lock file is there, and what config/logging.yaml held.
+the variables that stand in it, and this folder's code with config/training_schema.yaml, which alone say what a file
+means. What else was looked at stands inside: whether a lock file is there, and what config/logging.yaml held.
 Nothing depends on an entry: one that is damaged, or that cannot be written, is as none.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 
 from .. import __version__
 from .content import LOGGING_FILE, logging_content
+from .local import TRAINING_SCHEMA, shipped
 from .locks import LOCKS
 from .model import Cluster
 
@@ -102,9 +103,9 @@ class Remembered:
 
 
 def _hash_of_the_code() -> str:
-    """Hash the modules of this folder, names and content; 0.2 ms."""
+    """Hash the modules of this folder and the training schema, names and content; 0.2 ms."""
     found = hashlib.sha256()
-    for path in sorted(HERE.glob("*.py")):
+    for path in [*sorted(HERE.glob("*.py")), shipped(TRAINING_SCHEMA)]:
         content = path.read_bytes()
         found.update(f"{path.name} {len(content)}\n".encode() + content)
     return found.hexdigest()

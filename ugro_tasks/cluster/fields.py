@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -13,17 +13,23 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainValidator,
     TypeAdapter,
     WithJsonSchema,
 )
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import no_info_plain_validator_function
 
+from .rules import Rule
+from .training_schema import shipped_rules
 from .values import (
     NUMBER_MAX,
     PORT_MAX,
     RANK_MAX,
     SECONDS_MAX,
     UNSHOWN,
-    checked_batch_size,
     checked_line,
     checked_node_name,
     fully_matched,
@@ -91,7 +97,8 @@ def _log_format(value: str) -> str:
 
 
 # A line of text that cannot play tricks in a terminal, a command line or a file.
-Line = Annotated[str, AfterValidator(checked_line)]
+OneLine = AfterValidator(checked_line)
+Line = Annotated[str, OneLine]
 Word = Annotated[
     str,
     matching(rf"[^\s{UNSHOWN}-][^{UNSHOWN}]*", "must not begin with '-' or a space"),
@@ -155,7 +162,6 @@ Port = Annotated[
 Rank = Annotated[int, Field(ge=0, le=RANK_MAX)]
 PositiveInt = Annotated[int, Field(ge=1, le=NUMBER_MAX)]
 PositiveFloat = Annotated[float, Field(gt=0, le=NUMBER_MAX, allow_inf_nan=False)]
-Part = Annotated[float, Field(ge=0, lt=1)]
 Seconds = Annotated[float, Field(gt=0, le=SECONDS_MAX, allow_inf_nan=False)]
 WholeSeconds = Annotated[int, Field(ge=1, le=SECONDS_MAX)]
 LogFormat = Annotated[str, AfterValidator(_log_format)]
@@ -164,19 +170,56 @@ Level = Annotated[
     BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
 ]
 
-_BY_NODE = TypeAdapter(dict[NodeName, PositiveInt])
+
+class Setting:
+    """A key that stands for a training setting, as in `Annotated[int, Setting("training.num_epochs")]`.
+
+    What may stand there is a matter of its rule in config/training_schema.yaml, and of nothing else.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.section, _, self.key = name.partition(".")
+        self.rule = shipped_rules()[name]
+
+    def __get_pydantic_core_schema__(
+        self, _source: Any, _handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return no_info_plain_validator_function(self._fit)
+
+    def _fit(self, value: Any) -> Any:
+        """Hold a value against the rule; with one for each node, the fault is at the node whose value is wrong."""
+        if not (self.rule.by_node and isinstance(value, dict)):
+            return self.rule.fit(value)
+        of_one = PlainValidator(self.rule.of_one_node.fit)
+        return TypeAdapter(dict[NodeName, Annotated[Any, of_one]]).validate_python(
+            value
+        )
+
+    def __get_pydantic_json_schema__(
+        self, _schema: CoreSchema, _handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"description": self.rule.about, **_json_schema(self.rule)}
 
 
-def _batch_size(value: object) -> int | str | dict[str, int]:
-    """Check a batch size; with one for each node, the fault is at the node whose number is wrong."""
-    return (
-        _BY_NODE.validate_python(value)
-        if isinstance(value, dict)
-        else checked_batch_size(value)
-    )
+_JSON_TYPES = {"whole number": "integer", "number": "number", "yes or no": "boolean"}
+_JSON_LIMITS = {
+    "above": "exclusiveMinimum",
+    "least": "minimum",
+    "below": "exclusiveMaximum",
+    "most": "maximum",
+}
 
 
-BatchSize = Annotated[
-    PositiveInt | Literal["auto"] | dict[NodeName, PositiveInt],
-    BeforeValidator(_batch_size),
-]
+def _json_schema(rule: Rule) -> dict[str, Any]:
+    """Put a rule into the words of JSON schema, for editors."""
+    one: dict[str, Any] = {"type": _JSON_TYPES.get(rule.kind, "string")}
+    limits = {word: getattr(rule, part) for part, word in _JSON_LIMITS.items()}
+    one |= {word: limit for word, limit in limits.items() if limit is not None}
+    if rule.choices:
+        one["enum"] = list(rule.choices)
+    if rule.items is not None:
+        return {"type": "array", "items": one}
+    ways = [one, *({"const": word, "type": "string"} for word in rule.also)]
+    if rule.by_node:
+        ways.append({"type": "object", "additionalProperties": one})
+    return {"anyOf": ways} if len(ways) > 1 else one

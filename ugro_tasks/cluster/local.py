@@ -1,15 +1,22 @@
-"""The built-in cluster `local`, and the scripts that came with UGRO."""
+"""The built-in cluster `local`, and where that is which came with UGRO: scripts, and the files of config/."""
 
 import sys
 from pathlib import Path
 
 from .model import PACKAGE, Cluster, Environment, Node, TrainingDefaults
 
+TRAINING_SCHEMA = "config/training_schema.yaml"
+
+
+def shipped(name: str) -> Path:
+    """Return where a file or folder came with UGRO: in the installed package, or beside it in a checkout."""
+    installed = PACKAGE / name
+    return installed if installed.exists() else PACKAGE.parent / name
+
 
 def shipped_scripts() -> Path:
-    """Return the scripts that came with UGRO: in the installed package, or beside it in a checkout."""
-    installed = PACKAGE / "scripts"
-    return installed if installed.is_dir() else PACKAGE.parent / "scripts"
+    """Return the scripts that came with UGRO."""
+    return shipped("scripts")
 
 
 def shipped_or(scripts: Path) -> Path:
@@ -38,12 +45,13 @@ def local_cluster(root: Path) -> Cluster:
         description="three ranks on this machine's CPU",
         nodes=nodes,
         environment=environment,
-        training=TrainingDefaults.given(
+        training=TrainingDefaults(
             script="train_single_test.py",
-            model="char-transformer",
-            dataset="shakespeare",
-            epochs=3,
-            learning_rate=3e-3,
+            settings={
+                "model": {"name": "char-transformer"},
+                "dataset": {"name": "shakespeare"},
+                "training": {"num_epochs": 3, "learning_rate": 3e-3},
+            },
         ),
         root=root,
         experiments=root / "experiments",

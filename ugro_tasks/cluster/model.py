@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from ..codec import convert
 from ..errors import UsageError
@@ -31,10 +31,8 @@ Port = Annotated[int, Meta(ge=1, le=PORT_MAX)]
 Rank = Annotated[int, Meta(ge=0, le=RANK_MAX)]
 PositiveInt = Annotated[int, Meta(ge=1, le=NUMBER_MAX)]
 PositiveFloat = Annotated[float, Meta(gt=0, le=NUMBER_MAX)]
-Part = Annotated[float, Meta(ge=0, lt=1)]
 Seconds = Annotated[float, Meta(gt=0, le=SECONDS_MAX)]
 WholeSeconds = Annotated[int, Meta(ge=1, le=SECONDS_MAX)]
-BatchSize = PositiveInt | Literal["auto"] | dict[str, PositiveInt]
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 
@@ -99,36 +97,12 @@ class Node(Fact, frozen=True, kw_only=True):
         return self.slot == self.name and self.gpu_model is None
 
 
-class Lora(Fact, frozen=True, kw_only=True):
-    """Low-rank adapters: what `train_production.py` trains beside the frozen model."""
-
-    rank: PositiveInt = 16
-    alpha: PositiveInt = 32
-    dropout: Part = 0.05
-    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
-
-
 class TrainingDefaults(Fact, frozen=True, kw_only=True):
-    """What `inv launch` takes where no flag says otherwise; schema.py explains the keys."""
+    """What the cluster file says of trainings; what it does not say is not in here."""
 
     script: str = "train_production.py"
-    model: str = "unsloth/tinyllama-bnb-4bit"
-    dataset: str = "wikitext"
-    epochs: PositiveInt = 1
-    learning_rate: PositiveFloat = 2e-4
-    batch_size_per_gpu: BatchSize = 1
-    gradient_accumulation_steps: PositiveInt = 8
-    max_seq_length: PositiveInt = 2048
-    lora: Lora = Lora()
-    written: tuple[str, ...] = ()
-    """The keys that the cluster file gives, `lora.rank` among them; all others are only defaults."""
-
-    @classmethod
-    def given(cls, **values: Any) -> Self:
-        """Make the defaults that a cluster file gives, each key noted as written; `lora` is a mapping."""
-        lora = values.pop("lora", {})
-        written = (*values, *(f"lora.{name}" for name in lora))
-        return cls(**values, lora=Lora(**lora), written=written)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By section and key, as config/training_defaults.yaml has them."""
 
 
 class Timeouts(Fact, frozen=True, kw_only=True):
@@ -194,7 +168,7 @@ class Cluster(Fact, frozen=True, kw_only=True):
     def from_json(cls, plain: dict[str, Any]) -> Self:
         """Make the cluster that was stored so; raises ValueError where it is none."""
         _refuse_tricks(plain.get("nodes"))
-        return convert(cls, plain, hook=_path)
+        return convert(cls, _without_old_training(plain), hook=_path)
 
     @property
     def master(self) -> Node:
@@ -241,6 +215,15 @@ class Cluster(Fact, frozen=True, kw_only=True):
             msgspec.structs.replace(node, rank=rank) for rank, node in enumerate(chosen)
         )
         return msgspec.structs.replace(self, nodes=ranked)
+
+
+def _without_old_training(plain: dict[str, Any]) -> dict[str, Any]:
+    """Leave out how UGRO before 0.2 told of trainings: a job's record has all its settings elsewhere."""
+    training = plain.get("training")
+    if not isinstance(training, dict) or "written" not in training:
+        return plain
+    script = {key: training[key] for key in ("script",) if key in training}
+    return {**plain, "training": script}
 
 
 def _path(kind: type, value: Any) -> Any:

@@ -4,37 +4,39 @@
 machines under `nodes` and marks the master by rank 0; every other section is the same in both.
 `python -m ugro_tasks.cluster.schema > cluster.schema.json` writes the first for editors.
 
-What can be written of one machine: schema_nodes.py. The keys of LoraSection, TrainingSection,
-TimeoutsSection and LoggingSection, with their defaults, are those of the records in model.py; a test
-holds the two against each other.
+What can be written of one machine: schema_nodes.py. The keys of TimeoutsSection and LoggingSection, with
+their defaults, are those of the records in model.py; a test holds the two against each other. A key of
+TrainingSection or LoraSection is a setting of config/training_schema.yaml, by another name.
 """
 
 import json
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from .fields import (
     Address,
-    BatchSize,
     HerePath,
     Level,
     Line,
     LogFormat,
     NodeName,
     NodePath,
-    Part,
+    OneLine,
     Port,
-    PositiveFloat,
     PositiveInt,
     Script,
     Seconds,
     Section,
+    Setting,
     WholeSeconds,
-    Word,
 )
 from .schema_nodes import EnvironmentSection, Master, NamedNode, Worker
+from .yaml_lines import Document, Loc
+from .yaml_lines import written as dotted
 
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -95,35 +97,45 @@ class Paths(Section):
 class LoraSection(Section):
     """Low-rank adapters: what `train_production.py` trains beside the frozen model."""
 
-    rank: PositiveInt = 16
-    alpha: PositiveInt = 32
-    dropout: Part = 0.05
-    target_modules: tuple[Word, ...] = ("q_proj", "v_proj")
+    rank: Annotated[int | None, Setting("lora.rank")] = None
+    alpha: Annotated[int | None, Setting("lora.alpha")] = None
+    dropout: Annotated[float | None, Setting("lora.dropout")] = None
+    target_modules: Annotated[list[str] | None, Setting("lora.target_modules")] = None
 
 
 class TrainingSection(Section):
-    """What `inv launch` takes where no flag says otherwise."""
+    """What `inv launch` takes where no flag says otherwise; for what is not said, config/training_defaults.yaml."""
 
     script: Script = Field(
         default="train_production.py", validation_alias="default_script"
     )
     """The script in the scripts folder that every rank runs."""
-    model: Word = Field(
-        default="unsloth/tinyllama-bnb-4bit", validation_alias="default_model"
+    model: Annotated[str | None, Setting("model.name"), OneLine] = Field(
+        default=None, validation_alias="default_model"
     )
-    dataset: Word = Field(default="wikitext", validation_alias="default_dataset")
-    epochs: PositiveInt = Field(default=1, validation_alias="default_epochs")
-    learning_rate: PositiveFloat = Field(
-        default=2e-4, validation_alias="default_learning_rate"
+    dataset: Annotated[str | None, Setting("dataset.name"), OneLine] = Field(
+        default=None, validation_alias="default_dataset"
     )
-    batch_size_per_gpu: BatchSize = 1
+    epochs: Annotated[int | None, Setting("training.num_epochs")] = Field(
+        default=None, validation_alias="default_epochs"
+    )
+    learning_rate: Annotated[float | None, Setting("training.learning_rate")] = Field(
+        default=None, validation_alias="default_learning_rate"
+    )
+    batch_size_per_gpu: Annotated[
+        int | str | dict[str, int] | None, Setting("training.batch_size_per_gpu")
+    ] = None
     """Sequences per GPU and micro-step: a number for all nodes, `auto` (in the ratio of the cards' memory), or
     a number for each node: `{gpu-master: 3, gpu1: 2, gpu2: 2}`."""
-    gradient_accumulation_steps: PositiveInt = 8
-    max_seq_length: PositiveInt = 2048
+    gradient_accumulation_steps: Annotated[
+        int | None, Setting("training.gradient_accumulation_steps")
+    ] = None
+    max_seq_length: Annotated[int | None, Setting("model.max_seq_length")] = None
     """Tokens per sequence."""
     lora: LoraSection = LoraSection()
-    gradient_accumulation: PositiveInt | None = None
+    gradient_accumulation: Annotated[
+        int | None, Setting("training.gradient_accumulation_steps")
+    ] = None
     """The same as gradient_accumulation_steps."""
 
 
@@ -181,6 +193,41 @@ class NodesFile(Sections):
 
     cluster: NodesCluster = NodesCluster()
     nodes: dict[NodeName, NamedNode]
+
+
+def written_settings(section: TrainingSection) -> Iterator[tuple[Setting, Any]]:
+    """Yield the training settings that are written in the file, each with its value."""
+    written = section.model_dump(exclude_unset=True)
+    for names, _, setting in _settings_in(TrainingSection, (), ("training",)):
+        value: Any = written
+        for name in names:
+            value = value.get(name, {})
+        if value != {}:
+            yield setting, value
+
+
+def place_of(name: str, source: str) -> str:
+    """Say where in the cluster file at `source` a training setting stands; the file is read for it."""
+    path = Path(source)
+    document = Document(path.read_text("utf-8-sig") if path.is_file() else "")
+    for _, loc, setting in _settings_in(TrainingSection, (), ("training",)):
+        line = document.line_of_key(loc)
+        if f"{setting.section}.{setting.key}" == name and line:
+            return f"{source}, line {line}: {dotted(loc)}"
+    return f"{source}: {name}"
+
+
+def _settings_in(
+    section: type[BaseModel], names: tuple[str, ...], loc: Loc
+) -> Iterator[tuple[tuple[str, ...], Loc, Setting]]:
+    """Yield the settings that a section can have, by the names of its fields and by the keys of the file."""
+    for name, info in section.model_fields.items():
+        inside, at = (*names, name), (*loc, str(info.validation_alias or name))
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
+            yield from _settings_in(info.annotation, inside, at)
+        for part in info.metadata:
+            if isinstance(part, Setting):
+                yield inside, at, part
 
 
 def schema() -> dict[str, Any]:

@@ -5,8 +5,10 @@
     document.faults                         # all, in the order of their lines
 
 Three things differ from `yaml.safe_load`, all for the writer's sake: a plain value stays the text that
-was written until a form says what it is (so a user `no` is a user, a version 3.10 is not 3.1, and
+was written until a form or a rule says what it is (so a user `no` is a user, a version 3.10 is not 3.1, and
 `2e-4` is a number), a key without a value counts as not given, and `~` is a path, not nothing.
+
+Of training settings null is a value: without `expand` it is kept as text, too. `value_of` reads one value alone.
 """
 
 import re
@@ -15,9 +17,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from .values import shown
+from .rules import PLAIN_TAGS, Quoted, shown
 
 Loc = tuple[str | int, ...]
+Expand = Callable[[str, Loc], str]
 Loader: type[yaml.SafeLoader] | type[yaml.CSafeLoader] = getattr(
     yaml, "CSafeLoader", yaml.SafeLoader
 )
@@ -26,10 +29,6 @@ Loader: type[yaml.SafeLoader] | type[yaml.CSafeLoader] = getattr(
 MAX_VALUES = 10_000
 MAX_DEPTH = 20
 NULL, MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
-PLAIN_TAGS = {NULL} | {
-    f"tag:yaml.org,2002:{kind}"
-    for kind in ("map", "seq", "str", "int", "float", "bool", "timestamp", "value")
-}
 
 
 class Fault(NamedTuple):
@@ -42,10 +41,11 @@ class Fault(NamedTuple):
 class Document:
     """What a YAML text says, where it says it, and everything that is wrong with it.
 
-    `expand(name, loc)` gives the value of `${name}` at `loc`; its ValueError becomes a fault.
+    `expand(name, loc)` gives the value of `${name}` at `loc`; its ValueError becomes a fault. Without it every value is
+    kept as it was written: null is text as well, and what stood in quotes is `Quoted`.
     """
 
-    def __init__(self, text: str, expand: Callable[[str, Loc], str]) -> None:
+    def __init__(self, text: str, expand: Expand | None = None) -> None:
         self.data: dict[str, Any] = {}
         self._expand = expand
         self._faults: list[Fault] = []
@@ -53,19 +53,21 @@ class Document:
         self._lines: dict[Loc, int] = {(): 1}
         self._values = 0
         try:
-            _refuse_unreadable(text)
-            root = yaml.compose(text, Loader=Loader)
-            if not isinstance(root, yaml.MappingNode):
-                found = "nothing" if root is None else _kind_of_node(root)
-                raise _UnreadableError(
-                    1, f"the file must hold `key: value` lines, but holds {found}"
-                )
-            self.data = self._mapping(root, ())
+            self._read(text)
         except _UnreadableError as error:
             self._faults = [error.fault]
             self.data = {}
         except yaml.YAMLError as error:
             self._faults = [_syntax_fault(error, text)]
+
+    def _read(self, text: str) -> None:
+        root = _composed(text)
+        if not isinstance(root, yaml.MappingNode):
+            found = "nothing" if root is None else _kind_of_node(root)
+            raise _UnreadableError(
+                1, f"the file must hold `key: value` lines, but holds {found}"
+            )
+        self.data = self._mapping(root, ())
 
     @property
     def faults(self) -> list[Fault]:
@@ -77,6 +79,10 @@ class Document:
         while loc not in self._lines:
             loc = loc[:-1]
         return self._lines[loc]
+
+    def line_of_key(self, loc: Loc) -> int | None:
+        """The line of the key at `loc`; None where it is not written."""
+        return self._lines.get(loc)
 
     def fault(self, loc: Loc, text: str) -> None:
         """Note that the value at `loc` is wrong; only the first fault of a value is kept."""
@@ -137,19 +143,44 @@ class Document:
         return result
 
     def _scalar(self, node: yaml.Node, loc: Loc) -> str | None:
+        expand = self._expand
+        if expand is None:
+            quoted = bool(getattr(node, "style", None))
+            return Quoted(node.value) if quoted else str(node.value)
         if node.tag == NULL and node.value != "~":
             return None
         # Not up to any `}`: a megabyte of `${` without one would take hours.
         return re.sub(
-            r"\$\{([^{}]*)\}", lambda match: self._expanded(match, loc), node.value
+            r"\$\{([^{}]*)\}",
+            lambda match: self._expanded(match, loc, expand),
+            node.value,
         )
 
-    def _expanded(self, match: re.Match[str], loc: Loc) -> str:
+    def _expanded(self, match: re.Match[str], loc: Loc, expand: Expand) -> str:
         try:
-            return self._expand(match[1], loc)
+            return expand(match[1], loc)
         except ValueError as error:
             self.fault(loc, str(error))
             return match[0]
+
+
+class _Value(Document):
+    """One value, of any kind."""
+
+    value: Any = ""
+
+    def _read(self, text: str) -> None:
+        root = _composed(text)
+        if root is not None:
+            self.value = self._value(root, ())
+
+
+def value_of(text: str) -> Any:
+    """Read one value as it may stand behind a key: text, a list or a mapping of texts. Raises ValueError."""
+    found = _Value(text)
+    if found.faults:
+        raise ValueError(found.faults[0].text)
+    return found.value
 
 
 def written(loc: Loc) -> str:
@@ -162,14 +193,6 @@ def _key(key: str) -> str:
     return key if re.fullmatch(r"[\w-]{1,60}", key) else shown(key)
 
 
-def refuse_unreadable(text: str) -> None:
-    """Raise ValueError for a text that no parser of YAML must be given; YAMLError where it is none."""
-    try:
-        _refuse_unreadable(text)
-    except _UnreadableError as error:
-        raise ValueError(error.fault.text) from error
-
-
 class _UnreadableError(Exception):
     def __init__(self, line: int, text: str) -> None:
         self.fault = Fault(line, text)
@@ -179,6 +202,12 @@ def _too_much(line: int) -> _UnreadableError:
     return _UnreadableError(
         line, f"too much: at most {MAX_VALUES} values, at most {MAX_DEPTH} levels deep"
     )
+
+
+def _composed(text: str) -> yaml.Node | None:
+    """Return the tree of nodes that the text is; raises _UnreadableError and YAMLError."""
+    _refuse_unreadable(text)
+    return yaml.compose(text, Loader=Loader)
 
 
 def _refuse_unreadable(text: str) -> None:

@@ -35,7 +35,8 @@ class JobSpec(Struct, frozen=True, kw_only=True):
     learning_rate: float
     args: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
-    settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # see settings.py
+    # What model, dataset, epochs and learning_rate may be, too, training/settings.py has checked.
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     force: bool = False
     sync: bool = True  # bring environments that are behind up to date before the start
     max_restarts: int = 0  # of all ranks, after a failed rank or a lost node
@@ -66,16 +67,6 @@ class JobSpec(Struct, frozen=True, kw_only=True):
             faults.append(
                 f"--script {self.script!r}: name a .py file inside the scripts folder"
             )
-        if not 1 <= self.epochs <= 1_000_000:
-            faults.append(f"--epochs {self.epochs}: use a whole number from 1 on")
-        if not 0 < self.learning_rate < 1e3:
-            faults.append(
-                f"--lr {self.learning_rate:g}: use a number above 0, e.g. 2e-4"
-            )
-        if not self.model or self.model.startswith("-"):
-            faults.append(f"--model {self.model!r}: use a name or a path")
-        if not self.dataset or self.dataset.startswith("-"):
-            faults.append(f"--dataset {self.dataset!r}: use a name or a path")
         for key in self.env:
             if not VARIABLE.fullmatch(key):
                 faults.append(f"--env {key!r}: not a variable's name; use KEY=VALUE")

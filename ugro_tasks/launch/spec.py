@@ -45,8 +45,10 @@ def spec_from(
     variables = _variables(env)
     source = Experiments(cluster.experiments).find(resume) if resume else None
     before = source.record() if source else None
+    script = script or (before or cluster.training).script
     resolved = resolve(
         cluster,
+        script=script,
         model=model,
         dataset=dataset,
         epochs=epochs,
@@ -56,10 +58,8 @@ def spec_from(
     )
     if before:
         name = before.job_name if name is None else name
-        script = script or before.script
         variables = before.env | variables
         words = before.args if words is None else words
-    script = script or cluster.training.script
     return JobSpec(
         name=Path(script).stem if name is None else name,
         script=script,

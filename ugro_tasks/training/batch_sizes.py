@@ -13,7 +13,8 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ..cluster.model import Cluster, Node
-from ..cluster.values import checked_batch_size
+from ..cluster.rules import Misfit
+from ..cluster.training_schema import shipped_rules
 from ..errors import UsageError
 from ..jobs.plan import LaunchPlan, Memory
 from ..jobs.record import JobRecord
@@ -75,17 +76,17 @@ def batch_sizes(cluster: Cluster, settings: Settings, facts: Facts) -> dict[str,
 
 def requested_sizes(cluster: Cluster, settings: Settings) -> dict[str, int] | None:
     """The sizes that were asked for, node by node; None for `auto`. Raises UsageError for what is none."""
-    asked = settings.get("training", {}).get(
-        "batch_size_per_gpu", cluster.training.batch_size_per_gpu
-    )
+    section, key = "training", "batch_size_per_gpu"
+    otherwise = cluster.training.settings.get(section, {}).get(key, 1)
+    asked = settings.get(section, {}).get(key, otherwise)
     names = [node.name for node in cluster.nodes]
     try:
         # A name that is not of these nodes is no fault: the launch may be on some of the file's nodes only.
-        sizes = checked_batch_size(asked)
-    except ValueError as error:
+        sizes = shipped_rules()[f"{section}.{key}"].fit(asked)
+    except Misfit as error:
         raise UsageError(f"training.batch_size_per_gpu: {error}") from error
     if not isinstance(sizes, dict):
-        return None if sizes == "auto" else dict.fromkeys(names, int(str(sizes)))
+        return None if sizes == "auto" else dict.fromkeys(names, sizes)
     if missing := [name for name in names if name not in sizes]:
         near = get_close_matches(missing[0], sizes.keys() - set(names), n=1)
         hint = (
@@ -136,16 +137,12 @@ def _fitting(node: Node, settings: Settings, facts: Facts, wanted: int) -> int:
     return 1
 
 
-def effective_batch(
-    record: JobRecord, cluster: Cluster, sizes: Mapping[str, int]
-) -> int | None:
+def effective_batch(record: JobRecord, sizes: Mapping[str, int]) -> int | None:
     """Sequences in a step of all ranks together; None where the script may do otherwise."""
     if not is_foreseen(record):
         return None
     steps = record.settings.get("training", {}).get("gradient_accumulation_steps")
-    return sum(sizes.values()) * int(
-        steps or cluster.training.gradient_accumulation_steps
-    )
+    return sum(sizes.values()) * int(steps) if steps else None
 
 
 # ---- memory ----

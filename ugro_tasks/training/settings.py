@@ -4,266 +4,247 @@
     # {"model": {"name": ..., ...}, "training": {"learning_rate": 0.001, "warmup_steps": 50, ...}, ...}
 
 Each counts over the one before: the shipped config/training_defaults.yaml, the one in the cluster's own root, the
-cluster file's `training:` as far as it is written there, the launch's flags, `--set`. The two files are the schema: a
-key that is in neither cannot be set, and a value must be of the kind that the file has; null there takes any one value.
+cluster file's `training:` as far as it is written there, the launch's flags, `--set`. What may stand in all of them is
+said by config/training_schema.yaml. A key that has no rule there must be in one of the two files of defaults, and is of
+its default's kind; null there takes any one value.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ..cluster.model import PACKAGE, Cluster
-from ..cluster.values import checked_batch_size, shown
-from ..cluster.yaml_lines import Document, Loader, refuse_unreadable
+from ..cluster.local import TRAINING_SCHEMA, shipped, shipped_scripts
+from ..cluster.model import Cluster
+from ..cluster.rules import Misfit, Quoted, Rule, meant, shown
+from ..cluster.training_schema import (
+    Entry,
+    Rules,
+    entries,
+    has_own_rules,
+    refuse,
+    rules_for,
+)
+from ..cluster.yaml_lines import value_of
 from ..errors import UsageError
+from .batch_sizes import requested_sizes
 
 Settings = dict[str, dict[str, Any]]
 
 FILE = "config/training_defaults.yaml"
-BATCH_SIZE = ("training", "batch_size_per_gpu")
-# Where the settings have what the cluster file and the flags call otherwise.
-PLACES = {
-    "model": ("model", "name"),
-    "dataset": ("dataset", "name"),
-    "epochs": ("training", "num_epochs"),
-    "learning_rate": ("training", "learning_rate"),
-    "batch_size_per_gpu": BATCH_SIZE,
-    "gradient_accumulation_steps": ("training", "gradient_accumulation_steps"),
-    "max_seq_length": ("model", "max_seq_length"),
+# {a flag of the launch: the setting that it stands for}
+FLAGS = {
+    "--model": "model.name",
+    "--dataset": "dataset.name",
+    "--epochs": "training.num_epochs",
+    "--lr": "training.learning_rate",
 }
-AsWritten: type[yaml.BaseLoader] | type[yaml.CBaseLoader] = getattr(
-    yaml, "CBaseLoader", yaml.BaseLoader
-)
-KINDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "one value",
-}
+# What UGRO itself works with, whatever the script.
+OF_UGRO = (*FLAGS.values(), "training.batch_size_per_gpu")
 
 
 def resolve(
     cluster: Cluster,
     *,
+    script: str | None = None,
     model: str | None = None,
     dataset: str | None = None,
-    epochs: int | None = None,
-    learning_rate: float | None = None,
+    epochs: int | str | None = None,
+    learning_rate: float | str | None = None,
     sets: Sequence[str] = (),
     base: Settings | None = None,
 ) -> Settings:
-    """The settings by section and key; None is a flag that was not given.
+    """Return the settings by section and key; None is a flag that was not given, or the cluster file's script.
 
-    `base` are those of a job to go on from; they stand where the cluster file would. Raises UsageError for a file or a
-    `--set` that cannot be used.
+    `base` are those of a job to go on from; they stand where the cluster file would. Raises UsageError with every
+    fault in the files, the flags and `--set`, each with the place where it was said.
     """
-    settings, source = _schema(cluster.root)
-    schema = {section: dict(keys) for section, keys in settings.items()}
-    for section, keys in _sound(base or {}, schema).items():
-        settings.setdefault(section, {}).update(keys)
-    flags = {
-        "model": model,
-        "dataset": dataset,
-        "epochs": epochs,
-        "learning_rate": learning_rate,
-    }
-    said = [] if base else list(_of_cluster(cluster))
-    said += [
-        (PLACES[name], value) for name, value in flags.items() if value is not None
-    ]
-    for (section, key), value in said:
-        settings[section][key] = value
-    for pair in sets:
-        section, key, value = _parsed(pair, schema, source)
-        settings[section][key] = value
-    return settings
+    found = _Collected(_rules(cluster.root, script or cluster.training.script))
+    files = _files(cluster.root)
+    for path in files:
+        found.take(entries(path, found.faults))
+    found.faults += _impossible_needs(found.rules)
+    if base:
+        found.take(_of_record(base))
+    else:
+        where = _in_cluster_file(cluster)
+        found.take(_of_sections(cluster.training.settings), where)
+    flags = zip(FLAGS, (model, dataset, epochs, learning_rate), strict=True)
+    found.take(_of_flags(flags))
+    said = []
+    for entry in found.entries_of(sets, files[-1]):
+        said.append(entry)
+        found.take([entry])
+    refuse(found.faults)
+    refuse([*_without_effect(found, said), *_of_batch_sizes(cluster, found.settings)])
+    return found.settings
 
 
-def _sound(base: Settings, schema: Settings) -> Settings:
-    """The settings of a job to go on from, if each is still of its kind. Raises UsageError: a record may be damaged."""
-    for section, keys in base.items():
-        for key, value in keys.items():
-            try:
-                _refuse_nested(value, (section, key))
-                if key in schema.get(section, {}):
-                    _fit(value, value, schema[section][key], (section, key))
-            except ValueError as error:
-                raise UsageError(
-                    f"the job to go on from: {section}.{key}: {error}"
-                ) from error
-    return base
+def _rules(root: Path, script: str) -> Rules:
+    """Return the rules of a project for a script.
+
+    Those that came with UGRO are for the scripts that came with it. What another script takes, a project says in a
+    schema of its own; without one, only what UGRO itself works with has a rule.
+    """
+    rules = rules_for(root)
+    of_ours = {path.name for path in shipped_scripts().glob("*.py")}
+    if has_own_rules(root) or script in of_ours:
+        return rules
+    return {name: rules[name] for name in OF_UGRO}
 
 
-def _schema(root: Path) -> tuple[Settings, Path]:
-    """The defaults of both files, and the one that a user would look into."""
-    installed = PACKAGE / FILE
-    shipped = installed if installed.is_file() else PACKAGE.parent / FILE
-    defaults = _read(shipped, {})
+def _files(root: Path) -> list[Path]:
+    """Return the files of defaults; the last is the one that a user would look into."""
     own = root / FILE
-    if not own.is_file() or own.samefile(shipped):
-        return defaults, shipped
-    for section, keys in _read(own, defaults).items():
-        defaults.setdefault(section, {}).update(keys)
-    return defaults, own
+    files = [shipped(FILE)]
+    if own.is_file() and not own.samefile(files[0]):
+        files.append(own)
+    return files
 
 
-def _read(path: Path, defaults: Settings) -> Settings:
-    """What a file says, each value of the kind that `defaults` has for it. Raises UsageError."""
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeError) as error:
-        raise UsageError(
-            f"{path}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}"
-        ) from error
-    document = Document(text, lambda name, _: f"${{{name}}}")
-    if document.faults:
-        line, fault = document.faults[0]
-        raise UsageError(f"{path}, line {line}: {fault}")
-    try:
-        typed, written = _loaded(text)
-    except (ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: {error}") from error
-    found: Settings = {}
-    for section, keys in typed.items():
-        if not isinstance(keys, dict):
-            line = document.line((section,))
-            raise UsageError(
-                f"{path}, line {line}: {section} must be a section of `key: value` lines"
-            )
-        if odd := [key for key in (section, *keys) if not isinstance(key, str)]:
-            line = document.line((section,))
-            raise UsageError(
-                f"{path}, line {line}: the key {odd[0]!r} is no text; put it in quotes"
-            )
-        found[section] = {}
-        for key, value in keys.items():
-            known = defaults.get(section, {})
+class _Collected:
+    """The settings so far, the rule of each, and everything that is wrong with what was said."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = dict(rules)
+        self.settings: Settings = {}
+        self.faults: list[str] = []
+
+    def take(
+        self,
+        said: Iterable[Entry],
+        where: Callable[[Entry], str] = lambda entry: entry.where,
+    ) -> None:
+        """Take values that obey their rules; one that has none makes its own by what it is."""
+        for entry in said:
             try:
-                _refuse_nested(value, (section, key))
-                fitted = (
-                    _fit(value, written[section][key], known[key], (section, key))
-                    if key in known
-                    else value
-                )
-            except ValueError as error:
-                line = document.line((section, key))
-                raise UsageError(
-                    f"{path}, line {line}: {section}.{key}: {error}"
-                ) from error
-            found[section][key] = fitted
-    return found
+                rule = self.rules.get(entry.name)
+                rule = rule or Rule.of_default(meant(entry.value))
+                value = rule.fit(entry.value)
+            except Misfit as error:
+                self.faults.append(f"{where(entry)}: {error}")
+                # The key is there, so `--set` of it is no second fault.
+                self.rules.setdefault(entry.name, Rule("any"))
+                continue
+            self.rules.setdefault(entry.name, rule)
+            self.settings.setdefault(entry.section, {})[entry.key] = value
+
+    def entries_of(self, sets: Iterable[str], source: Path) -> Iterator[Entry]:
+        """Yield what `--set` says of keys that there are; `source` is where one looks them up."""
+        for pair in sets:
+            where = f"--set {shown(pair)[1:-1]}"
+            name, equals, text = pair.partition("=")
+            section, dot, key = name.strip().partition(".")
+            if not (equals and dot and section and key):
+                use = "use SECTION.KEY=VALUE, e.g. training.warmup_steps=50"
+                self.faults.append(f"{where}: {use}")
+            elif f"{section}.{key}" not in self.rules:
+                unknown = _unknown(section, key, self.rules)
+                self.faults.append(f"{where}: {unknown} (see {source})")
+            else:
+                try:
+                    yield Entry(section, key, value_of(text), where)
+                except ValueError as error:
+                    self.faults.append(f"{where}: {error}")
 
 
-def _of_cluster(cluster: Cluster) -> Iterator[tuple[tuple[str, str], Any]]:
-    """What is written in the cluster file, and not only its default."""
-    training = cluster.training
-    for name in training.written:
-        if name in PLACES:
-            yield PLACES[name], getattr(training, name)
-        elif name.startswith("lora."):
-            key = name.removeprefix("lora.")
-            value = getattr(training.lora, key)
-            yield ("lora", key), list(value) if isinstance(value, tuple) else value
+def _of_record(base: Settings) -> Iterator[Entry]:
+    """Yield the settings of a job to go on from, which have their kinds already."""
+    for entry in _of_sections(base):
+        where = f"the job to go on from: {entry.name}"
+        yield entry._replace(value=_as_it_is(entry.value), where=where)
 
 
-def _parsed(pair: str, schema: Settings, source: Path) -> tuple[str, str, Any]:
-    """(section, key, value) of a `--set`. Raises UsageError."""
-    name, equals, text = pair.partition("=")
-    section, dot, key = name.strip().partition(".")
-    if not (equals and dot and section and key):
-        raise UsageError(
-            f"--set {shown(pair)[1:-1]}: use SECTION.KEY=VALUE, e.g. training.warmup_steps=50"
-        )
-    if key not in schema.get(section, {}):
-        raise UsageError(
-            f"--set {shown(pair)[1:-1]}: {_unknown(section, key, schema)}; see {source}"
-        )
-    try:
-        value, written = _loaded(text)
-        _refuse_nested(value, (section, key))
-        written = written if isinstance(value, list) else text.strip()
-        return section, key, _fit(value, written, schema[section][key], (section, key))
-    except yaml.YAMLError as error:
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UsageError(
-            f"--set {shown(pair)[1:-1]}: {shown(text)} is not YAML: {problem}"
-        ) from error
-    except ValueError as error:
-        raise UsageError(f"--set {shown(pair)[1:-1]}: {error}") from error
+def _as_it_is(value: Any) -> Any:
+    """Mark text as text, so that it is not taken for what it looks like."""
+    if isinstance(value, list):
+        return [_as_it_is(item) for item in value]
+    return Quoted(value) if isinstance(value, str) else value
 
 
-def _loaded(text: str) -> tuple[Any, Any]:
-    """The same twice: as YAML has it, and as it was written, for where a `no` or an 007 is text.
-
-    Raises ValueError and YAMLError.
-    """
-    refuse_unreadable(text)
-    try:
-        return yaml.load(text, Loader), yaml.load(text, AsWritten)  # noqa: S506
-    except (LookupError, AttributeError, TypeError, OverflowError) as error:
-        raise ValueError(
-            f"{shown(text)} is not what its tag says"
-        ) from error  # as in !!bool x
+def _of_sections(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[Entry]:
+    for section, keys in settings.items():
+        for key, value in keys.items():
+            yield Entry(section, key, value, where="")
 
 
-def _refuse_nested(value: Any, place: tuple[str, str]) -> None:
-    """Raise ValueError for what is neither a value nor a list of values."""
-    items = value if isinstance(value, list) else [value]
-    if place != BATCH_SIZE and any(isinstance(item, (dict, list)) for item in items):
-        raise ValueError("must be one value or a list of values")
+def _in_cluster_file(cluster: Cluster) -> Callable[[Entry], str]:
+    """Return a function that says where in the cluster file a setting stands."""
+
+    def where(entry: Entry) -> str:
+        # Late, and only for a fault: the forms are a fifth of a command's start.
+        from ..cluster.schema import place_of
+
+        return place_of(entry.name, cluster.source)
+
+    return where
 
 
-def _fit(value: Any, text: Any, default: Any, place: tuple[str, str]) -> Any:
-    """The value as one of the kind of its default; `text` is how it was written. Raises ValueError."""
-    if place == BATCH_SIZE:
-        return checked_batch_size(value)
-    if isinstance(default, list):
-        if not isinstance(value, list) or not value:
-            raise ValueError(
-                f"must be a list like [{', '.join(map(str, default))}], not {shown(text)}"
-            )
-        pairs = zip(value, text, strict=True)
-        return (
-            [_scalar(item, written, type(default[0])) for item, written in pairs]
-            if default
-            else value
-        )
-    if default is None:
-        if isinstance(value, list):
-            raise ValueError(f"must be one value, not {shown(text)}")
-        return value
-    return _scalar(value, text, type(default))
+def _of_flags(flags: Iterable[tuple[str, Any]]) -> Iterator[Entry]:
+    for flag, value in flags:
+        if value is not None:
+            section, _, key = FLAGS[flag].partition(".")
+            yield Entry(section, key, value, f"{flag} {shown(str(value))[1:-1]}")
 
 
-def _scalar(value: Any, text: Any, kind: type) -> Any:
-    if kind is str and isinstance(text, str) and text:
-        # Quotes are YAML's; a plain `no` is a word here.
-        return value if isinstance(value, str) else text
-    if kind in (bool, int) and type(value) is kind:
-        return value
-    if kind is float and not isinstance(value, bool):
-        try:
-            number = float(value)  # of text, too: YAML takes 1e-8 for a word
-        except (TypeError, ValueError):
-            number = math.nan
-        if math.isfinite(number):
-            return number
-    raise ValueError(
-        f"must be {KINDS.get(kind, 'of the kind of its default')}, not {shown(text)}"
-    )
-
-
-def _unknown(section: str, key: str, schema: Mapping[str, Mapping[str, Any]]) -> str:
-    names = [f"{other}.{name}" for other, keys in schema.items() for name in keys]
-    elsewhere = [name for name in names if name.endswith(f".{key}")]
-    near = elsewhere or get_close_matches(f"{section}.{key}", names, n=1)
+def _unknown(section: str, key: str, names: Iterable[str]) -> str:
+    """Say that there is no such setting, and which one may be meant."""
+    known: dict[str, list[str]] = {}
+    for name in names:
+        known.setdefault(name.partition(".")[0], []).append(name)
+    everything = [name for keys in known.values() for name in keys]
+    elsewhere = [name for name in everything if name.endswith(f".{key}")]
+    near = elsewhere or get_close_matches(f"{section}.{key}", everything, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    if section not in schema:
-        return f"there is no section {shown(section)}{hint or '; there is ' + ', '.join(schema)}"
-    return f"{section} has no key {shown(key)}{hint or '; it has ' + ', '.join(schema[section])}"
+    if section not in known:
+        return f"there is no section {shown(section)}{hint or '; there is ' + ', '.join(known)}"
+    keys = ", ".join(name.partition(".")[2] for name in known[section])
+    return f"{section} has no key {shown(key)}{hint or '; it has ' + keys}"
+
+
+# ---- between keys ----
+
+
+def _impossible_needs(rules: Rules) -> Iterator[str]:
+    """Find what a schema lets a setting need and no setting can be."""
+    for name, rule in rules.items():
+        for other, wanted in rule.needs.items():
+            try:
+                rules[other].fit(wanted)
+            except (KeyError, Misfit):
+                yield f"{TRAINING_SCHEMA}: {name} needs {other}={wanted}, which cannot be"
+
+
+def _without_effect(found: _Collected, said: Iterable[Entry]) -> Iterator[str]:
+    """Find what `--set` asks for and another setting takes the effect of; a switch that is set off needs none."""
+    settings = found.settings
+    for entry in said:
+        needs = found.rules[entry.name].needs
+        if not needs or settings[entry.section][entry.key] is False:
+            continue
+        for other, wanted in needs.items():
+            section, _, key = other.partition(".")
+            value = settings.get(section, {}).get(key)
+            if value != found.rules[other].fit(wanted):
+                yield _has_no_effect(entry, other, value, wanted)
+        if entry.name in ("quantization.enabled", "quantization.bits"):
+            # Two halves of one switch; of 8 bits the model's half says nothing.
+            quantised = settings["quantization"]["enabled"]
+            four = settings["quantization"]["bits"] == 4
+            if quantised and four and not settings["model"]["load_in_4bit"]:
+                yield _has_no_effect(entry, "model.load_in_4bit", False, "true")
+
+
+def _has_no_effect(entry: Entry, other: str, value: Any, wanted: str) -> str:
+    now = {True: "true", False: "false", None: "null"}.get(value, value)
+    return f"{entry.where} has no effect: {other} is {now}; add --set {other}={wanted}"
+
+
+def _of_batch_sizes(cluster: Cluster, settings: Settings) -> Iterator[str]:
+    """Find a node of the launch that batch sizes by node leave out."""
+    try:
+        requested_sizes(cluster, settings)
+    except UsageError as error:
+        yield error.text

@@ -112,7 +112,7 @@ def test_a_caller_catches_the_error_of_a_task(here: Path) -> None:
         ns["logs"](Context(), "exp9")
     assert caught.value.exit_code == JobNotFound.exit_code
     assert isinstance(caught.value.__cause__, JobNotFound)
-    with pytest.raises(UgroError, match=r"3\.5: use a whole number") as wrong:
+    with pytest.raises(UgroError, match=r"3\.5: must be a whole number") as wrong:
         ns["launch"](Context(), epochs=3.5, dry_run=True)
     assert isinstance(wrong.value.__cause__, UsageError)
 

@@ -12,10 +12,14 @@ BAD = [
     (
         ["launch", "--name", "exp1", "--epochs", "three"],
         2,
-        "--epochs three: use a whole number from 1 on",
+        "--epochs three: must be a whole number, at least 1",
     ),
     (["launch", "--name", "exp1", "--epochs", "0"], 2, "--epochs 0"),
-    (["launch", "--name", "exp1", "--lr", "abc"], 2, "--lr abc: use a number"),
+    (
+        ["launch", "--name", "exp1", "--lr", "abc"],
+        2,
+        "--lr abc: must be a number, greater than 0",
+    ),
     (["launch", "--name", "exp1", "--lr", "-1"], 2, "--lr -1"),
     (["launch", "--name", "exp1", "--lr", "nan"], 2, "--lr nan"),
     (

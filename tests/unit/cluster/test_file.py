@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from ugro_tasks.cluster.file import load_cluster
 from ugro_tasks.cluster.local import local_cluster
-from ugro_tasks.cluster.model import Cluster, Environment, Node
+from ugro_tasks.cluster.model import Cluster, Environment, Node, TrainingDefaults
 from ugro_tasks.errors import ClusterFileError, UsageError
 
 REPOSITORY = Path(__file__).parents[3]
@@ -82,7 +82,7 @@ def test_form_by_name_promises_gpus_and_folders() -> None:
     assert {node.project for node in cluster.nodes} == {"~/ai-cluster"}
     assert cluster.experiments == Path("/home/ada/ugro/data/experiments")
     assert cluster.scripts == Path("/home/ada/ai-cluster/scripts")
-    assert cluster.training.gradient_accumulation_steps == 8
+    assert cluster.training.settings["training"]["gradient_accumulation_steps"] == 8
     assert cluster.environment.interpreter("~/x") == "python3"
 
 
@@ -98,7 +98,7 @@ def test_form_with_workers_fills_every_part() -> None:
     assert cluster.root == Path("/home/ada/projects/UGRO")
     assert cluster.experiments == cluster.root / "data" / "experiments"
     assert cluster.logs == cluster.root / "logs"
-    assert cluster.training.lora.target_modules == ("q_proj", "v_proj")
+    assert cluster.training.settings["lora"]["target_modules"] == ["q_proj", "v_proj"]
     assert cluster.timeouts.rendezvous_seconds == 300
     environment = cluster.nodes[1].environment
     assert (environment.manager, environment.torch_version) == ("pixi", "2.1.0")
@@ -140,13 +140,19 @@ def test_plain_values_stay_what_was_written(tmp_path: Path) -> None:
     assert (cluster.name, cluster.location) == ("007", "no")
     assert (cluster.master.name, cluster.master.user) == ("yes", "off")
     assert cluster.environment.python_version == "3.10"
-    assert cluster.training.learning_rate == 2e-4
+    assert cluster.training.settings == {"training": {"learning_rate": 2e-4}}
     assert cluster.experiments == Path("/home/ada")
+
+
+def test_a_record_of_an_older_version_can_be_read(tmp_path: Path) -> None:
+    plain = load(MASTER, tmp_path).as_json()
+    plain["training"] = {"script": "mine.py", "epochs": 3, "written": ["epochs"]}
+    assert Cluster.from_json(plain).training == TrainingDefaults(script="mine.py")
 
 
 def test_a_key_without_a_value_counts_as_not_given(tmp_path: Path) -> None:
     cluster = load(f"{MASTER}workers:\ntraining:\n  default_epochs:\n", tmp_path)
-    assert cluster.training.epochs == 1
+    assert cluster.training.settings == {}
 
 
 def test_workers_without_ranks_are_ranked_in_their_order(tmp_path: Path) -> None:
@@ -214,7 +220,7 @@ def test_a_batch_size_for_all_for_each_or_from_the_cards(
         f"{MASTER}workers: [{{name: a, ip: 10.0.0.2}}]\ntraining: {{batch_size_per_gpu: {written}}}",
         tmp_path,
     )
-    assert cluster.training.batch_size_per_gpu == meant
+    assert cluster.training.settings == {"training": {"batch_size_per_gpu": meant}}
     assert Cluster.from_json(cluster.as_json()) == cluster
 
 
@@ -224,7 +230,7 @@ def test_a_batch_size_for_all_for_each_or_from_the_cards(
 def test_no_batch_size(tmp_path: Path, written: str) -> None:
     said = refusal(f"{MASTER}training: {{batch_size_per_gpu: {written}}}", tmp_path)
     assert "line 2: training.batch_size_per_gpu: " in said
-    assert "write a whole number from 1 on, auto, or a number for each node" in said
+    assert "or auto, or one for each node: {gpu-master: 3, gpu1: 2}" in said
 
 
 def test_a_node_without_its_batch_size_is_named(tmp_path: Path) -> None:

@@ -80,17 +80,6 @@ def test_a_script_elsewhere_is_refused(script: str) -> None:
 @pytest.mark.parametrize(
     ("change", "flag"),
     [
-        ({"epochs": 0}, "--epochs 0"),
-        ({"epochs": -1}, "--epochs -1"),
-        ({"epochs": 10**9}, "--epochs 1000000000"),
-        ({"learning_rate": 0.0}, "--lr 0"),
-        ({"learning_rate": -1e-4}, "--lr -0.0001"),
-        ({"learning_rate": float("nan")}, "--lr nan"),
-        ({"learning_rate": float("inf")}, "--lr inf"),
-        ({"model": ""}, "--model ''"),
-        ({"model": "--evil"}, "--model '--evil'"),
-        ({"dataset": ""}, "--dataset ''"),
-        ({"dataset": "-x"}, "--dataset '-x'"),
         ({"env": {"": "x"}}, "--env ''"),
         ({"env": {"A-B": "x"}}, "--env 'A-B'"),
         ({"env": {"1A": "x"}}, "--env '1A'"),
@@ -125,11 +114,9 @@ def test_bytes_that_are_no_text_are_refused_and_not_a_crash_later(
 
 
 def test_all_faults_are_told_at_once() -> None:
-    told = refusal(
-        name="../x", script="x", epochs=0, learning_rate=0.0, model="", env={"-": ""}
-    )
+    told = refusal(name="../x", script="x", model="\0", env={"-": ""})
     assert [line.split()[0] for line in told.splitlines()] == [
-        "--name", "--script", "--epochs", "--lr", "--model", "--env",
+        "--name", "--script", "--env", "--model",
     ]  # fmt: skip
 
 

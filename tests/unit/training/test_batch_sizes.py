@@ -176,7 +176,9 @@ def test_a_number_is_for_all_and_a_mapping_for_each(tmp_path: Path) -> None:
 
 def test_without_settings_the_cluster_file_decides(tmp_path: Path) -> None:
     cluster = make_cluster(
-        tmp_path, 3, training=TrainingDefaults.given(batch_size_per_gpu=5)
+        tmp_path,
+        3,
+        training=TrainingDefaults(settings={"training": {"batch_size_per_gpu": 5}}),
     )
     assert batch_sizes(cluster, {}, seen(cluster)) == {"gpu0": 5, "gpu1": 5, "gpu2": 5}
 
@@ -184,13 +186,10 @@ def test_without_settings_the_cluster_file_decides(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (
-            0,
-            "0 is no batch size; write a whole number from 1 on, auto, or a number for each node",
-        ),
-        ("all", "'all' is no batch size"),
-        (None, "None is no batch size"),
-        ({"gpu0": 1, "gpu1": 0, "gpu2": 1}, "gpu1: "),
+        (0, "must be a whole number, at least 1"),
+        ("all", "must be a whole number"),
+        (None, "must be a whole number"),
+        ({"gpu0": 1, "gpu1": 0, "gpu2": 1}, "gpu1: must be a whole number"),
         ({"gpu0": 1, "gpu1": 1}, "no number for gpu2"),
         (
             {"gpu0": 1, "gpu1": 1, "gup2": 1},
@@ -321,6 +320,34 @@ def test_the_plan_tells_every_rank_all_sizes_and_the_settings(tmp_path: Path) ->
         shares.summary(plan)
         == "micro-batches of 3 on gpu0, 2 on gpu1, 2 on gpu2: 56 sequences a step"
     )
+
+
+def test_a_rank_is_told_the_estimate_that_is_shown(tmp_path: Path) -> None:
+    cluster = owners(tmp_path, 12, 8)
+    facts = seen(cluster, "12227", "8188", model={"config": TINY_LLAMA})
+    plan = plan_of(cluster, facts)
+    assert [node.env["UGRO_MEMORY_MIB"] for node in plan.nodes] == [
+        str(node.memory.total_mib) for node in plan.nodes if node.memory
+    ]
+    assert plan.nodes[0].env["UGRO_MEMORY_MIB"] != plan.nodes[1].env["UGRO_MEMORY_MIB"]
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        (MISSING, {}),
+        ({"config": TINY_LLAMA}, {"force": True}),
+        (None, {"script": "train.py"}),
+    ],
+    ids=["no estimate", "forced", "another script"],
+)
+def test_a_rank_that_must_not_refuse_is_told_no_estimate(
+    tmp_path: Path, model: Any, changes: dict[str, Any]
+) -> None:
+    cluster = owners(tmp_path, 12, 8)
+    facts = seen(cluster, "12227", "8188", model=model)
+    for node in plan_of(cluster, facts, **changes).nodes:
+        assert "UGRO_MEMORY_MIB" not in node.env
 
 
 def test_a_script_of_ones_own_is_told_the_sizes_and_promised_nothing(

@@ -59,7 +59,7 @@ def make_plan(
         nodes=tuple(
             _with_share(plan, record, sizes, needed[plan.node]) for plan in plans
         ),
-        effective_batch=effective_batch(record, cluster, sizes),
+        effective_batch=effective_batch(record, sizes),
         attempt=attempt,
         resume=resume,
     )

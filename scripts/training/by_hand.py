@@ -1,0 +1,138 @@
+"""The settings of a run that UGRO has not started: the files of config/, flags and --set.
+
+What may stand there says config/training_schema.yaml. The check is that of UGRO itself: rules.py is a link to its file.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from .faults import Fault, in_one_line
+from .rules import PLAIN_TAGS, Misfit, Quoted, Rule, meant, near
+
+CONFIG = Path(__file__).resolve().parents[2] / "config"
+DEFAULTS = CONFIG / "training_defaults.yaml"
+SCHEMA = CONFIG / "training_schema.yaml"
+FLAGS = {
+    "model_name": "model.name",
+    "dataset_name": "dataset.name",
+    "num_epochs": "training.num_epochs",
+    "learning_rate": "training.learning_rate",
+}
+
+
+class Said(NamedTuple):
+    """One value as it was given, in text, and where."""
+
+    where: str
+    name: str  # section.key
+    value: Any
+
+
+def settings_by_hand(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The settings by section and key. Raises Fault for the first that cannot be used."""
+    rules = _rules()
+    settings: dict[str, dict[str, Any]] = {}
+    for said in _of_file(DEFAULTS):
+        rules.setdefault(said.name, Rule.of_default(meant(said.value)))
+        _take(said, rules[said.name], settings)
+    for said in _over_the_defaults(options):
+        if said.name not in rules:
+            raise Fault(
+                f"{said.where}: there is no setting {said.name}{near(said.name, rules)}"
+            )
+        _take(said, rules[said.name], settings)
+    return settings
+
+
+def _take(said: Said, rule: Rule, settings: dict[str, dict[str, Any]]) -> None:
+    section, _, key = said.name.partition(".")
+    try:
+        settings.setdefault(section, {})[key] = rule.fit(said.value)
+    except Misfit as error:
+        raise Fault(f"{said.where}: {said.name} {error}") from error
+
+
+def _rules() -> dict[str, Rule]:
+    """The rules by section.key; without a schema a setting is of its default's kind."""
+    rules: dict[str, Rule] = {}
+    for said in _of_file(SCHEMA) if SCHEMA.is_file() else ():
+        try:
+            rules[said.name] = Rule.of_schema(said.value)
+        except ValueError as error:
+            raise Fault(f"{said.where}: {said.name}: {error}") from error
+    return rules
+
+
+def _over_the_defaults(options: argparse.Namespace) -> Iterator[Said]:
+    """What --config, the flags and --set say, in the order in which it counts."""
+    if options.config:
+        yield from _of_file(Path(options.config))
+    for flag, name in FLAGS.items():
+        if (value := getattr(options, flag)) is not None:
+            yield Said(f"--{flag.replace('_', '-')}", name, value)
+    for pair in options.set:
+        where = f"--set {pair}"
+        name, equals, text = pair.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not (equals and dot and section and key):
+            raise Fault(
+                f"{where}: write SECTION.KEY=VALUE, e.g. training.warmup_steps=50"
+            )
+        node = _tree(text, where)
+        yield Said(where, name.strip(), "" if node is None else _plain(node, where))
+
+
+# ---- YAML, in which a value is the text that was written until its rule says what it is ----
+
+
+def _of_file(path: Path) -> Iterator[Said]:
+    """What a file says, key by key."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise Fault(f"{path}: {why}") from error
+    seen = set()
+    lines = "`key: value` lines"
+    root = _tree(text, str(path))
+    for section, keys in _pairs(root, f"{path}: the file must hold {lines}"):
+        otherwise = f"{path}: {section.value}: must be a section of {lines}"
+        for key, node in _pairs(keys, otherwise):
+            where = f"{path}, line {key.start_mark.line + 1}"
+            name = f"{section.value}.{key.value}"
+            if name in seen:
+                raise Fault(f"{where}: {name} is given twice; keep one")
+            seen.add(name)
+            yield Said(where, name, _plain(node, where))
+
+
+def _tree(text: str, where: str) -> yaml.Node | None:
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or in_one_line(error)
+        raise Fault(f"{where}{line}: not YAML: {problem}") from error
+
+
+def _pairs(node: yaml.Node | None, otherwise: str) -> list[tuple[Any, Any]]:
+    if not isinstance(node, yaml.MappingNode):
+        raise Fault(otherwise)
+    return list(node.value)
+
+
+def _plain(node: yaml.Node, where: str) -> Any:
+    if node.tag not in PLAIN_TAGS:
+        raise Fault(f"{where}: a tag is not allowed; write the plain value")
+    if isinstance(node, yaml.MappingNode):
+        return {key.value: _plain(value, where) for key, value in node.value}
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item, where) for item in node.value]
+    return Quoted(node.value) if node.style else str(node.value)

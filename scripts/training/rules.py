@@ -1,0 +1,1 @@
+../../ugro_tasks/cluster/rules.py

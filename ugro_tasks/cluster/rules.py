@@ -1,0 +1,311 @@
+"""What a training setting may be: a rule for each key, and the one check of a value against it.
+
+    rule = Rule.of_schema({"kind": "whole number", "least": "1"})    # as config/training_schema.yaml has it
+    rule.fit("50")       # 50
+    rule.fit("many")     # Misfit: must be a whole number, at least 1, not 'many'
+
+A value comes as text, from YAML or from a flag, and only its rule says what it is: `no` is a word where a word belongs.
+Values of JSON and of Python are taken as well.
+
+Two programs use this file: the controller, and by hand scripts/train_production.py, which finds it as
+scripts/training/rules.py, a link to here. So it imports only the standard library, and nothing beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+SHOWN_MAX = 60
+YES_NO = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "false": False,
+    "no": False,
+    "off": False,
+}
+NULLS = ("", "null", "~")
+# The tags of YAML that a value may be given, or has by its looks. What it is, its rule says.
+PLAIN_TAGS = {
+    f"tag:yaml.org,2002:{tag}"
+    for tag in (
+        "null",
+        "map",
+        "seq",
+        "str",
+        "int",
+        "float",
+        "bool",
+        "timestamp",
+        "value",
+    )
+}
+
+
+class Misfit(ValueError):
+    """A value that breaks its rule; the message says what may stand there."""
+
+
+class Quoted(str):
+    """Text that stood in quotes: it is text, whatever it looks like."""
+
+    __slots__ = ()
+
+
+# ---- what a value can be ----
+
+
+def shown(value: object) -> str:
+    """Return a value as a message can hold it: quoted, escaped, and never long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_MAX else f"{text[: SHOWN_MAX - 3]}...{text[0]}"
+
+
+def near(word: object, known: Iterable[str]) -> str:
+    """Return the end of a sentence that asks for the word that was meant; empty where none is near."""
+    found = get_close_matches(str(word)[:SHOWN_MAX], list(known), n=1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def meant(value: Any) -> Any:
+    """Return what a value without a rule is, by its looks: of the first kind that it can be, else text."""
+    if isinstance(value, list):
+        return [meant(item) for item in value]
+    if isinstance(value, Quoted):
+        return str(value)
+    if not isinstance(value, str):
+        return value
+    if _is_null(value):
+        return None
+    for read in (_yes_or_no, _whole, _number):
+        try:
+            return read(value)
+        except ValueError:
+            continue
+    return str(value)
+
+
+def _is_null(value: object) -> bool:
+    return value is None or (isinstance(value, str) and value.lower() in NULLS)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("no text")
+    return str(value)
+
+
+def _name(value: Any) -> str:
+    if _text(value).startswith("-"):
+        raise ValueError("looks like a flag")
+    return str(value)
+
+
+def _yes_or_no(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, str) or value.lower() not in YES_NO:
+        raise ValueError("neither yes nor no")
+    return YES_NO[value.lower()]
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, (bool, float)):
+        raise ValueError("no whole number")
+    return int(value)
+
+
+def _number(value: Any) -> float:
+    number = math.nan if isinstance(value, bool) else float(value)
+    if not math.isfinite(number):
+        raise ValueError("no number")
+    return number
+
+
+def _any(value: Any) -> Any:
+    if isinstance(value, (dict, list)):
+        raise ValueError("more than one value")
+    return meant(value)
+
+
+class Kind(NamedTuple):
+    """How a value of a kind is read, from text or from what it is already, and what it is called."""
+
+    read: Callable[[Any], Any]  # raises ValueError, TypeError or OverflowError
+    words: str
+    many: str
+
+
+KINDS = {
+    "text": Kind(_text, "one value", "values"),
+    "name": Kind(_name, "a name", "names like [a, b]"),
+    "yes or no": Kind(_yes_or_no, "true or false", "true or false"),
+    "whole number": Kind(_whole, "a whole number", "whole numbers"),
+    "number": Kind(_number, "a number", "numbers"),
+    "any": Kind(_any, "one value", "values"),
+}
+KIND_OF = {bool: "yes or no", int: "whole number", float: "number", str: "text"}
+
+
+# ---- rules ----
+
+LIMITS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
+    "above": ("greater than", lambda value, limit: value > limit),
+    "least": ("at least", lambda value, limit: value >= limit),
+    "below": ("less than", lambda value, limit: value < limit),
+    "most": ("at most", lambda value, limit: value <= limit),
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one setting may be. The fields are the parts that the schema may write of a key."""
+
+    kind: str
+    about: str = ""
+    choices: tuple[Any, ...] = ()
+    above: float | None = None
+    least: float | None = None
+    below: float | None = None
+    most: float | None = None
+    items: int | None = None  # of a list, 0 for any number; None: it is one value
+    also: tuple[str, ...] = ()  # words that may stand in a number's place
+    by_node: bool = False  # there may be one for each node
+    optional: bool = False  # it may be null
+    # Settings without which this one has no effect, each with the value that it must have.
+    needs: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_schema(cls, written: Any) -> Rule:
+        """Read the parts of a rule, all of them text; ValueError says what is wrong with one."""
+        if not isinstance(written, Mapping):
+            raise ValueError("must be a section with a `kind`")
+        known = [part.name for part in fields(cls)]
+        for part in written:
+            if part not in known:
+                others = near(part, known) or f"; there are {', '.join(known)}"
+                raise ValueError(f"a rule has no part {shown(part)}{others}")
+        kind = written.get("kind")
+        if not isinstance(kind, str) or kind not in KINDS:
+            raise ValueError(
+                f"its kind must be one of {', '.join(KINDS)}{near(kind, KINDS)}"
+            )
+        parts = {}
+        for part, text in written.items():
+            try:
+                parts[part] = _part(part, text, kind)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{part}: {error}") from error
+        return cls(**parts)
+
+    @classmethod
+    def of_default(cls, value: Any) -> Rule:
+        """Make the rule of a key that is in no schema: of the kind that its default has."""
+        if isinstance(value, list):
+            kinds = {KIND_OF.get(type(item), "any") for item in value}
+            return cls(kinds.pop() if len(kinds) == 1 else "any", items=0)
+        return cls(KIND_OF.get(type(value), "any"), also=("",) if value == "" else ())
+
+    @property
+    def words(self) -> str:
+        """What may stand there."""
+        kind = KINDS[self.kind]
+        what = kind.words
+        if self.items is not None:
+            what = f"a list of {self.items or ''} {kind.many}".replace("  ", " ")
+        if self.choices:
+            what = f"one of {', '.join(map(str, self.choices))}"
+        for part, (words, _) in LIMITS.items():
+            limit = getattr(self, part)
+            what += "" if limit is None else f", {words} {limit:,.10g}"
+        what += "".join(f", or {word or 'nothing'}" for word in self.also)
+        what += (
+            ", or one for each node: {gpu-master: 3, gpu1: 2}" if self.by_node else ""
+        )
+        return f"{what}, or null" if self.optional else what
+
+    def fit(self, value: Any) -> Any:
+        """Return the value as the setting wants it; raises Misfit."""
+        if self.by_node and isinstance(value, Mapping):
+            return {
+                str(node): self._of_node(node, size) for node, size in value.items()
+            }
+        try:
+            return self._fitted(value)
+        except (ValueError, TypeError, OverflowError) as error:
+            meant = near(value, map(str, self.choices))
+            raise Misfit(f"must be {self.words}, not {shown(value)}{meant}") from error
+
+    @property
+    def of_one_node(self) -> Rule:
+        """The rule of what there is for one node."""
+        return replace(self, by_node=False, also=())
+
+    def _of_node(self, node: object, value: Any) -> Any:
+        try:
+            return self.of_one_node.fit(value)
+        except Misfit as error:
+            raise Misfit(f"{node}: {error}") from error
+
+    def _fitted(self, value: Any) -> Any:
+        if self.optional and _is_null(value):
+            return None
+        if self.items is None:
+            return self._one(value)
+        if not isinstance(value, (list, tuple)):
+            raise ValueError("no list")
+        if not value and self.kind != "any":
+            raise ValueError("an empty list")
+        if self.items not in (0, len(value)):
+            raise ValueError("another number of items")
+        return [self._one(item) for item in value]
+
+    def _one(self, value: Any) -> Any:
+        if isinstance(value, str) and value in self.also:
+            return str(value)
+        found = KINDS[self.kind].read(value)
+        if self.choices:
+            return self._choice(found)
+        for part, (words, holds) in LIMITS.items():
+            limit = getattr(self, part)
+            if limit is not None and not holds(found, limit):
+                raise ValueError(f"not {words} {limit}")
+        return found
+
+    def _choice(self, found: Any) -> Any:
+        """Return the choice that is meant, in its own spelling: `info` for INFO will do."""
+        for choice in self.choices:
+            if str(choice).lower() == str(found).lower():
+                return choice
+        raise ValueError("none of the choices")
+
+
+def _part(part: str, text: Any, kind: str) -> Any:
+    """Read one part of a rule. Raises ValueError."""
+    if part in LIMITS:
+        if kind not in ("whole number", "number"):
+            raise ValueError("only a number has limits")
+        return KINDS[kind].read(text)
+    if part == "choices":
+        return tuple(KINDS[kind].read(choice) for choice in _several(text))
+    if part == "also":
+        return tuple(_text(word) for word in _several(text))
+    if part == "items":
+        return 0 if text == "any" else _whole(text)
+    if part in ("by_node", "optional"):
+        return _yes_or_no(text)
+    if part == "needs":
+        if not isinstance(text, Mapping):
+            raise ValueError(f"{shown(text)} must be a section of settings")
+        return {name: _text(wanted) for name, wanted in text.items()}
+    return _text(text)
+
+
+def _several(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{shown(value)} must be a list")
+    return value

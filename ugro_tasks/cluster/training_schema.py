@@ -1,0 +1,96 @@
+"""The rules of the training settings, by `section.key`: what config/training_schema.yaml says of each.
+
+    shipped_rules()["training.seed"].fit("7")      # 7
+    rules_for(root)                                # the same, and over it what the project in `root` has of its own
+
+The rules themselves are in rules.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import UsageError
+from .local import TRAINING_SCHEMA, shipped
+from .rules import Rule
+from .yaml_lines import Document
+
+Rules = dict[str, Rule]
+
+
+class Entry(NamedTuple):
+    """What a file of sections says of one key, as text."""
+
+    section: str
+    key: str
+    value: Any
+    where: str  # path, line and name
+
+    @property
+    def name(self) -> str:
+        """The key with its section."""
+        return f"{self.section}.{self.key}"
+
+
+@cache
+def shipped_rules() -> Rules:
+    """Return the rules that came with UGRO. Raises UsageError where somebody has edited them badly."""
+    return _read(shipped(TRAINING_SCHEMA))
+
+
+def rules_for(root: Path) -> Rules:
+    """Return the shipped rules, and over them those of the project in `root`. Raises UsageError, with every fault."""
+    own = root / TRAINING_SCHEMA
+    if not has_own_rules(root) or own.samefile(shipped(TRAINING_SCHEMA)):
+        return shipped_rules()
+    return {**shipped_rules(), **_read(own)}
+
+
+def has_own_rules(root: Path) -> bool:
+    """Tell whether there is a schema in the project in `root`."""
+    return (root / TRAINING_SCHEMA).is_file()
+
+
+def entries(path: Path, faults: list[str]) -> Iterator[Entry]:
+    """Yield what a file says, key by key; what is wrong with it as a file goes to `faults`."""
+    try:
+        document = Document(path.read_text("utf-8-sig"))
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8"
+        faults.append(f"{path}: {why}")
+        return
+    for section, keys in document.data.items():
+        if not isinstance(keys, dict):
+            document.fault((section,), "must be a section of `key: value` lines")
+            continue
+        for key, value in keys.items():
+            line = document.line((section, key))
+            yield Entry(section, key, value, f"{path}, line {line}: {section}.{key}")
+    faults += [f"{path}, line {fault.line}: {fault.text}" for fault in document.faults]
+
+
+def refuse(faults: list[str]) -> None:
+    """Raise UsageError if there is any fault: a line for each."""
+    if len(faults) == 1:
+        raise UsageError(faults[0])
+    if faults:
+        lines = "".join(f"\n  {fault}" for fault in faults)
+        raise UsageError(
+            f"the training settings cannot be used: {len(faults)} faults{lines}"
+        )
+
+
+def _read(path: Path) -> Rules:
+    """Read the rules of one file. Raises UsageError, with every fault."""
+    faults: list[str] = []
+    rules: Rules = {}
+    for entry in entries(path, faults):
+        try:
+            rules[entry.name] = Rule.of_schema(entry.value)
+        except (ValueError, TypeError, OverflowError) as error:
+            faults.append(f"{entry.where}: {error}")
+    refuse(faults)
+    return rules
