@@ -35,7 +35,7 @@ class Said(NamedTuple):
 
 
 def settings_by_hand(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """The settings by section and key. Raises Fault for the first that cannot be used."""
+    """Return the settings by section and key; raises Fault for the first that cannot be used."""
     rules = _rules()
     settings: dict[str, dict[str, Any]] = {}
     for said in _of_file(DEFAULTS):
@@ -59,7 +59,7 @@ def _take(said: Said, rule: Rule, settings: dict[str, dict[str, Any]]) -> None:
 
 
 def _rules() -> dict[str, Rule]:
-    """The rules by section.key; without a schema a setting is of its default's kind."""
+    """Read the rules by section.key; without a schema a setting is of its default's kind."""
     rules: dict[str, Rule] = {}
     for said in _of_file(SCHEMA) if SCHEMA.is_file() else ():
         try:
@@ -70,7 +70,7 @@ def _rules() -> dict[str, Rule]:
 
 
 def _over_the_defaults(options: argparse.Namespace) -> Iterator[Said]:
-    """What --config, the flags and --set say, in the order in which it counts."""
+    """Yield what --config, the flags and --set say, in the order in which it counts."""
     if options.config:
         yield from _of_file(Path(options.config))
     for flag, name in FLAGS.items():
@@ -92,7 +92,7 @@ def _over_the_defaults(options: argparse.Namespace) -> Iterator[Said]:
 
 
 def _of_file(path: Path) -> Iterator[Said]:
-    """What a file says, key by key."""
+    """Yield what a file says, key by key."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError) as error:

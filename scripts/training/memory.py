@@ -18,7 +18,7 @@ LEAST_PART = 0.75
 def refuse_if_too_large(
     needed_mib: int | None, settings: SimpleNamespace, batch_size: int, gang: Gang
 ) -> str | None:
-    """A line with what is needed and what is free; None without an estimate, or without a GPU. Raises Fault."""
+    """Return a line with what is needed and what is free, None without an estimate or a GPU; raises Fault."""
     if needed_mib is None or gang.device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(gang.device)

@@ -40,7 +40,7 @@ class Settings(SimpleNamespace):
 def read(
     arguments: Sequence[str], environ: Mapping[str, str]
 ) -> tuple[Settings, argparse.Namespace]:
-    """The settings by section and key, and the flags that are no settings: job_id, resume.
+    """Return the settings by section and key, and the flags that are no settings: job_id, resume.
 
     Raises Fault for what cannot be used.
     """
@@ -74,7 +74,7 @@ def read(
 
 
 def _told(text: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """What UGRO says. The flags of the contract say the same, and are passed over."""
+    """Return what UGRO says. The flags of the contract say the same, and are passed over."""
     if options.set or options.config:
         raise Fault("--set and --config are for runs by hand; use --set of inv launch")
     try:

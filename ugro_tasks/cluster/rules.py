@@ -237,8 +237,8 @@ class Rule:
         try:
             return self._fitted(value)
         except (ValueError, TypeError, OverflowError) as error:
-            meant = near(value, map(str, self.choices))
-            raise Misfit(f"must be {self.words}, not {shown(value)}{meant}") from error
+            hint = near(value, map(str, self.choices))
+            raise Misfit(f"must be {self.words}, not {shown(value)}{hint}") from error
 
     @property
     def of_one_node(self) -> Rule:
