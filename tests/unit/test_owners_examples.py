@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.unit.factories import make_cluster
 from ugro_tasks import api
 from ugro_tasks.cli.collection import ns
 from ugro_tasks.cluster.file import load_cluster
-from ugro_tasks.cluster.model import Environment, TrainingDefaults
+from ugro_tasks.cluster.model import Environment
 from ugro_tasks.errors import ClusterFileError
+from ugro_tasks.launch.spec import spec_from
 
 ROOT = Path(__file__).parents[2]
 CLUSTERS = Path(__file__).parent / "clusters"  # his two cluster files
@@ -278,11 +280,11 @@ def test_the_training_defaults_have_his_values(section: str) -> None:
     assert {key: shipped[key] for key in his} == his
 
 
-def test_the_flags_of_launch_have_his_defaults() -> None:
-    defaults = TrainingDefaults()
-    assert defaults.model == "unsloth/tinyllama-bnb-4bit"
-    assert defaults.dataset == "wikitext"
-    assert (defaults.epochs, defaults.learning_rate) == (1, 2e-4)
+def test_the_flags_of_launch_have_his_defaults(tmp_path: Path) -> None:
+    spec = spec_from(make_cluster(tmp_path))
+    assert spec.model == "unsloth/tinyllama-bnb-4bit"
+    assert spec.dataset == "wikitext"
+    assert (spec.epochs, spec.learning_rate) == (1, 2e-4)
 
 
 def test_a_loaded_cluster_has_a_name_a_master_and_workers() -> None:
@@ -308,8 +310,10 @@ def test_smaller_batches_and_more_of_them_can_be_written(tmp_path: Path) -> None
     document["training"] = {"batch_size_per_gpu": 1, "gradient_accumulation": 16}
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(document))
     training = load_cluster(environ=ENVIRON, cwd=tmp_path).training
-    assert training.batch_size_per_gpu == 1
-    assert training.gradient_accumulation_steps == 16
+    assert training.settings["training"] == {
+        "batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 16,
+    }
 
 
 def test_a_missing_cluster_file_is_named_with_what_to_do(tmp_path: Path) -> None:

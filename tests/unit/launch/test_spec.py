@@ -50,7 +50,7 @@ def test_what_is_said_counts_and_the_rest_is_the_cluster_files(
         cluster, args="--a 'b c'", epochs=7, settings=["training.seed=3"], force=True
     )
     assert (spec.args, spec.epochs, spec.force) == (("--a", "b c"), 7, True)
-    assert (spec.model, spec.learning_rate) == (cluster.training.model, 2e-4)
+    assert (spec.model, spec.learning_rate) == ("unsloth/tinyllama-bnb-4bit", 2e-4)
     assert spec.settings["training"]["seed"] == 3
     assert spec.settings["training"]["num_epochs"] == 7
 
