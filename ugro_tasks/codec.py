@@ -1,11 +1,11 @@
-"""Read JSON and plain values as typed ones, from any thread.
+"""Thread-safe decoding of JSON and plain values into typed ones.
 
-    decode(JobState, b'{"state": "queued"}')     # a JobState; UNREADABLE is what it can raise
-    convert(Reset, {"left": [], "ended": []})    # the same for what has been decoded already
+    decode(JobState, b'{"state": "queued"}')     # a JobState, or one of UNREADABLE is raised
+    convert(Reset, {"left": [], "ended": []})    # the same for values that are already decoded
 
-msgspec finds out at a type's first use what it consists of, and two threads that do so at once
-end the process by a segmentation fault (msgspec 0.22.0). So no other module decodes by itself:
-here each type is prepared under a lock.
+msgspec inspects a type at its first use, and two threads doing so at once end the process by a
+segmentation fault (msgspec 0.22.0). Therefore each type is prepared under a lock here, and no other
+module decodes with msgspec directly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 
 T = TypeVar("T")
 
-# What decoding a record that is damaged, or that a hostile node sent, can raise.
+# The exceptions of decoding a damaged record or a hostile node's message.
 UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 _decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
@@ -26,13 +26,13 @@ _lock = threading.Lock()
 
 
 def decode(kind: type[T], raw: bytes | str) -> T:
-    """Decode one JSON value as `kind`; raises one of UNREADABLE where it is none."""
+    """Decode one JSON value as `kind`; raises one of UNREADABLE if it does not fit."""
     value: T = _decoder(kind).decode(raw)
     return value
 
 
 def decode_lines(kind: type[T], raw: bytes | str) -> list[T]:
-    """Decode a JSON value a line, each as `kind`; raises one of UNREADABLE where one is none."""
+    """Decode JSON lines, each as `kind`; raises one of UNREADABLE if one does not fit."""
     values: list[T] = _decoder(kind).decode_lines(raw)
     return values
 
@@ -40,18 +40,18 @@ def decode_lines(kind: type[T], raw: bytes | str) -> list[T]:
 def convert(
     kind: type[T], value: object, *, hook: Callable[[type, Any], Any] | None = None
 ) -> T:
-    """Convert what JSON can hold to `kind`; raises one of UNREADABLE where it does not fit.
+    """Convert plain JSON data to `kind`; raises one of UNREADABLE if it does not fit.
 
-    `hook(type, value)` makes the values of types that msgspec does not know.
+    `hook(type, value)` builds values of types unknown to msgspec.
     """
     _decoder(kind)
     return msgspec.convert(value, kind, dec_hook=hook)
 
 
 def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
-    """Return the decoder of a type.
+    """Return the decoder of a type, made under the lock at first use.
 
-    Making one resolves the type and all types within it, for `convert` as well.
+    Making one also resolves the type and all nested types for `convert`.
     """
     found = _decoders.get(kind)
     if found is not None:

@@ -1,6 +1,6 @@
-"""Every error a user can meet, and the exit code that tells a script which one it was.
+"""Every error a user can meet, with the exit code by which a script tells them apart.
 
-    UgroError                     1   what fits none of these
+    UgroError                     1   any other error
     ├── UsageError                2   a flag or a name that cannot be used
     ├── ClusterFileError          3   the cluster file, all faults at once
     ├── JobNotFound               4   no job of that name
@@ -10,9 +10,9 @@
     ├── LaunchFailed              8   the gang could not start and was undone
     ├── StopUnproven              9   a node could not show that the job is gone
     ├── EnvironmentFault         10   the training environment cannot be made or used
-    ├── ToolMissing              11   a program that UGRO calls is not installed
+    ├── ToolMissing              11   a required program is not installed
     ├── RecordError              12   the experiment folder cannot be read or written
-    ├── HostError                20   a host, whatever happened on the way to it
+    ├── HostError                20   any other trouble with a host
     │   ├── HostUnreachable      21   no route, refused, timed out, name unknown
     │   ├── HostKeyUnknown       22   known_hosts has no key for it
     │   ├── HostKeyChanged       23   known_hosts has another key for it
@@ -20,8 +20,8 @@
     │   └── NodeFault            25   logged in, but the node could not do as asked
     └── Interrupted             130   Ctrl-C
 
-A job that was stopped on purpose ends `inv launch` and `inv attach` with 130 as well. `JobEnded` and
-`SeveralErrors` stand for others, and have the exit code of those.
+A job that was stopped on purpose ends `inv launch` and `inv attach` with 130 as well. `JobEnded`
+and `SeveralErrors` represent other errors and take their exit code.
 """
 
 from collections.abc import Iterable
@@ -30,10 +30,10 @@ from .text import printable_lines
 
 
 class UgroError(Exception):
-    """One clear message and an exit code.
+    """An error with one clear message and an exit code.
 
-    The message says what happened, where, and what to do next, in that order. It may quote what a node said, so control
-    sequences are taken out here.
+    The message says what happened, where, and what to do next, in that order. It may quote output
+    of a node, so terminal control sequences are removed here.
     """
 
     exit_code = 1
@@ -56,7 +56,7 @@ class ClusterFileError(UgroError):
 
 
 class JobNotFound(UgroError):
-    """No job of that name; the message lists the nearest names."""
+    """No job has that name; the message lists the nearest names."""
 
     exit_code = 4
 
@@ -68,7 +68,7 @@ class NotFit(UgroError):
 
 
 class NodesBusy(UgroError):
-    """Another job holds a node that was asked for."""
+    """Another job holds a requested node."""
 
     exit_code = 6
 
@@ -80,13 +80,15 @@ class JobFailed(UgroError):
 
 
 class LaunchFailed(UgroError):
-    """The gang could not start; whatever had started was stopped again."""
+    """The gang could not start; every started rank was stopped again."""
 
     exit_code = 8
 
 
 class StopUnproven(UgroError):
-    """A node could not show that nothing of the job is left; the message names host and pids."""
+    """A node could not prove that no process of the job is left; the message names host and
+    pids.
+    """
 
     exit_code = 9
 
@@ -98,7 +100,7 @@ class EnvironmentFault(UgroError):
 
 
 class ToolMissing(UgroError):
-    """A program that UGRO calls is not installed."""
+    """A required program is not installed."""
 
     exit_code = 11
 
@@ -110,7 +112,7 @@ class RecordError(UgroError):
 
 
 class HostError(UgroError):
-    """A host, whatever happened on the way to it or on it."""
+    """Trouble on the way to a host or on it."""
 
     exit_code = 20
 
@@ -120,7 +122,7 @@ class HostError(UgroError):
 
 
 class HostUnreachable(HostError):
-    """No route, refused, timed out, or its name is unknown."""
+    """No route, connection refused, timed out, or unknown host name."""
 
     exit_code = 21
 
@@ -138,25 +140,25 @@ class HostKeyChanged(HostError):
 
 
 class LoginRefused(HostError):
-    """The host was reached, but it accepted no key."""
+    """The host was reached, but accepted no key."""
 
     exit_code = 24
 
 
 class NodeFault(HostError):
-    """Logged in, but the node could not do what was asked."""
+    """The login worked, but the node could not do as asked."""
 
     exit_code = 25
 
 
 class Interrupted(UgroError):
-    """Ctrl-C, or a job that was stopped on purpose."""
+    """Ctrl-C, or a job stopped on purpose."""
 
     exit_code = 130
 
 
 class JobEnded(UgroError):
-    """A job that did not succeed, as its record tells: the exit code is that of its end."""
+    """A job ended without success; the exit code is the one in its record."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -164,7 +166,7 @@ class JobEnded(UgroError):
 
 
 class SeveralErrors(UgroError):
-    """Several errors as one: the exit code is theirs where all have the same, else `otherwise`."""
+    """Several errors as one: their exit code if all have the same, else `otherwise`."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Files on this machine: written whole, or in whole lines, and never the last room of a disk."""
+"""Atomic writes, whole-line appends and free disk space on this machine."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import stat
 import threading
 from pathlib import Path
 
-RESERVE_BYTES = 64 << 20  # of the disk, that nodes cannot fill; of a small disk, less
+# Disk space that data from nodes cannot fill; a small disk reserves 2 % instead.
+RESERVE_BYTES = 64 << 20
 _appending = threading.Lock()
 
 
 def append_lines(path: Path, lines: bytes) -> None:
-    """Append in one write: no reader and no kill sees half of it. Where OSError is raised, nothing was written."""
+    """Append lines in one write, so that no reader sees half a line, not even after a kill.
+
+    Raises OSError if the disk is full; nothing is written then.
+    """
     with (
         _appending,
         open(
@@ -30,7 +34,7 @@ def append_lines(path: Path, lines: bytes) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """The whole content or, where OSError is raised, what was there before."""
+    """Write a file atomically: raises OSError and keeps the old content if the disk is full."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         with open(
@@ -38,14 +42,15 @@ def replace_file(path: Path, content: bytes) -> None:
         ) as file:
             file.write(content)
         temporary.replace(path)
-    except OSError:  # the disk is full: no half of it may stay
+    except OSError:
+        # The disk is full: a partial file must not stay.
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
 
 
 def tail_of(path: Path, offset: int) -> bytes:
-    """What a file has from an offset on, b"" where there is none."""
+    """Return the bytes of a file from an offset on, b"" if there is no file."""
     try:
         with path.open("rb") as file:
             file.seek(offset)
@@ -55,7 +60,7 @@ def tail_of(path: Path, offset: int) -> bytes:
 
 
 def leave_room(folder: Path) -> None:
-    """Raise OSError where what a node sends would take the last room of the disk: UGRO's own records need it."""
+    """Raise OSError if the disk is nearly full: UGRO's own records need the rest."""
     disk = os.statvfs(folder)
     total, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
     if free < min(RESERVE_BYTES, total // 50):
@@ -63,9 +68,10 @@ def leave_room(folder: Path) -> None:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder; links count for nothing, nor does what goes away meanwhile."""
+    """Return the bytes of a file, or of all files below a folder; links count as 0."""
     total = 0
     for file in [path] if path.is_file() else path.rglob("*"):
+        # A file may vanish between the listing and its lstat.
         with contextlib.suppress(OSError):
             facts = file.lstat()
             total += facts.st_size if stat.S_ISREG(facts.st_mode) else 0
