@@ -117,8 +117,13 @@ class HostError(UgroError):
     exit_code = 20
 
     def __init__(self, host: str, what: str, fix: str = "") -> None:
-        super().__init__(f"{host}: {what}" + (f"\n    {fix}" if fix else ""))
-        self.host, self.what, self.fix = host, what, fix
+        message = f"{host}: {what}"
+        if fix:
+            message += f"\n    {fix}"
+        super().__init__(message)
+        self.host = host
+        self.what = what
+        self.fix = fix
 
 
 class HostUnreachable(HostError):
@@ -162,7 +167,9 @@ class JobEnded(UgroError):
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
-        self.exit_code = exit_code if 0 < exit_code < 256 else UgroError.exit_code
+        # A record may name a number that no process can end with.
+        if 0 < exit_code < 256:
+            self.exit_code = exit_code
 
 
 class SeveralErrors(UgroError):

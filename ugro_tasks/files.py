@@ -19,27 +19,22 @@ def append_lines(path: Path, lines: bytes) -> None:
 
     Raises OSError if the disk is full; nothing is written then.
     """
-    with (
-        _appending,
-        open(
-            os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600),
-            "wb",
-            buffering=0,
-        ) as file,
-    ):
-        size = os.fstat(file.fileno()).st_size
-        if file.write(lines) != len(lines):
-            file.truncate(size)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    with _appending:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        with open(descriptor, "wb", buffering=0) as file:
+            size = os.fstat(descriptor).st_size
+            written = file.write(lines)
+            if written != len(lines):
+                file.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file atomically: raises OSError and keeps the old content if the disk is full."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
-        with open(
-            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb"
-        ) as file:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "wb") as file:
             file.write(content)
         temporary.replace(path)
     except OSError:
@@ -62,17 +57,20 @@ def tail_of(path: Path, offset: int) -> bytes:
 def leave_room(folder: Path) -> None:
     """Raise OSError if the disk is nearly full: UGRO's own records need the rest."""
     disk = os.statvfs(folder)
-    total, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
-    if free < min(RESERVE_BYTES, total // 50):
+    total_bytes = disk.f_blocks * disk.f_frsize
+    free_bytes = disk.f_bavail * disk.f_frsize
+    if free_bytes < min(RESERVE_BYTES, total_bytes // 50):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 def size_of(path: Path) -> int:
     """Return the bytes of a file, or of all files below a folder; links count as 0."""
     total = 0
-    for file in [path] if path.is_file() else path.rglob("*"):
+    files = [path] if path.is_file() else path.rglob("*")
+    for file in files:
         # A file may vanish between the listing and its lstat.
         with contextlib.suppress(OSError):
             facts = file.lstat()
-            total += facts.st_size if stat.S_ISREG(facts.st_mode) else 0
+            if stat.S_ISREG(facts.st_mode):
+                total += facts.st_size
     return total

@@ -16,7 +16,8 @@ def printable(line: str) -> str:
 
     Of a line redrawn with CR, as by a progress bar, keep the last drawing.
     """
-    return ESCAPES.sub("", line.rstrip("\r").rpartition("\r")[2])
+    last_drawing = line.rstrip("\r").rpartition("\r")[2]
+    return ESCAPES.sub("", last_drawing)
 
 
 def printable_lines(text: str) -> str:
