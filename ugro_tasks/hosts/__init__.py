@@ -1,1 +1,1 @@
-"""Machines to run things on: this one, and others by SSH."""
+"""Connections to machines: this one, and others over SSH."""

@@ -1,10 +1,10 @@
-"""What a node may answer to each request: checked while it is read, so that nobody above has to expect anything else.
+"""The typed answers of a node, validated while they are decoded.
 
-    convert(StopAnswer, {"left": [], "exit": None, "seconds": 0.1})     # a StopAnswer, or UNREADABLE
+    convert(StopAnswer, {"left": [], "exit": None, "seconds": 0.1})   # a StopAnswer, or UNREADABLE
 
-A node may be broken, or another program may answer for it. What is not named here is left out: a fact that a check
-learns to use needs a field, and the field says what it may be. Each answer is told of in `node/`, in the function of
-its request; the requests are in `operations.py`.
+A node may be broken or hostile, and another program may answer in its place; callers of this module
+need not expect either. Unknown fields are dropped, so each fact used by a check needs a field with
+its limits. The functions in `node/` document the answers; the requests are in `operations.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..codec import UNREADABLE, convert, decode
 from ..text import printable_lines
 from .nvidia import Gpu, GpuProcess, parse_apps, parse_gpus
 
-# A program's words, a path, a word of a table: as long as they may be where anybody shows or stores them.
+# Limits for text to be shown or stored: output of a program, a path, a cell of a table.
 Words = Annotated[str, Meta(max_length=20_000)]
 Path = Annotated[str, Meta(max_length=4096)]
 Word = Annotated[str, Meta(max_length=300)]
@@ -29,7 +29,7 @@ Port = Annotated[int, Meta(ge=1, le=65535)]
 Bytes = Annotated[int, Meta(ge=0, le=1 << 60)]
 Number = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 Seconds = Annotated[float, Meta(ge=-1e10, le=1e10)]
-# These three become parts of paths and of command lines of this machine, where it fetches packages for a node.
+# These three become parts of paths and command lines here, when packages are fetched for a node.
 Version = Annotated[str, Meta(pattern=r"\A[0-9A-Za-z][0-9A-Za-z.+_-]{0,99}\Z")]
 PythonVersion = Annotated[
     str, Meta(pattern=r"\A[0-9]{1,3}\.[0-9]{1,3}([.+][0-9A-Za-z.+]{0,40})?\Z")
@@ -38,7 +38,7 @@ Machine = Annotated[str, Meta(pattern=r"\A[0-9A-Za-z_]{1,32}\Z")]
 
 
 class Held(Struct, frozen=True, kw_only=True):
-    """Who has a node: the holder of its lease, or a process that a job left there."""
+    """The holder of a node: of its lease, or a process left there by a job."""
 
     job: Word | None = None
     token: Word | None = None
@@ -58,13 +58,14 @@ class Process(Struct, frozen=True, kw_only=True):
 
 
 class Interface(Struct, frozen=True, kw_only=True):
-    """A network interface; its addresses are in the order in which gloo and NCCL see them."""
+    """A network interface; its addresses are in the order seen by gloo and NCCL."""
 
     addresses: Annotated[list[Word], Meta(max_length=1000)]
     mtu: Annotated[int, Meta(ge=0, le=1 << 31)] | None
     mask: Word | None = None
 
     def __post_init__(self) -> None:
+        """Raise ValueError for an invalid address or mask."""
         for address in self.addresses:
             ipaddress.ip_address(address)
         if self.mask is not None:
@@ -72,7 +73,7 @@ class Interface(Struct, frozen=True, kw_only=True):
 
 
 class Space(Struct, frozen=True, kw_only=True):
-    """The room in a folder, or where it would be."""
+    """The disk space of a folder; a missing folder has the space of its nearest parent."""
 
     path: Path
     free_bytes: Bytes
@@ -83,7 +84,7 @@ class Space(Struct, frozen=True, kw_only=True):
 
 
 class Ran(Struct, frozen=True, kw_only=True):
-    """What a program came to."""
+    """The exit code and output of a program."""
 
     code: Number | None
     stderr: Words
@@ -91,39 +92,42 @@ class Ran(Struct, frozen=True, kw_only=True):
 
 
 class Torch(Ran, frozen=True, kw_only=True):
-    """What the environment's own Python tells of torch."""
+    """The facts about torch, from the environment's own Python."""
 
     python: Version | None = None
     torch: Version | None = None
     cuda: Version | None = None
-    cuda_available: bool | UnsetType = UNSET  # not asked where no GPU is promised
+    # Unset if no GPU is promised: then torch is not asked.
+    cuda_available: bool | UnsetType = UNSET
     files: list[Path] = []
 
     def __post_init__(self) -> None:
+        """Raise ValueError for torch without Python."""
         if self.code == 0 and self.torch and not self.python:
             raise ValueError("torch, but no Python")
 
 
 class Reach(Struct, frozen=True, kw_only=True):
-    """Whether a node reached an address, or why not."""
+    """The result of an attempt to reach an address."""
 
     ok: bool
     error: Word = ""
 
     def __post_init__(self) -> None:
+        """Raise ValueError for a failure without a reason."""
         if not self.ok and not self.error:
             raise ValueError("neither reached nor why not")
 
 
 class Visited(Reach, frozen=True, kw_only=True):
-    """Whether a node reached another one on the port that it tried."""
+    """The result of one node's attempt to reach another one."""
 
     tried: Port
     stalled: bool = False
 
 
 class Peers(Struct, frozen=True, kw_only=True):
-    """Whom a node reached and from whom it heard."""
+    """A node's connections to its peers: the nodes reached, and the nodes heard from."""
 
     seconds: Seconds
     port: Port
@@ -133,7 +137,7 @@ class Peers(Struct, frozen=True, kw_only=True):
 
 
 class Stamp(Struct, frozen=True, kw_only=True):
-    """What an environment was made from, and what came of it."""
+    """The record in an environment of its recipe and its versions."""
 
     digest: Word
     made_at: Seconds
@@ -145,7 +149,7 @@ class Stamp(Struct, frozen=True, kw_only=True):
 
 
 class Built(Struct, frozen=True, kw_only=True):
-    """A training environment as it lies on a node; empty where nobody makes it."""
+    """A training environment on a node; empty if it is not managed by UGRO."""
 
     there: bool | UnsetType = UNSET
     stamp: Stamp | UnsetType | None = UNSET
@@ -155,6 +159,7 @@ class Built(Struct, frozen=True, kw_only=True):
     activate: Path | None = None
 
     def __post_init__(self) -> None:
+        """Raise ValueError for facts about an environment without telling of its presence."""
         told = any((self.program, self.version, self.manifest, self.activate))
         if (self.there is UNSET) != (self.stamp is UNSET) or (
             self.there is UNSET and told
@@ -163,17 +168,17 @@ class Built(Struct, frozen=True, kw_only=True):
 
     @property
     def is_managed(self) -> bool:
-        """Whether UGRO makes this environment."""
+        """Tell whether UGRO makes this environment."""
         return self.there is not UNSET
 
     @property
     def known_stamp(self) -> Stamp | None:
-        """What it was made from, where that is known."""
+        """Return the environment's stamp, None if it has none or is not managed."""
         return None if isinstance(self.stamp, UnsetType) else self.stamp
 
 
 class Model(Struct, frozen=True, kw_only=True):
-    """A model on a node, see `node/model.py`; or why nothing is known of it."""
+    """The facts about a model on a node, see `node/model.py`; or the reason for their absence."""
 
     missing: Word = ""
     path: Path = ""
@@ -182,14 +187,14 @@ class Model(Struct, frozen=True, kw_only=True):
 
 
 class BasePython(Struct, frozen=True, kw_only=True):
-    """The Python that an environment would be made from."""
+    """The Python to make an environment from."""
 
     path: Path | None
     version: PythonVersion | None
 
 
 class ProbeAnswer(Struct, frozen=True, kw_only=True):
-    """All that a health check or a launch wants to know of a node."""
+    """All facts about a node for a health check or a launch."""
 
     hostname: Word
     resolves_to: Word | None
@@ -221,22 +226,23 @@ class ProbeAnswer(Struct, frozen=True, kw_only=True):
     model: Model | None = None
 
     def __post_init__(self) -> None:
+        """Raise ValueError for an impossible exit code of nvidia-smi."""
         if self.gpus.code is not None and abs(self.gpus.code) > 255:
             raise ValueError("no exit code of nvidia-smi")
 
     @property
     def cards(self) -> tuple[Gpu, ...]:
-        """The GPUs that nvidia-smi tells of."""
+        """Return the GPUs listed by nvidia-smi."""
         return parse_gpus(self.gpus.stdout)
 
     @property
     def gpu_processes(self) -> tuple[GpuProcess, ...]:
-        """The processes that have memory of a GPU."""
+        """Return the processes using GPU memory."""
         return parse_apps(self.apps.stdout)
 
     @property
     def holder(self) -> Held | None:
-        """Who has the node: the holder of its lease, or a job of which something still runs; None where it is free."""
+        """Return the lease's holder, else a job with a living process, None if the node is free."""
         if self.lease is not None:
             return self.lease
         for process in self.jobs:
@@ -249,7 +255,7 @@ class ProbeAnswer(Struct, frozen=True, kw_only=True):
         return None
 
     def interface_of(self, address: str) -> str | None:
-        """Find the interface that owns an address."""
+        """Return the name of the interface with an address, None if none has it."""
         for name, interface in self.interfaces.items():
             if address in interface.addresses:
                 return name
@@ -257,7 +263,7 @@ class ProbeAnswer(Struct, frozen=True, kw_only=True):
 
 
 class EnvironmentAnswer(Struct, frozen=True, kw_only=True):
-    """What a node has as its environment, and what one could be made from."""
+    """A node's environment, and the Python and platform to make one from."""
 
     environment: Built
     torch: Torch
@@ -266,7 +272,7 @@ class EnvironmentAnswer(Struct, frozen=True, kw_only=True):
 
 
 class BuildAnswer(EnvironmentAnswer, frozen=True, kw_only=True):
-    """The environment after a build that did not fail."""
+    """The environment after a successful build."""
 
     made: bool
     seconds: Seconds
@@ -275,7 +281,7 @@ class BuildAnswer(EnvironmentAnswer, frozen=True, kw_only=True):
 
 
 class BuildFailed(Struct, frozen=True, kw_only=True):
-    """Why a build failed, and what the installer said last."""
+    """The reason for a failed build, and the last output of the installer."""
 
     phase: Word
     tail: Words
@@ -285,7 +291,7 @@ class BuildFailed(Struct, frozen=True, kw_only=True):
 
 
 class BuildProgress(Struct, frozen=True, kw_only=True):
-    """How a build goes: bytes written so far; `line` is what the installer said last."""
+    """The progress of a build: bytes written so far, and the installer's last line."""
 
     phase: Word
     seconds: Seconds
@@ -294,7 +300,7 @@ class BuildProgress(Struct, frozen=True, kw_only=True):
 
 
 class StateAnswer(Struct, frozen=True, kw_only=True):
-    """What a node knows of a job; its `exit` is shown and not read."""
+    """A node's knowledge of a job; `exit` is shown only, never interpreted."""
 
     known: bool
     supervised: bool
@@ -304,43 +310,43 @@ class StateAnswer(Struct, frozen=True, kw_only=True):
 
 
 class ExitRecord(Struct, frozen=True, kw_only=True):
-    """What counts of a rank's exit record where it was stopped."""
+    """The relevant part of a stopped rank's exit record."""
 
     started_at: Seconds | None = None
 
 
 class StopAnswer(Struct, frozen=True, kw_only=True):
-    """What is left of a job, and how it ended, where that is known."""
+    """The processes left of a job, and its exit record if there is one."""
 
     left: list[Process]
     exit: ExitRecord | None = None
 
     @property
     def ran(self) -> bool:
-        """Whether the rank had begun."""
+        """Tell whether the rank had begun."""
         return bool(self.exit and self.exit.started_at)
 
     @property
     def left_pids(self) -> tuple[int, ...]:
-        """The processes that live even after KILL."""
+        """Return the pids of the processes alive even after KILL."""
         return tuple(process.pid for process in self.left)
 
 
 class ResetAnswer(Struct, frozen=True, kw_only=True):
-    """What was ended, and what is left of it."""
+    """The processes ended by a reset, and those still alive."""
 
     left: list[Process]
     ended: list[Process]
 
 
 class ManifestsAnswer(Struct, frozen=True, kw_only=True):
-    """The manifests of the checkpoints that lie on a node."""
+    """The manifests of the checkpoints on a node."""
 
     manifests: Annotated[list[str], Meta(max_length=10_000)]
 
 
 class CleanedFolder(Struct, frozen=True, kw_only=True):
-    """A job's folder on a node; `kept` says why it stays."""
+    """A job's folder on a node; `kept` is the reason to keep it."""
 
     path: Path
     bytes: Bytes
@@ -349,24 +355,24 @@ class CleanedFolder(Struct, frozen=True, kw_only=True):
 
 
 class CleanAnswer(Struct, frozen=True, kw_only=True):
-    """What became of each job's folder, and which others there are."""
+    """The result for each job folder, and the names of other job folders."""
 
     folders: dict[str, CleanedFolder]
     others: Annotated[list[Word], Meta(max_length=10_000)]
 
 
 class MadeFolder(Struct, frozen=True, kw_only=True):
-    """The folder that is there now."""
+    """The folder, present now."""
 
     project: Path
 
 
 class Done(Struct, frozen=True):
-    """What else such an answer says is not used."""
+    """An answer without any fact of interest."""
 
 
 def decoded(line: bytes) -> dict[str, Any]:
-    """Decode a line of JSON; raises ValueError for all but an object, also for text that cannot be stored."""
+    """Decode a line of JSON; raises ValueError for anything but a storable object."""
     answer = decode(object, line)
     if not isinstance(answer, dict):
         raise ValueError("no object")
@@ -374,7 +380,7 @@ def decoded(line: bytes) -> dict[str, Any]:
 
 
 def holder_of(refusal: dict[str, Any]) -> Held | None:
-    """Read who has the node, from the refusal of a request; None where it does not say that."""
+    """Read the holder of a node from a refusal; return None if it names none."""
     try:
         return convert(Held, refusal.get("holder"))
     except UNREADABLE:
@@ -382,7 +388,7 @@ def holder_of(refusal: dict[str, Any]) -> Held | None:
 
 
 def describe_holder(holder: Held | None) -> str:
-    """Say who has a node, as in: held by job exp1 of /a (pid 7 there)."""
+    """Describe the holder of a node, as in: held by job exp1 of /a (pid 7 there)."""
     if holder is None or not holder.job:
         return "held by another job"
     words = f"held by job {shortened(holder.job, 100)}"
@@ -394,5 +400,5 @@ def describe_holder(holder: Held | None) -> str:
 
 
 def shortened(words: object, characters: int = 2000) -> str:
-    """What a node said, no more of it than anybody would read."""
+    """Return text from a node, printable and at most this long."""
     return printable_lines(str(words))[:characters]

@@ -1,4 +1,4 @@
-"""Files between this machine and a host over the connection that is there; the host's side is `node/copy.py`."""
+"""File transfer over an existing connection, without rsync; `node/copy.py` is the host's side."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from .frames import Frame, framed
 from .host import ARRIVED_STAYS, Host
 from .stray_links import remove_stray_links
 
-# Without a byte from the other side: a disk that is written to at full speed stalls for long.
+# Without a byte from the other side: a disk under full load stalls for long.
 SILENCE_SECONDS = 120.0
-# For what a node failed of to come, where it has stopped to listen.
+# For a node's error message to arrive after it has stopped listening.
 LAST_WORDS_SECONDS = 10.0
-ROUNDS_MOST = 2  # a file that came damaged is asked for once more
-# What a frame with words of a node cannot be read as.
+# A file received damaged is requested once more.
+ROUNDS_MOST = 2
+# The exceptions of reading a malformed frame.
 NONSENSE = (ValueError, RecursionError, TypeError, KeyError, AttributeError)
 
 
 class Copy:
-    """Files between this machine and a host, compared, resumed and proven as rsync would.
+    """Transfer between this machine and a host, compared, resumed and verified as rsync would.
 
-    Folders are named as for `Rsync`, of which this has the calls.
+    It has the methods of `Rsync`, and names folders in the same way.
     """
 
     def __init__(self, host: Host) -> None:
@@ -50,7 +51,10 @@ class Copy:
         link_from: Sequence[str] = (),
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        """Make the folder `target` on the host like `source` here; see `Rsync.push`. Raises HostError."""
+        """Make the folder `target` on the host like `source` here; see `Rsync.push`.
+
+        Raises HostError.
+        """
         ours = Source(source, files=_listed(files), exclude=exclude, links="all")
         request = {
             "folder": _without_slash(target),
@@ -76,7 +80,7 @@ class Copy:
     ) -> None:
         """Make the folder `target` here like `source` on the host; see `Rsync.pull`.
 
-        Raises HostError, and OSError where there is no room here. What came before that stays.
+        Raises HostError, and OSError if the disk here is full. Files received so far are kept.
         """
         asked = _chosen(source, exclude, only, files, gently=gently)
         with _Talk(self.host, "send_files", asked) as talk:
@@ -101,7 +105,7 @@ class Copy:
     def bytes_to_come(
         self, source: str, target: str, *, exclude: Sequence[str] = ()
     ) -> int:
-        """Say how much a pull would bring. Raises HostError."""
+        """Return the bytes a pull would transfer. Raises HostError."""
         with _Talk(self.host, "send_files", _chosen(source, exclude)) as talk:
             receiver = Receiver(target, exclude=exclude, alive=sign_of_life(talk.put))
             talk.listing(receiver)
@@ -183,7 +187,10 @@ def _noting_sizes(entries: Iterable[Any], sizes: dict[str, int]) -> Iterator[Any
 
 
 def _checked_want(want: object, sizes: dict[str, int]) -> Want:
-    """Check a want of a node, which may be anything; raises Unfit for one of a file that was not offered."""
+    """Validate a node's request for a file, [path, offset, SHA-256, may follow].
+
+    Raises Unfit if it is malformed, or if the file was not offered.
+    """
     if not isinstance(want, list) or len(want) != 4:
         raise Unfit(f"no want: {want!r:.200}")
     path, offset, known, may_follow = want
@@ -198,7 +205,7 @@ def _checked_want(want: object, sizes: dict[str, int]) -> Want:
 
 
 class _Talk:
-    """The frames of one transfer."""
+    """The exchange of frames of one transfer."""
 
     def __init__(self, host: Host, operation: str, request: dict[str, Any]) -> None:
         self.host = host
@@ -213,7 +220,7 @@ class _Talk:
         self.stream.close()
 
     def put(self, kind: int, offset: int, payload: bytes) -> None:
-        """Give the node a frame. Raises HostError, which has the node's own last words where it said any."""
+        """Send a frame. Raises HostError, if possible with the node's own error message."""
         try:
             self.stream.write(FRAME.pack(kind, offset, len(payload)) + payload)
         except HostUnreachable as error:
@@ -222,10 +229,11 @@ class _Talk:
             raise
 
     def _raise_failure(self) -> None:
-        """Raise what the node failed of, where it said so before it stopped listening."""
+        """Raise the failure reported by the node before it stopped listening, if any."""
         failure: NodeFault | None = None
         deadline = time.monotonic() + LAST_WORDS_SECONDS
-        with contextlib.suppress(HostError):  # the end of the stream
+        # A HostError is the end of the stream.
+        with contextlib.suppress(HostError):
             for frame in self._frames:
                 if frame.kind == protocol.FAILED:
                     failure = self._failure(frame)
@@ -240,7 +248,7 @@ class _Talk:
         return _not_all(self.host, message)
 
     def frames(self) -> Iterator[Frame]:
-        """Give the node's frames; raises NodeFault where it fails."""
+        """Yield the node's frames; raises NodeFault if it reports a failure."""
         for frame in self._frames:
             if frame.kind == protocol.FAILED:
                 raise self._failure(frame)
@@ -248,7 +256,7 @@ class _Talk:
                 yield frame
 
     def listing(self, receiver: Receiver) -> None:
-        """Tell the receiver of all that the node has."""
+        """Read the node's list of files into the receiver."""
         for frame in self.frames():
             if frame.kind == protocol.LISTED:
                 return
@@ -257,11 +265,11 @@ class _Talk:
         raise self.broken_off()
 
     def readable(self) -> _Readable:
-        """Make a context in which nonsense of the node becomes a NodeFault."""
+        """Make a context in which malformed data of the node raises NodeFault."""
         return _Readable(self.host)
 
     def broken_off(self) -> NodeFault:
-        """Make the error for a talk that ended before its end."""
+        """Make the error for a connection closed in the middle."""
         return _not_all(self.host, f"{self.operation}: it broke off")
 
 
@@ -307,7 +315,7 @@ def _without_slash(folder: str) -> str:
 
 
 def _percentages(progress: Callable[[int], None] | None) -> Callable[[int, int], None]:
-    """Make a function of (bytes that came, of so many) that tells each new percentage once."""
+    """Make a function of (bytes transferred, total bytes) reporting each new percentage once."""
     told = -1
 
     def tell(came: int, total: int) -> None:
@@ -321,11 +329,11 @@ def _percentages(progress: Callable[[int], None] | None) -> Callable[[int, int],
 
 
 def _not_all(host: Host, what: str) -> NodeFault:
-    """Make the error for files that have not all come."""
+    """Make the error for an incomplete transfer."""
     return NodeFault(host.node.name, what, ARRIVED_STAYS)
 
 
 def _errors(errors: Sequence[str]) -> str:
-    """Name the first of the paths that could not be taken, and how many more there are."""
+    """Summarise errors: the first one, and the number of others."""
     more = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
     return shortened(errors[0], 500) + more

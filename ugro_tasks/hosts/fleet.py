@@ -1,4 +1,4 @@
-"""All hosts of a cluster at once."""
+"""All hosts of a cluster, worked on in parallel."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ E = TypeVar("E", bound=UgroError)
 
 
 def connect(node: Node, connect_seconds: float) -> Host:
-    """Make the host of a node; nothing is contacted yet."""
+    """Make the host of a node, without contacting it yet."""
     if node.transport == "local":
         return LocalHost(node)
     return SshHost(node, connect_seconds)
 
 
 class Fleet(ThreadingGroup):  # type: ignore[misc]
-    """The hosts of a cluster, of whatever kind, in the order of their ranks.
+    """The hosts of a cluster, of either kind, in the order of their ranks.
 
-    Fabric's group holds and closes them. What is done on all of them goes through `map`: Fabric's own calls know hosts
-    by their addresses, and would take two nodes of one machine for one.
+    Fabric's group holds and closes them. Parallel work goes through `map` and `each`: Fabric's own
+    methods identify hosts by their addresses and would confuse two nodes of one machine.
     """
 
     @classmethod
@@ -41,20 +41,21 @@ class Fleet(ThreadingGroup):  # type: ignore[misc]
         return fleet
 
     def map(self, function: Callable[[Host], T]) -> dict[str, T | HostError]:
-        """Call `function(host)` on all hosts at once: {node name: its result or the HostError that it met}.
+        """Call `function(host)` on all hosts in parallel: {node name: its result or its HostError}.
 
-        Partial failure is data. Any other exception is a bug and is raised once all are done. There is no limit on the
-        whole, since an environment may take minutes to build; each wait for a host has one of its own. Ctrl-C ends the
-        wait here, and what the threads still ask of a host ends when the fleet is closed.
+        Partial failure is data. Any other exception is a bug and is raised after all are done.
+        There is no time limit on the whole, since an environment may take minutes to build; each
+        wait for a host has its own. Ctrl-C ends only the waiting; requests under way end when the
+        fleet is closed.
         """
         errands = [_Errand(host, function) for host in self]
         _run(errands)
         return {errand.host.node.name: errand.outcome(HostError) for errand in errands}
 
     def each(self, work: Mapping[str, Callable[[Host], T]]) -> dict[str, T | UgroError]:
-        """Do the work of each node, all at once: {node name: its result or the UgroError that it met}.
+        """Call each host's own function in `work`: {node name: its result or its UgroError}.
 
-        `work` is by node name, and so are the results, in the same order; a host without work is left
+        `work` is by node name, and so are the results, in the same order; other hosts are left
         alone. Otherwise as `map`.
         """
         hosts = {host.node.name: host for host in self}
@@ -71,7 +72,7 @@ def _run(errands: Sequence[_Errand[T]]) -> None:
 
 
 class _Errand(threading.Thread, Generic[T]):
-    """What is done on one host, in a thread that does not keep the program from ending."""
+    """Work on one host, in a thread that does not keep the program alive."""
 
     def __init__(self, host: Host, function: Callable[[Host], T]) -> None:
         super().__init__(name=f"on {host.node.name}", daemon=True)
@@ -81,14 +82,15 @@ class _Errand(threading.Thread, Generic[T]):
         self._error: BaseException | None = None
 
     def run(self) -> None:
-        """Do it, and keep what comes of it; the thread that waits raises what is to be raised."""
+        """Do the work and store the result or the exception for the waiting thread."""
         try:
             self._results.append(self._function(self.host))
-        except BaseException as error:  # a thread's edge
+        # The edge of a thread: the waiting thread raises it.
+        except BaseException as error:
             self._error = error
 
     def outcome(self, expected: type[E]) -> T | E:
-        """Give the result or the error, where it is of the expected kind; raises any other exception."""
+        """Return the result, or an error of the expected type; raises any other exception."""
         if isinstance(self._error, expected):
             return self._error
         if self._error is not None:

@@ -1,4 +1,4 @@
-"""Frames that a node sends: the streams of a rank, and files."""
+"""The frames of a node: the streams of a rank, and files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .requests import Conversation, after_mark, node_program
 
 
 class Frame(NamedTuple):
-    """A piece of a stream: where it begins, and its bytes."""
+    """A piece of a stream: its kind, its offset in the stream, and its bytes."""
 
     kind: int
     offset: int
@@ -24,10 +24,10 @@ class Frame(NamedTuple):
 def follow(
     host: Host, silence_seconds: float, talk: Conversation | None = None, **request: Any
 ) -> Iterator[Frame]:
-    """Give the frames of a rank's streams, which `node/streams.py` sends; raises HostError.
+    """Yield the frames of a rank's streams, sent by `node/streams.py`; raises HostError.
 
-    A node that is silent for `silence_seconds` counts as lost; it sends a heartbeat when it has nothing to say. With
-    `talk` the process that a conversation was with goes on as this one.
+    A node silent for `silence_seconds` counts as lost; it sends a heartbeat when it has nothing
+    else. With `talk`, the process of that conversation is used instead of a new one.
     """
     asked = _request("follow", request)
     stream = talk.hand_over() if talk else None
@@ -45,7 +45,7 @@ def follow(
 def framed(
     host: Host, operation: str, silence_seconds: float, **request: Any
 ) -> tuple[Stream, Generator[Frame, None, None]]:
-    """Begin a request that both sides speak frames for: the stream to write to, and the node's frames."""
+    """Start a request answered by frames; return the stream to write to, and the node's frames."""
     argv, program = node_program(host)
     stream = host.stream(argv, None)
     try:
@@ -57,13 +57,14 @@ def framed(
 
 
 def _request(operation: str, request: dict[str, Any]) -> bytes:
-    """Write a request that is answered by frames as it goes to a node."""
+    """Encode a request for a node."""
     return json.dumps({**request, "op": operation}).encode() + b"\n"
 
 
 def _frames(
     host: Host, stream: Stream, silence_seconds: float, what: str
 ) -> Generator[Frame, None, None]:
+    """Yield the frames in a stream; raises NodeFault at its end, and for an oversized frame."""
     buffer = after_mark(host, stream, silence_seconds)
     while True:
         while len(buffer) >= FRAME.size:
@@ -84,6 +85,7 @@ def _frames(
 
 
 def _unpacked(host: Host, payload: bytes) -> bytes:
+    """Decompress a payload; raises NodeFault if it is damaged, incomplete or oversized."""
     try:
         unpacker = zlib.decompressobj()
         unpacked = unpacker.decompress(payload, 2 * CHUNK_BYTES)

@@ -1,4 +1,4 @@
-"""The seam between a node and everything above: what a host is, and what its kinds have in common."""
+"""The interface of a host, common to local ones and those over SSH."""
 
 from __future__ import annotations
 
@@ -13,46 +13,55 @@ T = TypeVar("T")
 READ_BYTES = 1 << 18
 # More than any answer needs: a node must not fill the controller's memory.
 ANSWER_LIMIT_BYTES = 16 << 20
-LAST_WORDS_CHARACTERS = 500  # of a command that failed
-WRITE_SECONDS = 30.0  # for a command to take the next piece of what it is given
-ARRIVED_STAYS = "what arrived stays; try again"  # about a transfer that broke off
+# Of a failed command's stderr.
+LAST_WORDS_CHARACTERS = 500
+# For a command to read the next piece of its stdin.
+WRITE_SECONDS = 30.0
+# The remedy for a transfer that broke off.
+ARRIVED_STAYS = "what arrived stays; try again"
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0)
 
 
 class Stream(Protocol):
-    """The stdout of a command that goes on."""
+    """The stdout of a running command, and its stdin."""
 
     def read(self, silence_seconds: float) -> bytes:
-        """Give what has come, b"" at the end; raises HostUnreachable after that long without a byte."""
+        """Return the next bytes, b"" at the end; raises HostUnreachable after this silence."""
 
     def write(self, data: bytes) -> None:
-        """Give the command more to read, where its stdin was left open; raises HostUnreachable."""
+        """Write to the command's stdin, if it was left open; raises HostUnreachable."""
 
     def close(self) -> None:
-        """End the command; it gets a closed pipe."""
+        """End the command by closing its pipes."""
 
 
 class Host(Protocol):
-    """The seam between a node and everything above."""
+    """A machine to run commands on."""
 
     node: Node
 
     @property
     def round_trip_seconds(self) -> float:
-        """Give the time that the last session took to open: one round trip and sshd's own work."""
+        """Return the time taken by opening the last session: one round trip and sshd's own work."""
 
     def run(
         self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0
     ) -> bytes:
-        """Run a command and give its stdout; raises HostError, NodeFault where the exit code is not 0."""
+        """Run a command and return its stdout.
+
+        Raises HostError, and NodeFault if the exit code is not 0.
+        """
 
     def stream(self, argv: Sequence[str], stdin: bytes | None = b"") -> Stream:
-        """Start a command and give its stdout as it comes. With None its stdin stays open, for `Stream.write`."""
+        """Start a command and return its stdout as a stream.
+
+        With `stdin` None, its stdin stays open for `Stream.write`.
+        """
 
     def rsync_remote(self) -> tuple[list[str], str] | None:
-        """Give what rsync needs to reach the host: its options, and what stands before a path.
+        """Return rsync's options to reach the host, and the prefix of a path there.
 
-        None where files need no rsync.
+        None if files need no rsync.
         """
 
     def close(self) -> None:
@@ -62,7 +71,7 @@ class Host(Protocol):
 def stdout_of(
     node: Node, argv: Sequence[str], code: int, out: bytes, err: bytes
 ) -> bytes:
-    """Give the output of a command that has ended; raises NodeFault with its last words where it failed."""
+    """Return the output of a finished command; raises NodeFault with its last line if it failed."""
     if code == 0:
         return out
     if code == 127:
@@ -78,12 +87,12 @@ def stdout_of(
 
 
 def answer_too_long(node: Node, argv: Sequence[str]) -> NodeFault:
-    """Make the error for more output than any answer has."""
+    """Make the error for output longer than any answer."""
     return NodeFault(
         node.name, f"{argv[0]} sent more than {ANSWER_LIMIT_BYTES >> 20} MiB"
     )
 
 
 def retry_pause(attempt: int) -> float:
-    """Give the seconds to wait before a node that could not be reached is tried again; `attempt` counts from 0."""
+    """Return the seconds to wait before retry number `attempt`, counted from 0."""
     return RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)]

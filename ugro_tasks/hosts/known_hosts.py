@@ -1,4 +1,4 @@
-"""Host keys: which are known, and how a new one becomes known."""
+"""The user's known_hosts: reading the known host keys, and adding new ones."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import paramiko
 
 
 def known_hosts() -> Path:
-    """Name the user's own file of host keys."""
+    """Return the path of the user's own known_hosts."""
     return Path("~/.ssh/known_hosts").expanduser()
 
 
 def load_host_keys(client: paramiko.SSHClient, *files: Path) -> None:
-    """Make the keys in these files known to the client; lines that paramiko cannot read are passed over.
+    """Make the keys in these files known to the client, skipping lines unreadable for paramiko.
 
-    A key that is marked @revoked is unknown, whatever else is said of it.
+    A key marked @revoked stays unknown, even if another line lists it.
     """
     lines: list[str] = []
     for file in files:
@@ -35,13 +35,13 @@ def load_host_keys(client: paramiko.SSHClient, *files: Path) -> None:
 
 
 def _revoked(lines: Sequence[str]) -> set[str]:
-    """Collect the keys that are marked @revoked, as `@revoked NAMES TYPE KEY COMMENT` has them."""
+    """Collect the keys of lines like `@revoked NAMES TYPE KEY COMMENT`."""
     words = [line.split() for line in lines]
     return {word[3] for word in words if len(word) > 3 and word[0] == "@revoked"}
 
 
 def _entry(line: str) -> paramiko.hostkeys.HostKeyEntry | None:
-    """Read a line; None for a comment, a mark, or what paramiko cannot read."""
+    """Parse a line; return None for a comment, a marked line, or an unreadable one."""
     if line.startswith(("#", "@")):
         return None
     try:
@@ -51,7 +51,7 @@ def _entry(line: str) -> paramiko.hostkeys.HostKeyEntry | None:
 
 
 class UnknownKey(paramiko.SSHException):
-    """A host showed a key that known_hosts does not hold."""
+    """A host showed a key missing from known_hosts."""
 
     def __init__(self, name: str, key: paramiko.PKey) -> None:
         super().__init__(name)
@@ -60,7 +60,7 @@ class UnknownKey(paramiko.SSHException):
 
 
 class Refuse(paramiko.MissingHostKeyPolicy):
-    """The policy for a key that known_hosts does not hold: none is accepted."""
+    """The policy for keys missing from known_hosts: reject all."""
 
     def missing_host_key(
         self,
@@ -73,13 +73,13 @@ class Refuse(paramiko.MissingHostKeyPolicy):
 
 
 def fingerprint(key: paramiko.PKey) -> str:
-    """Show a key as `ssh-keygen -l` does."""
+    """Format a key as `ssh-keygen -l` does."""
     digest = b64encode(hashlib.sha256(key.asbytes()).digest()).decode().rstrip("=")
     return f"{key.get_name()} SHA256:{digest}"
 
 
 class NewKey:
-    """A host's key that known_hosts does not hold yet."""
+    """A host's key, not in known_hosts yet."""
 
     def __init__(self, name: str, key: paramiko.PKey) -> None:
         self.name = name
@@ -87,7 +87,7 @@ class NewKey:
         self._line = f"{name} {key.get_name()} {key.get_base64()}\n"
 
     def trust(self) -> None:
-        """Record it in the user's known_hosts."""
+        """Append the key to the user's known_hosts."""
         known_hosts().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(known_hosts(), os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         with open(descriptor, "r+b") as file:

@@ -30,7 +30,7 @@ class LocalHost:
     def run(
         self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0
     ) -> bytes:
-        """See Host."""
+        """Run a command; see `Host.run`."""
         try:
             done = subprocess.run(
                 argv,
@@ -50,18 +50,18 @@ class LocalHost:
         return stdout_of(self.node, argv, done.returncode, done.stdout, done.stderr)
 
     def stream(self, argv: Sequence[str], stdin: bytes | None = b"") -> Stream:
-        """See Host."""
+        """Start a command; see `Host.stream`."""
         return _LocalStream(self.node, argv, stdin)
 
     def rsync_remote(self) -> None:
-        """See Host. Files of this machine need no rsync."""
+        """Return None: files of this machine need no rsync."""
 
     def close(self) -> None:
-        """See Host."""
+        """Do nothing: there is no connection."""
 
 
 class _LocalStream:
-    """A command of this machine that goes on."""
+    """A running command on this machine."""
 
     def __init__(self, node: Node, argv: Sequence[str], stdin: bytes | None) -> None:
         self.node = node
@@ -85,7 +85,7 @@ class _LocalStream:
             self._feed(stdin)
 
     def _feed(self, stdin: bytes) -> None:
-        """Give all of its stdin and close it; a command need not read what it is given."""
+        """Write all of the command's stdin and close it; the command need not read it."""
         try:
             with contextlib.suppress(BrokenPipeError), self.stdin:
                 _write_all(self.stdin.fileno(), stdin)
@@ -94,20 +94,20 @@ class _LocalStream:
             raise HostUnreachable(self.node.name, "it does not listen") from error
 
     def read(self, silence_seconds: float) -> bytes:
-        """See Stream."""
+        """Return the next bytes; see `Stream.read`."""
         if not select.select([self.stdout], [], [], silence_seconds)[0]:
             raise HostUnreachable(self.node.name, f"no word for {silence_seconds:g} s")
         return os.read(self.stdout.fileno(), READ_BYTES)
 
     def write(self, data: bytes) -> None:
-        """See Stream."""
+        """Write to the command's stdin; see `Stream.write`."""
         try:
             _write_all(self.stdin.fileno(), data)
         except OSError as error:
             raise HostUnreachable(self.node.name, "it has stopped listening") from error
 
     def close(self) -> None:
-        """See Stream."""
+        """End the command; see `Stream.close`."""
         self.stdin.close()
         self.stdout.close()
         self.process.kill()
@@ -115,7 +115,7 @@ class _LocalStream:
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
-    """Write to a pipe that does not block; raises TimeoutError where nothing is taken for WRITE_SECONDS."""
+    """Write to a non-blocking pipe; raises TimeoutError if it takes nothing for WRITE_SECONDS."""
     left = memoryview(data)
     while left:
         if not select.select([], [descriptor], [], WRITE_SECONDS)[1]:

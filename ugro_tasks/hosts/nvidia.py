@@ -1,4 +1,4 @@
-"""The answers of nvidia-smi, as `node/gpu.py` asks for them."""
+"""Parsers for the output of nvidia-smi; the queries are in `node/gpu.py`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from msgspec import UNSET, Struct, UnsetType, field
 from ..codec import convert
 from ..node.gpu import GPU_FIELDS, HEALTH_FIELDS
 
-# Not `isdigit`, which takes a ² for one; nor any number of them.
+# Rather than `isdigit`, which accepts a ²; the length is limited.
 DIGITS = re.compile("[0-9]{1,12}")
 NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]{0,12})?|\.[0-9]{1,12}")
-# What it says instead of a value of a card that has to be reset, or that is gone.
+# Printed instead of a value if a card is lost or has to be reset.
 ERROR_VALUES = ("ERR!", "GPU requires reset", "GPU is lost", "Unknown Error")
 
 
 class Gpu(Struct, frozen=True, kw_only=True):
-    """A card in nvidia-smi's own words, "[N/A]" say; in JSON under its own names. Memory is in MiB, power in W."""
+    """A card with values as printed by nvidia-smi, such as "[N/A]".
+
+    In JSON the fields have nvidia-smi's names. Memory is in MiB, power in W.
+    """
 
     index: str
     name: str
@@ -35,24 +38,24 @@ class Gpu(Struct, frozen=True, kw_only=True):
 
     @property
     def total_mib(self) -> float | None:
-        """Its memory; None where nvidia-smi tells no number."""
+        """Return the card's memory, None if nvidia-smi prints no number."""
         return number_of(self.memory_total)
 
     @property
     def used_mib(self) -> float | None:
-        """The memory in use; None where nvidia-smi tells no number."""
+        """Return the memory in use, None if nvidia-smi prints no number."""
         return number_of(self.memory_used)
 
     @property
     def error_count(self) -> float:
-        """The memory errors that ECC could not correct; 0 where they are not counted."""
+        """Return the number of uncorrected memory errors; 0 if they are not counted."""
         if isinstance(self.uncorrected_errors, UnsetType):
             return 0.0
         return number_of(self.uncorrected_errors) or 0.0
 
     @property
     def faults(self) -> list[str]:
-        """The values that speak of a card which hangs or is gone, as in: ERR! (power.draw)."""
+        """Return the values of a hanging or lost card, as in: ERR! (power.draw)."""
         values = msgspec.to_builtins(self)
         return [
             f"{value} ({name})"
@@ -62,15 +65,16 @@ class Gpu(Struct, frozen=True, kw_only=True):
 
 
 class GpuProcess(Struct, frozen=True, kw_only=True):
-    """A process that has memory of a card."""
+    """A process using memory of a card."""
 
     pid: int
-    used_mib: int  # 0 where nvidia-smi does not tell
+    # 0 if nvidia-smi does not tell.
+    used_mib: int
     name: str
 
 
 def parse_gpus(output: str) -> tuple[Gpu, ...]:
-    """Read the cards in the answer to `nvidia-smi --query-gpu`; lines that are none are passed over."""
+    """Parse the output of `nvidia-smi --query-gpu`, skipping lines that are no cards."""
     by_length = {
         len(names): names for names in (GPU_FIELDS.split(","), HEALTH_FIELDS.split(","))
     }
@@ -83,7 +87,7 @@ def parse_gpus(output: str) -> tuple[Gpu, ...]:
 
 
 def parse_apps(output: str) -> tuple[GpuProcess, ...]:
-    """Read the processes in the answer to `nvidia-smi --query-compute-apps`."""
+    """Parse the output of `nvidia-smi --query-compute-apps`."""
     processes = []
     for line in output.splitlines():
         pid, used, name = ([value.strip() for value in line.split(",", 2)] + ["", ""])[
@@ -96,5 +100,5 @@ def parse_apps(output: str) -> tuple[GpuProcess, ...]:
 
 
 def number_of(text: str) -> float | None:
-    """Read a value as a number; None for [N/A] and the like."""
+    """Parse a number; return None for [N/A] and the like."""
     return float(text) if NUMBER.fullmatch(text) else None

@@ -1,8 +1,10 @@
-"""What a node can be asked for: each request with the class of its answer.
+"""The requests to a node, each with the class of its answer.
 
-    ask(host, Stop(folder=plan.folder, token=plan.token, grace_seconds=30.0, reason="stop"))     # a StopAnswer
+    stop = Stop(folder=plan.folder, token=plan.token, grace_seconds=30.0, reason="stop")
+    ask(host, stop)   # a StopAnswer
 
-The node's side of each is the function of its `tag` in `node/`. What is answered by frames is in `frames.py`.
+A request's `tag` is the name of a function in `node/`. Requests answered by frames are in
+`frames.py`.
 """
 
 from __future__ import annotations
@@ -29,27 +31,31 @@ A = TypeVar("A")
 
 
 class Request(Struct, Generic[A], frozen=True, kw_only=True, tag_field="op"):
-    """What a node is asked for; it answers with an `A`."""
+    """A request to a node; its answer is an `A`."""
 
-    answer: ClassVar[type[Any]]  # A itself
-    # Whether "another job has the node" is an answer to it.
+    # The class A itself.
+    answer: ClassVar[type[Any]]
+    # Whether "another job has the node" is a possible answer.
     may_be_busy: ClassVar[bool] = False
 
     @property
     def operation(self) -> str:
-        """Its name on the wire, and in messages."""
+        """Return the request's name, on the wire and in messages."""
         return str(self.__struct_config__.tag)
 
 
 class Visit(Struct, frozen=True, kw_only=True):
-    """A node that another one tries to reach, and what its port is chosen by."""
+    """A node to be reached by another one, and the salt of its port."""
 
     address: str
     salt: int
 
 
 class Meetings(Struct, frozen=True, kw_only=True):
-    """Whom a node visits, and who visits it; the ports are chosen there, from the range of its kernel."""
+    """The nodes to visit, and the nodes expected to visit this one.
+
+    The ports are chosen on the nodes, from the range of their kernel.
+    """
 
     name: str
     salt: int
@@ -58,9 +64,10 @@ class Meetings(Struct, frozen=True, kw_only=True):
 
 
 class Probe(Request[ProbeAnswer], frozen=True, kw_only=True, tag="probe"):
-    """All facts of a node in one go, see `node/probe.py`.
+    """A request for all facts of a node, see `node/probe.py`.
 
-    With `keep_port` the master's process keeps the port that it found, for a launch in the same conversation.
+    With `keep_port`, the master's process keeps the port it found, for a launch in the same
+    conversation.
     """
 
     answer = ProbeAnswer
@@ -69,7 +76,8 @@ class Probe(Request[ProbeAnswer], frozen=True, kw_only=True, tag="probe"):
     project: str
     slot: str
     wants_cuda: bool
-    role: str  # master or worker
+    # "master" or "worker".
+    role: str
     address: str
     master: str
     port: int
@@ -77,14 +85,16 @@ class Probe(Request[ProbeAnswer], frozen=True, kw_only=True, tag="probe"):
     nonce: str
     keep_port: bool = False
     peers: Meetings | None = None
-    model: Mapping[str, Any] | None = None  # see `training/batch_sizes.py`
-    environment: Mapping[str, str]  # see `environments/recipe.py`, place_of
+    # See `training/batch_sizes.py`.
+    model: Mapping[str, Any] | None = None
+    # See `place_of` in `environments/recipe.py`.
+    environment: Mapping[str, str]
 
 
 class Environment(
     Request[EnvironmentAnswer], frozen=True, kw_only=True, tag="environment"
 ):
-    """The environment that a node has; with `offline` also what packages for it would have to fit."""
+    """A request for the node's environment; with `offline`, also for its platform."""
 
     answer = EnvironmentAnswer
 
@@ -95,7 +105,10 @@ class Environment(
 
 
 class Build(Request[BuildAnswer], frozen=True, kw_only=True, tag="build_environment"):
-    """A new environment; the contents of `files` follow the request, in their order. See `ask_with_progress`."""
+    """A request for a new environment; the contents of `files` follow it, in their order.
+
+    See `ask_with_progress`.
+    """
 
     answer = BuildAnswer
     may_be_busy = True
@@ -104,9 +117,10 @@ class Build(Request[BuildAnswer], frozen=True, kw_only=True, tag="build_environm
     interpreter: str
     python: str | None
     offline: bool
-    files: Mapping[str, int]  # {name: bytes}
+    # {name: size in bytes}
+    files: Mapping[str, int]
     digest: str
-    # When an environment was made that is not to be kept, though made from the same files.
+    # The creation time of an environment to replace even though it is made from the same files.
     bad: float | None
     slots: list[str]
     token: str
@@ -115,7 +129,10 @@ class Build(Request[BuildAnswer], frozen=True, kw_only=True, tag="build_environm
 
 
 class Prepare(Request[Done], frozen=True, kw_only=True, tag="prepare"):
-    """A job's folder, and its supervisor with the lease; `node.zip` and the scripts follow the request."""
+    """A request to lay out a job's folder and start its supervisor, which takes the lease.
+
+    `node.zip` and the scripts follow the request.
+    """
 
     answer = Done
     may_be_busy = True
@@ -133,7 +150,7 @@ class Prepare(Request[Done], frozen=True, kw_only=True, tag="prepare"):
 
 
 class Start(Request[Done], frozen=True, kw_only=True, tag="start"):
-    """The start of a job that is prepared."""
+    """A request to start a prepared job."""
 
     answer = Done
 
@@ -141,7 +158,7 @@ class Start(Request[Done], frozen=True, kw_only=True, tag="start"):
 
 
 class Stop(Request[StopAnswer], frozen=True, kw_only=True, tag="stop"):
-    """The end of a job's rank; `discard` also removes its folder."""
+    """A request to end a job's rank; with `discard`, also to remove its folder."""
 
     answer = StopAnswer
 
@@ -153,7 +170,7 @@ class Stop(Request[StopAnswer], frozen=True, kw_only=True, tag="stop"):
 
 
 class State(Request[StateAnswer], frozen=True, kw_only=True, tag="state"):
-    """What a node knows of a job."""
+    """A request for the state of a job."""
 
     answer = StateAnswer
 
@@ -162,7 +179,7 @@ class State(Request[StateAnswer], frozen=True, kw_only=True, tag="state"):
 
 
 class Reset(Request[ResetAnswer], frozen=True, kw_only=True, tag="reset"):
-    """The end of everything of UGRO in a slot."""
+    """A request to end all processes of UGRO in a slot."""
 
     answer = ResetAnswer
 
@@ -171,7 +188,7 @@ class Reset(Request[ResetAnswer], frozen=True, kw_only=True, tag="reset"):
 
 
 class Manifests(Request[ManifestsAnswer], frozen=True, kw_only=True, tag="manifests"):
-    """The manifests of a job's checkpoints."""
+    """A request for the manifests of a job's checkpoints."""
 
     answer = ManifestsAnswer
 
@@ -179,7 +196,7 @@ class Manifests(Request[ManifestsAnswer], frozen=True, kw_only=True, tag="manife
 
 
 class Clean(Request[CleanAnswer], frozen=True, kw_only=True, tag="clean"):
-    """The folders of jobs, as [project, name]: looked at, and with `remove` removed."""
+    """A request to inspect job folders, given as [project, name]; with `remove`, to remove them."""
 
     answer = CleanAnswer
 
@@ -188,7 +205,7 @@ class Clean(Request[CleanAnswer], frozen=True, kw_only=True, tag="clean"):
 
 
 class MakeFolder(Request[MadeFolder], frozen=True, kw_only=True, tag="make_folder"):
-    """A folder that shall be there."""
+    """A request to make the project's folder."""
 
     answer = MadeFolder
 

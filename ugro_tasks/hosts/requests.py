@@ -28,7 +28,7 @@ from .operations import Build, Probe, Request
 
 A = TypeVar("A")
 
-# What the remote login shell runs. The zip lives in memory only (memfd), so nothing is left on the node.
+# Run by the remote login shell. The zip is in memory only (memfd), so nothing is left on the node.
 BOOTSTRAP = (
     "import os,sys;sys.version_info<(3,8)and sys.exit('Python %d.%d'%sys.version_info[:2]+', and UGRO needs 3.8');"
     "f=os.memfd_create('ugro');os.write(f,sys.stdin.buffer.read(int(sys.argv[1])));"
@@ -37,13 +37,13 @@ BOOTSTRAP = (
 TOO_OLD = ", and UGRO needs "
 SIGN_OF_LIFE_SECONDS = 1.0
 PREFACE_SHOWN_BYTES = 200
-# What a talkative login shell may print before the answer.
+# Of a talkative login shell's output before the answer.
 PREFACE_LIMIT_BYTES = 1 << 16
 
 
 @cache
 def node_zip() -> bytes:
-    """The folder `node/` as a program: `python node.zip`."""
+    """Pack the folder `node/` as a program for `python node.zip`."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("__main__.py", "from node.main import main\nmain()\n")
@@ -53,7 +53,7 @@ def node_zip() -> bytes:
 
 
 class Asking(Protocol):
-    """A way to ask a node: `ask`, or a conversation that goes on."""
+    """The signature shared by `ask` and a conversation's `ask`."""
 
     def __call__(
         self,
@@ -69,9 +69,9 @@ class Asking(Protocol):
 def ask(
     host: Host, request: Request[A], *, blob: bytes = b"", timeout_seconds: float = 30.0
 ) -> A:
-    """Ask a node for one thing, and give its answer; raises HostError, NodesBusy or NodeFault.
+    """Send one request to a node and return its answer.
 
-    `blob` are bytes that follow the request.
+    `blob` is data following the request. Raises HostError, NodesBusy or NodeFault.
     """
     argv, program = node_program(host)
     try:
@@ -88,9 +88,10 @@ def ask(
 
 
 class Conversation:
-    """Several requests to one process on a node, as `ask` would make each to one of its own.
+    """Several requests to one process on a node; `ask` starts a process for each.
 
-    A launch is three requests in a row, and to start a Python for each takes longer than the answer.
+    A launch is three requests in a row, and starting a Python for each takes longer than the
+    answer.
     """
 
     def __init__(self, host: Host) -> None:
@@ -100,7 +101,7 @@ class Conversation:
     def ask(
         self, request: Request[A], *, blob: bytes = b"", timeout_seconds: float = 30.0
     ) -> A:
-        """Ask as `ask` does. After an error the next request begins anew."""
+        """Ask as `ask` does; after an error, the next request starts a new process."""
         deadline = time.monotonic() + timeout_seconds
         try:
             if self._stream is None:
@@ -111,7 +112,8 @@ class Conversation:
             said = bytearray()
             while MARK not in said or not said.endswith(b"\n"):
                 received = self._stream.read(max(0.01, deadline - time.monotonic()))
-                if time.monotonic() > deadline:  # it sends a byte now and then
+                # Checked here too: a node may send a byte now and then.
+                if time.monotonic() > deadline:
                     raise HostUnreachable(
                         self.host.node.name,
                         f"{request.operation}: no whole answer in {timeout_seconds:g} s",
@@ -124,13 +126,13 @@ class Conversation:
             self.host.close()
             raise
         if MARK not in said or not said.endswith(b"\n"):
-            # It did not start, or broke down. `ask` is told why: it reads the exit code and what stands on stderr.
+            # The process did not start, or died. `ask` finds out why: it reads exit code and stderr.
             self.close()
             return ask(self.host, request, blob=blob, timeout_seconds=timeout_seconds)
         return _answer(self.host, request, bytes(said))
 
     def hand_over(self) -> Stream | None:
-        """The process on the node, for whoever goes on with it; None where there is none."""
+        """Return the process on the node and give it up; None if there is none."""
         stream, self._stream = self._stream, None
         return stream
 
@@ -142,11 +144,12 @@ class Conversation:
 
 
 def _answer(host: Host, request: Request[A], said: bytes) -> A:
+    """Return the typed answer in a node's output; raises its refusal as an error."""
     told = _told(host, request, said)
     if "error" in told:
         raise _refused(host, request, told)
     if isinstance(request, Probe):
-        # What the login shell printed, if it did, is a fact about the node, too.
+        # Output of the login shell is a fact about the node, too.
         told["preface"] = said.rpartition(MARK)[0][-PREFACE_SHOWN_BYTES:].decode(
             "utf-8", "replace"
         )
@@ -155,7 +158,7 @@ def _answer(host: Host, request: Request[A], said: bytes) -> A:
 
 
 def _told(host: Host, request: Request[Any], said: bytes) -> dict[str, Any]:
-    """Find the answer behind whatever a login shell printed; raises NodeFault where there is none."""
+    """Decode the answer after any output of a login shell; raises NodeFault if there is none."""
     try:
         if MARK not in said:
             raise ValueError("no answer")
@@ -168,6 +171,7 @@ def _told(host: Host, request: Request[Any], said: bytes) -> dict[str, Any]:
 
 
 def _parsed(host: Host, request: Request[Any], kind: type[A], told: object) -> A:
+    """Convert plain data to an answer of type `kind`; raises NodeFault if it does not fit."""
     try:
         return convert(kind, told)
     except UNREADABLE as error:
@@ -181,7 +185,7 @@ def _parsed(host: Host, request: Request[Any], kind: type[A], told: object) -> A
 def _refused(
     host: Host, request: Request[Any], told: dict[str, Any]
 ) -> NodesBusy | NodeFault:
-    """Say why the node did not do what it was asked for."""
+    """Make the error for a refused request."""
     if told["error"] == "busy" and request.may_be_busy:
         holder = answers.holder_of(told)
         return NodesBusy(f"{host.node.name}: {answers.describe_holder(holder)}")
@@ -197,10 +201,10 @@ def ask_with_progress(
     *,
     blob: bytes = b"",
 ) -> BuildAnswer | BuildFailed:
-    """Ask for a build, which takes long; `tell` gets the progress before the answer.
+    """Ask for a build, which takes long; `tell` receives the progress before the answer.
 
-    Node and controller give each other signs of life; the node ends what it is at where there are none for
-    `silence_seconds`. Raises HostError then, and as `ask` does.
+    Node and controller send each other signs of life. The node aborts the build after
+    `silence_seconds` without one. Raises HostError for a silent node, and as `ask` does.
     """
     argv, program = node_program(host)
     stream = host.stream(argv, None)
@@ -236,6 +240,7 @@ def ask_with_progress(
 def _of_build(
     host: Host, request: Build, said: bytes
 ) -> BuildAnswer | BuildFailed | BuildProgress:
+    """Convert one line of a build's output: progress, failure or answer."""
     told = _told(host, request, said)
     if "progress" in told:
         return _parsed(host, request, BuildProgress, told["progress"])
@@ -245,10 +250,10 @@ def _of_build(
 
 
 def node_program(host: Host) -> tuple[list[str], bytes]:
-    """Give the argv of the process on the node that answers requests, and what its stdin begins with."""
+    """Return the argv of the node's process, and the bytes its stdin must begin with."""
     packed = node_zip()
     python = host.node.python
-    # -E and -S: nothing of the node's own Python set-up is wanted, and it starts in half the time.
+    # -E and -S ignore the node's own Python set-up and halve the start.
     argv = [python, "-ES", "-c", BOOTSTRAP, str(len(packed))]
     if python.startswith("~/"):
         # Only the remote shell knows its home; the path itself stays quoted.
@@ -257,7 +262,7 @@ def node_program(host: Host) -> tuple[list[str], bytes]:
 
 
 def _asked(request: Request[Any], blob: bytes) -> bytes:
-    """Write a request as it goes to a node."""
+    """Encode a request for a node."""
     fields = msgspec.to_builtins(request)
     if blob:
         fields["blob_bytes"] = len(blob)
@@ -265,7 +270,7 @@ def _asked(request: Request[Any], blob: bytes) -> bytes:
 
 
 class Talks:
-    """A conversation with each node, one process there for all requests of a launch and for the follow."""
+    """One conversation per node, used for all requests of a launch and for following it."""
 
     def __init__(self) -> None:
         self._talks: dict[str, Conversation] = {}
@@ -285,14 +290,17 @@ class Talks:
         return self[host].ask(request, blob=blob, timeout_seconds=timeout_seconds)
 
     def close(self) -> None:
-        """End those that nobody has taken over."""
+        """End all conversations except those handed over."""
         for talk in self._talks.values():
             talk.close()
         self._talks.clear()
 
 
 def after_mark(host: Host, stream: Stream, silence_seconds: float) -> bytearray:
-    """Read until the answer begins and give what has come of it; raises NodeFault where none begins."""
+    """Read up to the start of the answer and return the bytes after it.
+
+    Raises NodeFault if no answer starts.
+    """
     buffer, deadline = bytearray(), time.monotonic() + silence_seconds
     while MARK not in buffer:
         received = stream.read(silence_seconds)

@@ -1,4 +1,4 @@
-"""Files between this machine and a host, by the real rsync program. Where none serves, see `transfer.py`."""
+"""File transfer by the rsync program; `transfer.py` chooses between it and `copy.py`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from ..node.tree import PARTIAL_FOLDER
 from .host import ARRIVED_STAYS, LAST_WORDS_CHARACTERS, READ_BYTES, Host
 from .stray_links import remove_stray_links
 
-# Without a byte from the other side: a disk that is written to at full speed stalls for long. That the connection is
-# dead, ssh notices after 15 s (`openssh_options`).
+# Without a byte from the other side: a disk under full load stalls for long. A dead connection is
+# noticed by ssh after 15 s (`openssh_options`).
 SILENCE_SECONDS = 120
-CHECKSUM_SECONDS = 600  # the same where both sides read whole files first
-# rsync's exit code where a file went away before its turn came, as it does in the folder of a job that runs.
+# The same when both sides read whole files first.
+CHECKSUM_SECONDS = 600
+# rsync's exit code for files vanishing before their turn, as in the folder of a running job.
 VANISHED = 24
-# What a pull takes: files, folders, and links that stay inside; nothing of whose they are there, and no set-user-id.
+# A pull takes files, folders and links inside the tree, without owners and set-user-id.
 REGULAR = (
     "--safe-links",
     "--no-devices",
@@ -33,12 +34,15 @@ REGULAR = (
     "--no-group",
     "--chmod=ug-s,o-t",
 )
-LOOK_SECONDS = 1.0  # how often to see that it does not overdo it
+# Between two checks of the limits.
+LOOK_SECONDS = 1.0
+# Of rsync's messages.
 COMPLAINTS_BYTES = 16 << 20
-OLDEST_VERSION = (3, 1)  # the first with --info
+# The first version with --info.
+OLDEST_VERSION = (3, 1)
 VERSION = re.compile(r"^rsync +version v?(\d+)\.(\d+)", re.MULTILINE)
 VERSION_SECONDS = 10.0
-# Exit codes: ssh did not get there, or the connection broke; and neither side could work with the other.
+# Exit codes: ssh failed or the connection broke; the two sides could not work together.
 CONNECTION_LOST = {10, 12, 30, 35, 255}
 NOT_STARTED = {1, 2, 4, 5, 14, 126, 127}
 NO_ROOM = re.compile(
@@ -48,11 +52,11 @@ TO_COME = re.compile(rb"Total transferred file size: ([\d,.]+) bytes")
 
 
 class RsyncUnusable(Exception):
-    """One of the two sides has no rsync that serves; nothing has travelled."""
+    """rsync is missing or unusable on one of the sides; nothing was transferred."""
 
 
 def rsync_fault_here() -> str | None:
-    """Say why this machine's own rsync does not serve: missing, too old, or another program; None where it does."""
+    """Return the fault of this machine's rsync: missing, too old, or another program; else None."""
     try:
         done = subprocess.run(
             ["rsync", "--version"],
@@ -75,7 +79,7 @@ def rsync_fault_here() -> str | None:
 
 
 class Rsync:
-    """The real rsync program between this machine and a host."""
+    """The rsync program between this machine and a host."""
 
     PERCENT: ClassVar = re.compile(rb"(\d+)%")
 
@@ -95,8 +99,9 @@ class Rsync:
     ) -> None:
         """Make `target` on the host like `source` here; a leading ~/ in it is the home there.
 
-        `files` names what is taken of `source`. What lies the same in one of the folders `link_from`, named as seen
-        from `target`, does not travel again. `progress` is told the percentage.
+        `files` are the paths to take from `source`. Unchanged files in one of the folders
+        `link_from`, relative to `target`, are linked instead of sent. `progress` receives the
+        percentage.
         """
         options, remote = self._remote()
         options += _excluded(exclude)
@@ -119,9 +124,11 @@ class Rsync:
     ) -> None:
         """Make `target` here like `source` on the host; a leading ~/ in it is the home there.
 
-        `only` names what is taken of the topmost folder, `files` what is taken of the whole tree. `gently` leaves the
-        host's processors to others. `verify` compares contents, not only size and time. `progress` is told the
-        percentage. What vanishes there meanwhile is passed over. Raises OSError where there is no room here.
+        `only` are names in the top folder, `files` paths in the whole tree. `gently` lowers the
+        priority on the host. `verify` compares contents, not only size and time. `progress`
+        receives the percentage. Files vanishing meanwhile are skipped.
+
+        Raises HostError, and OSError if the disk here is full.
         """
         options, remote = self._remote()
         if gently and remote:
@@ -147,7 +154,7 @@ class Rsync:
     def bytes_to_come(
         self, source: str, target: str, *, exclude: Sequence[str] = ()
     ) -> int | None:
-        """Say how much a pull would bring, None where rsync does not say; raises HostError."""
+        """Return the bytes a pull would transfer, None if rsync does not tell; raises HostError."""
         options, remote = self._remote()
         options += ["--dry-run", "--stats", *REGULAR, *_excluded(exclude)]
         said = self._run([*options, "--", _at(remote, source), target], pulling=True)
@@ -155,7 +162,7 @@ class Rsync:
         return int(re.sub(rb"\D", b"", found[1])) if found else None
 
     def _remote(self) -> tuple[list[str], str]:
-        """Give a list of options that may be added to, and what stands before a path."""
+        """Return a new list of options, and the prefix of a path on the host."""
         options, before = self.host.rsync_remote() or ([], "")
         return [*options], before
 
@@ -168,9 +175,10 @@ class Rsync:
         pulling: bool = False,
         into: str | None = None,
     ) -> bytes:
-        """Run rsync and give what it printed last. Raises HostError with rsync's own last words.
+        """Run rsync and return the end of its output. Raises HostError with rsync's own message.
 
-        `into` is the folder here that a pull fills; where that takes the last room, it is ended, with an OSError.
+        `into` is the folder filled by a pull; rsync is killed, with an OSError, when its disk gets
+        full.
         """
         argv = [
             "rsync",
@@ -182,14 +190,14 @@ class Rsync:
         argv += [f"--timeout={SILENCE_SECONDS}"]
         if files is not None:
             argv += ["--from0", "--files-from=-"]
-        # Files: a line about each of thousands of files would fill a pipe that nobody reads or writes meanwhile.
+        # Files, not pipes: thousands of lines would fill a pipe without a reader.
         with tempfile.TemporaryFile() as complaints, tempfile.TemporaryFile() as chosen:
             chosen.write("\0".join(files or ()).encode())
             chosen.seek(0)
             try:
                 process = subprocess.Popen(
                     [*argv, *arguments], stdin=chosen, stdout=subprocess.PIPE, stderr=complaints,
-                    env={**os.environ, "LC_ALL": "C"},  # its words are read here
+                    env={**os.environ, "LC_ALL": "C"},  # its messages are parsed
                 )  # fmt: skip
             except FileNotFoundError as error:
                 raise RsyncUnusable from error
@@ -211,7 +219,7 @@ class Rsync:
         progress: Callable[[int], None] | None,
         into: str | None,
     ) -> bytes:
-        """Tell the progress until it ends, and see that it does not overdo it; gives what it printed last."""
+        """Report progress and check limits until rsync ends; return the end of its output."""
         assert process.stdout is not None  # noqa: S101
         said = b""
         for chunk in _pieces(process, process.stdout.fileno()):
@@ -223,7 +231,7 @@ class Rsync:
         return said
 
     def _judge(self, code: int, complaint: str, *, pulling: bool) -> None:
-        """Raise what an exit code and the complaints before it stand for."""
+        """Raise the error for an exit code and the messages before it."""
         full = NO_ROOM.search(complaint)
         if pulling and full:
             number = int(full[2])
@@ -245,7 +253,7 @@ class Rsync:
 
 
 def _pieces(process: subprocess.Popen[bytes], stdout: int) -> Iterator[bytes]:
-    """Give what it prints, and b"" now and then while it prints nothing, until it has ended."""
+    """Yield the output as it appears, and b"" during silence, until the process has ended."""
     chunk = b"-"
     while chunk:
         if select.select([stdout], [], [], LOOK_SECONDS)[0]:
@@ -260,7 +268,7 @@ def _pieces(process: subprocess.Popen[bytes], stdout: int) -> Iterator[bytes]:
 
 
 def _refuse_excess(name: str, complaints: int, into: str | None) -> None:
-    """Raise where the other side says more than anybody reads, or takes the last room here."""
+    """Raise if rsync's messages grow without end, or if the disk here gets full."""
     if os.fstat(complaints).st_size > COMPLAINTS_BYTES:
         raise NodeFault(name, "its rsync complains without end")
     if into:
@@ -268,7 +276,8 @@ def _refuse_excess(name: str, complaints: int, into: str | None) -> None:
 
 
 def _at(remote: str, path: str) -> str:
-    # A login begins in the remote home; a local rsync has no such place.
+    # A login starts in the remote home; a local rsync does not.
+    """Return a path as rsync's argument."""
     return remote + path.removeprefix("~/") if remote else os.path.expanduser(path)  # noqa: PTH111
 
 

@@ -1,6 +1,6 @@
-"""A host over SSH: a Fabric connection to it, through which commands go and raw bytes come.
+"""A host over SSH: commands and raw bytes through a Fabric connection.
 
-Whatever goes wrong on the way becomes a `HostError` that says which host, what was tried and what to do. An argv is
+Every failure on the way becomes a `HostError` with the host, the attempt and a remedy. An argv is
 quoted here and nowhere else.
 """
 
@@ -28,16 +28,18 @@ from .ssh_config import alias_of, openssh_options, ssh_config_faults, user_ssh_c
 from .ssh_errors import explained
 from .transport import BROKEN_OFF, after_login, hops_to, log_in, make_strict
 
-START_SECONDS = 30.0  # for a node to begin with a command whose output is a stream
-# For the end of a command, where its time is over as its output ends.
+# For a node to start a command with a stream as its output.
+START_SECONDS = 30.0
+# For the exit status of a command, if its time is over when its output ends.
 LAST_WAIT_SECONDS = 0.1
 
 
 class SshHost:
     """A node over SSH.
 
-    Fabric's connection knows the user's configuration, the jump hosts and how to log in; it is made to verify host keys
-    and to have a limit on every wait. Commands go through channels of its transport, as argv and bytes.
+    Fabric's connection reads the user's configuration, goes through jump hosts and logs in; here it
+    is also made to verify host keys and to limit every wait. Commands use channels of its
+    transport.
     """
 
     def __init__(self, node: Node, connect_seconds: float) -> None:
@@ -60,7 +62,7 @@ class SshHost:
             make_strict(hop, connect_seconds)
 
     def open(self) -> None:
-        """Log in where not yet done, on every hop of the way; raises HostError."""
+        """Log in on every hop of the way, if not done yet; raises HostError."""
         with self._opening:
             for hop in hops_to(self.connection):
                 if hop.is_connected:
@@ -74,15 +76,15 @@ class SshHost:
                     ) from error
 
     def close(self) -> None:
-        """See Host."""
-        # The jump hosts' connections are this host's own: a dead one would be in the way of the next login.
+        """Close the connections to the host and to its jump hosts."""
+        # The jump hosts' connections are this host's own: a dead one would block the next login.
         for hop in reversed(hops_to(self.connection)):
             hop.close()
 
     def run(
         self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0
     ) -> bytes:
-        """See Host."""
+        """Run a command; see `Host.run`."""
         deadline = time.monotonic() + timeout_seconds
         with contextlib.closing(self._execute(argv, stdin, timeout_seconds)) as channel:
             complaint = _Tail(channel)
@@ -92,7 +94,8 @@ class SshHost:
                     raise TimeoutError
                 complaint.thread.join(_seconds_left(deadline))
             except TimeoutError as error:
-                self.close()  # it may be the command that hangs, or the network that is gone
+                # Either the command hangs, or the network is gone.
+                self.close()
                 what = f"{argv[0]} did not end within {timeout_seconds:g} s"
                 raise HostUnreachable(
                     self.node.name,
@@ -110,11 +113,11 @@ class SshHost:
         return stdout_of(self.node, argv, channel.exit_status, output, complaint.last)
 
     def stream(self, argv: Sequence[str], stdin: bytes | None = b"") -> _SshStream:
-        """See Host."""
+        """Start a command; see `Host.stream`."""
         return _SshStream(self, self._execute(argv, stdin, START_SECONDS))
 
     def rsync_remote(self) -> tuple[list[str], str]:
-        """See Host."""
+        """Return rsync's options and prefix; see `Host.rsync_remote`."""
         shell = shlex.join(["ssh", *openssh_options(self.node)])
         user = f"{self.node.user}@" if self.node.user else ""
         address = (
@@ -125,11 +128,12 @@ class SshHost:
     def _output(
         self, channel: paramiko.Channel, argv: Sequence[str], deadline: float
     ) -> bytes:
-        """Read all that a command says; raises TimeoutError, and NodeFault where it says too much."""
+        """Read all output of a command; raises TimeoutError, and NodeFault if it is too long."""
         output = bytearray()
         while received := _receive(channel, deadline):
             output += received
-            if time.monotonic() > deadline:  # it sends a byte now and then
+            # Checked here too: a command may send a byte now and then.
+            if time.monotonic() > deadline:
                 raise TimeoutError
             if len(output) > ANSWER_LIMIT_BYTES:
                 raise answer_too_long(self.node, argv)
@@ -138,7 +142,7 @@ class SshHost:
     def _execute(
         self, argv: Sequence[str], stdin: bytes | None, timeout_seconds: float
     ) -> paramiko.Channel:
-        """Start a command and feed it in the background; gives its channel. Raises HostError."""
+        """Start a command and feed its stdin in a thread; return its channel. Raises HostError."""
         channel = self._open_channel(timeout_seconds)
         try:
             channel.settimeout(timeout_seconds)
@@ -151,7 +155,7 @@ class SshHost:
         return channel
 
     def _open_channel(self, timeout_seconds: float) -> paramiko.Channel:
-        """Open a channel, logging in where needed. A connection found dead is opened anew, once."""
+        """Open a channel, logging in if needed; reconnect once if the connection turns out dead."""
         was_connected = self.connection.is_connected
         self.open()
         begun = time.monotonic()
@@ -170,7 +174,7 @@ class SshHost:
 
 
 class _Tail:
-    """The last of a command's stderr, read as it comes: unread, it would hold up stdout, too."""
+    """The end of a command's stderr, read by a thread: a full pipe would block the command."""
 
     def __init__(self, channel: paramiko.Channel) -> None:
         self.last = b""
@@ -184,21 +188,21 @@ class _Tail:
 
 
 class _SshStream:
-    """A command that goes on, at the other end of a channel."""
+    """A running command at the other end of a channel."""
 
     def __init__(self, host: SshHost, channel: paramiko.Channel) -> None:
         self.host = host
         self.channel = channel
 
     def read(self, silence_seconds: float) -> bytes:
-        """See Stream."""
+        """Return the next bytes; see `Stream.read`."""
         try:
             return _receive(self.channel, time.monotonic() + silence_seconds)
         except (paramiko.SSHException, OSError) as error:
             raise explained(self.host.node.name, self.host.connection, error) from error
 
     def write(self, data: bytes) -> None:
-        """See Stream."""
+        """Write to the command's stdin; see `Stream.write`."""
         try:
             self.channel.settimeout(WRITE_SECONDS)
             self.channel.sendall(data)
@@ -206,12 +210,12 @@ class _SshStream:
             raise explained(self.host.node.name, self.host.connection, error) from error
 
     def close(self) -> None:
-        """See Stream."""
+        """End the command; see `Stream.close`."""
         self.channel.close()
 
 
 def _feed(channel: paramiko.Channel, stdin: bytes) -> None:
-    # A command need not read all that it is given; whatever else is wrong shows where its output is read.
+    # A command need not read all of its stdin; any other error appears when its output is read.
     with contextlib.suppress(OSError, EOFError):
         channel.sendall(stdin)
         channel.shutdown_write()

@@ -1,4 +1,4 @@
-"""What the user's own ssh configuration says, for Fabric and for the OpenSSH beneath rsync."""
+"""The user's ssh configuration, for Fabric and for the OpenSSH beneath rsync."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from ..cluster.model import Node
 from ..errors import UsageError
 from .known_hosts import known_hosts
 
-INCLUDES_AT_MOST = 16  # as deep as OpenSSH follows them
+# The depth at which OpenSSH stops.
+INCLUDES_AT_MOST = 16
 
 
 @contextlib.contextmanager
 def ssh_config_faults() -> Iterator[None]:
-    """Turn what is wrong in the user's ssh configuration into a UsageError."""
+    """Turn errors in the user's ssh configuration into a UsageError."""
     try:
         yield
     except (paramiko.ConfigParseError, ValueError) as error:
@@ -31,13 +32,17 @@ def ssh_config_faults() -> Iterator[None]:
 
 
 def user_ssh_config() -> paramiko.SSHConfig:
-    """Read the user's file, then the system's. paramiko knows no Include, so the files are put together here."""
+    """Read the user's and the system's configuration, with their Includes.
+
+    paramiko does not know Include, so the files are put together here.
+    """
     files = [known_hosts().with_name("config"), Path("/etc/ssh/ssh_config")]
     texts = [_with_includes(file, file.parent) for file in files]
     return paramiko.SSHConfig.from_text("\nHost *\n".join(texts))
 
 
 def _with_includes(path: Path, folder: Path, depth: int = 0) -> str:
+    """Return the text of a configuration file, with each Include replaced by its files."""
     if depth > INCLUDES_AT_MOST or not path.is_file():
         return ""
     lines: list[str] = []
@@ -50,17 +55,17 @@ def _with_includes(path: Path, folder: Path, depth: int = 0) -> str:
             lines.append(line)
             continue
         for word in shlex.split(words):
-            # A relative name is looked up beside the file of the first level.
+            # A relative name belongs to the folder of the top file.
             pattern = str(folder / Path(word).expanduser())
             for found in sorted(glob.glob(pattern)):  # noqa: PTH207
                 lines.append(_with_includes(Path(found), folder, depth + 1))
-        # What follows belongs to the block that the Include stands in, not to the last one of the included file.
+        # The next lines belong to the block around the Include, not to the included file's last one.
         lines.append(block)
     return "\n".join(lines)
 
 
 def alias_of(config: paramiko.SSHConfig, node: Node) -> str | None:
-    """Find the Host entry under which the user's ssh configuration knows the node's address."""
+    """Return the Host entry for the node's address in the user's ssh configuration, else None."""
     for name in (node.name, node.hostname):
         if name and config.lookup(name).get("hostname") == node.address:
             return name
@@ -68,7 +73,7 @@ def alias_of(config: paramiko.SSHConfig, node: Node) -> str | None:
 
 
 def openssh_options(node: Node) -> list[str]:
-    """Give the options with which OpenSSH (under rsync) reaches a node just as `SshHost` does."""
+    """Return OpenSSH's options (for rsync) to reach a node just as `SshHost` does."""
     options = [
         "-o",
         "BatchMode=yes",
@@ -88,7 +93,7 @@ def openssh_options(node: Node) -> list[str]:
 
 
 def _options_of_this_home() -> list[str]:
-    """Name the files of the home that this program takes from HOME, and OpenSSH from the password file."""
+    """Return options for the files in HOME, since OpenSSH takes the home of the password file."""
     options = ["-o", f"UserKnownHostsFile={known_hosts()}"]
     config = known_hosts().with_name("config")
     if config.exists():

@@ -1,4 +1,4 @@
-"""What went wrong on the way to a host, in words and with what to do about it."""
+"""SSH errors in words, with remedies."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ _BY_PARAMIKO = {
 def explained(
     name: str, hop: Connection, error: Exception, *, is_jump_host: bool = False
 ) -> HostError:
-    """Put an exception of paramiko or the socket layer into words; `hop` is the connection that met it."""
+    """Make the HostError for an exception of paramiko or the socket layer.
+
+    `hop` is the connection with the error.
+    """
     where = f"{hop.user}@{hop.host} port {hop.port}"
     if is_jump_host:
         where = f"jump host {where}"

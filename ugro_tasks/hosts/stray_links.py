@@ -1,4 +1,4 @@
-"""Links that lead out of a folder whose files came from a node."""
+"""Removal of links leading out of a folder received from a node."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import os
 
 
 def remove_stray_links(folder: str) -> None:
-    """Remove the links in a folder that lead out of it, however deep they lie.
+    """Remove the links in a folder leading out of it, at any depth.
 
-    Some get through by way of others: `a -> deep/up/..` stays inside by its words, and leads out where `deep/up` is a
-    link to `..`. Neither an rsync before 3.4 nor `leads_inside` sees that.
+    A link may leave the folder by way of another one: `a -> deep/up/..` looks harmless, but leads
+    out if `deep/up` is a link to `..`. Neither an rsync before 3.4 nor `leads_inside` notices that.
     """
     root = os.path.realpath(folder)
     waiting = [folder]

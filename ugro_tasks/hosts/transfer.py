@@ -1,8 +1,9 @@
-"""Files between this machine and a host: by rsync, which is faster, or over the connection that there is.
+"""File transfer between this machine and a host: by rsync if possible, else over UGRO's connection.
 
-A node on this machine needs no rsync. Elsewhere either side may lack one that serves, or the ssh beneath it may stumble
-over what UGRO's own connection does not: a RemoteCommand, a forwarded port that is taken, a shell that talks. The two
-ways have the same calls and leave the same files, so one goes on with what the other began.
+rsync is faster. A node on this machine needs none. Elsewhere a side may lack a usable one, or its
+ssh may fail at something UGRO's own connection does not mind: a RemoteCommand, an occupied
+forwarded port, a talkative shell. Both ways have the same methods and leave the same files, so one
+can continue the other's work.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ T = TypeVar("T")
 
 
 class PushOptions(TypedDict, total=False):
-    """See `Rsync.push`."""
+    """The keyword arguments of `Rsync.push`."""
 
     exclude: Sequence[str]
     delete: bool
@@ -29,7 +30,7 @@ class PushOptions(TypedDict, total=False):
 
 
 class PullOptions(TypedDict, total=False):
-    """See `Rsync.pull`."""
+    """The keyword arguments of `Rsync.pull`."""
 
     exclude: Sequence[str]
     only: Sequence[str]
@@ -40,7 +41,7 @@ class PullOptions(TypedDict, total=False):
 
 
 class Transfer:
-    """Files between this machine and a host; see `Rsync` for what its calls take and raise."""
+    """File transfer between this machine and a host; `Rsync` documents the arguments and errors."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -57,14 +58,15 @@ class Transfer:
     def bytes_to_come(
         self, source: str, target: str, *, exclude: Sequence[str] = ()
     ) -> int | None:
-        """Say how much a pull would bring, None where that is not known."""
+        """Return the bytes a pull would transfer, None if unknown."""
         return self._do(lambda way: way.bytes_to_come(source, target, exclude=exclude))
 
     def _do(self, work: Callable[[Rsync | Copy], T]) -> T:
+        """Do the work by rsync, and from its first failure on over UGRO's connection."""
         if self._by_rsync:
             try:
                 return work(Rsync(self.host))
             except (RsyncUnusable, HostUnreachable):
-                # Whether the host can be reached at all, the other way tells.
+                # If the host is down, the other way will report it.
                 self._by_rsync = False
         return work(Copy(self.host))

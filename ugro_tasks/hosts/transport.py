@@ -1,6 +1,6 @@
-"""What UGRO changes in a Fabric connection: keys are verified, each wait has a limit, and no packet is held back.
+"""UGRO's changes to a Fabric connection: verified keys, limited waits, and no delayed packets.
 
-Fabric by itself trusts every host key, waits without a limit, and fails over a key file that is not there.
+Fabric by itself trusts every host key, waits without limit, and fails if a key file is missing.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from fabric import Connection
 from .known_hosts import Refuse, known_hosts, load_host_keys
 
 KEEPALIVE_SECONDS = 15
-# For what was sent to be acknowledged. Without it a write to a link that was cut waits for the kernel, 15 minutes:
-# a channel's own limit does not count while the socket takes nothing.
+# For sent data to be acknowledged. Without it, a write to a dead link waits for the kernel's 15
+# minutes: a channel's own limit does not count while the socket accepts nothing.
 UNACKNOWLEDGED_SECONDS = 120
 SYSTEM_KNOWN_HOSTS = Path("/etc/ssh/ssh_known_hosts")
-# What paramiko lets through while it logs in or opens a channel: its own, and where the other side talks nonsense,
-# whatever its parser stumbled over.
+# The exceptions of paramiko during a login or while opening a channel: its own, and those of its
+# parser if the other side sends nonsense.
 BROKEN_OFF = (
     paramiko.SSHException, OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
     AssertionError, struct.error,
 )  # fmt: skip
 
-# Whatever goes wrong is told as a HostError; paramiko would tell it a second time, on stderr.
+# Errors are reported as HostError; paramiko would report them again on stderr.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 logging.getLogger("paramiko").propagate = False
 
 
 def hops_to(connection: Connection) -> list[Connection]:
-    """List the jump hosts on the way, the first one first, and the host itself."""
+    """List the connections on the way: the jump hosts in order, and the host itself."""
     if isinstance(connection.gateway, Connection):
         return [*hops_to(connection.gateway), connection]
     return [connection]
 
 
 def make_strict(connection: Connection, connect_seconds: float) -> None:
-    """Verify the host's key, limit each wait, and pass over key files that are not there."""
+    """Make a connection verify the host's key, limit each wait, and ignore missing key files."""
     key_files = connection.connect_kwargs.get("key_filename", [])
     connection.connect_timeout = max(1, round(connect_seconds))
     # A dict of its own for each: Fabric shares and changes them.
@@ -58,9 +58,9 @@ def make_strict(connection: Connection, connect_seconds: float) -> None:
 
 
 def log_in(connection: Connection) -> None:
-    """Connect to one hop, those before it being connected. Raises one of BROKEN_OFF."""
+    """Connect to one hop; the hops before it are connected. Raises one of BROKEN_OFF."""
     try:
-        # Anew each time: who runs for days shall learn of a key that the user came to trust meanwhile.
+        # Read again each time: a process running for days must learn of newly trusted keys.
         connection.client.get_host_keys().clear()
         load_host_keys(connection.client, SYSTEM_KNOWN_HOSTS, known_hosts())
         if not connection.gateway:
@@ -69,19 +69,23 @@ def log_in(connection: Connection) -> None:
             )
         connection.open()
     except BROKEN_OFF:
-        connection.client.close()  # Fabric's close() passes over a login that failed half way
+        # Fabric's close() ignores a login that failed half way.
+        connection.client.close()
         raise
     connection.transport.set_keepalive(KEEPALIVE_SECONDS)
 
 
 def after_login(transport: paramiko.Transport) -> None:
-    """Let the kernel acknowledge as it does: from here on promptness costs more than it gains."""
+    """Return to the kernel's delayed acknowledgements, which are cheaper once the login is done."""
     if isinstance(transport.sock, _PromptSocket):
         transport.sock.prompt = False
 
 
 def _transport(socket_: Any, **options: Any) -> paramiko.Transport:
-    """Make paramiko's transport with AES-GCM first: without a digest of its own, a byte costs a quarter less."""
+    """Make paramiko's transport with AES-GCM first.
+
+    It needs no separate MAC, so a byte costs a quarter less.
+    """
     made = paramiko.Transport(socket_, **options)
     algorithms = made.get_security_options()
     algorithms.ciphers = sorted(algorithms.ciphers, key=lambda name: "gcm" not in name)
@@ -89,9 +93,10 @@ def _transport(socket_: Any, **options: Any) -> paramiko.Transport:
 
 
 class _PromptSocket(socket.socket):
-    """A socket that never waits to fill a packet, nor, while logging in, to acknowledge one.
+    """A socket without delayed packets, and without delayed acknowledgements during the login.
 
-    sshd sends the end of the login in several small packets and waits for our word on the first: 40 ms.
+    sshd sends the end of the login in several small packets and waits for an acknowledgement of the
+    first, which costs 40 ms otherwise.
     """
 
     prompt = hasattr(socket, "TCP_QUICKACK")
@@ -107,8 +112,8 @@ class _PromptSocket(socket.socket):
         return cls(fileno=made.detach())
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        """Receive as a socket does, acknowledging at once while logging in."""
+        """Receive bytes; during the login, acknowledge them at once."""
         if self.prompt:
-            # The kernel takes it back at each chance.
+            # The kernel resets this option by itself, so it is set for each recv.
             self.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         return super().recv(size, flags)

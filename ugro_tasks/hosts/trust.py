@@ -1,4 +1,4 @@
-"""Host keys that have to be trusted before a host can be reached."""
+"""Host keys to be trusted before a host can be reached."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from .fleet import Fleet
 from .known_hosts import NewKey, UnknownKey
 from .ssh import SshHost
 
-HOPS_AT_MOST = 4  # the host itself and the jump hosts before it
+# The host itself and the jump hosts before it.
+HOPS_AT_MOST = 4
 
 
 def new_key_of(node: Node, connect_seconds: float) -> NewKey | None:
-    """Find the key that has to be trusted before the node can be reached, its jump host's first; None where none has.
+    """Return the next unknown key on the way to a node, a jump host's first; None if all are known.
 
-    Raises HostError for anything else that is in the way.
+    Raises HostError for any other obstacle.
     """
     if node.transport == "local":
         return None
@@ -36,17 +37,18 @@ def new_key_of(node: Node, connect_seconds: float) -> NewKey | None:
 def trust_host_keys(
     cluster: Cluster, say: Callable[[str], None], agree: Callable[[str], bool] | None
 ) -> None:
-    """Record each unknown host key in the user's known_hosts, after `agree` said yes to it; None agrees to all.
+    """Record unknown host keys in the user's known_hosts, each after `agree`; None agrees to all.
 
-    A key that changed is never recorded; that, and any other trouble on the way to a host, is left for the health
-    check to report. Raises HostKeyUnknown where `agree` says no.
+    A changed key is never recorded; it is reported by the health check, like any other trouble on
+    the way. Raises HostKeyUnknown if `agree` returns False.
     """
     fleet = Fleet.of(cluster)
     for _ in range(HOPS_AT_MOST):
         found = fleet.map(
             lambda host: new_key_of(host.node, cluster.timeouts.connect_seconds)
         )
-        keys = {}  # by the name in known_hosts: nodes may share a jump host
+        # By the name in known_hosts: nodes may share a jump host.
+        keys = {}
         for node, key in found.items():
             if isinstance(key, NewKey):
                 keys[key.name] = (node, key)
