@@ -19,15 +19,15 @@ from ..text import printable_lines
 from .nvidia import Gpu, GpuProcess, parse_apps, parse_gpus
 
 # Limits for text to be shown or stored: output of a program, a path, a cell of a table.
-Words = Annotated[str, Meta(max_length=20_000)]
+LongText = Annotated[str, Meta(max_length=20_000)]
 Path = Annotated[str, Meta(max_length=4096)]
-Word = Annotated[str, Meta(max_length=300)]
+ShortText = Annotated[str, Meta(max_length=300)]
 Output = Annotated[str, Meta(max_length=1 << 20)]
 InterfaceName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.@-]{1,15}\Z")]
 Pid = Annotated[int, Meta(ge=1, le=1 << 31)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Bytes = Annotated[int, Meta(ge=0, le=1 << 60)]
-Number = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+Int64 = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 Seconds = Annotated[float, Meta(ge=-1e10, le=1e10)]
 # These three become parts of paths and command lines here, when packages are fetched for a node.
 Version = Annotated[str, Meta(pattern=r"\A[0-9A-Za-z][0-9A-Za-z.+_-]{0,99}\Z")]
@@ -37,14 +37,14 @@ PythonVersion = Annotated[
 Machine = Annotated[str, Meta(pattern=r"\A[0-9A-Za-z_]{1,32}\Z")]
 
 
-class Held(Struct, frozen=True, kw_only=True):
+class Holder(Struct, frozen=True, kw_only=True):
     """The holder of a node: of its lease, or a process left there by a job."""
 
-    job: Word | None = None
-    token: Word | None = None
+    job: ShortText | None = None
+    token: ShortText | None = None
     controller: Path | None = None
     pid: Pid | None = None
-    command: Word | None = None
+    command: ShortText | None = None
     since: Seconds | None = None
 
 
@@ -52,20 +52,19 @@ class Process(Struct, frozen=True, kw_only=True):
     """A living process of a job."""
 
     pid: Pid
-    job: Word
-    token: Word
-    command: Word
+    job: ShortText
+    token: ShortText
+    command: ShortText
 
 
 class Interface(Struct, frozen=True, kw_only=True):
     """A network interface; its addresses are in the order seen by gloo and NCCL."""
 
-    addresses: Annotated[list[Word], Meta(max_length=1000)]
+    addresses: Annotated[list[ShortText], Meta(max_length=1000)]
     mtu: Annotated[int, Meta(ge=0, le=1 << 31)] | None
-    mask: Word | None = None
+    mask: ShortText | None = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError for an invalid address or mask."""
         for address in self.addresses:
             ipaddress.ip_address(address)
         if self.mask is not None:
@@ -80,14 +79,14 @@ class Space(Struct, frozen=True, kw_only=True):
     total_bytes: Bytes
     writable: bool
     free_files: Bytes | None = None
-    identity: Word | None = None
+    identity: ShortText | None = None
 
 
 class Ran(Struct, frozen=True, kw_only=True):
     """The exit code and output of a program."""
 
-    code: Number | None
-    stderr: Words
+    code: Int64 | None
+    stderr: LongText
     stdout: Output = ""
 
 
@@ -102,7 +101,6 @@ class Torch(Ran, frozen=True, kw_only=True):
     files: list[Path] = []
 
     def __post_init__(self) -> None:
-        """Raise ValueError for torch without Python."""
         if self.code == 0 and self.torch and not self.python:
             raise ValueError("torch, but no Python")
 
@@ -111,15 +109,14 @@ class Reach(Struct, frozen=True, kw_only=True):
     """The result of an attempt to reach an address."""
 
     ok: bool
-    error: Word = ""
+    error: ShortText = ""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a failure without a reason."""
         if not self.ok and not self.error:
             raise ValueError("neither reached nor why not")
 
 
-class Visited(Reach, frozen=True, kw_only=True):
+class PeerVisit(Reach, frozen=True, kw_only=True):
     """The result of one node's attempt to reach another one."""
 
     tried: Port
@@ -132,19 +129,19 @@ class Peers(Struct, frozen=True, kw_only=True):
     seconds: Seconds
     port: Port
     listens: bool
-    reached: dict[Word, Visited]
-    heard: Annotated[list[Word], Meta(max_length=1000)] = []
+    reached: dict[ShortText, PeerVisit]
+    heard: Annotated[list[ShortText], Meta(max_length=1000)] = []
 
 
 class Stamp(Struct, frozen=True, kw_only=True):
     """The record in an environment of its recipe and its versions."""
 
-    digest: Word
+    digest: ShortText
     made_at: Seconds
     python: Version | None
     torch: Version | None
     cuda: Version | None
-    manager: Word | None = None
+    manager: ShortText | None = None
     version: Version | None = None
 
 
@@ -159,11 +156,10 @@ class Built(Struct, frozen=True, kw_only=True):
     activate: Path | None = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError for facts about an environment without telling of its presence."""
         told = any((self.program, self.version, self.manifest, self.activate))
-        if (self.there is UNSET) != (self.stamp is UNSET) or (
-            self.there is UNSET and told
-        ):
+        is_unknown = self.there is UNSET
+        has_no_stamp = self.stamp is UNSET
+        if is_unknown != has_no_stamp or (is_unknown and told):
             raise ValueError("an environment, but not whether it is there")
 
     @property
@@ -180,7 +176,7 @@ class Built(Struct, frozen=True, kw_only=True):
 class Model(Struct, frozen=True, kw_only=True):
     """The facts about a model on a node, see `node/model.py`; or the reason for their absence."""
 
-    missing: Word = ""
+    missing: ShortText = ""
     path: Path = ""
     config: dict[str, Any] = {}
     weights_bytes: Bytes | None = None
@@ -196,16 +192,16 @@ class BasePython(Struct, frozen=True, kw_only=True):
 class ProbeAnswer(Struct, frozen=True, kw_only=True):
     """All facts about a node for a health check or a launch."""
 
-    hostname: Word
-    resolves_to: Word | None
+    hostname: ShortText
+    resolves_to: ShortText | None
     interfaces: dict[InterfaceName, Interface]
     python: Version
-    boot_id: Word
-    cpus: Number | None
+    boot_id: ShortText
+    cpus: Int64 | None
     project: Space
     shm: Space
     rsync: Path | None
-    lease: Held | None
+    lease: Holder | None
     jobs: Annotated[list[Process], Meta(max_length=10_000)]
     our_pids: list[Pid]
     torch: Torch
@@ -214,11 +210,11 @@ class ProbeAnswer(Struct, frozen=True, kw_only=True):
     started: Seconds
     ended: Seconds
     home: Space | None = None
-    open_files: Number | None = None
-    visible_cards: Word | None = None
-    preface: Words = ""
-    port: Word = ""
-    port_error: Word | None = None
+    open_files: Int64 | None = None
+    visible_cards: ShortText | None = None
+    preface: LongText = ""
+    port: ShortText = ""
+    port_error: ShortText | None = None
     free_port: Port | None = None
     reach: Reach | None = None
     peers: Peers | None = None
@@ -226,8 +222,8 @@ class ProbeAnswer(Struct, frozen=True, kw_only=True):
     model: Model | None = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError for an impossible exit code of nvidia-smi."""
-        if self.gpus.code is not None and abs(self.gpus.code) > 255:
+        code = self.gpus.code
+        if code is not None and abs(code) > 255:
             raise ValueError("no exit code of nvidia-smi")
 
     @property
@@ -241,12 +237,12 @@ class ProbeAnswer(Struct, frozen=True, kw_only=True):
         return parse_apps(self.apps.stdout)
 
     @property
-    def holder(self) -> Held | None:
+    def holder(self) -> Holder | None:
         """Return the lease's holder, else a job with a living process, None if the node is free."""
         if self.lease is not None:
             return self.lease
         for process in self.jobs:
-            return Held(
+            return Holder(
                 job=process.job,
                 token=process.token,
                 pid=process.pid,
@@ -283,17 +279,17 @@ class BuildAnswer(EnvironmentAnswer, frozen=True, kw_only=True):
 class BuildFailed(Struct, frozen=True, kw_only=True):
     """The reason for a failed build, and the last output of the installer."""
 
-    phase: Word
-    tail: Words
+    phase: ShortText
+    tail: LongText
     free_bytes: Bytes | None
     log: Path
-    message: Words
+    message: LongText
 
 
 class BuildProgress(Struct, frozen=True, kw_only=True):
     """The progress of a build: bytes written so far, and the installer's last line."""
 
-    phase: Word
+    phase: ShortText
     seconds: Seconds
     bytes: Bytes
     line: Annotated[str, Meta(max_length=2000)]
@@ -351,27 +347,27 @@ class CleanedFolder(Struct, frozen=True, kw_only=True):
     path: Path
     bytes: Bytes
     removed: bool
-    kept: Words | None
+    kept: LongText | None
 
 
 class CleanAnswer(Struct, frozen=True, kw_only=True):
     """The result for each job folder, and the names of other job folders."""
 
     folders: dict[str, CleanedFolder]
-    others: Annotated[list[Word], Meta(max_length=10_000)]
+    others: Annotated[list[ShortText], Meta(max_length=10_000)]
 
 
-class MadeFolder(Struct, frozen=True, kw_only=True):
+class FolderAnswer(Struct, frozen=True, kw_only=True):
     """The folder, present now."""
 
     project: Path
 
 
-class Done(Struct, frozen=True):
+class EmptyAnswer(Struct, frozen=True):
     """An answer without any fact of interest."""
 
 
-def decoded(line: bytes) -> dict[str, Any]:
+def decode_object(line: bytes) -> dict[str, Any]:
     """Decode a line of JSON; raises ValueError for anything but a storable object."""
     answer = decode(object, line)
     if not isinstance(answer, dict):
@@ -379,15 +375,15 @@ def decoded(line: bytes) -> dict[str, Any]:
     return answer
 
 
-def holder_of(refusal: dict[str, Any]) -> Held | None:
+def holder_of(refusal: dict[str, Any]) -> Holder | None:
     """Read the holder of a node from a refusal; return None if it names none."""
     try:
-        return convert(Held, refusal.get("holder"))
+        return convert(Holder, refusal.get("holder"))
     except UNREADABLE:
         return None
 
 
-def describe_holder(holder: Held | None) -> str:
+def describe_holder(holder: Holder | None) -> str:
     """Describe the holder of a node, as in: held by job exp1 of /a (pid 7 there)."""
     if holder is None or not holder.job:
         return "held by another job"

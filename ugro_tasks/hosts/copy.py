@@ -17,7 +17,7 @@ from ..node.protocol import FRAME, HEARTBEAT
 from ..node.receiver import Receiver, Want
 from ..node.tree import Unfit
 from .answers import shortened
-from .frames import Frame, framed
+from .frames import Frame, open_frames
 from .host import ARRIVED_STAYS, Host
 from .stray_links import remove_stray_links
 
@@ -28,7 +28,7 @@ LAST_WORDS_SECONDS = 10.0
 # A file received damaged is requested once more.
 ROUNDS_MOST = 2
 # The exceptions of reading a malformed frame.
-NONSENSE = (ValueError, RecursionError, TypeError, KeyError, AttributeError)
+MALFORMED = (ValueError, RecursionError, TypeError, KeyError, AttributeError)
 
 
 class Copy:
@@ -63,8 +63,8 @@ class Copy:
             "exclude": list(exclude),
             "links": "all",
         }
-        with _Talk(self.host, "receive_files", request) as talk:
-            _push(talk, ours, _percentages(progress))
+        with _Exchange(self.host, "receive_files", request) as exchange:
+            _push(exchange, ours, _percentages(progress))
 
     def pull(
         self,
@@ -82,8 +82,8 @@ class Copy:
 
         Raises HostError, and OSError if the disk here is full. Files received so far are kept.
         """
-        asked = _chosen(source, exclude, only, files, gently=gently)
-        with _Talk(self.host, "send_files", asked) as talk:
+        asked = _pull_request(source, exclude, only, files, gently=gently)
+        with _Exchange(self.host, "send_files", asked) as exchange:
             receiver = Receiver(
                 target,
                 only=asked["only"],
@@ -92,36 +92,41 @@ class Copy:
                 verify=verify,
                 vanished=True,
                 room=lambda: leave_room(Path(target)),
-                alive=sign_of_life(talk.put),
+                alive=sign_of_life(exchange.put),
             )
             try:
-                _pull(talk, receiver, _percentages(progress))
+                _pull(exchange, receiver, _percentages(progress))
             finally:
                 receiver.close()
                 remove_stray_links(target)
         if receiver.errors:
-            raise _not_all(self.host, _errors(receiver.errors))
+            raise _incomplete(self.host, _summary(receiver.errors))
 
     def bytes_to_come(
         self, source: str, target: str, *, exclude: Sequence[str] = ()
     ) -> int:
         """Return the bytes a pull would transfer. Raises HostError."""
-        with _Talk(self.host, "send_files", _chosen(source, exclude)) as talk:
-            receiver = Receiver(target, exclude=exclude, alive=sign_of_life(talk.put))
-            talk.listing(receiver)
+        asked = _pull_request(source, exclude)
+        with _Exchange(self.host, "send_files", asked) as exchange:
+            alive = sign_of_life(exchange.put)
+            receiver = Receiver(target, exclude=exclude, alive=alive)
+            exchange.read_listing(receiver)
+            # The receiver counts the bytes of each want.
             for _ in receiver.wants(look_only=True):
                 pass
             return receiver.bytes_to_come
 
 
-def _pull(talk: _Talk, receiver: Receiver, tell: Callable[[int, int], None]) -> None:
-    talk.listing(receiver)
-    storing = Storing(receiver, talk.put)
+def _pull(
+    exchange: _Exchange, receiver: Receiver, tell: Callable[[int, int], None]
+) -> None:
+    exchange.read_listing(receiver)
+    storing = Storing(receiver, exchange.put)
     storing.ask()
     came = 0
     tell(came, receiver.bytes_to_come)
-    for frame in talk.frames():
-        with talk.readable():
+    for frame in exchange.frames():
+        with exchange.readable():
             done = storing.take(frame.kind, frame.offset, frame.payload)
         if done:
             receiver.finish()
@@ -129,15 +134,15 @@ def _pull(talk: _Talk, receiver: Receiver, tell: Callable[[int, int], None]) -> 
         if frame.kind == protocol.CONTENT:
             came += len(frame.payload)
             tell(came, receiver.bytes_to_come)
-    raise talk.broken_off()
+    raise exchange.broken_off()
 
 
-def _push(talk: _Talk, ours: Source, tell: Callable[[int, int], None]) -> None:
+def _push(exchange: _Exchange, ours: Source, tell: Callable[[int, int], None]) -> None:
     sizes: dict[str, int] = {}
-    listed = _noting_sizes(ours.entries(sign_of_life(talk.put)), sizes)
+    listed = _noting_sizes(ours.entries(sign_of_life(exchange.put)), sizes)
     for batch in batches(listed):
-        talk.put(protocol.ENTRIES, 0, batch)
-    talk.put(protocol.LISTED, 0, b"")
+        exchange.put(protocol.ENTRIES, 0, batch)
+    exchange.put(protocol.LISTED, 0, b"")
     wants: list[Want] = []
     gone = 0
     total = 0
@@ -145,38 +150,38 @@ def _push(talk: _Talk, ours: Source, tell: Callable[[int, int], None]) -> None:
 
     def put(kind: int, offset: int, payload: bytes) -> None:
         nonlocal gone
-        talk.put(kind, offset, payload)
+        exchange.put(kind, offset, payload)
         if kind == protocol.CONTENT:
             gone += len(payload)
             tell(gone, total)
 
-    for frame in talk.frames():
+    for frame in exchange.frames():
         if frame.kind == protocol.WANTED:
-            with talk.readable():
-                wants += [
-                    _checked_want(want, sizes) for want in json.loads(frame.payload)
-                ]
+            with exchange.readable():
+                for want in json.loads(frame.payload):
+                    wants.append(_checked_want(want, sizes))
                 if len(wants) > len(sizes):
                     raise Unfit("it wants files without end")
         elif frame.kind == protocol.ENOUGH:
             rounds += 1
-            with talk.readable():
+            with exchange.readable():
                 if rounds > ROUNDS_MOST:
                     raise Unfit("it asks for the same files again and again")
-            total = gone + sum(
-                max(0, sizes[path] - offset) for path, offset, _, _ in wants
-            )
+            total = gone
+            for path, offset, _, _ in wants:
+                total += max(0, sizes[path] - offset)
             for want in wants:
-                ours.send(want, put, sign_of_life(talk.put))
+                ours.send(want, put, sign_of_life(exchange.put))
             wants = []
-            talk.put(protocol.ENOUGH, 0, b"")
+            exchange.put(protocol.ENOUGH, 0, b"")
         elif frame.kind == protocol.STORED:
-            with talk.readable():
-                errors = [str(error) for error in json.loads(frame.payload)["errors"]]
+            with exchange.readable():
+                result = json.loads(frame.payload)
+                errors = [str(error) for error in result["errors"]]
             if errors:
-                raise _not_all(talk.host, _errors(errors))
+                raise _incomplete(exchange.host, _summary(errors))
             return tell(gone, gone)
-    raise talk.broken_off()
+    raise exchange.broken_off()
 
 
 def _noting_sizes(entries: Iterable[Any], sizes: dict[str, int]) -> Iterator[Any]:
@@ -194,25 +199,26 @@ def _checked_want(want: object, sizes: dict[str, int]) -> Want:
     if not isinstance(want, list) or len(want) != 4:
         raise Unfit(f"no want: {want!r:.200}")
     path, offset, known, may_follow = want
-    if (
-        not isinstance(path, str)
-        or path not in sizes
-        or not isinstance(offset, int)
-        or offset < 0
-    ):
+    is_offered = isinstance(path, str) and path in sizes
+    is_offset = isinstance(offset, int) and offset >= 0
+    if not is_offered or not is_offset:
         raise Unfit(f"no want: {want!r:.200}")
-    return [path, min(offset, sizes[path] + 1), known, bool(may_follow)]
+    # An offset beyond the end makes the source start the file anew.
+    offset = min(offset, sizes[path] + 1)
+    return [path, offset, known, bool(may_follow)]
 
 
-class _Talk:
+class _Exchange:
     """The exchange of frames of one transfer."""
 
     def __init__(self, host: Host, operation: str, request: dict[str, Any]) -> None:
         self.host = host
         self.operation = operation
-        self.stream, self._frames = framed(host, operation, SILENCE_SECONDS, **request)
+        self.stream, self._frames = open_frames(
+            host, operation, SILENCE_SECONDS, **request
+        )
 
-    def __enter__(self) -> _Talk:
+    def __enter__(self) -> _Exchange:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -221,8 +227,9 @@ class _Talk:
 
     def put(self, kind: int, offset: int, payload: bytes) -> None:
         """Send a frame. Raises HostError, if possible with the node's own error message."""
+        head = FRAME.pack(kind, offset, len(payload))
         try:
-            self.stream.write(FRAME.pack(kind, offset, len(payload)) + payload)
+            self.stream.write(head + payload)
         except HostUnreachable as error:
             if not isinstance(error.__cause__, TimeoutError):
                 self._raise_failure()
@@ -245,7 +252,7 @@ class _Talk:
     def _failure(self, frame: Frame) -> NodeFault:
         with self.readable():
             message = shortened(json.loads(frame.payload)["message"])
-        return _not_all(self.host, message)
+        return _incomplete(self.host, message)
 
     def frames(self) -> Iterator[Frame]:
         """Yield the node's frames; raises NodeFault if it reports a failure."""
@@ -255,7 +262,7 @@ class _Talk:
             if frame.kind != HEARTBEAT:
                 yield frame
 
-    def listing(self, receiver: Receiver) -> None:
+    def read_listing(self, receiver: Receiver) -> None:
         """Read the node's list of files into the receiver."""
         for frame in self.frames():
             if frame.kind == protocol.LISTED:
@@ -270,7 +277,7 @@ class _Talk:
 
     def broken_off(self) -> NodeFault:
         """Make the error for a connection closed in the middle."""
-        return _not_all(self.host, f"{self.operation}: it broke off")
+        return _incomplete(self.host, f"{self.operation}: it broke off")
 
 
 class _Readable:
@@ -283,13 +290,12 @@ class _Readable:
     def __exit__(
         self, _kind: object, error: BaseException | None, _trace: object
     ) -> None:
-        if isinstance(error, NONSENSE):
-            raise NodeFault(
-                self.host.node.name, f"its files cannot be taken: {shortened(error)}"
-            ) from error
+        if isinstance(error, MALFORMED):
+            words = f"its files cannot be taken: {shortened(error)}"
+            raise NodeFault(self.host.node.name, words) from error
 
 
-def _chosen(
+def _pull_request(
     source: str,
     exclude: Sequence[str],
     only: Sequence[str] = (),
@@ -320,7 +326,9 @@ def _percentages(progress: Callable[[int], None] | None) -> Callable[[int, int],
 
     def tell(came: int, total: int) -> None:
         nonlocal told
-        percent = min(100, 100 * came // total) if total else 100
+        percent = 100
+        if total:
+            percent = min(100, 100 * came // total)
         if progress and percent > told:
             told = percent
             progress(percent)
@@ -328,12 +336,14 @@ def _percentages(progress: Callable[[int], None] | None) -> Callable[[int, int],
     return tell
 
 
-def _not_all(host: Host, what: str) -> NodeFault:
+def _incomplete(host: Host, what: str) -> NodeFault:
     """Make the error for an incomplete transfer."""
     return NodeFault(host.node.name, what, ARRIVED_STAYS)
 
 
-def _errors(errors: Sequence[str]) -> str:
+def _summary(errors: Sequence[str]) -> str:
     """Summarise errors: the first one, and the number of others."""
-    more = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
-    return shortened(errors[0], 500) + more
+    first = shortened(errors[0], 500)
+    if len(errors) == 1:
+        return first
+    return f"{first}, and {len(errors) - 1} more"

@@ -34,9 +34,8 @@ class Fleet(ThreadingGroup):  # type: ignore[misc]
     @classmethod
     def of(cls, cluster: Cluster) -> Fleet:
         """Make the hosts of the cluster's nodes."""
-        hosts = [
-            connect(node, cluster.timeouts.connect_seconds) for node in cluster.nodes
-        ]
+        limit = cluster.timeouts.connect_seconds
+        hosts = [connect(node, limit) for node in cluster.nodes]
         fleet: Fleet = cls.from_connections(hosts)
         return fleet
 
@@ -48,9 +47,9 @@ class Fleet(ThreadingGroup):  # type: ignore[misc]
         wait for a host has its own. Ctrl-C ends only the waiting; requests under way end when the
         fleet is closed.
         """
-        errands = [_Errand(host, function) for host in self]
-        _run(errands)
-        return {errand.host.node.name: errand.outcome(HostError) for errand in errands}
+        threads = [_HostThread(host, function) for host in self]
+        _run_all(threads)
+        return {thread.host.node.name: thread.outcome(HostError) for thread in threads}
 
     def each(self, work: Mapping[str, Callable[[Host], T]]) -> dict[str, T | UgroError]:
         """Call each host's own function in `work`: {node name: its result or its UgroError}.
@@ -59,19 +58,21 @@ class Fleet(ThreadingGroup):  # type: ignore[misc]
         alone. Otherwise as `map`.
         """
         hosts = {host.node.name: host for host in self}
-        errands = [_Errand(hosts[name], function) for name, function in work.items()]
-        _run(errands)
-        return {errand.host.node.name: errand.outcome(UgroError) for errand in errands}
+        threads = []
+        for name, function in work.items():
+            threads.append(_HostThread(hosts[name], function))
+        _run_all(threads)
+        return {thread.host.node.name: thread.outcome(UgroError) for thread in threads}
 
 
-def _run(errands: Sequence[_Errand[T]]) -> None:
-    for errand in errands:
-        errand.start()
-    for errand in errands:
-        errand.join()
+def _run_all(threads: Sequence[_HostThread[T]]) -> None:
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
-class _Errand(threading.Thread, Generic[T]):
+class _HostThread(threading.Thread, Generic[T]):
     """Work on one host, in a thread that does not keep the program alive."""
 
     def __init__(self, host: Host, function: Callable[[Host], T]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..errors import HostError, NodeFault
 from ..node.protocol import CHUNK_BYTES, COMPRESSED, FRAME
 from .host import Host, Stream
-from .requests import Conversation, after_mark, node_program
+from .requests import Conversation, node_program, read_to_mark
 
 
 class Frame(NamedTuple):
@@ -29,34 +29,35 @@ def follow(
     A node silent for `silence_seconds` counts as lost; it sends a heartbeat when it has nothing
     else. With `talk`, the process of that conversation is used instead of a new one.
     """
-    asked = _request("follow", request)
+    asked = _encoded("follow", request)
     stream = talk.hand_over() if talk else None
+    is_new = stream is None
     if stream is None:
         argv, program = node_program(host)
-        stream, asked = host.stream(argv, program + asked), b""
+        stream = host.stream(argv, program + asked)
     try:
-        if asked:
+        if not is_new:
             stream.write(asked)
         yield from _frames(host, stream, silence_seconds, "log stream")
     finally:
         stream.close()
 
 
-def framed(
+def open_frames(
     host: Host, operation: str, silence_seconds: float, **request: Any
 ) -> tuple[Stream, Generator[Frame, None, None]]:
     """Start a request answered by frames; return the stream to write to, and the node's frames."""
     argv, program = node_program(host)
     stream = host.stream(argv, None)
     try:
-        stream.write(program + _request(operation, request))
+        stream.write(program + _encoded(operation, request))
     except HostError:
         stream.close()
         raise
     return stream, _frames(host, stream, silence_seconds, "transfer")
 
 
-def _request(operation: str, request: dict[str, Any]) -> bytes:
+def _encoded(operation: str, request: dict[str, Any]) -> bytes:
     """Encode a request for a node."""
     return json.dumps({**request, "op": operation}).encode() + b"\n"
 
@@ -65,18 +66,19 @@ def _frames(
     host: Host, stream: Stream, silence_seconds: float, what: str
 ) -> Generator[Frame, None, None]:
     """Yield the frames in a stream; raises NodeFault at its end, and for an oversized frame."""
-    buffer = after_mark(host, stream, silence_seconds)
+    buffer = read_to_mark(host, stream, silence_seconds)
     while True:
         while len(buffer) >= FRAME.size:
             kind, offset, length = FRAME.unpack_from(buffer)
             if length > 2 * CHUNK_BYTES:
                 raise NodeFault(host.node.name, "it sent a frame that is too large")
-            if len(buffer) < FRAME.size + length:
+            end = FRAME.size + length
+            if len(buffer) < end:
                 break
-            payload = bytes(buffer[FRAME.size : FRAME.size + length])
-            del buffer[: FRAME.size + length]
+            payload = bytes(buffer[FRAME.size : end])
+            del buffer[:end]
             if kind & COMPRESSED:
-                payload = _unpacked(host, payload)
+                payload = _decompressed(host, payload)
             yield Frame(kind & ~COMPRESSED, offset, payload)
         received = stream.read(silence_seconds)
         if not received:
@@ -84,17 +86,14 @@ def _frames(
         buffer += received
 
 
-def _unpacked(host: Host, payload: bytes) -> bytes:
+def _decompressed(host: Host, payload: bytes) -> bytes:
     """Decompress a payload; raises NodeFault if it is damaged, incomplete or oversized."""
+    name = host.node.name
     try:
         unpacker = zlib.decompressobj()
         unpacked = unpacker.decompress(payload, 2 * CHUNK_BYTES)
     except zlib.error as error:
-        raise NodeFault(
-            host.node.name, "it sent a frame that cannot be unpacked"
-        ) from error
+        raise NodeFault(name, "it sent a frame that cannot be unpacked") from error
     if not unpacker.eof:
-        raise NodeFault(
-            host.node.name, "it sent a frame that is too large, or not whole"
-        )
+        raise NodeFault(name, "it sent a frame that is too large, or not whole")
     return unpacked

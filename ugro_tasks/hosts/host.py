@@ -76,11 +76,8 @@ def stdout_of(
         return out
     if code == 127:
         what = f"{argv[0]} was not found (a non-interactive login reads no profile)"
-        raise NodeFault(
-            node.name,
-            what,
-            f"give its path as `python` of {node.name} in the cluster file",
-        )
+        fix = f"give its path as `python` of {node.name} in the cluster file"
+        raise NodeFault(node.name, what, fix)
     lines = err.decode("utf-8", "replace").strip().splitlines()
     last = lines[-1] if lines else f"exit code {code}"
     raise NodeFault(node.name, last[:LAST_WORDS_CHARACTERS])
@@ -88,11 +85,11 @@ def stdout_of(
 
 def answer_too_long(node: Node, argv: Sequence[str]) -> NodeFault:
     """Make the error for output longer than any answer."""
-    return NodeFault(
-        node.name, f"{argv[0]} sent more than {ANSWER_LIMIT_BYTES >> 20} MiB"
-    )
+    limit_mib = ANSWER_LIMIT_BYTES >> 20
+    return NodeFault(node.name, f"{argv[0]} sent more than {limit_mib} MiB")
 
 
 def retry_pause(attempt: int) -> float:
     """Return the seconds to wait before retry number `attempt`, counted from 0."""
-    return RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)]
+    last = len(RETRY_SECONDS) - 1
+    return RETRY_SECONDS[min(attempt, last)]

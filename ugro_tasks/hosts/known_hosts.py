@@ -28,7 +28,9 @@ def load_host_keys(client: paramiko.SSHClient, *files: Path) -> None:
     revoked = _revoked(lines)
     for line in lines:
         entry = _entry(line.strip())
-        if entry is None or entry.key is None or entry.key.get_base64() in revoked:
+        if entry is None or entry.key is None:
+            continue
+        if entry.key.get_base64() in revoked:
             continue
         for name in entry.hostnames or ():
             client.get_host_keys().add(name, entry.key.get_name(), entry.key)
@@ -36,8 +38,12 @@ def load_host_keys(client: paramiko.SSHClient, *files: Path) -> None:
 
 def _revoked(lines: Sequence[str]) -> set[str]:
     """Collect the keys of lines like `@revoked NAMES TYPE KEY COMMENT`."""
-    words = [line.split() for line in lines]
-    return {word[3] for word in words if len(word) > 3 and word[0] == "@revoked"}
+    revoked = set()
+    for line in lines:
+        words = line.split()
+        if len(words) > 3 and words[0] == "@revoked":
+            revoked.add(words[3])
+    return revoked
 
 
 def _entry(line: str) -> paramiko.hostkeys.HostKeyEntry | None:
@@ -59,7 +65,7 @@ class UnknownKey(paramiko.SSHException):
         self.key = key
 
 
-class Refuse(paramiko.MissingHostKeyPolicy):
+class RejectUnknownKeys(paramiko.MissingHostKeyPolicy):
     """The policy for keys missing from known_hosts: reject all."""
 
     def missing_host_key(
@@ -74,8 +80,9 @@ class Refuse(paramiko.MissingHostKeyPolicy):
 
 def fingerprint(key: paramiko.PKey) -> str:
     """Format a key as `ssh-keygen -l` does."""
-    digest = b64encode(hashlib.sha256(key.asbytes()).digest()).decode().rstrip("=")
-    return f"{key.get_name()} SHA256:{digest}"
+    digest = hashlib.sha256(key.asbytes()).digest()
+    encoded = b64encode(digest).decode().rstrip("=")
+    return f"{key.get_name()} SHA256:{encoded}"
 
 
 class NewKey:
@@ -88,8 +95,9 @@ class NewKey:
 
     def trust(self) -> None:
         """Append the key to the user's known_hosts."""
-        known_hosts().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(known_hosts(), os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        path = known_hosts()
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         with open(descriptor, "r+b") as file:
             before = file.read()
             if before and not before.endswith(b"\n"):

@@ -40,9 +40,8 @@ class LocalHost:
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise NodeFault(
-                self.node.name, f"{argv[0]} did not end within {timeout_seconds:g} s"
-            ) from error
+            what = f"{argv[0]} did not end within {timeout_seconds:g} s"
+            raise NodeFault(self.node.name, what) from error
         except OSError as error:
             raise NodeFault(self.node.name, f"{argv[0]}: {error.strerror}") from error
         if len(done.stdout) > ANSWER_LIMIT_BYTES:
@@ -95,7 +94,8 @@ class _LocalStream:
 
     def read(self, silence_seconds: float) -> bytes:
         """Return the next bytes; see `Stream.read`."""
-        if not select.select([self.stdout], [], [], silence_seconds)[0]:
+        readable, _, _ = select.select([self.stdout], [], [], silence_seconds)
+        if not readable:
             raise HostUnreachable(self.node.name, f"no word for {silence_seconds:g} s")
         return os.read(self.stdout.fileno(), READ_BYTES)
 
@@ -118,7 +118,9 @@ def _write_all(descriptor: int, data: bytes) -> None:
     """Write to a non-blocking pipe; raises TimeoutError if it takes nothing for WRITE_SECONDS."""
     left = memoryview(data)
     while left:
-        if not select.select([], [descriptor], [], WRITE_SECONDS)[1]:
+        _, writable, _ = select.select([], [descriptor], [], WRITE_SECONDS)
+        if not writable:
             raise TimeoutError
         with contextlib.suppress(BlockingIOError):
-            left = left[os.write(descriptor, left) :]
+            count = os.write(descriptor, left)
+            left = left[count:]

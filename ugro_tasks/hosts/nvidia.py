@@ -56,12 +56,11 @@ class Gpu(Struct, frozen=True, kw_only=True):
     @property
     def faults(self) -> list[str]:
         """Return the values of a hanging or lost card, as in: ERR! (power.draw)."""
-        values = msgspec.to_builtins(self)
-        return [
-            f"{value} ({name})"
-            for name, value in values.items()
-            if any(words in value for words in ERROR_VALUES)
-        ]
+        found = []
+        for name, value in msgspec.to_builtins(self).items():
+            if any(words in value for words in ERROR_VALUES):
+                found.append(f"{value} ({name})")
+        return found
 
 
 class GpuProcess(Struct, frozen=True, kw_only=True):
@@ -75,14 +74,16 @@ class GpuProcess(Struct, frozen=True, kw_only=True):
 
 def parse_gpus(output: str) -> tuple[Gpu, ...]:
     """Parse the output of `nvidia-smi --query-gpu`, skipping lines that are no cards."""
-    by_length = {
-        len(names): names for names in (GPU_FIELDS.split(","), HEALTH_FIELDS.split(","))
-    }
+    # The two queries differ in their number of values.
+    queries = [GPU_FIELDS.split(","), HEALTH_FIELDS.split(",")]
+    names_by_length = {len(names): names for names in queries}
     cards = []
     for line in output.splitlines():
         row = [value.strip() for value in line.split(",")]
-        if len(row) in by_length and DIGITS.fullmatch(row[0]):
-            cards.append(convert(Gpu, dict(zip(by_length[len(row)], row, strict=True))))
+        names = names_by_length.get(len(row))
+        if names and DIGITS.fullmatch(row[0]):
+            values = dict(zip(names, row, strict=True))
+            cards.append(convert(Gpu, values))
     return tuple(cards)
 
 
@@ -90,12 +91,18 @@ def parse_apps(output: str) -> tuple[GpuProcess, ...]:
     """Parse the output of `nvidia-smi --query-compute-apps`."""
     processes = []
     for line in output.splitlines():
-        pid, used, name = ([value.strip() for value in line.split(",", 2)] + ["", ""])[
-            :3
-        ]
-        if DIGITS.fullmatch(pid):
-            used_mib = int(used) if DIGITS.fullmatch(used) else 0
-            processes.append(GpuProcess(pid=int(pid), used_mib=used_mib, name=name))
+        pid, _, rest = line.partition(",")
+        used, _, name = rest.partition(",")
+        pid = pid.strip()
+        used = used.strip()
+        if not DIGITS.fullmatch(pid):
+            continue
+        process = GpuProcess(
+            pid=int(pid),
+            used_mib=int(used) if DIGITS.fullmatch(used) else 0,
+            name=name.strip(),
+        )
+        processes.append(process)
     return tuple(processes)
 
 

@@ -17,9 +17,9 @@ from msgspec import Struct
 from .answers import (
     BuildAnswer,
     CleanAnswer,
-    Done,
+    EmptyAnswer,
     EnvironmentAnswer,
-    MadeFolder,
+    FolderAnswer,
     ManifestsAnswer,
     ProbeAnswer,
     ResetAnswer,
@@ -128,13 +128,13 @@ class Build(Request[BuildAnswer], frozen=True, kw_only=True, tag="build_environm
     silence_seconds: float
 
 
-class Prepare(Request[Done], frozen=True, kw_only=True, tag="prepare"):
+class Prepare(Request[EmptyAnswer], frozen=True, kw_only=True, tag="prepare"):
     """A request to lay out a job's folder and start its supervisor, which takes the lease.
 
     `node.zip` and the scripts follow the request.
     """
 
-    answer = Done
+    answer = EmptyAnswer
     may_be_busy = True
 
     token: str
@@ -149,10 +149,10 @@ class Prepare(Request[Done], frozen=True, kw_only=True, tag="prepare"):
     rendezvous_port: int | None = None
 
 
-class Start(Request[Done], frozen=True, kw_only=True, tag="start"):
+class Start(Request[EmptyAnswer], frozen=True, kw_only=True, tag="start"):
     """A request to start a prepared job."""
 
-    answer = Done
+    answer = EmptyAnswer
 
     folder: str
 
@@ -204,9 +204,9 @@ class Clean(Request[CleanAnswer], frozen=True, kw_only=True, tag="clean"):
     remove: bool
 
 
-class MakeFolder(Request[MadeFolder], frozen=True, kw_only=True, tag="make_folder"):
+class MakeFolder(Request[FolderAnswer], frozen=True, kw_only=True, tag="make_folder"):
     """A request to make the project's folder."""
 
-    answer = MadeFolder
+    answer = FolderAnswer
 
     project: str

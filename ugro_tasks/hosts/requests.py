@@ -44,10 +44,11 @@ PREFACE_LIMIT_BYTES = 1 << 16
 @cache
 def node_zip() -> bytes:
     """Pack the folder `node/` as a program for `python node.zip`."""
+    folder = Path(__file__).parents[1] / "node"
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("__main__.py", "from node.main import main\nmain()\n")
-        for path in sorted((Path(__file__).parents[1] / "node").glob("*.py")):
+        for path in sorted(folder.glob("*.py")):
             archive.write(path, f"node/{path.name}")
     return packed.getvalue()
 
@@ -75,7 +76,7 @@ def ask(
     """
     argv, program = node_program(host)
     try:
-        said = host.run(argv, program + _asked(request, blob), timeout_seconds)
+        said = host.run(argv, program + _encoded(request, blob), timeout_seconds)
     except NodeFault as error:
         if TOO_OLD not in error.what:
             raise
@@ -103,37 +104,49 @@ class Conversation:
     ) -> A:
         """Ask as `ask` does; after an error, the next request starts a new process."""
         deadline = time.monotonic() + timeout_seconds
+        late = f"{request.operation}: no whole answer in {timeout_seconds:g} s"
         try:
-            if self._stream is None:
-                argv, program = node_program(self.host)
-                self._stream = self.host.stream(argv, None)
-                self._stream.write(program)
-            self._stream.write(_asked(request, blob))
-            said = bytearray()
-            while MARK not in said or not said.endswith(b"\n"):
-                received = self._stream.read(max(0.01, deadline - time.monotonic()))
-                # Checked here too: a node may send a byte now and then.
-                if time.monotonic() > deadline:
-                    raise HostUnreachable(
-                        self.host.node.name,
-                        f"{request.operation}: no whole answer in {timeout_seconds:g} s",
-                    )
-                if not received or len(said) > ANSWER_LIMIT_BYTES:
-                    break
-                said += received
+            stream = self._open()
+            stream.write(_encoded(request, blob))
+            said = self._read_answer(stream, deadline, late)
         except HostError:
             self.close()
             self.host.close()
             raise
-        if MARK not in said or not said.endswith(b"\n"):
+        if not _is_whole(said):
             # The process did not start, or died. `ask` finds out why: it reads exit code and stderr.
             self.close()
             return ask(self.host, request, blob=blob, timeout_seconds=timeout_seconds)
         return _answer(self.host, request, bytes(said))
 
+    def _open(self) -> Stream:
+        """Return the process on the node, started if there is none."""
+        if self._stream is None:
+            argv, program = node_program(self.host)
+            self._stream = self.host.stream(argv, None)
+            self._stream.write(program)
+        return self._stream
+
+    def _read_answer(self, stream: Stream, deadline: float, late: str) -> bytearray:
+        """Read a line behind MARK, or less if the process ends before.
+
+        Raises HostUnreachable with the message `late` after the deadline.
+        """
+        said = bytearray()
+        while not _is_whole(said):
+            received = stream.read(max(0.01, deadline - time.monotonic()))
+            # Checked here too: a node may send a byte now and then.
+            if time.monotonic() > deadline:
+                raise HostUnreachable(self.host.node.name, late)
+            if not received or len(said) > ANSWER_LIMIT_BYTES:
+                break
+            said += received
+        return said
+
     def hand_over(self) -> Stream | None:
         """Return the process on the node and give it up; None if there is none."""
-        stream, self._stream = self._stream, None
+        stream = self._stream
+        self._stream = None
         return stream
 
     def close(self) -> None:
@@ -143,55 +156,55 @@ class Conversation:
             self._stream = None
 
 
+def _is_whole(said: bytearray) -> bool:
+    return MARK in said and said.endswith(b"\n")
+
+
 def _answer(host: Host, request: Request[A], said: bytes) -> A:
     """Return the typed answer in a node's output; raises its refusal as an error."""
-    told = _told(host, request, said)
+    told = _decode_answer(host, request, said)
     if "error" in told:
-        raise _refused(host, request, told)
+        raise _refusal(host, request, told)
     if isinstance(request, Probe):
         # Output of the login shell is a fact about the node, too.
-        told["preface"] = said.rpartition(MARK)[0][-PREFACE_SHOWN_BYTES:].decode(
-            "utf-8", "replace"
-        )
-    answer: A = _parsed(host, request, request.answer, told)
+        preface = said.rpartition(MARK)[0]
+        shown = preface[-PREFACE_SHOWN_BYTES:]
+        told["preface"] = shown.decode("utf-8", "replace")
+    answer: A = _converted(host, request, request.answer, told)
     return answer
 
 
-def _told(host: Host, request: Request[Any], said: bytes) -> dict[str, Any]:
+def _decode_answer(host: Host, request: Request[Any], said: bytes) -> dict[str, Any]:
     """Decode the answer after any output of a login shell; raises NodeFault if there is none."""
     try:
         if MARK not in said:
             raise ValueError("no answer")
-        return answers.decoded(said.rpartition(MARK)[2])
+        return answers.decode_object(said.rpartition(MARK)[2])
     except UNREADABLE as error:
-        raise NodeFault(
-            host.node.name,
-            f"{request.operation}: its answer cannot be read: {said[-200:]!r}",
-        ) from error
+        what = f"{request.operation}: its answer cannot be read: {said[-200:]!r}"
+        raise NodeFault(host.node.name, what) from error
 
 
-def _parsed(host: Host, request: Request[Any], kind: type[A], told: object) -> A:
+def _converted(host: Host, request: Request[Any], kind: type[A], told: object) -> A:
     """Convert plain data to an answer of type `kind`; raises NodeFault if it does not fit."""
     try:
         return convert(kind, told)
     except UNREADABLE as error:
         words = answers.shortened(error)
-        raise NodeFault(
-            host.node.name,
-            f"{request.operation}: its answer is none of a node of UGRO's: {words}",
-        ) from error
+        what = f"{request.operation}: its answer is none of a node of UGRO's: {words}"
+        raise NodeFault(host.node.name, what) from error
 
 
-def _refused(
+def _refusal(
     host: Host, request: Request[Any], told: dict[str, Any]
 ) -> NodesBusy | NodeFault:
     """Make the error for a refused request."""
+    name = host.node.name
     if told["error"] == "busy" and request.may_be_busy:
-        holder = answers.holder_of(told)
-        return NodesBusy(f"{host.node.name}: {answers.describe_holder(holder)}")
-    return NodeFault(
-        host.node.name, f"{request.operation}: {answers.shortened(told.get('message'))}"
-    )
+        holder = answers.describe_holder(answers.holder_of(told))
+        return NodesBusy(f"{name}: {holder}")
+    message = answers.shortened(told.get("message"))
+    return NodeFault(name, f"{request.operation}: {message}")
 
 
 def ask_with_progress(
@@ -209,21 +222,20 @@ def ask_with_progress(
     argv, program = node_program(host)
     stream = host.stream(argv, None)
     try:
-        stream.write(program + _asked(request, blob))
-        said = after_mark(host, stream, request.silence_seconds)
+        stream.write(program + _encoded(request, blob))
+        said = read_to_mark(host, stream, request.silence_seconds)
         alive = time.monotonic()
         while True:
             while b"\n" in said:
                 line, _, said = said.partition(b"\n")
-                answer = _of_build(host, request, bytes(MARK + line))
+                answer = _line_of_build(host, request, bytes(MARK + line))
                 if not isinstance(answer, BuildProgress):
                     return answer
                 tell(answer)
             received = stream.read(request.silence_seconds)
             if not received:
-                raise HostUnreachable(
-                    host.node.name, f"{request.operation}: it broke off"
-                )
+                what = f"{request.operation}: it broke off"
+                raise HostUnreachable(host.node.name, what)
             said += received
             if len(said) > ANSWER_LIMIT_BYTES:
                 raise answer_too_long(host.node, argv)
@@ -237,15 +249,15 @@ def ask_with_progress(
         stream.close()
 
 
-def _of_build(
+def _line_of_build(
     host: Host, request: Build, said: bytes
 ) -> BuildAnswer | BuildFailed | BuildProgress:
     """Convert one line of a build's output: progress, failure or answer."""
-    told = _told(host, request, said)
+    told = _decode_answer(host, request, said)
     if "progress" in told:
-        return _parsed(host, request, BuildProgress, told["progress"])
+        return _converted(host, request, BuildProgress, told["progress"])
     if told.get("error") == "failed":
-        return _parsed(host, request, BuildFailed, told)
+        return _converted(host, request, BuildFailed, told)
     return _answer(host, request, said)
 
 
@@ -261,12 +273,13 @@ def node_program(host: Host) -> tuple[list[str], bytes]:
     return argv, packed
 
 
-def _asked(request: Request[Any], blob: bytes) -> bytes:
+def _encoded(request: Request[Any], blob: bytes) -> bytes:
     """Encode a request for a node."""
     fields = msgspec.to_builtins(request)
     if blob:
         fields["blob_bytes"] = len(blob)
-    return json.dumps(fields).encode() + b"\n" + blob
+    line = json.dumps(fields).encode()
+    return line + b"\n" + blob
 
 
 class Talks:
@@ -296,21 +309,21 @@ class Talks:
         self._talks.clear()
 
 
-def after_mark(host: Host, stream: Stream, silence_seconds: float) -> bytearray:
+def read_to_mark(host: Host, stream: Stream, silence_seconds: float) -> bytearray:
     """Read up to the start of the answer and return the bytes after it.
 
     Raises NodeFault if no answer starts.
     """
-    buffer, deadline = bytearray(), time.monotonic() + silence_seconds
+    buffer = bytearray()
+    deadline = time.monotonic() + silence_seconds
     while MARK not in buffer:
         received = stream.read(silence_seconds)
-        if (
-            not received
-            or len(buffer) > PREFACE_LIMIT_BYTES
-            or time.monotonic() > deadline
-        ):
-            raise NodeFault(
-                host.node.name, f"it does not follow: {bytes(buffer[-200:])!r}"
-            )
+        has_ended = not received
+        is_too_long = len(buffer) > PREFACE_LIMIT_BYTES
+        is_late = time.monotonic() > deadline
+        if has_ended or is_too_long or is_late:
+            last = bytes(buffer[-200:])
+            raise NodeFault(host.node.name, f"it does not follow: {last!r}")
         buffer += received
-    return buffer[buffer.index(MARK) + len(MARK) :]
+    _, _, rest = buffer.partition(MARK)
+    return rest

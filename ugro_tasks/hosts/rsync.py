@@ -26,7 +26,7 @@ CHECKSUM_SECONDS = 600
 # rsync's exit code for files vanishing before their turn, as in the folder of a running job.
 VANISHED = 24
 # A pull takes files, folders and links inside the tree, without owners and set-user-id.
-REGULAR = (
+PULL_OPTIONS = (
     "--safe-links",
     "--no-devices",
     "--no-specials",
@@ -48,7 +48,7 @@ NOT_STARTED = {1, 2, 4, 5, 14, 126, 127}
 NO_ROOM = re.compile(
     r'"([^"]*)"[^"]*: (?:No space left on device|Disk quota exceeded) \((\d{1,3})\)'
 )
-TO_COME = re.compile(rb"Total transferred file size: ([\d,.]+) bytes")
+TRANSFER_SIZE = re.compile(rb"Total transferred file size: ([\d,.]+) bytes")
 
 
 class RsyncUnusable(Exception):
@@ -73,7 +73,8 @@ def rsync_fault_here() -> str | None:
         return "another program of that name"
     if "openrsync" in said:
         return "openrsync"
-    if (int(found[1]), int(found[2])) < OLDEST_VERSION:
+    version = (int(found[1]), int(found[2]))
+    if version < OLDEST_VERSION:
         return f"too old ({found[1]}.{found[2]})"
     return None
 
@@ -108,7 +109,8 @@ class Rsync:
         options += [f"--link-dest={folder}" for folder in link_from]
         if delete:
             options.append("--delete")
-        self._run([*options, "--", source, _at(remote, target)], progress, files=files)
+        arguments = [*options, "--", source, _at(remote, target)]
+        self._run(arguments, progress, files=files)
 
     def pull(
         self,
@@ -134,20 +136,16 @@ class Rsync:
         if gently and remote:
             options.append("--rsync-path=nice rsync")
         if only:
-            options += [*(f"--include={name}" for name in only), "--exclude=/*"]
+            options += [f"--include={name}" for name in only]
+            options.append("--exclude=/*")
         else:
             options += _excluded(exclude)
-        options += REGULAR
+        options += PULL_OPTIONS
         if verify:
             options += ["--checksum", f"--timeout={CHECKSUM_SECONDS}"]
+        arguments = [*options, "--", _at(remote, source), target]
         try:
-            self._run(
-                [*options, "--", _at(remote, source), target],
-                progress,
-                files,
-                pulling=True,
-                into=target,
-            )
+            self._run(arguments, progress, files, pulling=True, into=target)
         finally:
             remove_stray_links(target)
 
@@ -156,10 +154,13 @@ class Rsync:
     ) -> int | None:
         """Return the bytes a pull would transfer, None if rsync does not tell; raises HostError."""
         options, remote = self._remote()
-        options += ["--dry-run", "--stats", *REGULAR, *_excluded(exclude)]
-        said = self._run([*options, "--", _at(remote, source), target], pulling=True)
-        found = TO_COME.search(said)
-        return int(re.sub(rb"\D", b"", found[1])) if found else None
+        options += ["--dry-run", "--stats", *PULL_OPTIONS, *_excluded(exclude)]
+        arguments = [*options, "--", _at(remote, source), target]
+        found = TRANSFER_SIZE.search(self._run(arguments, pulling=True))
+        if not found:
+            return None
+        digits = re.sub(rb"\D", b"", found[1])
+        return int(digits)
 
     def _remote(self) -> tuple[list[str], str]:
         """Return a new list of options, and the prefix of a path on the host."""
@@ -186,8 +187,8 @@ class Rsync:
             f"--partial-dir={PARTIAL_FOLDER}",
             "--protect-args",
             "--info=progress2",
+            f"--timeout={SILENCE_SECONDS}",
         ]
-        argv += [f"--timeout={SILENCE_SECONDS}"]
         if files is not None:
             argv += ["--from0", "--files-from=-"]
         # Files, not pipes: thousands of lines would fill a pipe without a reader.
@@ -196,9 +197,13 @@ class Rsync:
             chosen.seek(0)
             try:
                 process = subprocess.Popen(
-                    [*argv, *arguments], stdin=chosen, stdout=subprocess.PIPE, stderr=complaints,
-                    env={**os.environ, "LC_ALL": "C"},  # its messages are parsed
-                )  # fmt: skip
+                    [*argv, *arguments],
+                    stdin=chosen,
+                    stdout=subprocess.PIPE,
+                    stderr=complaints,
+                    # Its messages are parsed, so they must be in English.
+                    env={**os.environ, "LC_ALL": "C"},
+                )
             except FileNotFoundError as error:
                 raise RsyncUnusable from error
             with process:
@@ -209,7 +214,7 @@ class Rsync:
                     raise
             complaints.seek(0)
             complaint = complaints.read(READ_BYTES).decode("utf-8", "replace")
-        self._judge(process.returncode, complaint, pulling=pulling)
+        self._raise_for(process.returncode, complaint, pulling=pulling)
         return said
 
     def _watch(
@@ -222,7 +227,7 @@ class Rsync:
         """Report progress and check limits until rsync ends; return the end of its output."""
         assert process.stdout is not None  # noqa: S101
         said = b""
-        for chunk in _pieces(process, process.stdout.fileno()):
+        for chunk in _output_of(process, process.stdout.fileno()):
             _refuse_excess(self.host.node.name, complaints, into)
             said = (said + chunk)[-READ_BYTES:]
             percents = self.PERCENT.findall(chunk)
@@ -230,7 +235,7 @@ class Rsync:
                 progress(int(percents[-1]))
         return said
 
-    def _judge(self, code: int, complaint: str, *, pulling: bool) -> None:
+    def _raise_for(self, code: int, complaint: str, *, pulling: bool) -> None:
         """Raise the error for an exit code and the messages before it."""
         full = NO_ROOM.search(complaint)
         if pulling and full:
@@ -239,25 +244,24 @@ class Rsync:
         if code == 0 or (pulling and code == VANISHED):
             return
         lines = complaint.strip().splitlines()
-        words = (
-            lines[0][:LAST_WORDS_CHARACTERS] if lines else f"rsync ended with {code}"
-        )
+        words = f"rsync ended with {code}"
+        if lines:
+            words = lines[0][:LAST_WORDS_CHARACTERS]
         if code in NOT_STARTED:
             raise RsyncUnusable(words)
         kind = HostUnreachable if code in CONNECTION_LOST else NodeFault
-        raise kind(
-            self.host.node.name,
-            f"{words} (rsync exit code {code})",
-            ARRIVED_STAYS,
-        )
+        what = f"{words} (rsync exit code {code})"
+        raise kind(self.host.node.name, what, ARRIVED_STAYS)
 
 
-def _pieces(process: subprocess.Popen[bytes], stdout: int) -> Iterator[bytes]:
+def _output_of(process: subprocess.Popen[bytes], stdout: int) -> Iterator[bytes]:
     """Yield the output as it appears, and b"" during silence, until the process has ended."""
-    chunk = b"-"
-    while chunk:
-        if select.select([stdout], [], [], LOOK_SECONDS)[0]:
+    has_ended = False
+    while not has_ended:
+        readable, _, _ = select.select([stdout], [], [], LOOK_SECONDS)
+        if readable:
             chunk = os.read(stdout, READ_BYTES)
+            has_ended = not chunk
             yield chunk
         else:
             yield b""
@@ -276,9 +280,11 @@ def _refuse_excess(name: str, complaints: int, into: str | None) -> None:
 
 
 def _at(remote: str, path: str) -> str:
-    # A login starts in the remote home; a local rsync does not.
     """Return a path as rsync's argument."""
-    return remote + path.removeprefix("~/") if remote else os.path.expanduser(path)  # noqa: PTH111
+    # A login starts in the remote home; a local rsync does not.
+    if remote:
+        return remote + path.removeprefix("~/")
+    return os.path.expanduser(path)  # noqa: PTH111
 
 
 def _excluded(patterns: Sequence[str]) -> list[str]:

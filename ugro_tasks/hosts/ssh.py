@@ -49,13 +49,14 @@ class SshHost:
         with ssh_config_faults():
             config = Config(ssh_config=user_ssh_config())
             self._alias = alias_of(config.base_ssh_config, node)
+            gateway = None
+            if node.jump:
+                gateway = Connection(node.jump, config=config.clone())
             self.connection = Connection(
                 self._alias or node.address,
                 user=node.user,
                 port=node.ssh_port,
-                gateway=Connection(node.jump, config=config.clone())
-                if node.jump
-                else None,
+                gateway=gateway,
                 config=config,
             )
         for hop in hops_to(self.connection):
@@ -97,11 +98,8 @@ class SshHost:
                 # Either the command hangs, or the network is gone.
                 self.close()
                 what = f"{argv[0]} did not end within {timeout_seconds:g} s"
-                raise HostUnreachable(
-                    self.node.name,
-                    what,
-                    "is the machine overloaded, or the network gone?",
-                ) from error
+                fix = "is the machine overloaded, or the network gone?"
+                raise HostUnreachable(self.node.name, what, fix) from error
             except (paramiko.SSHException, OSError, EOFError) as error:
                 self.close()
                 raise explained(self.node.name, self.connection, error) from error
@@ -118,26 +116,32 @@ class SshHost:
 
     def rsync_remote(self) -> tuple[list[str], str]:
         """Return rsync's options and prefix; see `Host.rsync_remote`."""
-        shell = shlex.join(["ssh", *openssh_options(self.node)])
-        user = f"{self.node.user}@" if self.node.user else ""
-        address = (
-            f"[{self.node.address}]" if ":" in self.node.address else self.node.address
-        )
-        return ["-e", shell], f"{user}{self._alias or address}:"
+        node = self.node
+        shell = shlex.join(["ssh", *openssh_options(node)])
+        host = node.address
+        # rsync takes an IPv6 address in brackets.
+        if ":" in host:
+            host = f"[{host}]"
+        host = self._alias or host
+        if node.user:
+            host = f"{node.user}@{host}"
+        return ["-e", shell], f"{host}:"
 
     def _output(
         self, channel: paramiko.Channel, argv: Sequence[str], deadline: float
     ) -> bytes:
         """Read all output of a command; raises TimeoutError, and NodeFault if it is too long."""
         output = bytearray()
-        while received := _receive(channel, deadline):
+        while True:
+            received = _receive(channel, deadline)
+            if not received:
+                return bytes(output)
             output += received
             # Checked here too: a command may send a byte now and then.
             if time.monotonic() > deadline:
                 raise TimeoutError
             if len(output) > ANSWER_LIMIT_BYTES:
                 raise answer_too_long(self.node, argv)
-        return bytes(output)
 
     def _execute(
         self, argv: Sequence[str], stdin: bytes | None, timeout_seconds: float

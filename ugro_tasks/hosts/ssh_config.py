@@ -18,6 +18,14 @@ from .known_hosts import known_hosts
 
 # The depth at which OpenSSH stops.
 INCLUDES_AT_MOST = 16
+# Of the OpenSSH beneath rsync.
+SETTINGS = (
+    "BatchMode=yes",
+    "StrictHostKeyChecking=yes",
+    "ConnectTimeout=10",
+    "ServerAliveInterval=5",
+    "ServerAliveCountMax=3",
+)
 
 
 @contextlib.contextmanager
@@ -48,10 +56,13 @@ def _with_includes(path: Path, folder: Path, depth: int = 0) -> str:
     lines: list[str] = []
     block = "Host *"
     for line in path.read_text(errors="replace").splitlines():
-        keyword, _, words = line.strip().replace("=", " ", 1).partition(" ")
-        if keyword.lower() in {"host", "match"}:
+        # "Keyword words" or "Keyword=words".
+        setting = line.strip().replace("=", " ", 1)
+        keyword, _, words = setting.partition(" ")
+        keyword = keyword.lower()
+        if keyword in {"host", "match"}:
             block = line
-        if keyword.lower() != "include":
+        if keyword != "include":
             lines.append(line)
             continue
         for word in shlex.split(words):
@@ -67,23 +78,21 @@ def _with_includes(path: Path, folder: Path, depth: int = 0) -> str:
 def alias_of(config: paramiko.SSHConfig, node: Node) -> str | None:
     """Return the Host entry for the node's address in the user's ssh configuration, else None."""
     for name in (node.name, node.hostname):
-        if name and config.lookup(name).get("hostname") == node.address:
+        if not name:
+            continue
+        address = config.lookup(name).get("hostname")
+        if address == node.address:
             return name
     return None
 
 
 def openssh_options(node: Node) -> list[str]:
     """Return OpenSSH's options (for rsync) to reach a node just as `SshHost` does."""
-    options = [
-        "-o",
-        "BatchMode=yes",
-        "-o",
-        "StrictHostKeyChecking=yes",
-        "-o",
-        "ConnectTimeout=10",
-    ]
-    options += ["-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"]
-    if Path.home() != Path(pwd.getpwuid(os.getuid()).pw_dir):
+    options = []
+    for setting in SETTINGS:
+        options += ["-o", setting]
+    home_of_openssh = Path(pwd.getpwuid(os.getuid()).pw_dir)
+    if Path.home() != home_of_openssh:
         options += _options_of_this_home()
     if node.ssh_port:
         options += ["-p", str(node.ssh_port)]

@@ -84,17 +84,12 @@ def _about_login(
     name: str, hop: Connection, where: str, error: Exception
 ) -> HostError | None:
     if isinstance(error, paramiko.PasswordRequiredException):
-        return LoginRefused(
-            name, f"the key for {where} has a passphrase", "load it once: ssh-add"
-        )
-    if isinstance(
-        error, paramiko.AuthenticationException
-    ) or "authentication methods" in str(error):
-        return LoginRefused(
-            name,
-            f"{where} accepts none of your keys",
-            f"put one there: {_copy_id(hop)}",
-        )
+        what = f"the key for {where} has a passphrase"
+        return LoginRefused(name, what, "load it once: ssh-add")
+    is_refused = isinstance(error, paramiko.AuthenticationException)
+    if is_refused or "authentication methods" in str(error):
+        what = f"{where} accepts none of your keys"
+        return LoginRefused(name, what, f"put one there: {_copy_id(hop)}")
     return None
 
 
@@ -102,22 +97,14 @@ def _about_network(
     name: str, hop: Connection, where: str, error: Exception
 ) -> HostError:
     if isinstance(error, socket.gaierror):
-        return HostUnreachable(
-            name,
-            f"the name {hop.host} cannot be resolved",
-            "check the cluster file and DNS",
-        )
+        what = f"the name {hop.host} cannot be resolved"
+        return HostUnreachable(name, what, "check the cluster file and DNS")
     if isinstance(error, paramiko.ChannelException) and hop.gateway:
-        return HostUnreachable(
-            name,
-            f"the jump host cannot reach {where}",
-            "is the machine on, and sshd running?",
-        )
-    number = (
-        errno.ETIMEDOUT
-        if isinstance(error, TimeoutError)
-        else getattr(error, "errno", None)
-    )
+        what = f"the jump host cannot reach {where}"
+        return HostUnreachable(name, what, "is the machine on, and sshd running?")
+    number = getattr(error, "errno", None)
+    if isinstance(error, TimeoutError):
+        number = errno.ETIMEDOUT
     if number in _BY_ERRNO:
         what, fix = _BY_ERRNO[number]
         return HostUnreachable(name, f"{where}: {what}", fix)
@@ -130,9 +117,16 @@ def _about_network(
 
 
 def _known_name(host: Connection) -> str:
-    return shlex.quote(host.host if host.port == 22 else f"[{host.host}]:{host.port}")
+    """Return the host's name in known_hosts, quoted for a shell."""
+    if host.port == 22:
+        return shlex.quote(host.host)
+    return shlex.quote(f"[{host.host}]:{host.port}")
 
 
 def _copy_id(host: Connection) -> str:
-    port = [] if host.port == 22 else ["-p", str(host.port)]
-    return shlex.join(["ssh-copy-id", *port, f"{host.user}@{host.host}"])
+    """Return the command to put a key on a host."""
+    argv = ["ssh-copy-id"]
+    if host.port != 22:
+        argv += ["-p", str(host.port)]
+    argv.append(f"{host.user}@{host.host}")
+    return shlex.join(argv)

@@ -45,7 +45,8 @@ class Transfer:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self._by_rsync = host.rsync_remote() is not None and rsync_fault_here() is None
+        needs_rsync = host.rsync_remote() is not None
+        self._by_rsync = needs_rsync and rsync_fault_here() is None
 
     def push(self, source: str, target: str, **options: Unpack[PushOptions]) -> None:
         """Make the folder `target` on the host like `source` here."""

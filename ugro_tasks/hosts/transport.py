@@ -14,7 +14,7 @@ from typing import Any
 import paramiko
 from fabric import Connection
 
-from .known_hosts import Refuse, known_hosts, load_host_keys
+from .known_hosts import RejectUnknownKeys, known_hosts, load_host_keys
 
 KEEPALIVE_SECONDS = 15
 # For sent data to be acknowledged. Without it, a write to a dead link waits for the kernel's 15
@@ -24,9 +24,17 @@ SYSTEM_KNOWN_HOSTS = Path("/etc/ssh/ssh_known_hosts")
 # The exceptions of paramiko during a login or while opening a channel: its own, and those of its
 # parser if the other side sends nonsense.
 BROKEN_OFF = (
-    paramiko.SSHException, OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
-    AssertionError, struct.error,
-)  # fmt: skip
+    paramiko.SSHException,
+    OSError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    struct.error,
+)
 
 # Errors are reported as HostError; paramiko would report them again on stderr.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
@@ -42,7 +50,8 @@ def hops_to(connection: Connection) -> list[Connection]:
 
 def make_strict(connection: Connection, connect_seconds: float) -> None:
     """Make a connection verify the host's key, limit each wait, and ignore missing key files."""
-    key_files = connection.connect_kwargs.get("key_filename", [])
+    given = connection.connect_kwargs.get("key_filename", [])
+    key_files = [name for name in given if Path(name).expanduser().is_file()]
     connection.connect_timeout = max(1, round(connect_seconds))
     # A dict of its own for each: Fabric shares and changes them.
     connection.connect_kwargs = {
@@ -50,11 +59,9 @@ def make_strict(connection: Connection, connect_seconds: float) -> None:
         "auth_timeout": 2 * connect_seconds,
         "channel_timeout": 2 * connect_seconds,
         "transport_factory": _transport,
-        "key_filename": [
-            name for name in key_files if Path(name).expanduser().is_file()
-        ],
+        "key_filename": key_files,
     }
-    connection.client.set_missing_host_key_policy(Refuse())
+    connection.client.set_missing_host_key_policy(RejectUnknownKeys())
 
 
 def log_in(connection: Connection) -> None:

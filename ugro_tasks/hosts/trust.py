@@ -43,10 +43,9 @@ def trust_host_keys(
     the way. Raises HostKeyUnknown if `agree` returns False.
     """
     fleet = Fleet.of(cluster)
+    limit = cluster.timeouts.connect_seconds
     for _ in range(HOPS_AT_MOST):
-        found = fleet.map(
-            lambda host: new_key_of(host.node, cluster.timeouts.connect_seconds)
-        )
+        found = fleet.map(lambda host: new_key_of(host.node, limit))
         # By the name in known_hosts: nodes may share a jump host.
         keys = {}
         for node, key in found.items():
@@ -55,9 +54,8 @@ def trust_host_keys(
         for node, key in keys.values():
             say(f"{node}: {key.name} shows {key.fingerprint}")
             if agree and not agree(f"trust this key of {node}?"):
-                raise HostKeyUnknown(
-                    node, "its key was not accepted; nothing was recorded for it"
-                )
+                what = "its key was not accepted; nothing was recorded for it"
+                raise HostKeyUnknown(node, what)
             key.trust()
         if not keys:
             return

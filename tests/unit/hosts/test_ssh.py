@@ -13,7 +13,7 @@ from tests.unit.factories import make_node
 from ugro_tasks.cluster.model import Node
 from ugro_tasks.errors import HostUnreachable
 from ugro_tasks.hosts import ssh
-from ugro_tasks.hosts.known_hosts import Refuse
+from ugro_tasks.hosts.known_hosts import RejectUnknownKeys
 from ugro_tasks.hosts.ssh import SshHost
 from ugro_tasks.hosts.transport import UNACKNOWLEDGED_SECONDS, _PromptSocket, hops_to
 
@@ -132,7 +132,7 @@ def test_each_hop_verifies_keys_and_has_limits_of_its_own(node: Node) -> None:
     assert len({id(hop.connect_kwargs) for hop in hops}) == len(hops)
     for hop in hops:
         # paramiko has no public way to ask for the policy.
-        assert isinstance(hop.client._policy, Refuse)
+        assert isinstance(hop.client._policy, RejectUnknownKeys)
         assert hop.connect_timeout == CONNECT_SECONDS
         limits = {
             name: hop.connect_kwargs[name]
