@@ -1,16 +1,17 @@
-"""A training environment is made on this node: aside, and switched to when it is whole.
+"""The build of a training environment on this node, used only once it is complete.
 
-FOLDER is where the environment belongs (~/ugro/.venv, say). The work folder beside it has
+FOLDER is the place of the environment (~/ugro/.venv, say). The work folder beside it has
 
     lock                 an flock: one build at a time
-    log                  what pip, uv or pixi said in the last build
-    files/               what the environment is made from
-    store/               packages that the controller brought: wheels, a cache of uv's, or a pack of pixi's
+    log                  the output of pip, uv or pixi in the last build
+    files/               the recipe's files
+    store/               packages from the controller: wheels, a cache of uv's, or a pack of pixi's
     env-<digest>-<time>  an environment; FOLDER is a link to it
-    replaced             what FOLDER was until then, for a moment
+    replaced             the former FOLDER, for a moment
 
-A stamp in the environment says what it was made from. It is written last, so an environment without it is not whole.
-pixi makes its environments in place: there the stamp goes first, and the next run repairs what was interrupted.
+A stamp in the environment names its recipe. It is written last, so an environment without it is
+incomplete. pixi makes its environments in place: there the stamp is removed first, and the next run
+repairs an interrupted build.
 """
 
 from __future__ import annotations
@@ -50,18 +51,23 @@ from .programs import run_later
 from .protocol import Refusal
 from .torch_facts import LOOK_AT_TORCH
 
-OLDER_STAMP = "made-from.sha256"  # of an environment that UGRO made before it could do so on other machines
-JOB = "sync-envs"  # what a node is held by while its environment is built
+# In environments made by UGRO's first releases, on the local machine only.
+OLDER_STAMP = "made-from.sha256"
+# The holder of a node's lease during a build.
+JOB = "sync-envs"
 
 
 def build_environment(request: Json, blob: bytes = b"") -> Iterator[Json]:
-    """{"progress": ...} again and again, and at last what `environment` says, with {made, seconds, bytes, kept}.
+    """Yield {"progress": ...} repeatedly, then the new environment's facts.
 
-    `bytes` is the size of what was made, in the progress what has been written so far.
+    They are those of `environment`, with {made, seconds, bytes, kept}. `bytes` is the size of the
+    new environment; in the progress, the bytes written so far.
 
-    `blob` is the recipe's files one after the other, as `files` ({name: bytes}) of the request tells.
-    Refuses with "busy" where a job has the node: to switch under a running one would break its late imports.
-    Refuses with "failed" and {phase, tail, free_bytes, log} where it cannot be made; what was there stays in use.
+    `blob` is the recipe's files one after the other, with their sizes in `files` ({name: bytes}).
+
+    Refuses with "busy" if a job has the node: switching under a running job would break its late
+    imports. Refuses with "failed" and {phase, tail, free_bytes, log} on failure; the old
+    environment then stays in use.
     """
     build = Build(request, blob)
     try:
@@ -80,7 +86,8 @@ class Build:
         self.request, self.blob = request, blob
         self.manager, self.name = place["manager"], place["name"]
         self.folder, self.work = expand(place["folder"]), expand(place["work"])
-        self.workspace = expand(place.get("workspace", ""))  # pixi's project
+        # The folder of pixi's project.
+        self.workspace = expand(place.get("workspace", ""))
         self.files = os.path.join(self.work, "files")
         self.store = os.path.join(self.work, "store") if request["offline"] else None
         self.runner = Runner(
@@ -89,7 +96,7 @@ class Build:
         self.kept: Optional[str] = None
 
     def run(self) -> Iterator[Json]:
-        """See build_environment."""
+        """Yield the lines of `build_environment`."""
         os.makedirs(self.files, mode=0o700, exist_ok=True)
         made = False
         with open(os.path.join(self.work, "lock"), "w") as lock:
@@ -110,7 +117,7 @@ class Build:
         )
 
     def failed(self, phase: str, message: str) -> Refusal:
-        """Why it cannot be made, with all that helps to say what to do about it."""
+        """Make the refusal for a failure, with the facts needed for a remedy."""
         free = shutil.disk_usage(self.work).free if os.path.isdir(self.work) else None
         told = {
             "phase": phase,
@@ -121,6 +128,7 @@ class Build:
         return Refusal("failed", message, **told)
 
     def _wait_for(self, lock: Any) -> Iterator[Json]:
+        """Take the lock, yielding progress until another build has released it."""
         while True:
             with contextlib.suppress(BlockingIOError):
                 return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -128,7 +136,10 @@ class Build:
             self.runner.listen(PROGRESS_SECONDS)
 
     def _is_made(self) -> bool:
-        """Whether it is there as wanted: another build may have made it. `bad` is one that did not prove good."""
+        """Tell whether the wanted environment exists, perhaps from another build.
+
+        `bad` of the request is the creation time of one found broken.
+        """
         stamp = stamp_of(self.folder)
         return bool(
             stamp
@@ -138,7 +149,7 @@ class Build:
 
     @contextlib.contextmanager
     def _holding_the_node(self) -> Iterator[None]:
-        """The lease of each node that trains with this environment."""
+        """Hold the lease of each slot using this environment; refuses with "busy"."""
         holder = {"token": self.request["token"], "job": JOB, "pid": os.getpid()}
         holder["controller"] = self.request["controller"]
         with contextlib.ExitStack() as stack:
@@ -157,7 +168,7 @@ class Build:
             yield
 
     def _tidy(self) -> Iterator[Json]:
-        """Put in order what a build that was interrupted left, and remove what is in use no more."""
+        """Clean up after an interrupted build, and remove environments out of use."""
         replaced = os.path.join(self.work, "replaced")
         if os.path.lexists(replaced):
             if os.path.lexists(self.folder):
@@ -167,7 +178,7 @@ class Build:
         in_use = os.path.realpath(self.folder)
         for name in os.listdir(self.work):
             path = os.path.join(os.path.realpath(self.work), name)
-            # What was unpacked from a pack lies one level deeper.
+            # An environment unpacked from a pack is one level deeper.
             if name.startswith("env-") and path not in (
                 in_use,
                 os.path.dirname(in_use),
@@ -175,7 +186,7 @@ class Build:
                 yield from self._remove(path)
 
     def _remove(self, path: str) -> Iterator[Json]:
-        """By a program: thousands of files take their time, and somebody waits for a word."""
+        """Remove a folder by a program: thousands of files take long, and progress must go on."""
         yield from self.runner.call(
             "removing the old one", ["rm", "-rf", "--", path], dict(os.environ), "/"
         )
@@ -183,7 +194,7 @@ class Build:
     # ---- making it ----
 
     def _make(self) -> Iterator[Json]:
-        """The environment is there, stamped, and in use."""
+        """Make the environment, stamp it, and switch to it."""
         if os.path.exists(os.path.join(self.folder, "bin", "ugro")) and not stamp_of(
             self.folder
         ):
@@ -221,11 +232,11 @@ class Build:
                 shutil.rmtree(target, ignore_errors=True)
         yield from self._tidy()
         if self.store and self.manager != "uv":
-            # uv's shares its files with the environment.
+            # uv's store shares its files with the environment.
             yield from self._remove(self.store)
 
     def _lay_out(self) -> None:
-        """The recipe's files, each whole or not there at all, and an empty log."""
+        """Write the recipe's files, each atomically, and empty the log."""
         shutil.rmtree(self.files, ignore_errors=True)
         folder, begin = self.workspace or self.files, 0
         for path in (self.files, folder):
@@ -234,7 +245,8 @@ class Build:
             content, begin = self.blob[begin : begin + size], begin + size
             path = os.path.join(folder, os.path.basename(name))
             if os.path.exists(path) and read_bytes(path) == content:
-                continue  # this node's project may be the controller's own
+                # Left untouched: this node's project may be the controller's own.
+                continue
             with open(path + ".new", "wb") as file:
                 file.write(content)
             os.replace(path + ".new", path)
@@ -242,6 +254,7 @@ class Build:
             pass
 
     def _install_aside(self, target: str) -> Iterator[Json]:
+        """Install into a new folder."""
         if self.manager == "pixi":
             os.makedirs(target)
             pack = os.path.join(self.work, "store", "environment.tar")
@@ -262,6 +275,7 @@ class Build:
             yield from self._install_with_pip(target)
 
     def _install_with_pip(self, target: str) -> Iterator[Json]:
+        """Make a virtual environment and install into it, checking the hashes if there are any."""
         base = base_python(self.request.get("python"))
         if base["path"] is None:
             raise self.failed("no python", "there is no such Python")
@@ -290,8 +304,10 @@ class Build:
         yield from self._call("installing", [*pip, *PIP_OPTIONS, *exactly, *source])
 
     def _install_with_pixi(self) -> Iterator[Json]:
+        """Let pixi install in place."""
         pixi = self._needed("pixi")
-        if os.path.islink(self.folder):  # to one that was made from a pack
+        # A link leads to an environment made from a pack.
+        if os.path.islink(self.folder):
             os.unlink(self.folder)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self.folder, STAMP))
@@ -307,6 +323,7 @@ class Build:
     def _call(
         self, phase: str, argv: List[str], variables: Optional[Dict[str, str]] = None
     ) -> Generator[Json, None, None]:
+        """Run an installer's program in the recipe's folder; refuses with "failed" if it fails."""
         code = yield from self.runner.call(
             phase,
             argv,
@@ -319,12 +336,14 @@ class Build:
             )
 
     def _needed(self, program: str) -> str:
+        """Return the path of a program; refuses with "failed" if it is missing."""
         path = find_program(program)
         if path is None:
             raise self.failed("no %s" % program, "%s was not found" % program)
         return path
 
     def _look_at(self, place: str) -> Json:
+        """Return the versions in an environment; refuses with "failed" if its Python fails."""
         answer = run_later(
             [os.path.join(place, "bin", "python"), "-c", LOOK_AT_TORCH]
         )()
@@ -338,7 +357,7 @@ class Build:
         }
 
     def _switch_to(self, place: str) -> None:
-        """FOLDER is a link to `place`; what it was before is put away."""
+        """Make FOLDER a link to `place`, and put the former FOLDER away."""
         link, replaced = (
             os.path.join(self.work, "link"),
             os.path.join(self.work, "replaced"),
@@ -354,7 +373,7 @@ class Build:
             self._put_away(replaced)
 
     def _put_away(self, replaced: str) -> None:
-        """Remove an environment of UGRO's own making; keep anybody else's beside."""
+        """Remove a former environment of UGRO's; keep any other folder under another name."""
         own = stamp_of(replaced) or os.path.exists(os.path.join(replaced, OLDER_STAMP))
         if own:
             return os.rename(
@@ -368,7 +387,7 @@ class Build:
 
 
 def size_of(folder: str) -> int:
-    """The bytes of all files below a folder."""
+    """Return the bytes of all files below a folder."""
     found = 0
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -378,6 +397,6 @@ def size_of(folder: str) -> int:
 
 
 def read_bytes(path: str) -> bytes:
-    """The whole file."""
+    """Read a whole file."""
     with open(path, "rb") as file:
         return file.read()

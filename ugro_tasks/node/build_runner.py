@@ -1,4 +1,4 @@
-"""A program that takes long, for a controller that wants to hear how it goes, and that may be gone before it ends."""
+"""A runner of long programs, with progress for a controller that may disconnect."""
 
 from __future__ import annotations
 
@@ -22,21 +22,23 @@ PR_SET_PDEATHSIG = 1
 
 
 class Runner:
-    """Runs programs one after the other, with what they say in one log.
+    """Runs programs one after the other, with their output in one log.
 
-    Whoever asked must be heard of on stdin at least every `silence_seconds`; else, and where stdin ends, this process
-    ends and takes the program with it. All that runs carries `token`.
+    The controller must send a byte on stdin at least every `silence_seconds`. Otherwise, or if
+    stdin is closed, this process ends together with the program. Every program has `token` in its
+    environment.
     """
 
     def __init__(self, log: str, token: str, silence_seconds: float) -> None:
         self.log, self.token, self.silence_seconds = log, token, silence_seconds
         self.begun = self.heard = time.monotonic()
-        self.bytes = 0  # written by the programs so far
+        # Written by the programs so far.
+        self.bytes = 0
 
     def call(
         self, phase: str, argv: List[str], variables: Dict[str, str], folder: str
     ) -> "Generator[Json, None, Optional[int]]":
-        """Progress until the program has ended; give its exit code to `yield from`."""
+        """Run a program, yielding progress; returns its exit code, for `yield from`."""
         with open(self.log, "ab") as log:
             log.write(("$ %s\n" % " ".join(argv)).encode())
             log.flush()
@@ -62,7 +64,7 @@ class Runner:
         return code
 
     def listen(self, seconds: float) -> None:
-        """Wait so long, and end where nobody is there any more."""
+        """Wait for a while, and exit if the controller is gone."""
         if select.select([0], [], [], seconds)[0]:
             if not os.read(0, 4096):
                 raise SystemExit(0)
@@ -71,7 +73,7 @@ class Runner:
             raise SystemExit(0)
 
     def progress(self, phase: str) -> Json:
-        """How it goes: {"progress": {phase, seconds, bytes, line}}; the line is the log's last."""
+        """Return {"progress": {phase, seconds, bytes, line}}; `line` is the log's last one."""
         lines = self.tail()[-1000:].split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         seconds = time.monotonic() - self.begun
@@ -85,16 +87,16 @@ class Runner:
         }
 
     def tail(self) -> str:
-        """The end of the log."""
+        """Return the end of the log."""
         return read_text(self.log)[-TAIL_CHARACTERS:]
 
 
 def be_a_child() -> None:
-    """Between fork and exec: end with the process that asked."""
+    """Make a child end with its parent; called between fork and exec."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def bytes_written(pid: int) -> int:
-    """What a process has written so far, to files and pipes."""
+    """Return the bytes written by a process so far, to files and pipes."""
     found = re.search(r"wchar: (\d+)", read_text("/proc/%d/io" % pid))
     return int(found[1]) if found else 0

@@ -1,4 +1,4 @@
-"""The folders of jobs that are over go away; what lives, or is nobody's that asks, stays."""
+"""Removal of finished jobs' folders; folders of living jobs and of other users stay."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from typing import Iterator, Optional, Set, Tuple
 from .files import Json, expand, read_json
 from .processes import processes, supervisor_of
 
-# <job_id>.<nonce>, and -<attempt> behind it from the second attempt on; as in the tokens of their processes.
+# <job_id>.<nonce>, with -<attempt> from the second attempt on, as in the tokens of its processes.
 NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*_\d{8}_\d{6}\.[0-9A-Za-z]+)(-\d+)?")
 OTHERS_TOLD = 1000
 
 
 def clean(request: Json) -> Json:
-    """{folders: {name: {path, bytes, removed, kept}}, others}: what became of each folder that there was.
+    """Inspect job folders, and remove them if `remove` is true: {folders, others}.
 
-    `folders` of the request are [project, name]: only what lies directly in a project's `jobs` is ever removed, and
-    with `remove` false nothing is. `kept` says why a folder stays. `bytes` are those on the disk, each file counted
-    once. `others` are job folders beside them that were not asked about.
+    `folders` of the request are [project, name]; only direct children of a project's `jobs` are
+    ever removed. The answer's `folders` are {name: {path, bytes, removed, kept}} of each existing
+    folder. `kept` is the reason to keep a folder. `bytes` is its size on the disk, with each file
+    counted once. `others` are the names of job folders beside them that were not asked about.
     """
     alive = {job_part(process.token) for process in processes(lambda _: True)}
     counted: Set[Tuple[int, int]] = set()
@@ -32,10 +33,8 @@ def clean(request: Json) -> Json:
             continue
         try:
             kept = reason_to_keep(path, name, alive)
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # it went away in this moment, or its records are damaged
+        except (OSError, ValueError) as error:
+            # It vanished at this moment, or its records are damaged.
             kept = "it cannot be looked into: %s" % error
         found[name] = {
             "path": path,
@@ -56,12 +55,13 @@ def clean(request: Json) -> Json:
 
 
 def job_part(token: str) -> str:
-    """<job_id>.<nonce> of a token, the same for all attempts of a job."""
+    """Return <job_id>.<nonce> of a token, common to all attempts of a job."""
     match = NAME.fullmatch(token.split(":")[0])
     return match[1] if match else token
 
 
 def reason_to_keep(path: str, name: str, alive: Set[str]) -> Optional[str]:
+    """Return the reason to keep a folder, None if it may be removed."""
     facts = os.lstat(path)
     if not stat.S_ISDIR(facts.st_mode):
         return "it is a link or a file, not the folder of a job"
@@ -76,7 +76,7 @@ def reason_to_keep(path: str, name: str, alive: Set[str]) -> Optional[str]:
 
 
 def disk_bytes(path: str, counted: "Set[Tuple[int, int]]") -> int:
-    """What a folder takes on the disk; of files with several names, those not counted yet."""
+    """Return a folder's size on the disk; hard-linked files already in `counted` count as 0."""
     total = 0
     for facts in stats_in(path):
         if facts.st_nlink > 1 and not stat.S_ISDIR(facts.st_mode):
@@ -88,7 +88,7 @@ def disk_bytes(path: str, counted: "Set[Tuple[int, int]]") -> int:
 
 
 def stats_in(path: str) -> Iterator[os.stat_result]:
-    """lstat of the path and of all below it; links are not followed, and what cannot be read is passed over."""
+    """Yield lstat of a path and everything below it; links are not followed, errors are skipped."""
     todo = [path]
     while todo:
         folder = todo.pop()
@@ -105,7 +105,7 @@ def stats_in(path: str) -> Iterator[os.stat_result]:
 
 
 def remove(path: str) -> Optional[str]:
-    """None where it is gone, else why not. Links in it are removed, never followed."""
+    """Remove a folder without following links; return None, or the reason of a failure."""
     try:
         shutil.rmtree(path)
     except OSError as error:
@@ -114,6 +114,7 @@ def remove(path: str) -> Optional[str]:
 
 
 def jobs_in(project: str) -> "list[str]":
+    """Return the names of job folders in a project; [] if it cannot be read."""
     try:
         return [
             name

@@ -1,19 +1,21 @@
-"""A folder's files on their way over the connection of a request: what rsync does, where one side has none that serves.
+"""File transfer over the connection of a request, with rsync's abilities but without rsync.
 
-One side has the `Source`, the other the `Receiver`; the controller runs the same two. What they say are frames:
+One side has the `Source`, the other the `Receiver`; the controller uses the same two. They exchange
+frames:
 
-    source    ENTRIES  a JSON list of entries (see tree.py), as many as fit; LISTED: these were all
-    receiver  WANTED   a JSON list of wants, as many as fit; ENOUGH: these were all
-    source    NEXT     the JSON path of the file that follows
+    source    ENTRIES  a JSON list of entries (see tree.py), as many as fit; LISTED ends the list
+    receiver  WANTED   a JSON list of wants, as many as fit; ENOUGH ends the list
+    source    NEXT     the JSON path of the next file
               CONTENT  bytes of it, from `offset` on
-              FILE     JSON: it is whole, {path, size, mtime_ns, mode, sha256}, or {path, error, vanished}
-              ENOUGH   every file that was wanted has been sent
-    receiver  STORED   JSON: {errors}; the last word of a node that receives
+              FILE     JSON: it is complete, {path, size, mtime_ns, mode, sha256}, or failed,
+                       {path, error, vanished}
+              ENOUGH   every wanted file has been sent
+    receiver  STORED   JSON: {errors}; the last frame of a receiving node
     either    HEARTBEAT, and FAILED with a JSON {message}
 
-A want is [path, offset, SHA-256 of the bytes before it, whether more may follow those bytes]. Only what
-is missing travels, a file that broke off goes on where it did, and each is held against the source's
-SHA-256 before it gets its name.
+A want is [path, offset, SHA-256 of the bytes before it, whether more may follow those bytes]. Only
+missing bytes are sent, an interrupted file is continued, and each file is compared with the
+source's SHA-256 before it gets its name.
 """
 
 from __future__ import annotations
@@ -65,7 +67,8 @@ from .tree import (
     open_beneath,
 )
 
-BATCH_BYTES = 1 << 17  # of entries or wants in one frame
+# Of entries or wants in one frame.
+BATCH_BYTES = 1 << 17
 NICENESS = 10
 SIGN_OF_LIFE_SECONDS = 1.0
 ERRORS_TOLD = 20
@@ -74,14 +77,14 @@ Put = Callable[[int, int, bytes], None]
 
 
 class Unreadable(Exception):
-    """A file that cannot be read on, as on a disk that fails."""
+    """A file cannot be read on, as on a failing disk."""
 
 
 class Source:
     """The files of a folder, to be listed and sent.
 
-    `only` are names of the topmost folder, `files` paths; None stands for all. For `exclude` see `is_excluded`. `links`
-    is "inside" for those links alone that lead to something in the folder, or "all".
+    `only` are names in the top folder, `files` paths; None stands for all. For `exclude` see
+    `is_excluded`. `links` is "inside" to send only links leading to a path in the folder, or "all".
     """
 
     def __init__(
@@ -100,9 +103,9 @@ class Source:
         self.links = links
 
     def entries(self, alive: Callable[[], None]) -> Iterator[Entry]:
-        """Give every entry, a folder before what is in it; `alive` is called all along.
+        """Yield every entry, a folder before its content, calling `alive` all along.
 
-        Raises OSError where the folder itself cannot be read.
+        Raises OSError if the folder itself cannot be read.
         """
         os.listdir(self.folder)
         if self.files is not None:
@@ -135,7 +138,10 @@ class Source:
         return bool(inside) or self.only is None or name in self.only
 
     def _entry(self, path: str) -> Iterator[Entry]:
-        """Give the entry of one path; none for pipes and devices, nor for what vanished from a list."""
+        """Yield the entry of one path; nothing for pipes, devices and vanished paths.
+
+        A vanished path given in `files` is reported as unreadable.
+        """
         full = os.path.join(self.folder, path)
         try:
             facts = os.lstat(full)
@@ -152,7 +158,7 @@ class Source:
             yield ["e", path, str(error.strerror)]
 
     def send(self, want: Want, put: Put, alive: Callable[[], None]) -> None:
-        """Put the frames of a wanted file: NEXT, CONTENT of what the receiver lacks, and FILE."""
+        """Put the frames of a wanted file: NEXT, CONTENT of the missing bytes, and FILE."""
         path, offset, known, may_follow = want
         put(NEXT, 0, as_json(path))
         try:
@@ -198,7 +204,7 @@ class Source:
 
 
 def hash_of(file: Any, size: int, alive: Callable[[], None]) -> Any:
-    """Give the SHA-256 of the first bytes of a file, as an object to go on with. Raises Unreadable."""
+    """Return the SHA-256 of a file's first bytes, as an object to update. Raises Unreadable."""
     digest = hashlib.sha256()
     for chunk in _pieces(file, size):
         digest.update(chunk)
@@ -207,7 +213,7 @@ def hash_of(file: Any, size: int, alive: Callable[[], None]) -> Any:
 
 
 def _pieces(file: Any, size: int) -> Iterator[bytes]:
-    """Give the next `size` bytes of a file, fewer where it was cut short. Raises Unreadable."""
+    """Yield the next `size` bytes of a file, fewer if it was truncated. Raises Unreadable."""
     while size > 0:
         try:
             chunk = file.read(min(CHUNK_BYTES, size))
@@ -223,7 +229,7 @@ def _pieces(file: Any, size: int) -> Iterator[bytes]:
 
 
 def send_files(request: Json, stdin: BinaryIO) -> None:
-    """Be the source of a pull: list the folder, then send what is wanted of it."""
+    """Serve a pull: list the folder, then send the wanted files."""
     if request["gently"]:
         os.nice(NICENESS)
     source = Source(
@@ -248,7 +254,7 @@ def send_files(request: Json, stdin: BinaryIO) -> None:
 
 
 def receive_files(request: Json, stdin: BinaryIO) -> None:
-    """Be the receiver of a push: say what is wanted, and store it."""
+    """Serve a push: request the missing files and store them."""
     chosen: Dict[str, Any] = {
         key: request[key] for key in ("link_from", "delete", "exclude", "links")
     }
@@ -273,7 +279,7 @@ def receive_files(request: Json, stdin: BinaryIO) -> None:
 
 
 class Storing:
-    """A receiver's part of the talk: what it asks for, and what it makes of the frames that come."""
+    """The receiver's part of a transfer: its requests, and its reactions to frames."""
 
     def __init__(self, receiver: Receiver, put: Put) -> None:
         self.receiver = receiver
@@ -283,15 +289,15 @@ class Storing:
         self._asked_again: Set[str] = set()
 
     def ask(self) -> None:
-        """Say what is wanted."""
+        """Request the missing files."""
         for batch in batches(self.receiver.wants()):
             self.put(WANTED, 0, batch)
         self.put(ENOUGH, 0, b"")
 
     def take(self, kind: int, offset: int, payload: bytes) -> bool:
-        """Take the next frame; True where all has come.
+        """Handle the next frame; return True once all files have arrived.
 
-        A file whose bytes are not the source's is asked for once more.
+        A file differing from the source's is requested once more.
         """
         if kind == NEXT:
             self._path = json.loads(payload)
@@ -318,12 +324,12 @@ class Storing:
 
 
 def send_failure(error: OSError) -> None:
-    """Say what cannot be done, as the last word."""
+    """Send an error as the last frame."""
     send(FAILED, 0, as_json({"message": "%s: %s" % (error.filename, error.strerror)}))
 
 
 def sign_of_life(put: Put) -> Callable[[], None]:
-    """Make a function to call again and again, which tells the other side at times that this goes on."""
+    """Return a function to be called repeatedly, sending a HEARTBEAT about every second."""
     told_at = time.monotonic()
 
     def alive() -> None:
@@ -336,7 +342,10 @@ def sign_of_life(put: Put) -> Callable[[], None]:
 
 
 def incoming(stdin: BinaryIO) -> Iterator[Tuple[int, int, bytes]]:
-    """Give the controller's frames until it closes. One that is silent for minutes is gone: this process ends then."""
+    """Yield the controller's frames until it closes.
+
+    A controller silent for minutes is gone: SIGALRM then ends this process.
+    """
     try:
         while True:
             signal.alarm(int(READER_GONE_SECONDS))
@@ -352,7 +361,7 @@ def incoming(stdin: BinaryIO) -> Iterator[Tuple[int, int, bytes]]:
 
 
 def batches(items: Iterable[Any]) -> Iterator[bytes]:
-    """Give JSON lists of the items, each as long as a frame may be; at least one."""
+    """Yield JSON lists of the items, each as long as fits into a frame; at least one."""
     words: List[bytes] = []
     size = 0
     for item in items:
@@ -366,5 +375,5 @@ def batches(items: Iterable[Any]) -> Iterator[bytes]:
 
 
 def as_json(value: object) -> bytes:
-    """Write compact JSON; names that are no text travel as escapes."""
+    """Encode compact JSON; file names that are not text are escaped."""
     return json.dumps(value, separators=(",", ":")).encode()

@@ -1,4 +1,4 @@
-"""The training environment of this node: what is built here, by whom, and with what it could be."""
+"""The training environment of this node, and the programs to make one with."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from .programs import run_later
 from .protocol import Refusal
 from .torch_facts import look_at_torch
 
-STAMP = "ugro-environment.json"  # in an environment: what it was made from
+# The file in an environment with its recipe's digest and its versions.
+STAMP = "ugro-environment.json"
 ACTIVATION_SECONDS = 60.0
-# A non-interactive login reads no profile, so these are mostly not on its PATH.
+# A non-interactive login reads no profile, so these folders are mostly not on its PATH.
 PLACES = {
     "pixi": ("$PIXI_HOME/bin", "~/.pixi/bin"),
     "pixi-pack": ("$PIXI_HOME/bin", "~/.pixi/bin", "~/.local/bin"),
@@ -25,9 +26,9 @@ PLACES = {
 
 
 def environment(request: Json) -> Json:
-    """What is built here (see `built`), and what the environment's Python has.
+    """Return the facts of `built`, and those about torch in it.
 
-    With `offline` also for which kind of machine and Python packages are to be fetched elsewhere.
+    With `offline`, also return the platform and the base Python, to fetch packages for elsewhere.
     """
     finish = look_at_torch(expand(request["interpreter"]))
     facts: Json = {"environment": built(request["environment"])}
@@ -37,7 +38,10 @@ def environment(request: Json) -> Json:
 
 
 def built(place: Json) -> Json:
-    """{there, stamp} of an environment, with pixi {program, version, manifest, activate}; {} where nobody makes it."""
+    """Return {there, stamp} of an environment, {} if it is not managed by UGRO.
+
+    With pixi, also return {program, version, manifest, activate}.
+    """
     if place["manager"] == "existing":
         return {}
     folder = expand(place["folder"])
@@ -65,13 +69,13 @@ def built(place: Json) -> Json:
 
 
 def stamp_of(folder: str) -> Optional[Json]:
-    """What the environment in `folder` was made from; None where it is not whole, or not of UGRO's making."""
+    """Return the stamp of the environment in `folder`; None if it is incomplete or not UGRO's."""
     stamp = read_object(os.path.join(folder, STAMP))
     return stamp if stamp and "digest" in stamp else None
 
 
 def find_program(name: str) -> Optional[str]:
-    """The path of a program that its own installer put where no PATH may lead."""
+    """Return the path of a program, also in its installer's usual folders, else None."""
     places = [os.path.expanduser(os.path.expandvars(place)) for place in PLACES[name]]
     return shutil.which(
         name, path=os.pathsep.join([*places, os.environ.get("PATH", os.defpath)])
@@ -79,7 +83,7 @@ def find_program(name: str) -> Optional[str]:
 
 
 def version_of(program: Optional[str]) -> Optional[str]:
-    """As in `pixi 0.77.0`: the second word of what the program says of itself."""
+    """Return a program's version, as in `pixi 0.77.0`: the second word of its output."""
     if program is None:
         return None
     words = run_later([program, "--version"], 10.0)()["stdout"].split()
@@ -87,9 +91,9 @@ def version_of(program: Optional[str]) -> Optional[str]:
 
 
 def base_python(wanted: Optional[str]) -> Json:
-    """{path, version} of the Python to make an environment from: a path, a version, or None for this one.
+    """Return {path, version} of the Python to make an environment from; path None if there is none.
 
-    The path is None where there is no such Python here.
+    `wanted` is a path, a version, or None for the Python running this program.
     """
     candidates = [wanted or sys.executable]
     if wanted and wanted[0].isdigit():
@@ -116,7 +120,10 @@ def base_python(wanted: Optional[str]) -> Json:
 
 
 def activated(argv: List[str]) -> Dict[str, str]:
-    """What an activation sets, from the command that tells it as pixi does: {"environment_variables": {...}}."""
+    """Return the variables set by an activation, from a command that prints them like pixi.
+
+    Its output is {"environment_variables": {...}}. Refuses with "not activated" for any other.
+    """
     answer = run_later([expand(word) for word in argv], ACTIVATION_SECONDS)()
     try:
         variables = json.loads(answer["stdout"])["environment_variables"].items()

@@ -1,4 +1,4 @@
-"""Small files of a node."""
+"""Reading and writing of small files, and the folder ~/.ugro."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Json = Dict[str, Any]
 
 
 def expand(path: str) -> str:
-    """A leading ~/ becomes this node's home."""
+    """Return a path with a leading ~/ replaced by this node's home."""
     return os.path.expanduser(path) if path.startswith("~/") else path
 
 
 def read_text(path: str) -> str:
-    """The file as text, invalid bytes replaced; "" where it cannot be read."""
+    """Read a file as UTF-8, with invalid bytes replaced; return "" if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return file.read().decode("utf-8", "replace")
@@ -25,13 +25,13 @@ def read_text(path: str) -> str:
 
 
 def read_json(path: str) -> Optional[Json]:
-    """The object in a file of this package; None where there is none."""
+    """Read an object from a file written by this package; return None if there is no file."""
     raw = read_text(path)
     return json.loads(raw) if raw else None
 
 
 def read_object(path: str) -> Optional[Json]:
-    """The JSON object in a file that anybody may have written; None where there is none."""
+    """Read a JSON object from a file of any origin; return None for anything else."""
     try:
         found = read_json(path)
     except (ValueError, RecursionError):
@@ -40,7 +40,7 @@ def read_object(path: str) -> Optional[Json]:
 
 
 def write_json(path: str, value: Json) -> None:
-    """Whole or not at all, readable by this user only."""
+    """Write a file atomically, readable by this user only; raises OSError if the disk is full."""
     temporary = "%s.%d" % (path, os.getpid())
     try:
         with open(
@@ -48,22 +48,27 @@ def write_json(path: str, value: Json) -> None:
         ) as file:
             json.dump(value, file)
         os.replace(temporary, path)
-    except OSError:  # the disk is full: no half of it may stay
+    except OSError:
+        # The disk is full: a partial file must not stay.
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write every byte to a file, which takes as many at a time as it likes."""
+    """Write all bytes to a descriptor; a single write may take fewer."""
     left = memoryview(data)
     while left:
         left = left[os.write(descriptor, left) :]
 
 
 def state_folder() -> str:
-    """~/.ugro: leases and what is remembered between requests. It may be missing where the home cannot be written."""
+    """Return ~/.ugro, the folder of leases and of facts remembered between requests.
+
+    It is made if missing, but not in a read-only home.
+    """
     path = os.path.expanduser("~/.ugro")
-    with contextlib.suppress(OSError):  # who has to write into it says so
+    # A later write into it reports the error.
+    with contextlib.suppress(OSError):
         os.makedirs(path, mode=0o700, exist_ok=True)
     return path

@@ -1,4 +1,4 @@
-"""How nvidia-smi is asked."""
+"""The queries of nvidia-smi."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ APP_FIELDS = "pid,used_memory,process_name"
 
 
 def nvidia_smi(what: str, fields: str) -> List[str]:
-    """The query whose answer is one line of comma-separated values an item, without units."""
+    """Return the argv of a query.
+
+    Its output has a line of comma-separated values for each item, without units.
+    """
     return [
         "nvidia-smi",
         "--query-%s=%s" % (what, fields),

@@ -1,10 +1,11 @@
-"""What Python, pip and uv are called with to make an environment.
+"""The command lines of Python, pip and uv to make an environment.
 
-The controller fills its store for nodes without a network with the same words.
+The controller uses the same ones to fill its store for nodes without a network.
 
-pip takes hashes in a constraints file for all packages only from 26.1 on, and prefers then whatever file it can tell
-the hash of beforehand: a node's own wheels (find-links) would never be taken. So any pip chooses first, by the versions
-alone; what it chose is held against the hashes, and pip installs exactly that, checking each file.
+Only from 26.1 on does pip accept hashes in a constraints file for all packages, and then it prefers
+files with a hash known beforehand: a node's own wheels (find-links) would never be used. So any pip
+first resolves by versions alone; its choice is compared with the hashes here, and then pip installs
+exactly that, checking each file.
 """
 
 from __future__ import annotations
@@ -20,22 +21,24 @@ from .programs import run_later
 PIP_QUIET = ["--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
 PIP_OPTIONS = ["install", "--no-user", *PIP_QUIET]
 PIP_WITH_REPORTS = (22, 2)
-PIP_FOR_OTHERS = (22, 3)  # can install into another environment than its own
+# The first version able to install into another environment.
+PIP_FOR_OTHERS = (22, 3)
 CAN_MAKE_VENV = "import venv, ensurepip; ensurepip.version()"
-# Of another environment than the one that is made.
+# Variables of another environment.
 FOREIGN = ("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV")
 HASH = re.compile(r"\s*\\?\s*--hash=sha256:([0-9a-f]{64})")
 
 
 def own_variables() -> Dict[str, str]:
-    """This process's environment without what is another Python environment's."""
+    """Return this process's environment without variables of another Python environment."""
     return {key: value for key, value in os.environ.items() if key not in FOREIGN}
 
 
 def venv_steps(python: str, target: str) -> Tuple[List[List[str]], List[str]]:
-    """(the commands that make an environment, the pip that installs into it); nothing where this Python cannot.
+    """Return (the commands to make an environment, the pip to install into it).
 
-    Its own pip does it where there is one: Debian has that and ensurepip in packages of their own, and one is enough.
+    A Python's own pip is preferred, else ensurepip is used: Debian packages both separately, and
+    one is enough. Returns no commands if the Python has neither.
     """
     own, make = [python, "-I", "-m", "pip"], [python, "-I", "-m", "venv"]
     inside = os.path.join(target, "bin", "python")
@@ -47,7 +50,7 @@ def venv_steps(python: str, target: str) -> Tuple[List[List[str]], List[str]]:
 
 
 def has_hashes(files: str) -> bool:
-    """Whether the constraints say what the files of the packages must be, and the requirements do not."""
+    """Tell whether the constraints have hashes of files, and the requirements none."""
     requirements = read_text(os.path.join(files, "requirements.txt"))
     return (
         "--hash=" in read_text(os.path.join(files, "constraints.txt"))
@@ -56,7 +59,7 @@ def has_hashes(files: str) -> bool:
 
 
 def newer_pip(pip: List[str]) -> List[List[str]]:
-    """The command that brings a pip which can tell what it would install; [] where this one can."""
+    """Return the command to install a pip able to report its choice; [] if this one can."""
     return (
         []
         if pip_version(pip) >= PIP_WITH_REPORTS
@@ -65,13 +68,13 @@ def newer_pip(pip: List[str]) -> List[List[str]]:
 
 
 def pip_version(pip: List[str]) -> Tuple[int, int]:
-    """Major and minor; (0, 0) where it does not tell."""
+    """Return (major, minor) of pip; (0, 0) if it does not tell."""
     found = re.match(r"pip (\d+)\.(\d+)", run_later([*pip, "--version"])()["stdout"])
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def wanted(files: str) -> List[str]:
-    """What pip is told to install, from the recipe's files; hashes of the constraints are left out."""
+    """Return pip's options for the recipe's files, with hashes removed from the constraints."""
     constraints = os.path.join(files, "constraints.txt")
     words = ["-r", os.path.join(files, "requirements.txt")]
     if not os.path.exists(constraints):
@@ -84,12 +87,15 @@ def wanted(files: str) -> List[str]:
 
 
 def choice(files: str) -> List[str]:
-    """The words that let pip only choose, and tell `pinned` what."""
+    """Return pip's options to report its choice, for `pinned`, without installing it."""
     return ["--dry-run", "--report", os.path.join(files, "report.json"), *wanted(files)]
 
 
 def pinned(files: str) -> List[str]:
-    """The words that let pip install what it chose, file by file. Raises ValueError where that is not pinned."""
+    """Return pip's options to install exactly its reported choice, with hashes.
+
+    Raises ValueError if a chosen file has no matching hash in the constraints.
+    """
     allowed = hashes_of(read_text(os.path.join(files, "constraints.txt")))
     options = [
         line for line in read_text(os.path.join(files, "requirements.txt")).splitlines()
@@ -117,7 +123,7 @@ def pinned(files: str) -> List[str]:
 
 
 def hashes_of(constraints: str) -> Dict[str, Set[str]]:
-    """{package: the hashes that its files may have}."""
+    """Return {package: the allowed hashes of its files}."""
     found: Dict[str, Set[str]] = {}
     for block in re.split(
         r"\n(?=[A-Za-z0-9])", "\n" + re.sub(r"(?m)^\s*#.*\n?", "", constraints)
@@ -129,11 +135,11 @@ def hashes_of(constraints: str) -> Dict[str, Set[str]]:
 
 
 def plain(name: str) -> str:
-    """A package's name as packages are compared."""
+    """Return a package's name normalised as in PEP 503."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def uv_sync(name: str) -> List[str]:
-    """The words after `uv` that make the environment of a dependency group, or of the project itself."""
+    """Return the arguments of `uv` for a dependency group, or for the project itself."""
     group = ["--no-dev"] if name == "default" else ["--only-group", name]
     return ["sync", "--locked", "--no-install-project", "--no-progress", *group]

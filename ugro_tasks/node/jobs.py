@@ -1,4 +1,4 @@
-"""What can be asked of a job on this node: prepare, start, stop, state; and reset, of the whole node."""
+"""Requests about a job on this node: prepare, start, stop, state; and reset of the node."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ LEFTOVERS = ("supervisor.json", "torchrun.json", "stop.json", "exit.json", "erro
 
 
 def prepare(request: Json, blob: bytes) -> Json:
-    """The job's folder is there and its supervisor holds the lease, waiting for `start`.
+    """Lay out the job's folder and start its supervisor, which takes the lease.
 
-    `blob` is node.zip (its first `node_bytes` bytes) and a tar of the scripts. Asked again for the same job, it
-    only says so: what has run, or runs, is never begun a second time. Refuses with "busy" and the holder where
-    another job has the node.
+    The supervisor waits for `start`. `blob` is node.zip (its first `node_bytes` bytes) and a tar of
+    the scripts. A second request for the same job only confirms it: a job that runs or has run is
+    never started again. Refuses with "busy" and the holder if another job has the node.
     """
     folder = expand(request["folder"])
     if supervisor_of(folder) or os.path.exists(os.path.join(folder, "torchrun.json")):
@@ -41,7 +41,8 @@ def prepare(request: Json, blob: bytes) -> Json:
     refuse_if_busy(request["token"])
     end_all(lambda: of_rank(request["token"]), 0.0)
     if request.get("activation"):
-        from .environment import activated  # only an environment of pixi's has one
+        # Late: only an environment of pixi's has an activation.
+        from .environment import activated
 
         request["activated"] = activated(request["activation"])
     try:
@@ -70,7 +71,8 @@ def prepare(request: Json, blob: bytes) -> Json:
         )
     assert supervisor.stdout
     with supervisor.stdout as pipe:
-        said = pipe.read()  # it closes its end once it holds the lease
+        # The supervisor closes its end once it holds the lease.
+        said = pipe.read()
     if not said:
         raise Refusal(
             "broken", read_text(os.path.join(folder, "supervisor.log"))[-2000:]
@@ -85,10 +87,14 @@ def prepare(request: Json, blob: bytes) -> Json:
 
 
 def keeping_port(port: Optional[int], inherited: contextlib.ExitStack) -> List[int]:
-    """The descriptor by which a supervisor keeps the rendezvous's port until it ends; [] without a port."""
+    """Return the descriptor by which a supervisor keeps the rendezvous's port; [] without a port.
+
+    Refuses with "port" if another job keeps it.
+    """
     if port is None:
         return []
-    from .ports import keep_within, keeper_of  # only the master has one
+    # Late: only the master has a port.
+    from .ports import keep_within, keeper_of
 
     if not keep_within(port):
         raise Refusal(
@@ -99,11 +105,14 @@ def keeping_port(port: Optional[int], inherited: contextlib.ExitStack) -> List[i
 
 
 def lay_out(folder: str, request: Json, blob: bytes) -> None:
-    import tarfile  # only this request needs it
+    """Write the job's folder: plan, program and scripts, without files of an earlier attempt."""
+    # Late: only this request needs it.
+    import tarfile
 
     shutil.rmtree(os.path.join(folder, "code"), ignore_errors=True)
     os.makedirs(folder, mode=0o700, exist_ok=True)
-    os.chmod(folder, 0o700)  # a checkpoint to go on from may have come first
+    # The folder may exist already, with a checkpoint to go on from.
+    os.chmod(folder, 0o700)
     os.makedirs(os.path.join(folder, "output"), exist_ok=True)
     for name in LEFTOVERS:
         with contextlib.suppress(FileNotFoundError):
@@ -111,14 +120,17 @@ def lay_out(folder: str, request: Json, blob: bytes) -> None:
     with open(os.path.join(folder, "node.zip"), "wb") as file:
         file.write(blob[: request["node_bytes"]])
     with tarfile.open(fileobj=io.BytesIO(blob[request["node_bytes"] :])) as archive:
-        # The controller made the archive; newer Pythons want to hear that it is trusted only so far.
+        # The archive is the controller's own; newer Pythons ask for a filter all the same.
         safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
         archive.extractall(os.path.join(folder, "code"), **safely)  # noqa: S202
     write_json(os.path.join(folder, "plan.json"), request)
 
 
 def start(request: Json) -> Json:
-    """torchrun runs; asked again, it only says so."""
+    """Make the supervisor start torchrun, and wait until it runs; a running one is left alone.
+
+    Refuses with "not started" and the exit record if it does not run.
+    """
     folder = expand(request["folder"])
     running = os.path.join(folder, "torchrun.json")
     ended = os.path.join(folder, "exit.json")
@@ -139,19 +151,22 @@ def start(request: Json) -> Json:
 
 
 def stop(request: Json) -> Json:
-    """{left, exit, seconds}: `left` is what of the job still lives here; [] is the proof that nothing does."""
+    """End the rank: {left, exit, seconds}.
+
+    `left` are the job's processes still alive here; [] is the proof that none is.
+    """
     begun, folder = time.monotonic(), expand(request["folder"])
     supervisor = supervisor_of(folder)
     if supervisor:
+        # On a full disk the signal must be sent all the same.
         with contextlib.suppress(OSError):
-            # The disk is full: the signal must go out all the same.
             write_json(
                 os.path.join(folder, "stop.json"),
                 {k: request[k] for k in ("grace_seconds", "reason")},
             )
         with contextlib.suppress(ProcessLookupError):
             os.kill(supervisor, signal.SIGTERM)
-        # The supervisor's own KILL comes first.
+        # Beyond the grace: the supervisor's own KILL comes first.
         deadline = begun + request["grace_seconds"] + 8
         while supervisor_of(folder) and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -167,7 +182,7 @@ def stop(request: Json) -> Json:
 
 
 def state(request: Json) -> Json:
-    """What is known of a job here, from its folder and the process table."""
+    """Return the facts about a job here, from its folder and the process table."""
     folder = expand(request["folder"])
     return {
         "known": os.path.isdir(folder),
@@ -179,14 +194,14 @@ def state(request: Json) -> Json:
 
 
 def reset(request: Json) -> Json:
-    """Ends every process that carries a UGRO token in this slot, and with it the lease; {ended, left}."""
+    """End every process with a UGRO token in this slot, and so free its lease: {ended, left}."""
     ended = of_slot(request["slot"])
     left = end_all(lambda: of_slot(request["slot"]), request["grace_seconds"])
     return {"ended": [p.facts() for p in ended], "left": [p.facts() for p in left]}
 
 
 def make_folder(request: Json) -> Json:
-    """The project folder is there."""
+    """Make the project folder."""
     folder = expand(request["project"])
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
@@ -196,10 +211,12 @@ def make_folder(request: Json) -> Json:
 
 
 def unwritable(folder: str, error: OSError) -> Refusal:
+    """Make the refusal for a folder that cannot be written."""
     return Refusal("unwritable", "%s: %s" % (error.filename or folder, error.strerror))
 
 
 def refuse_if_busy(token: str) -> None:
+    """Refuse with "busy" if another job has the lease or a process in the slot."""
     holder = lease_holder(slot_of(token))
     others = [p for p in of_slot(slot_of(token)) if p.token != token]
     if holder and holder.get("token") != token:

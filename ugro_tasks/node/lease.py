@@ -1,4 +1,4 @@
-"""The lease of a slot: an flock that its holder keeps for as long as it lives."""
+"""The lease of a slot: an flock kept by its holder for as long as it lives."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from typing import Optional
 
 from .files import Json, read_json, state_folder
 
-# ---- the lease ----
-
 
 def lease_path(slot: str) -> str:
-    """One lease a slot; a machine has one slot, the built-in local cluster one for each of its nodes."""
+    """Return the path of a slot's lease.
+
+    A machine has one slot; with the built-in local cluster, one for each node.
+    """
     return os.path.join(state_folder(), "lease-%s.json" % slot)
 
 
 def take_lease(slot: str, holder: Json) -> Optional[io.TextIOWrapper]:
-    """The locked lease file, which is the lease for as long as it is open; None where another process has it."""
+    """Lock a slot's lease and write the holder into it; return None if another process has it.
+
+    The lease lasts until the returned file is closed.
+    """
     lease = open(os.open(lease_path(slot), os.O_RDWR | os.O_CREAT, 0o600), "r+")  # noqa: SIM115
     try:
         fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -33,7 +37,7 @@ def take_lease(slot: str, holder: Json) -> Optional[io.TextIOWrapper]:
 
 
 def lease_holder(slot: str) -> Optional[Json]:
-    """What the holder of the lease wrote into it; None where it is free."""
+    """Return the data written by the lease's holder; None if the lease is free."""
     try:
         with open(lease_path(slot)) as lease:
             fcntl.flock(lease, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""What a source says that it has: each entry checked, counted, and held against what was asked of it."""
+"""The list of a transfer's files, as sent by the source: validated, counted, and limited."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Dict, List, Optional, Sequence
 from .tree import Entry, Unfit, check_entry, is_excluded
 
 ENTRIES_MOST = 2_000_000
-CHARACTERS_MOST = 1 << 28  # of all paths together: a listing must not fill the memory
+# Of all paths together: a listing must not fill the memory.
+CHARACTERS_MOST = 1 << 28
 
 
 class Listing:
     """The entries of a source, by path.
 
-    `only`, `files` and `exclude` are what the source was told; see `Source`. One that sends something else is not to be
-    trusted with a name in this folder: beside it lies what is not the source's.
+    `only`, `files` and `exclude` are the choice given to the source; see `Source`. An entry outside
+    that choice is refused: the folder may contain files from elsewhere.
     """
 
     def __init__(
@@ -32,7 +33,10 @@ class Listing:
         self._characters = 0
 
     def take(self, told: object) -> List[str]:
-        """Take note of entries; gives words for each that the source cannot read. Raises Unfit for what is none."""
+        """Add entries; return a message for each file unreadable at the source.
+
+        Raises Unfit for a malformed or unrequested entry.
+        """
         if not isinstance(told, list):
             raise Unfit("no list of entries")
         unreadable = []
@@ -56,7 +60,7 @@ class Listing:
         return entry is not None and entry[0] == "f"
 
     def _count(self, entry: Entry) -> None:
-        """Count what is told, also what is told again; raises Unfit for a list that does not end."""
+        """Count entries, repeated ones too; raises Unfit for an endless list."""
         self._told += 1
         self._characters += sum(len(word) for word in entry if isinstance(word, str))
         if self._told > ENTRIES_MOST or self._characters > CHARACTERS_MOST:

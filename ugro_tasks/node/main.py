@@ -1,8 +1,9 @@
-"""Requests from stdin, an answer to stdout for each, until stdin ends.
+"""The main loop: requests from stdin, an answer to stdout for each, until stdin ends.
 
-A request is a line of JSON, and `blob_bytes` more bytes where it names them. An answer is a line of JSON behind MARK,
-which tells it from whatever a login shell prints first; those of FRAMED answer with frames instead, and are the last.
-`build_environment` is the last, too: lines about its progress come before its answer, and signs of life to it on stdin.
+A request is a line of JSON, followed by `blob_bytes` bytes if it has this key. An answer is MARK
+and a line of JSON; MARK separates it from output of the login shell. The requests in FRAMED are
+answered by frames instead, and are the last of their process. `build_environment` is also the last
+one: lines about its progress precede its answer, and the controller sends signs of life on stdin.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ MODULE_OF = {
     "make_folder": "jobs", "manifests": "streams", "environment": "environment", "build_environment": "build",
     "clean": "clean",
 }  # fmt: skip
-# These answer with frames, and are the last request of their process.
+# Answered by frames; each is the last request of its process.
 FRAMED = {"follow": "streams", "send_files": "copy", "receive_files": "copy"}
 
 
 def main() -> None:
-    """Answer the requests on stdin, or be the supervisor of the folder named on the command line."""
+    """Answer the requests on stdin, or supervise the folder named on the command line."""
     if sys.argv[1:2] == ["supervise"]:
+        # Late: no request needs it.
         from .supervisor import supervise
 
         return supervise(sys.argv[2])
@@ -43,7 +45,7 @@ def main() -> None:
         )
         with contextlib.closing(answers(request, *blob)) as given:
             for line in given:
-                # The names of files need be no text: half a surrogate pair would make all of it unreadable.
+                # A file name may not be text: half a surrogate pair would make all of it unreadable.
                 stdout.write(
                     json.dumps(line, ensure_ascii=False).encode("utf-8", "replace")
                     + b"\n"
@@ -55,8 +57,8 @@ def main() -> None:
 def answers(
     request: Dict[str, Any], *blob: bytes
 ) -> Generator[Dict[str, Any], None, None]:
-    """What the operation gives, or why it refuses. One that takes long tells of its progress before."""
-    # Only the module that is needed is imported: a zip has no compiled files, so each import costs.
+    """Yield the operation's answer or refusal; a long operation yields its progress before."""
+    # Late: a zip has no compiled files, so each import costs; a request loads only its own module.
     module = importlib.import_module("." + MODULE_OF[request["op"]], __package__)
     try:
         given = getattr(module, request["op"])(request, *blob)

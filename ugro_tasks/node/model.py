@@ -1,4 +1,4 @@
-"""What this node has of a model: the numbers in its config.json, and how large its weights are."""
+"""Facts about a model on this node: the numbers in its config.json, and the size of its weights."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Dict, Optional, Tuple
 
 from .files import Json, expand, read_object, read_text
 
-# The hub's cache on a disk is models--<owner>--<name>/{refs/main, snapshots/<commit>/...}.
+# The hub's cache has models--<owner>--<name>/{refs/main, snapshots/<commit>/...}.
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 CONFIG_MAX_BYTES = 1 << 20
-# What is wanted, and the names that model families have for it.
+# {fact: its names in different model families}
 DIMENSIONS: Dict[str, Tuple[str, ...]] = {
     "hidden_size": ("hidden_size", "n_embd", "d_model"),
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),
@@ -25,11 +25,11 @@ DIMENSIONS: Dict[str, Tuple[str, ...]] = {
     "positions": ("max_position_embeddings", "n_positions"),
 }
 DIMENSION_MAX = 1 << 31
-# Families whose feed-forward part is two matrices; it is three in all the others of today.
+# Families with two matrices in the feed-forward part; today's other ones have three.
 UNGATED = {
     "gpt2", "gpt_neo", "gpt_neox", "gptj", "gpt_bigcode", "opt", "bloom", "falcon", "mpt", "phi", "starcoder2",
 }  # fmt: skip
-# A folder may hold the weights twice; the first kind that is there is what transformers loads.
+# A folder may have the weights twice; transformers loads the first present kind.
 WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 INDEX_MAX_BYTES = 1 << 25
@@ -37,9 +37,10 @@ WEIGHTS_MAX_BYTES = 1 << 50
 
 
 def look_for_model(request: Json) -> Json:
-    """{path, config, weights_bytes} of the model `name`, a path or a name of the hub; {missing: why} without it.
+    """Return {path, config, weights_bytes} of the model `name`, a path or a name on the hub.
 
-    `env` holds what the job says of the hub's cache (HF_HOME and the like); it counts before this node's own.
+    Returns {missing: reason} without it. `env` has the job's variables for the hub's cache (HF_HOME
+    and the like); they override this node's own.
     """
     name = request["name"]
     folder = folder_of(name, dict(os.environ, **request["env"]))
@@ -56,7 +57,7 @@ def look_for_model(request: Json) -> Json:
 
 
 def object_in(path: str, max_bytes: int) -> Optional[Json]:
-    """The JSON object in a file that is not ours; None where there is none, or something else."""
+    """Read the JSON object in a small file of any origin; return None for anything else."""
     try:
         return read_object(path) if os.path.getsize(path) <= max_bytes else None
     except OSError:
@@ -64,7 +65,7 @@ def object_in(path: str, max_bytes: int) -> Optional[Json]:
 
 
 def folder_of(name: str, env: "Dict[str, str]") -> Optional[str]:
-    """The folder with the model's config.json."""
+    """Return the folder with the model's config.json, None if there is none."""
     if name.startswith(("/", "~/")):
         path = expand(name)
         return path if os.path.isfile(os.path.join(path, "config.json")) else None
@@ -83,7 +84,7 @@ def folder_of(name: str, env: "Dict[str, str]") -> Optional[str]:
 
 
 def hub_cache(env: "Dict[str, str]") -> str:
-    """Where huggingface_hub keeps what it has fetched."""
+    """Return the cache folder of huggingface_hub, by its rules."""
     home = env.get("HF_HOME") or os.path.join(
         env.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
     )
@@ -91,8 +92,8 @@ def hub_cache(env: "Dict[str, str]") -> str:
 
 
 def numbers_of(config: Json) -> Json:
-    """What counts for memory, of a config.json that may say anything."""
-    # A model that also sees or hears has its language part in a section of its own.
+    """Return the numbers relevant for memory in a config.json of any content."""
+    # A multimodal model has its language part in a section of its own.
     inner = config.get("text_config")
     text: Json = dict(config, **inner) if isinstance(inner, dict) else config
     found: Json = {}
@@ -117,6 +118,7 @@ def numbers_of(config: Json) -> Json:
 
 
 def bits_of(quantised: Json) -> Optional[int]:
+    """Return the bits per weight of a quantised model."""
     if quantised.get("load_in_4bit") or quantised.get("_load_in_4bit"):
         return 4
     if quantised.get("load_in_8bit") or quantised.get("_load_in_8bit"):
@@ -126,9 +128,9 @@ def bits_of(quantised: Json) -> Optional[int]:
 
 
 def weights_of(folder: str) -> Optional[int]:
-    """Bytes of the weights; None where there are none."""
+    """Return the bytes of the weights; None if there are none."""
     for name in INDEX_FILES:
-        # Where the weights are several files, the index knows their size, also of those that are not there yet.
+        # The index of split weights knows their total size, including files not downloaded yet.
         index = object_in(os.path.join(folder, name), INDEX_MAX_BYTES) or {}
         metadata = index.get("metadata")
         total = metadata.get("total_size") if isinstance(metadata, dict) else None

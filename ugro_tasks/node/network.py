@@ -1,4 +1,4 @@
-"""The network as this node sees it: its interfaces, and whether the ranks will reach each other."""
+"""The network as seen by this node: its interfaces, and connections to the other nodes."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ from .ports import bindable, is_kept_elsewhere, look_at_port
 SIOCGIFCONF, SIOCGIFNETMASK = 0x8912, 0x891B
 IFREQ_BYTES = 16 + (24 if struct.calcsize("P") == 8 else 16)
 ADDRESSES_ASKED = 512
-RESOLVE_SECONDS = 1.0  # a DNS server that is gone is waited for much longer
-GREETING_SECONDS = 0.5  # for one who came late to say who it is
+# The resolver itself would wait much longer for a dead DNS server.
+RESOLVE_SECONDS = 1.0
+# For a peer connected at the last moment to send its greeting.
+GREETING_SECONDS = 0.5
 STALLED_SECONDS = 0.3
-# More than a jumbo frame, so that one of full size is on the way; and less than a first flight of ten usual ones.
+# More than a jumbo frame, so that a full-size packet is sent, and less than an initial window of
+# ten usual packets.
 PEER_BYTES = 12 << 10
 USUAL_PORTS = "32768 60999"
 
 
 def resolve_later(name: str) -> Callable[[], Optional[str]]:
-    """Start to look for a name; the callable gives its IPv4 address, None where there is none or nobody answers."""
+    """Start resolving a name; return a function giving its IPv4 address, None without an answer."""
     found: List[str] = []
 
     def look() -> None:
@@ -46,9 +49,9 @@ def resolve_later(name: str) -> Callable[[], Optional[str]]:
 
 
 def interfaces() -> Dict[str, Json]:
-    """{name: {addresses, mask, mtu}} of every network interface.
+    """Return {name: {addresses, mask, mtu}} of all network interfaces.
 
-    The addresses are in the order in which gloo and NCCL see them, who take the first; the mask is that one's.
+    Addresses are in the order seen by gloo and NCCL, which take the first; the mask is that one's.
     """
     found: Dict[str, Json] = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
@@ -78,7 +81,7 @@ def interfaces() -> Dict[str, Json]:
 
 
 def ipv4_addresses(asked: socket.socket) -> Iterator[Tuple[str, str]]:
-    """(interface, address) of all, an interface's second and third too: see netdevice(7)."""
+    """Yield (interface, address) of all IPv4 addresses, secondary ones too; see netdevice(7)."""
     answer = array.array("B", bytes(IFREQ_BYTES * ADDRESSES_ASKED))
     request = struct.pack("iP", len(answer), answer.buffer_info()[0])
     length = struct.unpack("iP", fcntl.ioctl(asked, SIOCGIFCONF, request))[0]
@@ -89,9 +92,9 @@ def ipv4_addresses(asked: socket.socket) -> Iterator[Tuple[str, str]]:
 
 
 def try_ports(request: Json) -> Json:
-    """Whether the rendezvous will work (see ports.py), and what comes after it.
+    """Test the rendezvous (see ports.py), and connections between the nodes.
 
-    Each node listens on a port such as gloo and NCCL choose theirs from, and visits some others on theirs.
+    Each node listens on a port from gloo's and NCCL's range, and visits some others on theirs.
     """
     deadline = time.monotonic() + request["port_seconds"]
     nonce = request["nonce"].encode()
@@ -133,7 +136,10 @@ def try_ports(request: Json) -> Json:
 
 
 def peer_port(salt: int, rendezvous: int) -> int:
-    """A port from the range that this kernel gives to who asks for any, as gloo and NCCL do; never the rendezvous's."""
+    """Return a port from the kernel's range for clients, but never the rendezvous's.
+
+    gloo and NCCL take theirs from the same range.
+    """
     first, last = map(
         int,
         (read_text("/proc/sys/net/ipv4/ip_local_port_range") or USUAL_PORTS).split(),
@@ -143,12 +149,15 @@ def peer_port(salt: int, rendezvous: int) -> int:
 
 
 def greeting(nonce: bytes, name: str) -> bytes:
-    """What the two say to each other: large enough for packets of full size, of one length for all names."""
+    """Return the message between two nodes: as large as full-size packets, and of one length."""
     return (nonce + b" " + name.encode()).ljust(PEER_BYTES, b" ")
 
 
 def await_peers(request: Json, port: int, deadline: float) -> Json:
-    """{listens, heard}: whether the port could be had, and the names of those who came and whose words came whole."""
+    """Listen for the visits of other nodes: {listens, heard}.
+
+    `listens` is False if the port is taken; `heard` are the names in complete greetings.
+    """
     address, asked, nonce = (
         request["address"],
         request["peers"],
@@ -175,7 +184,7 @@ def await_peers(request: Json, port: int, deadline: float) -> Json:
                     with contextlib.suppress(OSError):
                         peer = open_sockets.enter_context(listener.accept()[0])
                         said[peer] = b""
-                        # It fits into the buffer of a new connection.
+                        # It fits into a new connection's buffer, so it does not block.
                         peer.settimeout(GREETING_SECONDS)
                         peer.sendall(greeting(nonce, asked["name"]))
                     continue
@@ -193,7 +202,10 @@ def await_peers(request: Json, port: int, deadline: float) -> Json:
 def visit_peer(
     name: str, address: str, port: int, nonce: bytes, deadline: float
 ) -> Json:
-    """{tried, ok}, and {stalled, error} where not. Stalled: it was connected, but what was sent did not come."""
+    """Try to greet another node until the deadline: {tried, ok}, with {stalled, error} on failure.
+
+    Stalled means connected, but without the data sent by the peer.
+    """
     visit = {"ok": False, "stalled": False, "error": "no answer"}
     while time.monotonic() < deadline:
         connected_at = float("inf")
@@ -218,7 +230,7 @@ def visit_peer(
 
 
 def receive(peer: socket.socket, count: int) -> bytes:
-    """So many bytes, or fewer where the other end closes; raises OSError."""
+    """Receive a number of bytes, fewer if the peer closes; raises OSError."""
     received = b""
     while len(received) < count:
         chunk = peer.recv(count - len(received))

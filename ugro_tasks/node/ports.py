@@ -1,9 +1,10 @@
-"""The port of the rendezvous: whether it is free, kept for one launch, and whether the workers get to it.
+"""The port of the rendezvous: free or not, kept for one launch, reachable for the workers.
 
-Nothing here ever listens on it: torchrun of another job may want to in the same moment. A port is free where it can be
-bound for an instant, which disturbs nobody who binds with SO_REUSEADDR as torchrun does, and no other job keeps it. A
-port is kept by a socket in the kernel's abstract namespace, which belongs to the machine and not to a home or a user,
-and goes with the last process that has it.
+Nothing here ever listens on it, since torchrun of another job may do so at the same moment. A port
+is free if it can be bound for an instant, which disturbs nobody who binds with SO_REUSEADDR as
+torchrun does, and if no other job keeps it. A port is kept by a socket in the kernel's abstract
+namespace, which belongs to the machine rather than to a home or a user, and vanishes with its last
+process.
 """
 
 from __future__ import annotations
@@ -15,15 +16,21 @@ from typing import Dict, Optional
 
 from .files import Json, read_text
 
-PORTS_TRIED = 20  # a short range, so that one firewall rule serves
+# A short range, so that one firewall rule is enough.
+PORTS_TRIED = 20
 RETRY_SECONDS = 0.05
-KEEP_SECONDS = 3.0  # for the end of a job that has just ended
+# For an ending job to release its port.
+KEEP_SECONDS = 3.0
 
-_kept: Dict[int, socket.socket] = {}  # by this process
+# The ports kept by this process.
+_kept: Dict[int, socket.socket] = {}
 
 
 def look_at_port(request: Json, deadline: float) -> Json:
-    """{port, free_port} of the master, {reach} of a worker, {} of neither; with `keep_port` the master keeps it."""
+    """Test the port: {port, free_port} on the master, {reach} on a worker, else {}.
+
+    With `keep_port` the master keeps it.
+    """
     if request["role"] == "worker":
         return {"reach": reach(request["master"], request["port"], deadline)}
     if request["role"] == "master":
@@ -34,7 +41,10 @@ def look_at_port(request: Json, deadline: float) -> Json:
 
 
 def find_port(address: str, wanted: int, *, keep_it: bool) -> Json:
-    """{port: free|taken|unbindable, port_error, free_port}: what is to be had from the wanted port on."""
+    """Find a free port from the wanted one on.
+
+    Returns {port: free|taken|unbindable, port_error, free_port}; `port` is about the wanted one.
+    """
     found: Json = {"port": "free", "free_port": None}
     for port in range(wanted, min(wanted + PORTS_TRIED, 65536)):
         error = bind_error(address, port)
@@ -54,7 +64,7 @@ def find_port(address: str, wanted: int, *, keep_it: bool) -> Json:
 
 
 def bind_error(address: str, port: int) -> Optional[OSError]:
-    """Why a port cannot be bound at an address; None where it can."""
+    """Return the error of binding a port at an address, None if it succeeds."""
     with bindable(address) as candidate:
         try:
             candidate.bind((address, port))
@@ -64,19 +74,19 @@ def bind_error(address: str, port: int) -> Optional[OSError]:
 
 
 def bindable(address: str) -> socket.socket:
-    """A socket that can be bound to an address of its family, as torchrun binds one."""
+    """Return a socket of the address's family, ready to bind as torchrun does."""
     made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     return made
 
 
 def name_of(port: int) -> str:
-    """The name of the socket that keeps a port."""
+    """Return the name of the socket keeping a port."""
     return "ugro-port-%d" % port
 
 
 def keep(port: int) -> bool:
-    """Keep a port for this process and those that inherit it; False where somebody else keeps it."""
+    """Keep a port for this process and its heirs; return False if another one keeps it."""
     if port in _kept:
         return True
     keeper = socket.socket(socket.AF_UNIX)
@@ -90,7 +100,7 @@ def keep(port: int) -> bool:
 
 
 def keep_within(port: int, seconds: float = KEEP_SECONDS) -> bool:
-    """Keep a port, waiting for the last moments of a job that has it."""
+    """Keep a port, waiting up to `seconds` for an ending job to release it."""
     deadline = time.monotonic() + seconds
     while not keep(port):
         if time.monotonic() > deadline:
@@ -100,12 +110,12 @@ def keep_within(port: int, seconds: float = KEEP_SECONDS) -> bool:
 
 
 def keeper_of(port: int) -> socket.socket:
-    """The socket that keeps a port, for another process to inherit; this process has no part in it any more."""
+    """Return the socket keeping a port and give it up, for another process to inherit."""
     return _kept.pop(port)
 
 
 def is_kept_elsewhere(port: int) -> bool:
-    """Whether another process on this machine keeps a port; looked up without touching it."""
+    """Tell whether another process on this machine keeps a port, without touching it."""
     if port in _kept:
         return False
     names = [line.split()[-1] for line in read_text("/proc/net/unix").splitlines()]
@@ -113,7 +123,10 @@ def is_kept_elsewhere(port: int) -> bool:
 
 
 def reach(address: str, port: int, deadline: float) -> Json:
-    """{ok, milliseconds} or {ok, error}: whether packets to the port get there. A refusal comes from there, too."""
+    """Try to reach a port until the deadline: {ok, milliseconds} or {ok, error}.
+
+    A refused connection counts as reached: the refusal came from there.
+    """
     error = "no answer"
     while time.monotonic() < deadline:
         begun = time.monotonic()

@@ -1,4 +1,4 @@
-"""Facts about this machine, unjudged: `health.py` on the controller holds them against the cluster file."""
+"""Facts about this machine; the controller's `health/` compares them with the cluster file."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from .processes import Process, boot_id, processes, slot_of, start_time
 from .programs import run_later
 from .torch_facts import cuda_available, look_at_torch
 
-ENDING_SECONDS = 0.05  # more than a process takes from its last file to its end
+# More than a process takes from its last file to its end.
+ENDING_SECONDS = 0.05
 
 
 def probe(request: Json) -> Json:
-    """Everything that a health check or a launch wants to know of this node, in one go."""
-    # Only a probe needs it, and a zip has no compiled files.
+    """Return all facts of this node needed for a health check or a launch."""
+    # Late: only a probe needs it, and a zip has no compiled files.
     from .network import interfaces, resolve_later, try_ports
 
     started = time.time()
@@ -51,10 +52,12 @@ def probe(request: Json) -> Json:
         "our_pids": [process.pid for process in ours],
     }
     if "environment" in request:
-        from .environment import built  # it builds on this module
+        # Late: a request may name no environment.
+        from .environment import built
 
         facts["environment"] = built(request["environment"])
     if request.get("model"):
+        # Late: only a launch has a model.
         from .model import look_for_model
 
         facts["model"] = look_for_model(request["model"])
@@ -66,10 +69,10 @@ def probe(request: Json) -> Json:
 
 
 def holders(slot: str, ours: List[Process]) -> Json:
-    """{lease, jobs}: who has the slot, and the living processes of ranks in it.
+    """Return {lease, jobs}: the holder of the slot, and the living processes of ranks in it.
 
-    A job that ends just now frees its lease when nothing of it is left, so of what was seen before that only what still
-    lives counts; the supervisor's own last moment is waited for.
+    A job frees its lease after its last process. If there are processes but no lease, the job may
+    be just ending, so both are read again after a moment, and dead processes are left out.
     """
     lease, jobs = look_at_slot(slot, ours)
     if jobs and lease is None:
@@ -81,6 +84,7 @@ def holders(slot: str, ours: List[Process]) -> Json:
 def look_at_slot(
     slot: str, ours: List[Process]
 ) -> Tuple[Optional[Json], List[Process]]:
+    """Return the lease's holder, and the processes in `ours` still alive in a slot."""
     lease = lease_holder(slot)
     return lease, [
         p for p in ours if slot_of(p.token) == slot and start_time(p.pid) is not None
@@ -88,7 +92,7 @@ def look_at_slot(
 
 
 def own_folder() -> Json:
-    """The `space` of ~/.ugro, and what tells it from that of another machine or container."""
+    """Return the `space` of ~/.ugro, with an identity that no other machine or container has."""
     folder = state_folder()
     facts = space(folder)
     with contextlib.suppress(OSError):
@@ -98,9 +102,10 @@ def own_folder() -> Json:
 
 
 def space(path: str) -> Json:
-    """Bytes free and in all where `path` is or would be, whether it can be written, and how many files more fit.
+    """Return the free space at a path: bytes, files, and whether it is writable.
 
-    `free_files` is None where the file system has no limit.
+    A missing path has the space of its nearest parent. `free_files` is None if the file system has
+    no limit.
     """
     there = path
     while not os.path.exists(there) and there != os.path.dirname(there):
@@ -111,7 +116,7 @@ def space(path: str) -> Json:
         "path": path,
         "free_bytes": usage.free,
         "total_bytes": usage.total,
-        # Some network file systems say -1, which comes as a number without sense.
+        # Some network file systems report -1, read as a huge number.
         "free_files": system.f_favail
         if system.f_files > 0 and system.f_favail < 1 << 60
         else None,

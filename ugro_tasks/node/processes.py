@@ -1,4 +1,4 @@
-"""The processes of this node that belong to UGRO, found by their token, and ended."""
+"""UGRO's processes on this node: finding them by their token, and ending them."""
 
 from __future__ import annotations
 
@@ -12,66 +12,67 @@ from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tu
 from .files import Json, read_json, read_text
 from .protocol import MISLEADING
 
-PF_KTHREAD = 0x200000  # a kernel thread, in field 9 of /proc/<pid>/stat
-# A process may fork and end between two looks at the process table; only twice nothing is nothing.
+# The flag of a kernel thread, in field 9 of /proc/<pid>/stat.
+PF_KTHREAD = 0x200000
+# A process may fork and end between two scans of /proc, so "none" needs two empty scans.
 SECOND_LOOK_SECONDS = 0.02
 TOKEN = re.compile("(?:^|\0)UGRO_TOKEN=([^\0:]*:[^\0:]*:[^\0:]*)(?:\0|$)")
 
 
 class Process(NamedTuple):
-    """A living process that carries a UGRO token."""
+    """A living process with a UGRO token."""
 
     pid: int
     token: str
     command: str
 
     def facts(self) -> Json:
-        """As it travels to the controller."""
+        """Return the process as sent to the controller."""
         return dict(self._asdict(), job=job_of(self.token))
 
 
 def job_of(token: str) -> str:
-    """The job id in <job_id>.<nonce>:<node>:<slot>."""
+    """Return the job id in <job_id>.<nonce>:<node>:<slot>."""
     return token.split(":")[0].rpartition(".")[0]
 
 
 def slot_of(token: str) -> str:
-    """The slot in <job_id>.<nonce>:<node>:<slot>."""
+    """Return the slot in <job_id>.<nonce>:<node>:<slot>."""
     return token.split(":")[2]
 
 
-# ---- processes ----
-
-
 def boot_id() -> str:
-    """Changes at each boot of the node."""
+    """Return an id that changes at each boot of the node."""
     return read_text("/proc/sys/kernel/random/boot_id").strip()
 
 
 def start_time(pid: int) -> Optional[str]:
-    """Clock ticks since boot (field 22 of /proc/<pid>/stat); None where there is no such process or only a zombie."""
+    """Return a process's start in clock ticks since boot; None for no process or a zombie.
+
+    It is field 22 of /proc/<pid>/stat, see proc(5).
+    """
     fields = stat_of(pid)
     return fields[19] if fields and fields[0] not in "ZX" else None
 
 
 def stat_of(pid: int) -> List[str]:
-    """/proc/<pid>/stat from its third field, the state, on; [] where there is no such process."""
+    """Return the fields of /proc/<pid>/stat from the third one, the state; [] for no process."""
     return read_text("/proc/%d/stat" % pid).rpartition(")")[2].split()
 
 
 def identity(pid: int) -> Json:
-    """What tells a process from a later one with the same pid."""
+    """Return the facts that distinguish a process from a later one with the same pid."""
     return {"pid": pid, "start_time": start_time(pid), "boot_id": boot_id()}
 
 
 def supervisor_of(folder: str) -> Optional[int]:
-    """The pid of the living supervisor of a job's folder."""
+    """Return the pid of the living supervisor of a job's folder, else None."""
     was = read_json(os.path.join(folder, "supervisor.json"))
     return was["pid"] if was and identity(was["pid"]) == was else None
 
 
 def processes(wanted: Callable[[str], bool]) -> List[Process]:
-    """Every living process of this user with a token that is wanted; never this one."""
+    """Return this user's living processes with a wanted token, except this one."""
     found = []
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():
@@ -84,9 +85,9 @@ def processes(wanted: Callable[[str], bool]) -> List[Process]:
 
 
 def environment_of(pid: int) -> str:
-    """The environment that a process of this user was started with; "" where it cannot be known.
+    """Return the environment a process of this user was started with; "" if unknown.
 
-    In the midst of an execve it reads as empty, so that is read again for some milliseconds.
+    During an execve it reads as empty, so it is read again for some milliseconds.
     """
     path = "/proc/%d/environ" % pid
     try:
@@ -104,24 +105,27 @@ def environment_of(pid: int) -> str:
 
 
 def clean_environment() -> Dict[str, str]:
-    """This process's environment without what would mislead torchrun."""
+    """Return this process's environment without variables misleading torchrun."""
     return {
         key: value for key, value in os.environ.items() if not MISLEADING.match(key)
     }
 
 
 def of_rank(token: str) -> List[Process]:
-    """The living processes of one rank."""
+    """Return the living processes of one rank."""
     return processes(lambda found: found == token)
 
 
 def of_slot(slot: str) -> List[Process]:
-    """The living processes of any rank in a slot."""
+    """Return the living processes of any rank in a slot."""
     return processes(lambda found: slot_of(found) == slot)
 
 
 def end_all(find: Callable[[], List[Process]], grace_seconds: float) -> List[Process]:
-    """TERM to all that `find` finds, KILL after the grace, until nothing is found; gives what would not go."""
+    """Send TERM to all processes found by `find`, and KILL after the grace, until none is found.
+
+    Returns the processes still alive after that.
+    """
     for signum, seconds in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, 5.0)):
         deadline = time.monotonic() + seconds
         told: Set[int] = set()
@@ -145,7 +149,7 @@ def end_all(find: Callable[[], List[Process]], grace_seconds: float) -> List[Pro
 
 
 def reap() -> Iterator[Tuple[int, int]]:
-    """(pid, wait status) of each child that has ended."""
+    """Yield (pid, wait status) of each child that has ended."""
     with contextlib.suppress(ChildProcessError):
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)

@@ -1,4 +1,4 @@
-"""Programs that are started now and heard later."""
+"""Programs run in the background."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from .files import Json
 
 
 def run_later(argv: List[str], limit_seconds: float = 20.0) -> Callable[[], Json]:
-    """Start `argv` now; the callable gives {code, stdout, stderr}, code None where it is not there or hangs."""
+    """Start a program and return a function that waits for its result, {code, stdout, stderr}.
+
+    `code` is None if the program is missing or takes longer than the limit.
+    """
     try:
         process = subprocess.Popen(
             argv,
@@ -31,7 +34,8 @@ def run_later(argv: List[str], limit_seconds: float = 20.0) -> Callable[[], Json
         try:
             out, err = process.communicate(timeout=limit_seconds)
         except subprocess.TimeoutExpired:
-            process.kill()  # and no waiting: with a card off the bus, nvidia-smi cannot even be killed
+            # No wait after the kill: with a card off the bus, nvidia-smi cannot be killed.
+            process.kill()
             for pipe in (process.stdout, process.stderr):
                 if pipe:
                     pipe.close()

@@ -1,4 +1,8 @@
-"""A folder that becomes like the source's: what has to come is found, stored beside its place, proven, and named."""
+"""The receiver of a transfer: it makes a folder equal to the source's.
+
+It finds the missing files, stores them beside their places, verifies them, and moves them into
+place.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +44,8 @@ from .tree import (
 ENDS_ALL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 ERRORS_KEPT = 1000
 TAKEN = "another transfer is bringing it"
-NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # a file system that has none
+# The errors of a file system without locks.
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 # [path, offset, SHA-256 of the bytes before it, whether more may follow those bytes]
 Want = List[Any]
@@ -51,7 +56,7 @@ def nothing() -> None:
 
 
 def _is_locked(descriptor: int) -> bool:
-    """Lock a file; False where another transfer has."""
+    """Lock a file; return False if another transfer has locked it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -63,14 +68,14 @@ def _is_locked(descriptor: int) -> bool:
 
 
 class Here(NamedTuple):
-    """What is here of a file: the SHA-256 of it, and whether it lies where partial files wait."""
+    """A file present here: its SHA-256, and whether it is still partial."""
 
     digest: Any
     is_partial: bool
 
 
 class Growing(NamedTuple):
-    """The file that is under way."""
+    """The file being received."""
 
     path: str
     descriptor: int
@@ -79,15 +84,16 @@ class Growing(NamedTuple):
 
 
 class Receiver:
-    """A folder that becomes like the source's.
+    """A folder made equal to the source's.
 
-    Whatever the source says, nothing is written outside of the folder, nor through a link in it.
+    Whatever the source sends, nothing is written outside of the folder or through a link in it.
 
-    `link_from` are folders, as seen from this one, whose files of the same path, size and time are linked instead of
-    sent. `delete` removes what the source has not, save what `exclude` fits. `verify` compares contents, not only sizes
-    and times. `only`, `files`, `exclude` and `links` are as in `Source`: anything else of a source is refused.
-    `vanished` says whether a file may have gone away on the source's side. `room` is called before each piece and may
-    raise OSError; `alive` while nothing is said for long.
+    `link_from` are folders, relative to this one, to link files of the same path, size and time
+    from. `delete` removes files missing at the source, except those matching `exclude`. `verify`
+    compares contents, not only sizes and times. `only`, `files`, `exclude` and `links` are as in
+    `Source`: anything else from a source is refused. `vanished` allows files to disappear at the
+    source. `room` is called before each piece and may raise OSError; `alive` is called during long
+    work without frames.
     """
 
     def __init__(
@@ -115,27 +121,32 @@ class Receiver:
         self.room = room
         self.alive = alive
         self.errors: List[str] = []
-        self.bytes_to_come = 0  # of what is wanted
+        # Of the wanted files.
+        self.bytes_to_come = 0
         self._listing = Listing(only=only, files=files, exclude=exclude)
         self._entries = self._listing.entries
         self._here: Dict[str, Here] = {}
-        self._passed_over: Set[str] = set()  # files that cannot be written here
+        # Files that cannot be written here.
+        self._passed_over: Set[str] = set()
         self._growing: Optional[Growing] = None
 
     # ---- what has to come ----
 
     def expect(self, entries: object) -> None:
-        """Take note of entries; raises Unfit for what is none, or was not asked for."""
+        """Add entries of the source; raises Unfit for malformed or unrequested ones."""
         for words in self._listing.take(entries):
             self.note(words)
 
     def note(self, words: str) -> None:
-        """Take note of what could not be done; of endless complaints the first ones are kept."""
+        """Record an error; of very many, only the first ones are kept."""
         if len(self.errors) < ERRORS_KEPT:
             self.errors.append(words)
 
     def wants(self, *, look_only: bool = False) -> Iterator[Want]:
-        """Give what of the source has to come. With `look_only` nothing is laid out, only compared."""
+        """Yield a want for each missing file, and make the folders.
+
+        With `look_only`, nothing is written.
+        """
         if not look_only:
             os.makedirs(self.folder, exist_ok=True)
         for path, entry in self._entries.items():
@@ -152,6 +163,7 @@ class Receiver:
                 yield want
 
     def _want(self, path: str, entry: Entry, look_only: bool) -> Optional[Want]:
+        """Return the want of a file; None if it is present or can be linked."""
         here = self._look_at(path)
         if here and is_same(here, entry):
             if self.verify:
@@ -178,7 +190,7 @@ class Receiver:
         return [path, 0, None, True]
 
     def _look_at(self, path: str) -> Optional[os.stat_result]:
-        """Look at a path; None where nothing lies, or the way to it is by a link."""
+        """Return lstat of a path; None if it is missing or behind a link."""
         try:
             with opened_folder(self.folder, os.path.dirname(path)) as parent:
                 return os.stat(
@@ -188,6 +200,7 @@ class Receiver:
             return None
 
     def _hash(self, place: str, path: str, *, is_partial: bool) -> str:
+        """Hash the file at `place` and remember its digest for `path`."""
         digest = hashlib.sha256()
         with open(
             open_beneath(self.folder, place, os.O_RDONLY | os.O_NONBLOCK), "rb"
@@ -199,6 +212,7 @@ class Receiver:
         return digest.hexdigest()
 
     def _link_from_others(self, path: str, entry: Entry) -> bool:
+        """Link the same file from another folder; return False if none has it."""
         for folder in self.link_from:
             other = os.path.normpath(os.path.join(self.folder, folder, path))
             try:
@@ -224,7 +238,10 @@ class Receiver:
     # ---- the files ----
 
     def content(self, path: str, offset: int, payload: bytes) -> None:
-        """Write the next bytes of a file. Raises Unfit where they are not, OSError where there is no room."""
+        """Write the next bytes of a file.
+
+        Raises Unfit if they do not continue it, OSError if the disk is full.
+        """
         growing = self._growing
         if growing is None or growing.path != path:
             growing = self._begun(path, offset)
@@ -245,7 +262,7 @@ class Receiver:
         self._growing = growing._replace(size=offset + len(payload))
 
     def _begun(self, path: str, offset: int) -> Optional[Growing]:
-        """Begin with a file, or go on with it; None where it cannot be written here, which is noted."""
+        """Begin or continue a file; return None if it cannot be written here, which is noted."""
         self._check_file(path)
         if path in self._passed_over:
             return None
@@ -257,6 +274,10 @@ class Receiver:
             return None
 
     def _begin(self, path: str, offset: int) -> Growing:
+        """Open a partial file at an offset and lock it.
+
+        Raises OSError, and Unfit for a wrong offset.
+        """
         self.close()
         here = self._here.get(path)
         if offset and not (here and here.is_partial):
@@ -280,10 +301,11 @@ class Receiver:
         return self._growing
 
     def _taken_over(self, descriptor: int, path: str, offset: int) -> int:
-        """Put a copy of a partial file in its place, where another transfer holds it; gives the copy's descriptor.
+        """Replace a partial file, locked by another transfer, by a copy; return its descriptor.
 
-        Two that write to one file would each prove what it sent, and neither what lies there. The other one may be
-        alive, or a program whose link is dead: either way it finds at its end that the file is no longer its own.
+        Two writers of one file would each verify their own bytes, but not the file's. The other one
+        may be alive, or its connection dead: in both cases it finds at its end that the file is no
+        longer its own.
         """
         with opened_folder(self.folder, os.path.dirname(partial_of(path))) as parent:
             aside = ".ugro-%s" % os.urandom(8).hex()
@@ -309,7 +331,7 @@ class Receiver:
         return copy
 
     def _copied(self, source: int, target: int, size: int) -> bytes:
-        """Copy the first bytes of a file, fewer where it has no more; gives their SHA-256."""
+        """Copy the first bytes of a file, fewer if it is shorter; return their SHA-256."""
         digest = hashlib.sha256()
         at = 0
         while at < size:
@@ -323,7 +345,7 @@ class Receiver:
         return digest.digest()
 
     def whole(self, told: Json) -> bool:
-        """Give a file its name; False where its bytes are not the source's, and it has to come again from its start."""
+        """Finish a file and move it into place; return False if it must be sent again."""
         path = told.get("path")
         if not isinstance(path, str):
             raise Unfit("the end of no file")
@@ -338,7 +360,8 @@ class Receiver:
         check_entry(entry)
         here = self._here.pop(path, None)
         if self._growing is None or self._growing.path != path:
-            if here is None:  # it is empty
+            # An empty file comes without CONTENT.
+            if here is None:
                 begun = self._begun(path, 0)
                 if begun is None:
                     return True
@@ -348,17 +371,19 @@ class Receiver:
         if here.digest.hexdigest() != told.get("sha256"):
             self.close()
             return False
-        with self._noting(path):  # while it is still locked
+        # Before the close, which releases the lock.
+        with self._noting(path):
             self._name(path, entry, here.is_partial)
         self.close()
         return True
 
     def _check_file(self, path: str) -> None:
+        """Raise Unfit for a path that is no file of the source."""
         if not self._listing.is_file(path):
             raise Unfit("%.200r is no file of its list" % path)
 
     def _name(self, path: str, entry: Entry, is_partial: bool) -> None:
-        """Move a partial file to its place; then the file has the source's mode and time."""
+        """Move a partial file into place, and set the source's mode and time."""
         name = os.path.basename(path)
         with opened_folder(self.folder, os.path.dirname(path)) as parent:
             if is_partial:
@@ -367,14 +392,15 @@ class Receiver:
                 ) as partial:
                     self._check_ours(path, partial)
                     os.replace(name, name, src_dir_fd=partial, dst_dir_fd=parent)
-                with contextlib.suppress(OSError):  # another file's may be there
+                # Not empty: it has another partial file.
+                with contextlib.suppress(OSError):
                     os.rmdir(PARTIAL_FOLDER, dir_fd=parent)
         with opened(self.folder, path, os.O_RDONLY | os.O_NONBLOCK) as file:
             os.fchmod(file, entry[3])
             os.utime(file, ns=(entry[2], entry[2]))
 
     def _check_ours(self, path: str, folder: int) -> None:
-        """Raise OSError where another transfer has put a file in the place of ours."""
+        """Raise OSError if another transfer has replaced our partial file."""
         growing = self._growing
         if growing is None or growing.path != path:
             return
@@ -385,7 +411,7 @@ class Receiver:
     # ---- the end ----
 
     def finish(self) -> None:
-        """Make the links, remove what the source has not, and give the folders their modes and times."""
+        """Make the links, remove other files, and set modes and times of the folders."""
         self.close()
         for path, entry in self._entries.items():
             if entry[0] == "l" and (
@@ -419,14 +445,14 @@ class Receiver:
             os.symlink(target, name, dir_fd=parent)
 
     def close(self) -> None:
-        """Close the file that is under way; what has come of it stays for the next time."""
+        """Close the file being received; its partial file is kept for the next time."""
         if self._growing:
             os.close(self._growing.descriptor)
             self._growing = None
 
     @contextlib.contextmanager
     def _noting(self, path: str) -> Iterator[None]:
-        """Take note of what cannot be done with one path, and go on; a full disk is raised."""
+        """Make a context that records an OSError about one path; a full disk is raised."""
         try:
             yield
         except OSError as error:

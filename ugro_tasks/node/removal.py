@@ -1,4 +1,4 @@
-"""Removing from a folder what the source of a transfer does not have, however deep it lies."""
+"""Removal of paths in a folder that are not at the source of a transfer."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def remove_others(
     noting: Callable[[str], ContextManager[None]],
     alive: Callable[[], None],
 ) -> None:
-    """Remove every path of a folder but those `kept` and what `exclude` fits.
+    """Remove every path below a folder except those in `kept` and those matching `exclude`.
 
-    `noting(path)` is a context that takes note of an OSError; `alive` is called for each path.
+    `noting(path)` is a context that records an OSError; `alive` is called for each path.
     """
     waiting = [""]
     while waiting:
@@ -45,5 +45,6 @@ def _remove(path: str, is_folder: bool) -> None:
         return
     try:
         shutil.rmtree(path)
-    except RecursionError:  # a tree of a thousand levels, before Python 3.13
+    except RecursionError:
+        # A tree of a thousand levels, before Python 3.13.
         subprocess.run(["rm", "-rf", "--", path], check=False)

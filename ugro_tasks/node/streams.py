@@ -1,4 +1,7 @@
-"""A job's streams as frames on stdout, from any offset on, for a controller that may come and go."""
+"""A job's streams as frames on stdout, from any offset on.
+
+The controller may disconnect and follow again at any time.
+"""
 
 from __future__ import annotations
 
@@ -31,21 +34,24 @@ from .protocol import (
 )
 
 POLL_SECONDS = 0.03
-QUIET_POLL_SECONDS = 0.1  # where nothing has come for
-QUIET_SECONDS = 5.0  # as long as this
-MANIFEST_SECONDS = 0.5  # how often to look for a new checkpoint
-# For what a killed supervisor leaves; torchrun has had its TERM by then.
+# Used once the streams have been quiet for QUIET_SECONDS.
+QUIET_POLL_SECONDS = 0.1
+QUIET_SECONDS = 5.0
+# Between two scans for new checkpoints.
+MANIFEST_SECONDS = 0.5
+# For the processes left by a killed supervisor; torchrun has had its TERM by then.
 ORPHAN_GRACE_SECONDS = 2.0
 
 STREAMS = {LOG: "log", METRICS: "output/metrics.jsonl", GPU: "gpu.jsonl"}
 
 
 def follow(request: Json, _stdin: BinaryIO) -> None:
-    """Send what is new in each stream, a HEARTBEAT when quiet, and EXIT or LOST as the last frame.
+    """Send new data of each stream, a HEARTBEAT when quiet, and EXIT or LOST as the last frame.
 
-    EXIT carries exit.json. LOST says that no supervisor lives and none left a record: {known, rebooted}. What was left
-    of the rank is ended before that, so that its last words are sent, too.
-    MANIFEST carries the manifest of a checkpoint that is whole, of each that there is when the following begins.
+    EXIT carries exit.json. LOST, {known, rebooted}, means that no supervisor lives and there is no
+    exit record; the rest of the rank is ended before, so that its last output is sent, too.
+    MANIFEST carries the manifest of a complete checkpoint, first of all present ones, then of each
+    new one.
     """
     folder = expand(request["folder"])
     offsets = {int(kind): offset for kind, offset in request["offsets"].items()}
@@ -55,7 +61,7 @@ def follow(request: Json, _stdin: BinaryIO) -> None:
     looked_at = 0.0
     ending: Optional[threading.Thread] = None
     while True:
-        # Read first: what stood in the streams before the end is sent before the end.
+        # Read first, so that all data written before the end is sent before EXIT.
         ended = read_json(os.path.join(folder, "exit.json"))
         gone = ending is not None and not ending.is_alive()
         if ended or time.monotonic() - looked_at > MANIFEST_SECONDS:
@@ -64,7 +70,7 @@ def follow(request: Json, _stdin: BinaryIO) -> None:
         if sum(forward(folder, kind, offsets) for kind in offsets):
             quiet_since = moved_at = time.monotonic()
         elif ended:
-            # Among the outputs may be names that are no text.
+            # The names of outputs may not be text.
             return send(
                 EXIT,
                 0,
@@ -78,7 +84,7 @@ def follow(request: Json, _stdin: BinaryIO) -> None:
         else:
             quiet = time.monotonic() - moved_at > QUIET_SECONDS
             time.sleep(QUIET_POLL_SECONDS if quiet else POLL_SECONDS)
-        # Also while there is much to send: what nobody supervises any more may go on printing for hours.
+        # Checked even while there is data: an unsupervised script may go on printing for hours.
         if (
             not ending
             and time.monotonic() - supervised_at > request["heartbeat_seconds"]
@@ -95,11 +101,14 @@ def follow(request: Json, _stdin: BinaryIO) -> None:
 
 
 def forward(folder: str, kind: int, offsets: "dict[int, int]") -> bool:
-    """Whether there was something new; a full chunk is sent compressed, since the reader is behind."""
+    """Send a stream's next chunk and tell whether there was one.
+
+    A full chunk is compressed, since the reader is behind.
+    """
     path = os.path.join(folder, STREAMS[kind])
     try:
         if not os.path.isfile(path):
-            # A pipe, that a script has made, would be waited for.
+            # Opening a named pipe, made by a script, would block.
             return False
         with open(path, "rb") as file:
             chunk = os.pread(file.fileno(), CHUNK_BYTES, offsets[kind])
@@ -117,6 +126,7 @@ def forward(folder: str, kind: int, offsets: "dict[int, int]") -> bool:
 
 
 def forward_manifests(folder: str, told: "Dict[str, bytes]") -> None:
+    """Send the manifests not sent yet, or changed since."""
     for name, content in find_manifests(folder).items():
         if told.get(name) != content:
             told[name] = content
@@ -124,16 +134,16 @@ def forward_manifests(folder: str, told: "Dict[str, bytes]") -> None:
 
 
 def find_manifests(folder: str) -> "Dict[str, bytes]":
-    """{file name: content} of the manifests of a job's checkpoints here."""
+    """Return {file name: content} of the manifests of a job's checkpoints here."""
     checkpoints = os.path.join(folder, "output", "checkpoints")
     found: Dict[str, bytes] = {}
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for name in sorted(os.listdir(checkpoints)):
-            # A pipe of that name would be waited for.
+            # Opening a named pipe would block.
             if name.endswith(MANIFEST_SUFFIX) and os.path.isfile(
                 os.path.join(checkpoints, name)
             ):
-                # One that is rotated away in this moment is no checkpoint any more.
+                # A checkpoint may be rotated away at this moment.
                 with contextlib.suppress(OSError):
                     with open(os.path.join(checkpoints, name), "rb") as file:
                         content = file.read(MANIFEST_BYTES + 1)
@@ -143,7 +153,7 @@ def find_manifests(folder: str) -> "Dict[str, bytes]":
 
 
 def manifests(request: Json) -> Json:
-    """The manifests of a job's checkpoints on this node, as text."""
+    """Return the manifests of a job's checkpoints on this node, as text."""
     found = find_manifests(expand(request["folder"]))
     return {
         "manifests": [content.decode("utf-8", "replace") for content in found.values()]
@@ -151,13 +161,14 @@ def manifests(request: Json) -> Json:
 
 
 def lost(folder: str) -> Json:
+    """Return {known, rebooted} of a rank without supervisor and exit record."""
     was = read_json(os.path.join(folder, "supervisor.json"))
     rebooted = was is not None and was["boot_id"] != boot_id()
     return {"known": was is not None, "rebooted": rebooted}
 
 
 def send(kind: int, offset: int, payload: bytes) -> None:
-    """One frame, whole. Ends the process where nobody has read for minutes or the reader has gone."""
+    """Send one frame. Exits if the reader is gone or has read nothing for minutes."""
     data = memoryview(FRAME.pack(kind, offset, len(payload)) + payload)
     while data:
         if not select.select([], [1], [], READER_GONE_SECONDS)[1]:

@@ -1,4 +1,4 @@
-"""The supervisor of one rank, from lease to exit record. It sleeps until a signal wakes it."""
+"""The supervisor of one rank, from lease to exit record; it sleeps until a signal wakes it."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ GO, STOP = signal.SIGUSR1, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 WATCHED = {GO, signal.SIGCHLD, *STOP}
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 GPU_SAMPLE_SECONDS = 5.0
-LEFTOVER_GRACE_SECONDS = 2.0  # for what a script forked and left behind
+# For processes left behind by a script.
+LEFTOVER_GRACE_SECONDS = 2.0
 ERROR_CHARACTERS = 20_000
-# For data loaders and sockets, where the node's limits let us; a million is slow for some programs.
+# For data loaders and sockets, if the node's limits allow it; a million slows some programs down.
 OPEN_FILES = 65536
 
 
 def supervise(folder: str) -> None:
-    """Hold the lease, wait to be told to start, run torchrun, and leave an exit record when nothing of it is left."""
+    """Take the lease, wait for the start, run torchrun, and finally write the exit record."""
     plan = read_json(os.path.join(folder, "plan.json")) or {}
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
@@ -80,18 +81,18 @@ def supervise(folder: str) -> None:
                     dict(record, ended_at=time.time()),
                 )
             except OSError:
-                # The disk is full: what is known of the end must not be lost.
+                # The disk is full, and the record must not be lost.
                 time.sleep(1.0)
 
 
 def stop_order(folder: str) -> Json:
-    """What `stop` was asked for; it may have come by a bare signal, or on a full disk."""
+    """Return the reason and grace of a stop; defaults for a bare signal or a full disk."""
     order = read_json(os.path.join(folder, "stop.json"))
     return order or {"grace_seconds": LEFTOVER_GRACE_SECONDS, "reason": "asked"}
 
 
 def run(folder: str, plan: Json) -> Json:
-    """The exit record of torchrun, once nothing of the job is left."""
+    """Run torchrun and return its exit record, once no process of the job is left."""
     environment = clean_environment()
     activated = plan.get("activated", {}).items()
     environment.update(
@@ -111,7 +112,7 @@ def run(folder: str, plan: Json) -> Json:
     started_at = time.time()
     write_json(os.path.join(folder, "torchrun.json"), identity(torchrun.pid))
     status, stopped = watch(folder, plan, torchrun.pid)
-    # No status: its grace is used up. Otherwise only what the script left behind is still there.
+    # Without a status the grace is used up; otherwise only leftovers of the script are alive.
     grace_seconds = 0.0 if status is None else LEFTOVER_GRACE_SECONDS
     end_all(lambda: of_rank(plan["token"]), grace_seconds)
     return {
@@ -129,7 +130,11 @@ def run(folder: str, plan: Json) -> Json:
 
 
 def last_words(path: str) -> Optional[str]:
-    """torchrun's error file; of a long one the exception's first words and the end of its traceback, still as JSON."""
+    """Return torchrun's error file, None if it is empty.
+
+    A long one is shortened to the start of the exception and the end of its traceback, still as
+    JSON.
+    """
     text = read_text(path)
     if len(text) <= ERROR_CHARACTERS:
         return text or None
@@ -150,7 +155,7 @@ def last_words(path: str) -> Optional[str]:
 
 
 def names_in(folder: str) -> List[str]:
-    """Sorted; none where the script has removed the folder."""
+    """Return the sorted names in a folder; [] if the script has removed it."""
     try:
         return sorted(os.listdir(folder))
     except FileNotFoundError:
@@ -160,9 +165,10 @@ def names_in(folder: str) -> List[str]:
 def watch(
     folder: str, plan: Json, torchrun: int
 ) -> Tuple[Optional[int], Optional[str]]:
-    """torchrun's wait status, None where its grace ran out; and why it was told to stop, None where it was not.
+    """Wait for torchrun and return (its wait status, the reason of a stop).
 
-    Reaps orphans and samples the GPU meanwhile.
+    The status is None if the grace ran out, the reason None without a stop. Meanwhile orphans are
+    reaped and the GPU is sampled.
     """
     deadline = float("inf")
     stopped: Optional[str] = None
@@ -182,7 +188,8 @@ def watch(
         if now >= next_sample:
             next_sample = now + GPU_SAMPLE_SECONDS
             if sampler is None:
-                with contextlib.suppress(OSError):  # a sample is not worth a training
+                # A lost sample must not end the training.
+                with contextlib.suppress(OSError):
                     sampler = subprocess.Popen(
                         nvidia_smi("gpu", GPU_FIELDS),
                         stdout=subprocess.PIPE,
@@ -197,8 +204,9 @@ def watch(
 
 
 def record_sample(folder: str, plan: Json, sampler: subprocess.Popen[bytes]) -> None:
-    """One line of gpu.jsonl for each card that nvidia-smi told of."""
-    sampler.returncode = 0  # it was reaped by number, which Popen cannot know
+    """Append a line to gpu.jsonl for each card in nvidia-smi's output."""
+    # It was reaped by pid, unknown to Popen.
+    sampler.returncode = 0
     assert sampler.stdout
     names = GPU_FIELDS.split(",")
     with sampler.stdout as pipe, open(os.path.join(folder, "gpu.jsonl"), "a") as file:
@@ -210,7 +218,10 @@ def record_sample(folder: str, plan: Json, sampler: subprocess.Popen[bytes]) -> 
 
 
 def be_a_child() -> None:
-    """Between fork and exec: end with the supervisor, take signals again, and be free to open files."""
+    """Prepare torchrun between fork and exec.
+
+    It ends with the supervisor, receives signals again, and may open many files.
+    """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
@@ -221,6 +232,6 @@ def be_a_child() -> None:
 def wait_for(
     signals: "set[signal.Signals] | tuple[signal.Signals, ...]", seconds: float
 ) -> Optional[int]:
-    """The signal that came, or None after `seconds`."""
+    """Wait for one of the signals and return it, None after `seconds`."""
     got = signal.sigtimedwait(signals, max(0.0, seconds))
     return got.si_signo if got else None

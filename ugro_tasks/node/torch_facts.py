@@ -1,4 +1,4 @@
-"""What the training environment's own Python tells of torch, remembered as long as it is true."""
+"""Facts about torch from the training environment's own Python, cached while they are valid."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Callable, List
 from .files import Json, read_object, state_folder, write_json
 from .programs import run_later
 
-# Run by the training environment's own Python. It reads torch's version file instead of importing torch (3 s).
+# Run by the training environment's own Python. It reads torch's version file, since importing torch
+# takes 3 s.
 LOOK_AT_TORCH = """
 import importlib.util, json, os, platform, runpy
 found = {"python": platform.python_version()}
@@ -26,7 +27,10 @@ print(json.dumps(found))
 
 
 def look_at_torch(interpreter: str) -> Callable[[], Json]:
-    """What LOOK_AT_TORCH finds. It is remembered until the interpreter, torch or the folder of packages change."""
+    """Start LOOK_AT_TORCH and return a function giving its facts.
+
+    They are cached until the interpreter, torch or the folder of packages change.
+    """
     memory = os.path.join(state_folder(), "torch.json")
     known = recall(memory)
     kept: Json = known["answer"] if isinstance(known.get("answer"), dict) else {}
@@ -57,7 +61,7 @@ def look_at_torch(interpreter: str) -> Callable[[], Json]:
 
 
 def stamps_of(interpreter: str, files: List[str]) -> List[object]:
-    """What changes with an environment: its interpreter, and the time stamps of its files."""
+    """Return the interpreter and its files' time stamps; they change with the environment."""
     stamps: List[object] = [interpreter]
     for path in [shutil.which(interpreter) or interpreter, *files]:
         try:
@@ -68,7 +72,10 @@ def stamps_of(interpreter: str, files: List[str]) -> List[object]:
 
 
 def cuda_available(interpreter: str, facts: Json) -> bool:
-    """torch.cuda.is_available(). A yes is remembered until torch, the cards, what hides them or the boot change."""
+    """Return torch.cuda.is_available() of an environment.
+
+    True is cached until torch, the cards, their visibility or the boot change.
+    """
     cards = [line.split(",")[:4] for line in facts["gpus"]["stdout"].splitlines()]
     seen = [cards, facts["visible_cards"], facts["boot_id"]]
     key = json.dumps([stamps_of(interpreter, facts["torch"]["files"]), *seen])
@@ -85,11 +92,11 @@ def cuda_available(interpreter: str, facts: Json) -> bool:
 
 
 def remember(path: str, value: Json) -> None:
-    """For the next probe; where there is no room, or the home cannot be written, it looks again."""
+    """Store facts for the next probe; on a full disk or in a read-only home they are not stored."""
     with contextlib.suppress(OSError):
         write_json(path, value)
 
 
 def recall(path: str) -> Json:
-    """What `remember` kept; {} where there is nothing, or something else by now."""
+    """Return the facts stored by `remember`; {} if there are none or the file is damaged."""
     return read_object(path) or {}

@@ -1,7 +1,7 @@
-"""The entries of a folder, and how a path in it is opened without leaving it.
+"""The entries of a folder, and safe access to paths inside it.
 
 An entry is ["d", path, mtime_ns, mode], ["f", path, mtime_ns, mode, size], ["l", path, target], or
-["e", path, words] for what cannot be looked at. A path is relative to the folder; names that are no text
+["e", path, error] for an unreadable path. A path is relative to the folder; names that are not text
 have surrogate escapes.
 """
 
@@ -14,7 +14,7 @@ import os
 import stat
 from typing import Any, Iterator, List, Sequence
 
-# Where what has come of a file waits for the rest, beside the file: under its own name only the whole of it ever lies.
+# The folder beside a file for its partial file: its own name belongs to the complete file only.
 PARTIAL_FOLDER = ".ugro-partial"
 PATH_CHARACTERS = 4096
 KINDS = {
@@ -28,19 +28,20 @@ Entry = List[Any]
 
 
 class Unfit(ValueError):
-    """The other side says what neither a source nor a receiver says."""
+    """The other side violates the protocol of a transfer."""
 
 
 def entry_of(path: str, facts: os.stat_result) -> Entry:
     """Make the entry of a folder or a regular file."""
-    mode = stat.S_IMODE(facts.st_mode) & 0o777  # no set-user-id, no sticky bit
+    # Without set-user-id and sticky bit.
+    mode = stat.S_IMODE(facts.st_mode) & 0o777
     if stat.S_ISDIR(facts.st_mode):
         return ["d", path, facts.st_mtime_ns, mode]
     return ["f", path, facts.st_mtime_ns, mode, facts.st_size]
 
 
 def check_entry(entry: object) -> None:
-    """Raise Unfit for what is no entry, or has a path that leads out of the folder."""
+    """Raise Unfit for a malformed entry, and for a path leading out of the folder."""
     if not isinstance(entry, list) or entry[:1] not in [[kind] for kind in KINDS]:
         raise Unfit("no entry: %.200r" % (entry,))
     wanted, values = KINDS[entry[0]], entry[1:]
@@ -52,14 +53,15 @@ def check_entry(entry: object) -> None:
     if entry[0] in "df" and entry[3] > 0o777:
         raise Unfit("no mode of a file: %.200r" % (entry,))
     if entry[0] == "e":
-        return  # nothing is made of its path but words
+        # Its path is only shown.
+        return
     if entry[0] == "l" and (not entry[2] or not _is_nameable(entry[2])):
         raise Unfit("no link: %.200r" % (entry,))
     check_path(entry[1])
 
 
 def check_path(path: str) -> None:
-    """Raise Unfit for a path that leads out of the folder, or to where partial files wait."""
+    """Raise Unfit for a path leading out of the folder, or into a folder of partial files."""
     names = path.split("/")
     if not _is_nameable(path):
         raise Unfit("no path: %.200r" % path)
@@ -68,7 +70,7 @@ def check_path(path: str) -> None:
 
 
 def _is_nameable(path: str) -> bool:
-    """Tell whether a file system can be given this path; half a surrogate pair need not be a byte of a name."""
+    """Tell whether a file system accepts this path; half a surrogate pair may not be encodable."""
     if len(path) > PATH_CHARACTERS or "\0" in path:
         return False
     try:
@@ -79,7 +81,10 @@ def _is_nameable(path: str) -> bool:
 
 
 def is_same(here: os.stat_result, entry: Entry) -> bool:
-    """Tell whether a file has the size and the time of an entry; a file system may know whole seconds only."""
+    """Tell whether a file has the size and time of an entry.
+
+    Some file systems store whole seconds only; those are compared by the second.
+    """
     if not stat.S_ISREG(here.st_mode) or here.st_size != entry[4]:
         return False
     if here.st_mtime_ns % 1_000_000_000 == 0:
@@ -88,10 +93,10 @@ def is_same(here: os.stat_result, entry: Entry) -> bool:
 
 
 def is_excluded(path: str, patterns: Sequence[str]) -> bool:
-    """Tell whether one of the patterns of a shell fits a path, or a folder that it is in.
+    """Tell whether a shell pattern matches a path or one of its parents.
 
-    A pattern that begins with a slash is held against the path, another against each name in it. A `*` stays
-    within a name.
+    A pattern with a leading slash is compared with the path, another one with each name in it. A
+    `*` stays within a name.
     """
     names = path.split("/")
     for pattern in patterns:
@@ -106,7 +111,7 @@ def is_excluded(path: str, patterns: Sequence[str]) -> bool:
 
 
 def leads_inside(path: str, target: str) -> bool:
-    """Tell whether a link at `path` leads to a place in the same folder, by its words alone."""
+    """Tell whether a link at `path` stays in the same folder, judged by its text alone."""
     if os.path.isabs(target):
         return False
     depth = path.count("/")
@@ -121,7 +126,7 @@ def leads_inside(path: str, target: str) -> bool:
 
 
 def partial_of(path: str) -> str:
-    """Name the place where what has come of a file waits for the rest."""
+    """Return the path of a file's partial file."""
     folder, name = os.path.split(path)
     return os.path.join(folder, PARTIAL_FOLDER, name)
 
@@ -130,7 +135,7 @@ def partial_of(path: str) -> str:
 def opened(
     folder: str, path: str, flags: int, *, create: bool = False
 ) -> Iterator[int]:
-    """Open a path for a while; see `open_beneath`."""
+    """Make a context with the descriptor of a path; see `open_beneath`."""
     descriptor = open_beneath(folder, path, flags, create=create)
     try:
         yield descriptor
@@ -139,14 +144,15 @@ def opened(
 
 
 def opened_folder(folder: str, path: str, *, create: bool = False) -> Any:
-    """Open a folder in a folder for a while, "" for the folder itself; see `open_beneath`."""
+    """Make a context with a folder's descriptor, "" for the folder itself; see `open_beneath`."""
     return opened(folder, "%s/." % path, os.O_RDONLY | os.O_DIRECTORY, create=create)
 
 
 def open_beneath(folder: str, path: str, flags: int, *, create: bool = False) -> int:
-    """Open a path in a folder, name by name, following no link; gives the descriptor. Raises OSError.
+    """Open a path in a folder, name by name, following no link; return the descriptor.
 
-    With `create` folders that are missing are made, and a link or a file where a folder should be gives way to one.
+    With `create`, missing folders are made, and a link or file in place of a folder is replaced by
+    one. Raises OSError.
     """
     *folders, last = [name for name in path.split("/") if name]
     at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -163,6 +169,7 @@ def open_beneath(folder: str, path: str, flags: int, *, create: bool = False) ->
 
 
 def _open_folder(at: int, name: str, create: bool) -> int:
+    """Open a folder below a descriptor, made if missing with `create`."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
     try:
         return os.open(name, flags, dir_fd=at)
