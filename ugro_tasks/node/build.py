@@ -83,16 +83,20 @@ class Build:
 
     def __init__(self, request: Json, blob: bytes) -> None:
         place = request["environment"]
-        self.request, self.blob = request, blob
-        self.manager, self.name = place["manager"], place["name"]
-        self.folder, self.work = expand(place["folder"]), expand(place["work"])
+        self.request = request
+        self.blob = blob
+        self.manager = place["manager"]
+        self.name = place["name"]
+        self.folder = expand(place["folder"])
+        self.work = expand(place["work"])
         # The folder of pixi's project.
         self.workspace = expand(place.get("workspace", ""))
         self.files = os.path.join(self.work, "files")
-        self.store = os.path.join(self.work, "store") if request["offline"] else None
-        self.runner = Runner(
-            os.path.join(self.work, "log"), request["token"], request["silence_seconds"]
-        )
+        self.store: Optional[str] = None
+        if request["offline"]:
+            self.store = os.path.join(self.work, "store")
+        self.log = os.path.join(self.work, "log")
+        self.runner = Runner(self.log, request["token"], request["silence_seconds"])
         self.kept: Optional[str] = None
 
     def run(self) -> Iterator[Json]:
@@ -106,26 +110,27 @@ class Build:
                 with self._holding_the_node():
                     yield from self._make()
                 made = True
-        size = size_of(os.path.realpath(self.folder)) if made else 0
-        seconds = time.monotonic() - self.runner.begun
         yield dict(
             environment(self.request),
             made=made,
-            seconds=seconds,
-            bytes=size,
+            seconds=time.monotonic() - self.runner.begun,
+            bytes=size_of(os.path.realpath(self.folder)) if made else 0,
             kept=self.kept,
         )
 
     def failed(self, phase: str, message: str) -> Refusal:
         """Make the refusal for a failure, with the facts needed for a remedy."""
-        free = shutil.disk_usage(self.work).free if os.path.isdir(self.work) else None
-        told = {
-            "phase": phase,
-            "tail": self.runner.tail(),
-            "free_bytes": free,
-            "log": self.runner.log,
-        }
-        return Refusal("failed", message, **told)
+        free_bytes: Optional[int] = None
+        if os.path.isdir(self.work):
+            free_bytes = shutil.disk_usage(self.work).free
+        return Refusal(
+            "failed",
+            message,
+            phase=phase,
+            tail=self.runner.tail(),
+            free_bytes=free_bytes,
+            log=self.log,
+        )
 
     def _wait_for(self, lock: Any) -> Iterator[Json]:
         """Take the lock, yielding progress until another build has released it."""
@@ -141,30 +146,31 @@ class Build:
         `bad` of the request is the creation time of one found broken.
         """
         stamp = stamp_of(self.folder)
-        return bool(
-            stamp
-            and stamp["digest"] == self.request["digest"]
-            and stamp["made_at"] != self.request["bad"]
-        )
+        if not stamp or stamp["digest"] != self.request["digest"]:
+            return False
+        is_bad: bool = stamp["made_at"] == self.request["bad"]
+        return not is_bad
 
     @contextlib.contextmanager
     def _holding_the_node(self) -> Iterator[None]:
         """Hold the lease of each slot using this environment; refuses with "busy"."""
-        holder = {"token": self.request["token"], "job": JOB, "pid": os.getpid()}
-        holder["controller"] = self.request["controller"]
+        holder = {
+            "token": self.request["token"],
+            "job": JOB,
+            "pid": os.getpid(),
+            "controller": self.request["controller"],
+        }
         with contextlib.ExitStack() as stack:
             for slot in self.request["slots"]:
                 lease = take_lease(slot, holder)
                 if lease is None:
-                    raise Refusal(
-                        "busy", "the node is held", holder=lease_holder(slot) or {}
-                    )
+                    other = lease_holder(slot) or {}
+                    raise Refusal("busy", "the node is held", holder=other)
                 stack.enter_context(lease)
                 others = of_slot(slot)
                 if others:
-                    raise Refusal(
-                        "busy", "the node is not free", holder=others[0].facts()
-                    )
+                    other = others[0].facts()
+                    raise Refusal("busy", "the node is not free", holder=other)
             yield
 
     def _tidy(self) -> Iterator[Json]:
@@ -175,60 +181,48 @@ class Build:
                 self._put_away(replaced)
             else:
                 os.rename(replaced, self.folder)
-        in_use = os.path.realpath(self.folder)
-        for name in os.listdir(self.work):
-            path = os.path.join(os.path.realpath(self.work), name)
-            # An environment unpacked from a pack is one level deeper.
-            if name.startswith("env-") and path not in (
-                in_use,
-                os.path.dirname(in_use),
-            ):
+        environment_in_use = os.path.realpath(self.folder)
+        # An environment unpacked from a pack is one level deeper.
+        in_use = (environment_in_use, os.path.dirname(environment_in_use))
+        work = os.path.realpath(self.work)
+        for name in os.listdir(work):
+            path = os.path.join(work, name)
+            if name.startswith("env-") and path not in in_use:
                 yield from self._remove(path)
 
     def _remove(self, path: str) -> Iterator[Json]:
         """Remove a folder by a program: thousands of files take long, and progress must go on."""
-        yield from self.runner.call(
-            "removing the old one", ["rm", "-rf", "--", path], dict(os.environ), "/"
-        )
+        argv = ["rm", "-rf", "--", path]
+        yield from self.runner.call("removing the old one", argv, dict(os.environ), "/")
 
     # ---- making it ----
 
     def _make(self) -> Iterator[Json]:
         """Make the environment, stamp it, and switch to it."""
-        if os.path.exists(os.path.join(self.folder, "bin", "ugro")) and not stamp_of(
-            self.folder
-        ):
+        has_ugro = os.path.exists(os.path.join(self.folder, "bin", "ugro"))
+        if has_ugro and not stamp_of(self.folder):
             raise self.failed("theirs", "%s is UGRO's own environment" % self.folder)
         self._lay_out()
         in_place = self.manager == "pixi" and not self.store
-        target = os.path.join(
-            self.work, "env-%s-%x" % (self.request["digest"][:12], time.time_ns())
-        )
-        whole = False
+        name = "env-%s-%x" % (self.request["digest"][:12], time.time_ns())
+        target = os.path.join(self.work, name)
+        is_complete = False
         try:
             if in_place:
+                place = self.folder
                 yield from self._install_with_pixi()
             else:
+                place = target
+                if self.manager == "pixi":
+                    place = os.path.join(target, self.name)
                 yield from self._install_aside(target)
-            unpacked = (
-                os.path.join(target, self.name) if self.manager == "pixi" else target
-            )
-            place = self.folder if in_place else unpacked
             yield self.runner.progress("looking at it")
-            stamp = {
-                "manager": self.manager,
-                "digest": self.request["digest"],
-                "made_at": time.time(),
-            }
-            stamp.update(
-                self._look_at(place), seconds=time.monotonic() - self.runner.begun
-            )
-            write_json(os.path.join(place, STAMP), stamp)
+            write_json(os.path.join(place, STAMP), self._stamp_for(place))
             if not in_place:
                 self._switch_to(place)
-            whole = True
+            is_complete = True
         finally:
-            if not whole:
+            if not is_complete:
                 shutil.rmtree(target, ignore_errors=True)
         yield from self._tidy()
         if self.store and self.manager != "uv":
@@ -238,11 +232,13 @@ class Build:
     def _lay_out(self) -> None:
         """Write the recipe's files, each atomically, and empty the log."""
         shutil.rmtree(self.files, ignore_errors=True)
-        folder, begin = self.workspace or self.files, 0
+        folder = self.workspace or self.files
         for path in (self.files, folder):
             os.makedirs(path, mode=0o700, exist_ok=True)
+        begin = 0
         for name, size in self.request["files"].items():
-            content, begin = self.blob[begin : begin + size], begin + size
+            content = self.blob[begin : begin + size]
+            begin += size
             path = os.path.join(folder, os.path.basename(name))
             if os.path.exists(path) and read_bytes(path) == content:
                 # Left untouched: this node's project may be the controller's own.
@@ -250,29 +246,32 @@ class Build:
             with open(path + ".new", "wb") as file:
                 file.write(content)
             os.replace(path + ".new", path)
-        with open(self.runner.log, "w"):
+        with open(self.log, "w"):
             pass
 
     def _install_aside(self, target: str) -> Iterator[Json]:
         """Install into a new folder."""
         if self.manager == "pixi":
             os.makedirs(target)
-            pack = os.path.join(self.work, "store", "environment.tar")
-            words = ["--output-directory", target, "--env-name", self.name, pack]
-            yield from self._call("unpacking", [self._needed("pixi-unpack"), *words])
+            argv = [self._needed("pixi-unpack"), "--output-directory", target]
+            argv += ["--env-name", self.name]
+            argv.append(os.path.join(self.work, "store", "environment.tar"))
+            yield from self._call("unpacking", argv)
         elif self.manager == "uv":
-            python = self.request.get("python")
-            words = [
-                *uv_sync(self.name),
-                *(["--python", expand(python)] if python else []),
-            ]
-            variables = {"UV_PROJECT_ENVIRONMENT": target}
-            if self.store:
-                words.append("--offline")
-                variables.update(UV_CACHE_DIR=self.store, UV_PYTHON_DOWNLOADS="never")
-            yield from self._call("installing", [self._needed("uv"), *words], variables)
+            yield from self._install_with_uv(target)
         else:
             yield from self._install_with_pip(target)
+
+    def _install_with_uv(self, target: str) -> Iterator[Json]:
+        argv = [self._needed("uv"), *uv_sync(self.name)]
+        python = self.request.get("python")
+        if python:
+            argv += ["--python", expand(python)]
+        variables = {"UV_PROJECT_ENVIRONMENT": target}
+        if self.store:
+            argv.append("--offline")
+            variables.update(UV_CACHE_DIR=self.store, UV_PYTHON_DOWNLOADS="never")
+        yield from self._call("installing", argv, variables)
 
     def _install_with_pip(self, target: str) -> Iterator[Json]:
         """Make a virtual environment and install into it, checking the hashes if there are any."""
@@ -281,27 +280,27 @@ class Build:
             raise self.failed("no python", "there is no such Python")
         steps, pip = venv_steps(base["path"], target)
         if not steps:
-            raise self.failed(
-                "no ensurepip", "%s cannot make an environment" % base["path"]
-            )
+            words = "%s cannot make an environment" % base["path"]
+            raise self.failed("no ensurepip", words)
         for step in steps:
             yield from self._call("making it", step)
-        source = ["--no-index", "--find-links", self.store] if self.store else []
+        source: List[str] = []
+        if self.store:
+            source = ["--no-index", "--find-links", self.store]
+        install = [*pip, *PIP_OPTIONS]
         if not has_hashes(self.files):
-            yield from self._call(
-                "installing", [*pip, *PIP_OPTIONS, *wanted(self.files), *source]
-            )
+            argv = [*install, *wanted(self.files), *source]
+            yield from self._call("installing", argv)
             return
         for step in newer_pip(pip):
             yield from self._call("making it", [*step, *source])
-        yield from self._call(
-            "choosing packages", [*pip, *PIP_OPTIONS, *choice(self.files), *source]
-        )
+        argv = [*install, *choice(self.files), *source]
+        yield from self._call("choosing packages", argv)
         try:
             exactly = pinned(self.files)
         except ValueError as error:
             raise self.failed("not pinned", str(error)) from error
-        yield from self._call("installing", [*pip, *PIP_OPTIONS, *exactly, *source])
+        yield from self._call("installing", [*install, *exactly, *source])
 
     def _install_with_pixi(self) -> Iterator[Json]:
         """Let pixi install in place."""
@@ -312,28 +311,21 @@ class Build:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self.folder, STAMP))
         (manifest,) = [name for name in self.request["files"] if name.endswith(".toml")]
-        words = [
-            "--environment",
-            self.name,
-            "--manifest-path",
-            os.path.join(self.workspace, manifest),
-        ]
-        yield from self._call("installing", [pixi, "install", "--locked", *words])
+        argv = [pixi, "install", "--locked", "--environment", self.name]
+        argv += ["--manifest-path", os.path.join(self.workspace, manifest)]
+        yield from self._call("installing", argv)
 
     def _call(
         self, phase: str, argv: List[str], variables: Optional[Dict[str, str]] = None
     ) -> Generator[Json, None, None]:
         """Run an installer's program in the recipe's folder; refuses with "failed" if it fails."""
-        code = yield from self.runner.call(
-            phase,
-            argv,
-            dict(own_variables(), **(variables or {})),
-            self.workspace or self.files,
-        )
+        environ = own_variables()
+        environ.update(variables or {})
+        folder = self.workspace or self.files
+        code = yield from self.runner.call(phase, argv, environ, folder)
         if code:
-            raise self.failed(
-                phase, "%s ended with exit code %d" % (os.path.basename(argv[0]), code)
-            )
+            program = os.path.basename(argv[0])
+            raise self.failed(phase, "%s ended with exit code %d" % (program, code))
 
     def _needed(self, program: str) -> str:
         """Return the path of a program; refuses with "failed" if it is missing."""
@@ -342,30 +334,37 @@ class Build:
             raise self.failed("no %s" % program, "%s was not found" % program)
         return path
 
-    def _look_at(self, place: str) -> Json:
-        """Return the versions in an environment; refuses with "failed" if its Python fails."""
-        answer = run_later(
-            [os.path.join(place, "bin", "python"), "-c", LOOK_AT_TORCH]
-        )()
+    def _stamp_for(self, place: str) -> Json:
+        """Make the stamp of a new environment; refuses with "failed" if its Python fails."""
+        made_at = time.time()
+        python = os.path.join(place, "bin", "python")
+        answer = run_later([python, "-c", LOOK_AT_TORCH])()
         if answer["code"] != 0:
             raise self.failed("broken", answer["stderr"].strip())
         found = json.loads(answer["stdout"])
-        program = None if self.manager == "venv" else find_program(self.manager)
+        program: Optional[str] = None
+        if self.manager != "venv":
+            program = find_program(self.manager)
         return {
-            **{key: found.get(key) for key in ("python", "torch", "cuda")},
+            "manager": self.manager,
+            "digest": self.request["digest"],
+            "made_at": made_at,
+            "python": found.get("python"),
+            "torch": found.get("torch"),
+            "cuda": found.get("cuda"),
             "version": version_of(program),
+            "seconds": time.monotonic() - self.runner.begun,
         }
 
     def _switch_to(self, place: str) -> None:
         """Make FOLDER a link to `place`, and put the former FOLDER away."""
-        link, replaced = (
-            os.path.join(self.work, "link"),
-            os.path.join(self.work, "replaced"),
-        )
+        parent = os.path.dirname(self.folder)
+        link = os.path.join(self.work, "link")
+        replaced = os.path.join(self.work, "replaced")
         with contextlib.suppress(FileNotFoundError):
             os.unlink(link)
-        os.makedirs(os.path.dirname(self.folder), exist_ok=True)
-        os.symlink(os.path.relpath(place, os.path.dirname(self.folder)), link)
+        os.makedirs(parent, exist_ok=True)
+        os.symlink(os.path.relpath(place, parent), link)
         if os.path.isdir(self.folder) and not os.path.islink(self.folder):
             os.rename(self.folder, replaced)
         os.replace(link, self.folder)
@@ -374,16 +373,19 @@ class Build:
 
     def _put_away(self, replaced: str) -> None:
         """Remove a former environment of UGRO's; keep any other folder under another name."""
-        own = stamp_of(replaced) or os.path.exists(os.path.join(replaced, OLDER_STAMP))
-        if own:
-            return os.rename(
-                replaced, os.path.join(self.work, "env-old-%x" % time.time_ns())
-            )
+        has_older_stamp = os.path.exists(os.path.join(replaced, OLDER_STAMP))
+        if has_older_stamp or stamp_of(replaced):
+            # The next `_tidy` removes it.
+            name = "env-old-%x" % time.time_ns()
+            os.rename(replaced, os.path.join(self.work, name))
+            return
+        kept = "%s.before" % self.folder
         number = 0
-        while os.path.lexists("%s.before%s" % (self.folder, number or "")):
+        while os.path.lexists(kept):
             number += 1
-        self.kept = "%s.before%s" % (self.folder, number or "")
-        return os.rename(replaced, self.kept)
+            kept = "%s.before%d" % (self.folder, number)
+        os.rename(replaced, kept)
+        self.kept = kept
 
 
 def size_of(folder: str) -> int:

@@ -30,8 +30,11 @@ class Runner:
     """
 
     def __init__(self, log: str, token: str, silence_seconds: float) -> None:
-        self.log, self.token, self.silence_seconds = log, token, silence_seconds
-        self.begun = self.heard = time.monotonic()
+        self.log = log
+        self.token = token
+        self.silence_seconds = silence_seconds
+        self.begun = time.monotonic()
+        self.heard = self.begun
         # Written by the programs so far.
         self.bytes = 0
 
@@ -43,17 +46,24 @@ class Runner:
             log.write(("$ %s\n" % " ".join(argv)).encode())
             log.flush()
             child = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder,
-                env=dict(variables, UGRO_TOKEN=self.token), start_new_session=True, preexec_fn=be_a_child,
-            )  # fmt: skip
-        before, told = self.bytes, 0.0
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=folder,
+                env=dict(variables, UGRO_TOKEN=self.token),
+                start_new_session=True,
+                preexec_fn=be_a_child,
+            )
+        bytes_before = self.bytes
+        told_at = 0.0
         code: Optional[int] = None
         try:
             while code is None:
-                if time.monotonic() - told >= PROGRESS_SECONDS:
-                    self.bytes = before + bytes_written(child.pid)
+                if time.monotonic() - told_at >= PROGRESS_SECONDS:
+                    self.bytes = bytes_before + bytes_written(child.pid)
                     yield self.progress(phase)
-                    told = time.monotonic()
+                    told_at = time.monotonic()
                 self.listen(POLL_SECONDS)
                 code = child.poll()
         finally:
@@ -65,7 +75,8 @@ class Runner:
 
     def listen(self, seconds: float) -> None:
         """Wait for a while, and exit if the controller is gone."""
-        if select.select([0], [], [], seconds)[0]:
+        readable, _, _ = select.select([0], [], [], seconds)
+        if readable:
             if not os.read(0, 4096):
                 raise SystemExit(0)
             self.heard = time.monotonic()
@@ -74,17 +85,14 @@ class Runner:
 
     def progress(self, phase: str) -> Json:
         """Return {"progress": {phase, seconds, bytes, line}}; `line` is the log's last one."""
-        lines = self.tail()[-1000:].split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-        seconds = time.monotonic() - self.begun
-        return {
-            "progress": {
-                "phase": phase,
-                "seconds": seconds,
-                "bytes": self.bytes,
-                "line": last,
-            }
+        lines = self.tail()[-1000:].strip().split("\n")
+        facts = {
+            "phase": phase,
+            "seconds": time.monotonic() - self.begun,
+            "bytes": self.bytes,
+            "line": lines[-1].strip(),
         }
+        return {"progress": facts}
 
     def tail(self) -> str:
         """Return the end of the log."""
@@ -98,5 +106,6 @@ def be_a_child() -> None:
 
 def bytes_written(pid: int) -> int:
     """Return the bytes written by a process so far, to files and pipes."""
-    found = re.search(r"wchar: (\d+)", read_text("/proc/%d/io" % pid))
+    text = read_text("/proc/%d/io" % pid)
+    found = re.search(r"wchar: (\d+)", text)
     return int(found[1]) if found else 0

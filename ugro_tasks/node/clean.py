@@ -26,8 +26,12 @@ def clean(request: Json) -> Json:
     """
     alive = {job_part(process.token) for process in processes(lambda _: True)}
     counted: Set[Tuple[int, int]] = set()
+    asked: Set[str] = set()
+    projects: Set[str] = set()
     found: Json = {}
     for project, name in request["folders"]:
+        asked.add(name)
+        projects.add(project)
         path = os.path.join(expand(project), "jobs", name)
         if not NAME.fullmatch(name) or not os.path.lexists(path):
             continue
@@ -47,16 +51,17 @@ def clean(request: Json) -> Json:
             if not facts["kept"]:
                 facts["kept"] = remove(facts["path"])
                 facts["removed"] = facts["kept"] is None
-    asked = {name for _, name in request["folders"]}
-    others = {
-        name for project, _ in request["folders"] for name in jobs_in(project)
-    } - asked
-    return {"folders": found, "others": sorted(others)[:OTHERS_TOLD]}
+    present: Set[str] = set()
+    for project in projects:
+        present.update(jobs_in(project))
+    others = sorted(present - asked)
+    return {"folders": found, "others": others[:OTHERS_TOLD]}
 
 
 def job_part(token: str) -> str:
     """Return <job_id>.<nonce> of a token, common to all attempts of a job."""
-    match = NAME.fullmatch(token.split(":")[0])
+    attempt = token.split(":")[0]
+    match = NAME.fullmatch(attempt)
     return match[1] if match else token
 
 
@@ -68,8 +73,10 @@ def reason_to_keep(path: str, name: str, alive: Set[str]) -> Optional[str]:
     if facts.st_uid != os.getuid():
         return "it belongs to another user"
     plan = read_json(os.path.join(path, "plan.json"))
-    if plan and str(plan.get("token")).split(":")[0] != name:
-        return "its plan is that of another job"
+    if plan:
+        token = str(plan.get("token"))
+        if token.split(":")[0] != name:
+            return "its plan is that of another job"
     if supervisor_of(path) or job_part(name) in alive:
         return "something of the job lives there"
     return None
@@ -80,9 +87,10 @@ def disk_bytes(path: str, counted: "Set[Tuple[int, int]]") -> int:
     total = 0
     for facts in stats_in(path):
         if facts.st_nlink > 1 and not stat.S_ISDIR(facts.st_mode):
-            if (facts.st_dev, facts.st_ino) in counted:
+            file = (facts.st_dev, facts.st_ino)
+            if file in counted:
                 continue
-            counted.add((facts.st_dev, facts.st_ino))
+            counted.add(file)
         total += facts.st_blocks * 512
     return total
 
@@ -116,10 +124,7 @@ def remove(path: str) -> Optional[str]:
 def jobs_in(project: str) -> "list[str]":
     """Return the names of job folders in a project; [] if it cannot be read."""
     try:
-        return [
-            name
-            for name in os.listdir(os.path.join(expand(project), "jobs"))
-            if NAME.fullmatch(name)
-        ]
+        names = os.listdir(os.path.join(expand(project), "jobs"))
     except OSError:
         return []
+    return [name for name in names if NAME.fullmatch(name)]

@@ -31,7 +31,6 @@ from typing import (
     Any,
     BinaryIO,
     Callable,
-    Dict,
     Iterable,
     Iterator,
     List,
@@ -129,7 +128,8 @@ class Source:
                     continue
                 for entry in self._entry(path):
                     yield entry
-                    if entry[0] == "d":
+                    is_folder = entry[0] == "d"
+                    if is_folder:
                         waiting.append(path)
 
     def _is_chosen(self, inside: str, name: str, path: str) -> bool:
@@ -164,28 +164,25 @@ class Source:
         try:
             descriptor = open_beneath(self.folder, path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
-            told = {
+            failed = {
                 "path": path,
                 "error": error.strerror,
                 "vanished": error.errno == errno.ENOENT,
             }
-            return put(FILE, 0, as_json(told))
+            return put(FILE, 0, as_json(failed))
         with open(descriptor, "rb", buffering=0) as file:
             facts = os.fstat(descriptor)
             if not stat.S_ISREG(facts.st_mode):
-                return put(
-                    FILE,
-                    0,
-                    as_json(
-                        {"path": path, "error": "no file any more", "vanished": True}
-                    ),
-                )
+                gone = {"path": path, "error": "no file any more", "vanished": True}
+                return put(FILE, 0, as_json(gone))
             if not may_follow and offset != facts.st_size:
                 offset = 0
             try:
                 digest = hash_of(file, offset, alive)
                 if offset and digest.hexdigest() != known:
-                    offset, digest = 0, hashlib.sha256()
+                    # The receiver has other bytes: send the file from its start.
+                    offset = 0
+                    digest = hashlib.sha256()
                     file.seek(0)
                 for chunk in _pieces(file, facts.st_size - offset):
                     digest.update(chunk)
@@ -193,14 +190,15 @@ class Source:
                     offset += len(chunk)
             except Unreadable as error:
                 return put(FILE, 0, as_json({"path": path, "error": str(error)}))
-        entry = entry_of(path, facts)
-        facts_told = {
+        _, _, mtime_ns, mode, _ = entry_of(path, facts)
+        complete = {
             "path": path,
             "size": offset,
-            "mtime_ns": entry[2],
-            "mode": entry[3],
+            "mtime_ns": mtime_ns,
+            "mode": mode,
+            "sha256": digest.hexdigest(),
         }
-        return put(FILE, 0, as_json(dict(facts_told, sha256=digest.hexdigest())))
+        return put(FILE, 0, as_json(complete))
 
 
 def hash_of(file: Any, size: int, alive: Callable[[], None]) -> Any:
@@ -233,7 +231,10 @@ def send_files(request: Json, stdin: BinaryIO) -> None:
     if request["gently"]:
         os.nice(NICENESS)
     source = Source(
-        request["folder"], **{key: request[key] for key in ("only", "files", "exclude")}
+        request["folder"],
+        only=request["only"],
+        files=request["files"],
+        exclude=request["exclude"],
     )
     try:
         for batch in batches(source.entries(sign_of_life(send))):
@@ -255,22 +256,25 @@ def send_files(request: Json, stdin: BinaryIO) -> None:
 
 def receive_files(request: Json, stdin: BinaryIO) -> None:
     """Serve a push: request the missing files and store them."""
-    chosen: Dict[str, Any] = {
-        key: request[key] for key in ("link_from", "delete", "exclude", "links")
-    }
-    receiver = Receiver(request["folder"], alive=sign_of_life(send), **chosen)
-    handling = Storing(receiver, send)
+    receiver = Receiver(
+        request["folder"],
+        link_from=request["link_from"],
+        delete=request["delete"],
+        exclude=request["exclude"],
+        links=request["links"],
+        alive=sign_of_life(send),
+    )
+    storing = Storing(receiver, send)
     try:
         for kind, offset, payload in incoming(stdin):
             if kind == ENTRIES:
                 receiver.expect(json.loads(payload))
             elif kind == LISTED:
-                handling.ask()
-            elif handling.take(kind, offset, payload):
+                storing.ask()
+            elif storing.take(kind, offset, payload):
                 receiver.finish()
-                return send(
-                    STORED, 0, as_json({"errors": receiver.errors[:ERRORS_TOLD]})
-                )
+                errors = receiver.errors[:ERRORS_TOLD]
+                return send(STORED, 0, as_json({"errors": errors}))
     except OSError as error:
         return send_failure(error)
     finally:
@@ -325,7 +329,8 @@ class Storing:
 
 def send_failure(error: OSError) -> None:
     """Send an error as the last frame."""
-    send(FAILED, 0, as_json({"message": "%s: %s" % (error.filename, error.strerror)}))
+    message = "%s: %s" % (error.filename, error.strerror)
+    send(FAILED, 0, as_json({"message": message}))
 
 
 def sign_of_life(put: Put) -> Callable[[], None]:
@@ -362,16 +367,17 @@ def incoming(stdin: BinaryIO) -> Iterator[Tuple[int, int, bytes]]:
 
 def batches(items: Iterable[Any]) -> Iterator[bytes]:
     """Yield JSON lists of the items, each as long as fits into a frame; at least one."""
-    words: List[bytes] = []
+    encoded: List[bytes] = []
     size = 0
     for item in items:
         word = as_json(item)
-        if words and size + len(word) > BATCH_BYTES:
-            yield b"[" + b",".join(words) + b"]"
-            words, size = [], 0
-        words.append(word)
+        if encoded and size + len(word) > BATCH_BYTES:
+            yield b"[" + b",".join(encoded) + b"]"
+            encoded = []
+            size = 0
+        encoded.append(word)
         size += len(word)
-    yield b"[" + b",".join(words) + b"]"
+    yield b"[" + b",".join(encoded) + b"]"
 
 
 def as_json(value: object) -> bytes:

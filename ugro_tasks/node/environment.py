@@ -16,6 +16,7 @@ from .torch_facts import look_at_torch
 # The file in an environment with its recipe's digest and its versions.
 STAMP = "ugro-environment.json"
 ACTIVATION_SECONDS = 60.0
+TELL_VERSION = "import platform; print(platform.python_version())"
 # A non-interactive login reads no profile, so these folders are mostly not on its PATH.
 PLACES = {
     "pixi": ("$PIXI_HOME/bin", "~/.pixi/bin"),
@@ -50,36 +51,48 @@ def built(place: Json) -> Json:
         "stamp": stamp_of(folder),
     }
     if place["manager"] == "pixi":
-        facts["program"] = find_program("pixi")
-        facts["version"] = version_of(facts["program"])
-        manifests = [
-            os.path.join(expand(place["workspace"]), name)
-            for name in ("pixi.toml", "pyproject.toml")
-        ]
-        facts["manifest"] = next(
-            (path for path in manifests if os.path.exists(path)), None
-        )
-        activate = os.path.join(
-            os.path.dirname(os.path.realpath(folder)), "activate.sh"
-        )
-        facts["activate"] = (
-            activate if os.path.islink(folder) and os.path.exists(activate) else None
-        )
+        program = find_program("pixi")
+        facts["program"] = program
+        facts["version"] = version_of(program)
+        facts["manifest"] = pixi_manifest(expand(place["workspace"]))
+        facts["activate"] = activation_script(folder)
     return facts
+
+
+def pixi_manifest(workspace: str) -> Optional[str]:
+    """Return the path of pixi's manifest in a project, None without one."""
+    for name in ("pixi.toml", "pyproject.toml"):
+        path = os.path.join(workspace, name)
+        if os.path.exists(path):
+            return path
+    return None
+
+
+def activation_script(folder: str) -> Optional[str]:
+    """Return the activation script of an environment unpacked from a pack, else None."""
+    # A link leads to an unpacked environment; its script is beside it.
+    if not os.path.islink(folder):
+        return None
+    parent = os.path.dirname(os.path.realpath(folder))
+    script = os.path.join(parent, "activate.sh")
+    return script if os.path.exists(script) else None
 
 
 def stamp_of(folder: str) -> Optional[Json]:
     """Return the stamp of the environment in `folder`; None if it is incomplete or not UGRO's."""
     stamp = read_object(os.path.join(folder, STAMP))
-    return stamp if stamp and "digest" in stamp else None
+    if stamp and "digest" in stamp:
+        return stamp
+    return None
 
 
 def find_program(name: str) -> Optional[str]:
     """Return the path of a program, also in its installer's usual folders, else None."""
-    places = [os.path.expanduser(os.path.expandvars(place)) for place in PLACES[name]]
-    return shutil.which(
-        name, path=os.pathsep.join([*places, os.environ.get("PATH", os.defpath)])
-    )
+    folders = []
+    for place in PLACES[name]:
+        folders.append(os.path.expanduser(os.path.expandvars(place)))
+    folders.append(os.environ.get("PATH", os.defpath))
+    return shutil.which(name, path=os.pathsep.join(folders))
 
 
 def version_of(program: Optional[str]) -> Optional[str]:
@@ -96,26 +109,21 @@ def base_python(wanted: Optional[str]) -> Json:
     `wanted` is a path, a version, or None for the Python running this program.
     """
     candidates = [wanted or sys.executable]
+    wanted_version = ""
     if wanted and wanted[0].isdigit():
-        candidates = [
-            "python%s" % ".".join(wanted.split(".")[:2]),
-            sys.executable,
-            "python3",
-        ]
+        wanted_version = wanted + "."
+        minor = ".".join(wanted.split(".")[:2])
+        candidates = ["python%s" % minor, sys.executable, "python3"]
     for candidate in candidates:
         path = shutil.which(expand(candidate))
-        version = (
-            path
-            and run_later(
-                [path, "-Ic", "import platform; print(platform.python_version())"]
-            )()["stdout"]
-        )
-        if version and (
-            not wanted
-            or not wanted[0].isdigit()
-            or (version.strip() + ".").startswith(wanted + ".")
-        ):
-            return {"path": path, "version": version.strip()}
+        if path is None:
+            continue
+        answer = run_later([path, "-Ic", TELL_VERSION])()
+        version = answer["stdout"].strip()
+        # 3.11 fits 3.11.9, but 3.1 does not.
+        fits = (version + ".").startswith(wanted_version)
+        if version and fits:
+            return {"path": path, "version": version}
     return {"path": None, "version": None}
 
 
@@ -128,11 +136,13 @@ def activated(argv: List[str]) -> Dict[str, str]:
     try:
         variables = json.loads(answer["stdout"])["environment_variables"].items()
     except (ValueError, KeyError, TypeError, AttributeError):
-        said = (answer["stderr"] or answer["stdout"]).strip().splitlines()[-1:] or [
-            "nothing"
-        ]
-        raise Refusal(
-            "not activated",
-            "%s tells no activation: %s" % (" ".join(argv[:2]), said[0]),
-        ) from None
-    return {key: str(value) for key, value in variables if os.environ.get(key) != value}
+        said = answer["stderr"] or answer["stdout"]
+        lines = said.strip().splitlines() or ["nothing"]
+        command = " ".join(argv[:2])
+        words = "%s tells no activation: %s" % (command, lines[-1])
+        raise Refusal("not activated", words) from None
+    changed = {}
+    for key, value in variables:
+        if os.environ.get(key) != value:
+            changed[key] = str(value)
+    return changed

@@ -12,7 +12,9 @@ Json = Dict[str, Any]
 
 def expand(path: str) -> str:
     """Return a path with a leading ~/ replaced by this node's home."""
-    return os.path.expanduser(path) if path.startswith("~/") else path
+    if path.startswith("~/"):
+        return os.path.expanduser(path)
+    return path
 
 
 def read_text(path: str) -> str:
@@ -43,9 +45,8 @@ def write_json(path: str, value: Json) -> None:
     """Write a file atomically, readable by this user only; raises OSError if the disk is full."""
     temporary = "%s.%d" % (path, os.getpid())
     try:
-        with open(
-            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w"
-        ) as file:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "w") as file:
             json.dump(value, file)
         os.replace(temporary, path)
     except OSError:
@@ -59,7 +60,8 @@ def write_all(descriptor: int, data: bytes) -> None:
     """Write all bytes to a descriptor; a single write may take fewer."""
     left = memoryview(data)
     while left:
-        left = left[os.write(descriptor, left) :]
+        count = os.write(descriptor, left)
+        left = left[count:]
 
 
 def state_folder() -> str:

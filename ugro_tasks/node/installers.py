@@ -15,7 +15,7 @@ import os
 import re
 from typing import Dict, List, Set, Tuple
 
-from .files import read_text
+from .files import Json, read_text
 from .programs import run_later
 
 PIP_QUIET = ["--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
@@ -27,6 +27,10 @@ CAN_MAKE_VENV = "import venv, ensurepip; ensurepip.version()"
 # Variables of another environment.
 FOREIGN = ("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV")
 HASH = re.compile(r"\s*\\?\s*--hash=sha256:([0-9a-f]{64})")
+# A line of requirements about the place to fetch from.
+INDEX_OPTION = re.compile(
+    r"\s*--?(i|f|index-url|extra-index-url|find-links|no-index|trusted-host)\b"
+)
 
 
 def own_variables() -> Dict[str, str]:
@@ -40,37 +44,38 @@ def venv_steps(python: str, target: str) -> Tuple[List[List[str]], List[str]]:
     A Python's own pip is preferred, else ensurepip is used: Debian packages both separately, and
     one is enough. Returns no commands if the Python has neither.
     """
-    own, make = [python, "-I", "-m", "pip"], [python, "-I", "-m", "venv"]
+    own_pip = [python, "-I", "-m", "pip"]
+    venv = [python, "-I", "-m", "venv"]
     inside = os.path.join(target, "bin", "python")
-    if pip_version(own) >= PIP_FOR_OTHERS:
-        return [[*make, "--without-pip", target]], [*own, "--python", inside]
-    if run_later([python, "-Ic", CAN_MAKE_VENV])()["code"] == 0:
-        return [[*make, target]], [inside, "-I", "-m", "pip"]
+    if pip_version(own_pip) >= PIP_FOR_OTHERS:
+        return [[*venv, "--without-pip", target]], [*own_pip, "--python", inside]
+    answer = run_later([python, "-Ic", CAN_MAKE_VENV])()
+    if answer["code"] == 0:
+        return [[*venv, target]], [inside, "-I", "-m", "pip"]
     return [], []
 
 
 def has_hashes(files: str) -> bool:
     """Tell whether the constraints have hashes of files, and the requirements none."""
     requirements = read_text(os.path.join(files, "requirements.txt"))
-    return (
-        "--hash=" in read_text(os.path.join(files, "constraints.txt"))
-        and "--hash=" not in requirements
-    )
+    constraints = read_text(os.path.join(files, "constraints.txt"))
+    return "--hash=" in constraints and "--hash=" not in requirements
 
 
 def newer_pip(pip: List[str]) -> List[List[str]]:
     """Return the command to install a pip able to report its choice; [] if this one can."""
-    return (
-        []
-        if pip_version(pip) >= PIP_WITH_REPORTS
-        else [[*pip, *PIP_OPTIONS, "pip>=%d.%d" % PIP_WITH_REPORTS]]
-    )
+    if pip_version(pip) >= PIP_WITH_REPORTS:
+        return []
+    return [[*pip, *PIP_OPTIONS, "pip>=%d.%d" % PIP_WITH_REPORTS]]
 
 
 def pip_version(pip: List[str]) -> Tuple[int, int]:
     """Return (major, minor) of pip; (0, 0) if it does not tell."""
-    found = re.match(r"pip (\d+)\.(\d+)", run_later([*pip, "--version"])()["stdout"])
-    return (int(found[1]), int(found[2])) if found else (0, 0)
+    answer = run_later([*pip, "--version"])()
+    found = re.match(r"pip (\d+)\.(\d+)", answer["stdout"])
+    if not found:
+        return (0, 0)
+    return (int(found[1]), int(found[2]))
 
 
 def wanted(files: str) -> List[str]:
@@ -80,15 +85,17 @@ def wanted(files: str) -> List[str]:
     if not os.path.exists(constraints):
         return words
     if has_hashes(files):
-        text, constraints = read_text(constraints), os.path.join(files, "versions.txt")
+        versions = HASH.sub("", read_text(constraints))
+        constraints = os.path.join(files, "versions.txt")
         with open(constraints, "w") as file:
-            file.write(HASH.sub("", text))
+            file.write(versions)
     return [*words, "-c", constraints]
 
 
 def choice(files: str) -> List[str]:
     """Return pip's options to report its choice, for `pinned`, without installing it."""
-    return ["--dry-run", "--report", os.path.join(files, "report.json"), *wanted(files)]
+    report = os.path.join(files, "report.json")
+    return ["--dry-run", "--report", report, *wanted(files)]
 
 
 def pinned(files: str) -> List[str]:
@@ -97,49 +104,56 @@ def pinned(files: str) -> List[str]:
     Raises ValueError if a chosen file has no matching hash in the constraints.
     """
     allowed = hashes_of(read_text(os.path.join(files, "constraints.txt")))
-    options = [
-        line for line in read_text(os.path.join(files, "requirements.txt")).splitlines()
-        if re.match(r"\s*--?(i|f|index-url|extra-index-url|find-links|no-index|trusted-host)\b", line)
-    ]  # fmt: skip
-    lines = []
-    for item in json.loads(read_text(os.path.join(files, "report.json")))["install"]:
-        name, version = item["metadata"]["name"], item["metadata"]["version"]
-        info = item["download_info"].get("archive_info", {})
-        digest = (
-            info.get("hashes", {}).get("sha256")
-            or info.get("hash", "").partition("sha256=")[2]
-        )
-        if plain(name) not in allowed:
+    requirements = read_text(os.path.join(files, "requirements.txt"))
+    report = json.loads(read_text(os.path.join(files, "report.json")))
+    lines = [line for line in requirements.splitlines() if INDEX_OPTION.match(line)]
+    for item in report["install"]:
+        name = item["metadata"]["name"]
+        version = item["metadata"]["version"]
+        digest = reported_hash(item)
+        hashes = allowed.get(normalised(name))
+        if hashes is None:
             raise ValueError("%s %s is not in constraints.txt" % (name, version))
-        if digest not in allowed[plain(name)]:
-            raise ValueError(
-                "%s %s with sha256 %s" % (name, version, digest or "unknown")
-            )
+        if digest not in hashes:
+            words = (name, version, digest or "unknown")
+            raise ValueError("%s %s with sha256 %s" % words)
         lines.append("%s==%s --hash=sha256:%s" % (name, version, digest))
     exact = os.path.join(files, "exact.txt")
     with open(exact, "w") as file:
-        file.write("\n".join([*options, *lines]) + "\n")
+        file.write("\n".join(lines) + "\n")
     return ["--no-deps", "--require-hashes", "-r", exact]
+
+
+def reported_hash(item: Json) -> str:
+    """Return the SHA-256 of a file in pip's report, "" if it has none."""
+    info = item["download_info"].get("archive_info", {})
+    hashes: Dict[str, str] = info.get("hashes", {})
+    # The older spelling: "sha256=<digest>".
+    older: str = info.get("hash", "")
+    return hashes.get("sha256") or older.partition("sha256=")[2]
 
 
 def hashes_of(constraints: str) -> Dict[str, Set[str]]:
     """Return {package: the allowed hashes of its files}."""
     found: Dict[str, Set[str]] = {}
-    for block in re.split(
-        r"\n(?=[A-Za-z0-9])", "\n" + re.sub(r"(?m)^\s*#.*\n?", "", constraints)
-    ):
+    without_comments = re.sub(r"(?m)^\s*#.*\n?", "", constraints)
+    # A package's block begins with its name at the start of a line.
+    for block in re.split(r"\n(?=[A-Za-z0-9])", "\n" + without_comments):
         name = re.match(r"\s*([A-Za-z0-9._-]+)", block)
         if name:
-            found.setdefault(plain(name[1]), set()).update(HASH.findall(block))
+            hashes = found.setdefault(normalised(name[1]), set())
+            hashes.update(HASH.findall(block))
     return found
 
 
-def plain(name: str) -> str:
+def normalised(name: str) -> str:
     """Return a package's name normalised as in PEP 503."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def uv_sync(name: str) -> List[str]:
     """Return the arguments of `uv` for a dependency group, or for the project itself."""
-    group = ["--no-dev"] if name == "default" else ["--only-group", name]
-    return ["sync", "--locked", "--no-install-project", "--no-progress", *group]
+    words = ["sync", "--locked", "--no-install-project", "--no-progress"]
+    if name == "default":
+        return [*words, "--no-dev"]
+    return [*words, "--only-group", name]

@@ -36,7 +36,8 @@ def prepare(request: Json, blob: bytes) -> Json:
     never started again. Refuses with "busy" and the holder if another job has the node.
     """
     folder = expand(request["folder"])
-    if supervisor_of(folder) or os.path.exists(os.path.join(folder, "torchrun.json")):
+    has_run = os.path.exists(os.path.join(folder, "torchrun.json"))
+    if has_run or supervisor_of(folder):
         return {"folder": folder}
     refuse_if_busy(request["token"])
     end_all(lambda: of_rank(request["token"]), 0.0)
@@ -49,41 +50,37 @@ def prepare(request: Json, blob: bytes) -> Json:
         lay_out(folder, request, blob)
     except OSError as error:
         raise unwritable(folder, error) from error
-    with contextlib.ExitStack() as open_files:
-        log = open_files.enter_context(
-            open(os.path.join(folder, "supervisor.log"), "ab")
-        )
-        supervisor = subprocess.Popen(
-            [
-                sys.executable,
-                "-ES",
-                os.path.join(folder, "node.zip"),
-                "supervise",
-                folder,
-            ],
+    supervisor = start_supervisor(folder, request)
+    assert supervisor.stdout
+    with supervisor.stdout as pipe:
+        # The supervisor closes its end once it holds the lease.
+        said = pipe.read()
+    if not said:
+        log = read_text(os.path.join(folder, "supervisor.log"))
+        raise Refusal("broken", log[-2000:])
+    answer: Json = json.loads(said)
+    if not answer["leased"]:
+        refuse_if_busy(request["token"])
+        words = "another launch took this node in the same moment"
+        raise Refusal("busy", words, holder={})
+    return {"folder": folder}
+
+
+def start_supervisor(folder: str, request: Json) -> "subprocess.Popen[bytes]":
+    """Start the job's supervisor, from its own copy of this program."""
+    program = os.path.join(folder, "node.zip")
+    log_path = os.path.join(folder, "supervisor.log")
+    with open(log_path, "ab") as log, contextlib.ExitStack() as inherited:
+        return subprocess.Popen(
+            [sys.executable, "-ES", program, "supervise", folder],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
             env=dict(clean_environment(), UGRO_TOKEN=request["token"]),
             cwd=folder,
             start_new_session=True,
-            pass_fds=keeping_port(request.get("rendezvous_port"), open_files),
+            pass_fds=keeping_port(request.get("rendezvous_port"), inherited),
         )
-    assert supervisor.stdout
-    with supervisor.stdout as pipe:
-        # The supervisor closes its end once it holds the lease.
-        said = pipe.read()
-    if not said:
-        raise Refusal(
-            "broken", read_text(os.path.join(folder, "supervisor.log"))[-2000:]
-        )
-    answer: Json = json.loads(said)
-    if not answer["leased"]:
-        refuse_if_busy(request["token"])
-        raise Refusal(
-            "busy", "another launch took this node in the same moment", holder={}
-        )
-    return {"folder": folder}
 
 
 def keeping_port(port: Optional[int], inherited: contextlib.ExitStack) -> List[int]:
@@ -97,11 +94,10 @@ def keeping_port(port: Optional[int], inherited: contextlib.ExitStack) -> List[i
     from .ports import keep_within, keeper_of
 
     if not keep_within(port):
-        raise Refusal(
-            "port",
-            "another job has port %d, which was free a moment ago; launch again" % port,
-        )
-    return [inherited.enter_context(keeper_of(port)).fileno()]
+        words = "another job has port %d, which was free a moment ago; launch again"
+        raise Refusal("port", words % port)
+    keeper = inherited.enter_context(keeper_of(port))
+    return [keeper.fileno()]
 
 
 def lay_out(folder: str, request: Json, blob: bytes) -> None:
@@ -117,11 +113,14 @@ def lay_out(folder: str, request: Json, blob: bytes) -> None:
     for name in LEFTOVERS:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(folder, name))
+    node_bytes = request["node_bytes"]
     with open(os.path.join(folder, "node.zip"), "wb") as file:
-        file.write(blob[: request["node_bytes"]])
-    with tarfile.open(fileobj=io.BytesIO(blob[request["node_bytes"] :])) as archive:
-        # The archive is the controller's own; newer Pythons ask for a filter all the same.
-        safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        file.write(blob[:node_bytes])
+    # The archive is the controller's own; newer Pythons ask for a filter all the same.
+    safely: Any = {}
+    if hasattr(tarfile, "data_filter"):
+        safely["filter"] = "data"
+    with tarfile.open(fileobj=io.BytesIO(blob[node_bytes:])) as archive:
         archive.extractall(os.path.join(folder, "code"), **safely)  # noqa: S202
     write_json(os.path.join(folder, "plan.json"), request)
 
@@ -138,11 +137,9 @@ def start(request: Json) -> Json:
     if supervisor and not os.path.exists(running):
         with contextlib.suppress(ProcessLookupError):
             os.kill(supervisor, signal.SIGUSR1)
-    while (
-        supervisor_of(folder)
-        and not os.path.exists(running)
-        and not os.path.exists(ended)
-    ):
+    while supervisor_of(folder):
+        if os.path.exists(running) or os.path.exists(ended):
+            break
         time.sleep(0.005)
     if not os.path.exists(running):
         record = read_json(ended) or {"error": "the supervisor is gone"}
@@ -155,15 +152,14 @@ def stop(request: Json) -> Json:
 
     `left` are the job's processes still alive here; [] is the proof that none is.
     """
-    begun, folder = time.monotonic(), expand(request["folder"])
+    begun = time.monotonic()
+    folder = expand(request["folder"])
     supervisor = supervisor_of(folder)
     if supervisor:
+        order = {key: request[key] for key in ("grace_seconds", "reason")}
         # On a full disk the signal must be sent all the same.
         with contextlib.suppress(OSError):
-            write_json(
-                os.path.join(folder, "stop.json"),
-                {k: request[k] for k in ("grace_seconds", "reason")},
-            )
+            write_json(os.path.join(folder, "stop.json"), order)
         with contextlib.suppress(ProcessLookupError):
             os.kill(supervisor, signal.SIGTERM)
         # Beyond the grace: the supervisor's own KILL comes first.
@@ -175,7 +171,7 @@ def stop(request: Json) -> Json:
     if request.get("discard") and not left:
         shutil.rmtree(folder, ignore_errors=True)
     return {
-        "left": [p.facts() for p in left],
+        "left": [process.facts() for process in left],
         "exit": ended,
         "seconds": time.monotonic() - begun,
     }
@@ -189,15 +185,19 @@ def state(request: Json) -> Json:
         "supervised": supervisor_of(folder) is not None,
         "started": os.path.exists(os.path.join(folder, "torchrun.json")),
         "exit": read_json(os.path.join(folder, "exit.json")),
-        "processes": [p.facts() for p in of_rank(request["token"])],
+        "processes": [process.facts() for process in of_rank(request["token"])],
     }
 
 
 def reset(request: Json) -> Json:
     """End every process with a UGRO token in this slot, and so free its lease: {ended, left}."""
-    ended = of_slot(request["slot"])
-    left = end_all(lambda: of_slot(request["slot"]), request["grace_seconds"])
-    return {"ended": [p.facts() for p in ended], "left": [p.facts() for p in left]}
+    slot = request["slot"]
+    ended = of_slot(slot)
+    left = end_all(lambda: of_slot(slot), request["grace_seconds"])
+    return {
+        "ended": [process.facts() for process in ended],
+        "left": [process.facts() for process in left],
+    }
 
 
 def make_folder(request: Json) -> Json:
@@ -217,8 +217,9 @@ def unwritable(folder: str, error: OSError) -> Refusal:
 
 def refuse_if_busy(token: str) -> None:
     """Refuse with "busy" if another job has the lease or a process in the slot."""
-    holder = lease_holder(slot_of(token))
-    others = [p for p in of_slot(slot_of(token)) if p.token != token]
+    slot = slot_of(token)
+    holder = lease_holder(slot)
+    others = [process for process in of_slot(slot) if process.token != token]
     if holder and holder.get("token") != token:
         raise Refusal("busy", "the node is held", holder=holder)
     if others:

@@ -24,7 +24,8 @@ def take_lease(slot: str, holder: Json) -> Optional[io.TextIOWrapper]:
 
     The lease lasts until the returned file is closed.
     """
-    lease = open(os.open(lease_path(slot), os.O_RDWR | os.O_CREAT, 0o600), "r+")  # noqa: SIM115
+    descriptor = os.open(lease_path(slot), os.O_RDWR | os.O_CREAT, 0o600)
+    lease = open(descriptor, "r+")  # noqa: SIM115
     try:
         fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -38,11 +39,13 @@ def take_lease(slot: str, holder: Json) -> Optional[io.TextIOWrapper]:
 
 def lease_holder(slot: str) -> Optional[Json]:
     """Return the data written by the lease's holder; None if the lease is free."""
+    path = lease_path(slot)
     try:
-        with open(lease_path(slot)) as lease:
+        with open(path) as lease:
             fcntl.flock(lease, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return None
     except OSError:
-        return read_json(lease_path(slot)) or {}
+        # The lock is taken; the holder may not have written yet.
+        return read_json(path) or {}
     return None

@@ -45,9 +45,8 @@ class Listing:
             self._count(entry)
             path = entry[1]
             if entry[0] == "e":
-                unreadable.append(
-                    "%.200s: %.200s" % (path or "the folder itself", entry[2])
-                )
+                name = path or "the folder itself"
+                unreadable.append("%.200s: %.200s" % (name, entry[2]))
                 continue
             if not self._is_asked_for(path):
                 raise Unfit("it was not asked for: %.200r" % path)
@@ -62,13 +61,16 @@ class Listing:
     def _count(self, entry: Entry) -> None:
         """Count entries, repeated ones too; raises Unfit for an endless list."""
         self._told += 1
-        self._characters += sum(len(word) for word in entry if isinstance(word, str))
+        for value in entry:
+            if isinstance(value, str):
+                self._characters += len(value)
         if self._told > ENTRIES_MOST or self._characters > CHARACTERS_MOST:
             raise Unfit("a list of files without end")
 
     def _is_asked_for(self, path: str) -> bool:
         if self._files is not None and path not in self._files:
             return False
-        if self._only is not None and path.split("/", 1)[0] not in self._only:
+        top_name = path.split("/", 1)[0]
+        if self._only is not None and top_name not in self._only:
             return False
         return not is_excluded(path, self._exclude)

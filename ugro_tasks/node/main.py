@@ -12,17 +12,30 @@ import contextlib
 import importlib
 import json
 import sys
-from typing import Any, Dict, Generator
+from typing import Any, Callable, Dict, Generator
 
 from .protocol import MARK, Refusal
 
+# {operation: its module}; the function has the operation's name.
 MODULE_OF = {
-    "probe": "probe", "prepare": "jobs", "start": "jobs", "stop": "jobs", "state": "jobs", "reset": "jobs",
-    "make_folder": "jobs", "manifests": "streams", "environment": "environment", "build_environment": "build",
+    "probe": "probe",
+    "prepare": "jobs",
+    "start": "jobs",
+    "stop": "jobs",
+    "state": "jobs",
+    "reset": "jobs",
+    "make_folder": "jobs",
+    "manifests": "streams",
+    "environment": "environment",
+    "build_environment": "build",
     "clean": "clean",
-}  # fmt: skip
+}
 # Answered by frames; each is the last request of its process.
-FRAMED = {"follow": "streams", "send_files": "copy", "receive_files": "copy"}
+FRAMED = {
+    "follow": "streams",
+    "send_files": "copy",
+    "receive_files": "copy",
+}
 
 
 def main() -> None:
@@ -31,40 +44,47 @@ def main() -> None:
         # Late: no request needs it.
         from .supervisor import supervise
 
-        return supervise(sys.argv[2])
-    stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
+        supervise(sys.argv[2])
+        return
+    stdin = sys.stdin.buffer
+    stdout = sys.stdout.buffer
     for line in iter(stdin.readline, b""):
         request: Dict[str, Any] = json.loads(line)
+        operation = request["op"]
         stdout.write(MARK)
-        if request["op"] in FRAMED:
+        if operation in FRAMED:
             stdout.flush()
-            module = importlib.import_module("." + FRAMED[request["op"]], __package__)
-            return getattr(module, request["op"])(request, stdin)  # type: ignore[no-any-return]
-        blob = (
-            [stdin.read(request.pop("blob_bytes"))] if "blob_bytes" in request else []
-        )
+            function_of(operation, FRAMED)(request, stdin)
+            return
+        blob = []
+        if "blob_bytes" in request:
+            blob.append(stdin.read(request.pop("blob_bytes")))
         with contextlib.closing(answers(request, *blob)) as given:
-            for line in given:
-                # A file name may not be text: half a surrogate pair would make all of it unreadable.
-                stdout.write(
-                    json.dumps(line, ensure_ascii=False).encode("utf-8", "replace")
-                    + b"\n"
-                )
+            for answer in given:
+                # A file name may not be text: half a surrogate pair would make all unreadable.
+                text = json.dumps(answer, ensure_ascii=False)
+                stdout.write(text.encode("utf-8", "replace") + b"\n")
                 stdout.flush()
-    return None
 
 
 def answers(
     request: Dict[str, Any], *blob: bytes
 ) -> Generator[Dict[str, Any], None, None]:
     """Yield the operation's answer or refusal; a long operation yields its progress before."""
-    # Late: a zip has no compiled files, so each import costs; a request loads only its own module.
-    module = importlib.import_module("." + MODULE_OF[request["op"]], __package__)
+    function = function_of(request["op"], MODULE_OF)
     try:
-        given = getattr(module, request["op"])(request, *blob)
+        given = function(request, *blob)
         if isinstance(given, dict):
             yield given
         else:
             yield from given
     except Refusal as refusal:
         yield refusal.answer
+
+
+def function_of(operation: str, modules: Dict[str, str]) -> Callable[..., Any]:
+    """Import an operation's module and return its function."""
+    # Late: a zip has no compiled files, so each import costs; a request loads only its own module.
+    module = importlib.import_module("." + modules[operation], __package__)
+    function: Callable[..., Any] = getattr(module, operation)
+    return function

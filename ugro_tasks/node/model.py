@@ -6,7 +6,7 @@ import contextlib
 import fnmatch
 import os
 import re
-from typing import Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from .files import Json, expand, read_object, read_text
 
@@ -27,8 +27,18 @@ DIMENSIONS: Dict[str, Tuple[str, ...]] = {
 DIMENSION_MAX = 1 << 31
 # Families with two matrices in the feed-forward part; today's other ones have three.
 UNGATED = {
-    "gpt2", "gpt_neo", "gpt_neox", "gptj", "gpt_bigcode", "opt", "bloom", "falcon", "mpt", "phi", "starcoder2",
-}  # fmt: skip
+    "gpt2",
+    "gpt_neo",
+    "gpt_neox",
+    "gptj",
+    "gpt_bigcode",
+    "opt",
+    "bloom",
+    "falcon",
+    "mpt",
+    "phi",
+    "starcoder2",
+}
 # A folder may have the weights twice; transformers loads the first present kind.
 WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -43,7 +53,8 @@ def look_for_model(request: Json) -> Json:
     and the like); they override this node's own.
     """
     name = request["name"]
-    folder = folder_of(name, dict(os.environ, **request["env"]))
+    variables = dict(os.environ, **request["env"])
+    folder = folder_of(name, variables)
     if folder is None:
         return {"missing": "it is not on this node yet"}
     config = object_in(os.path.join(folder, "config.json"), CONFIG_MAX_BYTES)
@@ -59,62 +70,85 @@ def look_for_model(request: Json) -> Json:
 def object_in(path: str, max_bytes: int) -> Optional[Json]:
     """Read the JSON object in a small file of any origin; return None for anything else."""
     try:
-        return read_object(path) if os.path.getsize(path) <= max_bytes else None
+        is_small = os.path.getsize(path) <= max_bytes
     except OSError:
         return None
+    return read_object(path) if is_small else None
 
 
 def folder_of(name: str, env: "Dict[str, str]") -> Optional[str]:
     """Return the folder with the model's config.json, None if there is none."""
     if name.startswith(("/", "~/")):
-        path = expand(name)
-        return path if os.path.isfile(os.path.join(path, "config.json")) else None
-    if not HUB_NAME.fullmatch(name):
+        folders = [expand(name)]
+    elif HUB_NAME.fullmatch(name):
+        folders = snapshots_of(name, env)
+    else:
         return None
+    for folder in folders:
+        if os.path.isfile(os.path.join(folder, "config.json")):
+            return folder
+    return None
+
+
+def snapshots_of(name: str, env: "Dict[str, str]") -> List[str]:
+    """Return the folders of a model in the hub's cache, with that of refs/main first."""
     cached = os.path.join(hub_cache(env), "models--" + name.replace("/", "--"))
     snapshots = os.path.join(cached, "snapshots")
-    commits = [read_text(os.path.join(cached, "refs", "main")).strip() or "-"]
+    main = read_text(os.path.join(cached, "refs", "main")).strip()
+    commits = [main or "-"]
     with contextlib.suppress(OSError):
         commits += sorted(os.listdir(snapshots))
-    folders = [os.path.join(snapshots, os.path.basename(commit)) for commit in commits]
-    return next(
-        (path for path in folders if os.path.isfile(os.path.join(path, "config.json"))),
-        None,
-    )
+    # The file may hold anything; its base name stays in the folder.
+    return [os.path.join(snapshots, os.path.basename(commit)) for commit in commits]
 
 
 def hub_cache(env: "Dict[str, str]") -> str:
     """Return the cache folder of huggingface_hub, by its rules."""
-    home = env.get("HF_HOME") or os.path.join(
-        env.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
-    )
-    return os.path.expanduser(env.get("HF_HUB_CACHE") or os.path.join(home, "hub"))
+    caches = env.get("XDG_CACHE_HOME") or "~/.cache"
+    home = env.get("HF_HOME") or os.path.join(caches, "huggingface")
+    hub = env.get("HF_HUB_CACHE") or os.path.join(home, "hub")
+    return os.path.expanduser(hub)
 
 
 def numbers_of(config: Json) -> Json:
     """Return the numbers relevant for memory in a config.json of any content."""
     # A multimodal model has its language part in a section of its own.
     inner = config.get("text_config")
-    text: Json = dict(config, **inner) if isinstance(inner, dict) else config
+    text: Json = dict(config)
+    if isinstance(inner, dict):
+        text.update(inner)
     found: Json = {}
     for wanted, names in DIMENSIONS.items():
-        value = next((text[name] for name in names if text.get(name) is not None), None)
-        if (
-            isinstance(value, int)
-            and not isinstance(value, bool)
-            and 0 < value < DIMENSION_MAX
-        ):
+        value = first_of(text, names)
+        if is_dimension(value):
             found[wanted] = value
     found["tied"] = text.get("tie_word_embeddings") is True
     family = text.get("model_type")
-    found["gated"] = not (isinstance(family, str) and family in UNGATED)
+    is_ungated = isinstance(family, str) and family in UNGATED
+    found["gated"] = not is_ungated
     dtype = text.get("dtype") or text.get("torch_dtype")
-    found["dtype"] = dtype if isinstance(dtype, str) and len(dtype) < 20 else None
+    is_dtype = isinstance(dtype, str) and len(dtype) < 20
+    found["dtype"] = dtype if is_dtype else None
+    found["quantised_bits"] = None
     quantised = config.get("quantization_config")
-    found["quantised_bits"] = (
-        bits_of(quantised) if isinstance(quantised, dict) else None
-    )
+    if isinstance(quantised, dict):
+        found["quantised_bits"] = bits_of(quantised)
     return found
+
+
+def first_of(config: Json, names: Tuple[str, ...]) -> Any:
+    """Return the first value given under one of the names, None without one."""
+    for name in names:
+        if config.get(name) is not None:
+            return config[name]
+    return None
+
+
+def is_dimension(value: Any) -> bool:
+    """Tell whether a value is a plausible size."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return False
+    return 0 < value < DIMENSION_MAX
 
 
 def bits_of(quantised: Json) -> Optional[int]:
@@ -124,7 +158,9 @@ def bits_of(quantised: Json) -> Optional[int]:
     if quantised.get("load_in_8bit") or quantised.get("_load_in_8bit"):
         return 8
     bits = quantised.get("bits")
-    return bits if isinstance(bits, int) and 0 < bits <= 16 else 8
+    if isinstance(bits, int) and 0 < bits <= 16:
+        return bits
+    return 8
 
 
 def weights_of(folder: str) -> Optional[int]:
@@ -133,14 +169,16 @@ def weights_of(folder: str) -> Optional[int]:
         # The index of split weights knows their total size, including files not downloaded yet.
         index = object_in(os.path.join(folder, name), INDEX_MAX_BYTES) or {}
         metadata = index.get("metadata")
-        total = metadata.get("total_size") if isinstance(metadata, dict) else None
+        if not isinstance(metadata, dict):
+            continue
+        total = metadata.get("total_size")
         if isinstance(total, (int, float)) and 0 < total < WEIGHTS_MAX_BYTES:
             return int(total)
     with contextlib.suppress(OSError):
         names = os.listdir(folder)
         for pattern in WEIGHT_FILES:
-            if files := fnmatch.filter(names, pattern):
-                return sum(
-                    os.stat(os.path.join(folder, name)).st_size for name in files
-                )
+            files = fnmatch.filter(names, pattern)
+            if files:
+                paths = [os.path.join(folder, name) for name in files]
+                return sum(os.stat(path).st_size for path in paths)
     return None

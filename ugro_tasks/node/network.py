@@ -15,8 +15,11 @@ from typing import Callable, Dict, Iterator, List, Optional, Tuple
 from .files import Json, read_text
 from .ports import bindable, is_kept_elsewhere, look_at_port
 
-SIOCGIFCONF, SIOCGIFNETMASK = 0x8912, 0x891B
-IFREQ_BYTES = 16 + (24 if struct.calcsize("P") == 8 else 16)
+# See netdevice(7).
+SIOCGIFCONF = 0x8912
+SIOCGIFNETMASK = 0x891B
+# The name of an interface, and a union of the size of a struct ifmap.
+IFREQ_BYTES = 40 if struct.calcsize("P") == 8 else 32
 ADDRESSES_ASKED = 512
 # The resolver itself would wait much longer for a dead DNS server.
 RESOLVE_SECONDS = 1.0
@@ -66,29 +69,33 @@ def interfaces() -> Dict[str, Json]:
             if name in found:
                 found[name]["addresses"].append(address)
         for name, facts in found.items():
+            request = struct.pack("256s", name.encode()[:15])
             with contextlib.suppress(OSError):
-                answer = fcntl.ioctl(
-                    asked, SIOCGIFNETMASK, struct.pack("256s", name.encode()[:15])
-                )
+                answer = fcntl.ioctl(asked, SIOCGIFNETMASK, request)
                 facts["mask"] = socket.inet_ntoa(answer[20:24])
     for line in read_text("/proc/net/if_inet6").splitlines():
-        raw, name = line.split()[0], line.split()[-1]
+        words = line.split()
+        name = words[-1]
         if name in found:
-            found[name]["addresses"].append(
-                socket.inet_ntop(socket.AF_INET6, bytes.fromhex(raw))
-            )
+            raw = bytes.fromhex(words[0])
+            address = socket.inet_ntop(socket.AF_INET6, raw)
+            found[name]["addresses"].append(address)
     return found
 
 
 def ipv4_addresses(asked: socket.socket) -> Iterator[Tuple[str, str]]:
     """Yield (interface, address) of all IPv4 addresses, secondary ones too; see netdevice(7)."""
-    answer = array.array("B", bytes(IFREQ_BYTES * ADDRESSES_ASKED))
-    request = struct.pack("iP", len(answer), answer.buffer_info()[0])
-    length = struct.unpack("iP", fcntl.ioctl(asked, SIOCGIFCONF, request))[0]
-    raw = answer.tobytes()
-    for at in range(0, length, IFREQ_BYTES):
-        label = raw[at : at + 16].split(b"\0")[0].decode("utf-8", "replace")
-        yield label.partition(":")[0], socket.inet_ntoa(raw[at + 20 : at + 24])
+    buffer = array.array("B", bytes(IFREQ_BYTES * ADDRESSES_ASKED))
+    place, _ = buffer.buffer_info()
+    request = struct.pack("iP", len(buffer), place)
+    length, _ = struct.unpack("iP", fcntl.ioctl(asked, SIOCGIFCONF, request))
+    raw = buffer.tobytes()
+    for begin in range(0, length, IFREQ_BYTES):
+        entry = raw[begin : begin + IFREQ_BYTES]
+        label = entry[:16].split(b"\0")[0].decode("utf-8", "replace")
+        # A secondary address has a label such as eth0:1.
+        name = label.partition(":")[0]
+        yield name, socket.inet_ntoa(entry[20:24])
 
 
 def try_ports(request: Json) -> Json:
@@ -96,35 +103,41 @@ def try_ports(request: Json) -> Json:
 
     Each node listens on a port from gloo's and NCCL's range, and visits some others on theirs.
     """
+    rendezvous = request["port"]
     deadline = time.monotonic() + request["port_seconds"]
     nonce = request["nonce"].encode()
     facts: Json = {}
-    threads = [
-        threading.Thread(target=lambda: facts.update(look_at_port(request, deadline)))
-    ]
+
+    def look() -> None:
+        facts.update(look_at_port(request, deadline))
+
+    threads = [threading.Thread(target=look)]
     asked = request.get("peers")
     if asked:
-        peers = facts["peers"] = {
+        port = peer_port(asked["salt"], rendezvous)
+        reached: Json = {}
+        peers: Json = {
             "seconds": request["port_seconds"],
-            "port": peer_port(asked["salt"], request["port"]),
-            "reached": {},
+            "port": port,
+            "reached": reached,
         }
-        threads.append(
-            threading.Thread(
-                target=lambda: peers.update(
-                    await_peers(request, peers["port"], deadline)
-                )
+        facts["peers"] = peers
+
+        def wait() -> None:
+            peers.update(await_peers(request, port, deadline))
+
+        def visit(name: str, peer: Json) -> None:
+            reached[name] = visit_peer(
+                asked["name"],
+                peer["address"],
+                peer_port(peer["salt"], rendezvous),
+                nonce,
+                deadline,
             )
-        )
-        for name, peer in asked["visits"].items():
 
-            def visit(name: str = name, peer: Json = peer) -> None:
-                port = peer_port(peer["salt"], request["port"])
-                peers["reached"][name] = visit_peer(
-                    asked["name"], peer["address"], port, nonce, deadline
-                )
-
-            threads.append(threading.Thread(target=visit))
+        threads.append(threading.Thread(target=wait))
+        for visited in asked["visits"].items():
+            threads.append(threading.Thread(target=visit, args=visited))
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -140,17 +153,18 @@ def peer_port(salt: int, rendezvous: int) -> int:
 
     gloo and NCCL take theirs from the same range.
     """
-    first, last = map(
-        int,
-        (read_text("/proc/sys/net/ipv4/ip_local_port_range") or USUAL_PORTS).split(),
-    )
+    limits = read_text("/proc/sys/net/ipv4/ip_local_port_range") or USUAL_PORTS
+    first, last = [int(word) for word in limits.split()]
     port = first + salt % (last - first + 1)
-    return port if port != rendezvous else port + 1
+    if port == rendezvous:
+        return port + 1
+    return port
 
 
 def greeting(nonce: bytes, name: str) -> bytes:
     """Return the message between two nodes: as large as full-size packets, and of one length."""
-    return (nonce + b" " + name.encode()).ljust(PEER_BYTES, b" ")
+    words = nonce + b" " + name.encode()
+    return words.ljust(PEER_BYTES, b" ")
 
 
 def await_peers(request: Json, port: int, deadline: float) -> Json:
@@ -158,12 +172,11 @@ def await_peers(request: Json, port: int, deadline: float) -> Json:
 
     `listens` is False if the port is taken; `heard` are the names in complete greetings.
     """
-    address, asked, nonce = (
-        request["address"],
-        request["peers"],
-        request["nonce"].encode(),
-    )
-    words = {greeting(nonce, name): name for name in asked["visited_by"]}
+    address = request["address"]
+    peers = request["peers"]
+    nonce = request["nonce"].encode()
+    own_greeting = greeting(nonce, peers["name"])
+    expected = {greeting(nonce, name): name for name in peers["visited_by"]}
     heard: List[str] = []
     with contextlib.ExitStack() as open_sockets:
         listener = open_sockets.enter_context(bindable(address))
@@ -174,26 +187,32 @@ def await_peers(request: Json, port: int, deadline: float) -> Json:
         except OSError:
             return {"listens": False, "heard": []}
         listener.listen(64)
-        said: Dict[socket.socket, bytes] = {listener: b""}
-        while words and time.monotonic() < deadline + (
-            GREETING_SECONDS if len(said) > 1 else 0
-        ):
+        # {open connection: its bytes so far}
+        said: Dict[socket.socket, bytes] = {}
+        while expected:
+            # Connected peers have some more time to send their greeting.
+            end = deadline + GREETING_SECONDS if said else deadline
+            if time.monotonic() >= end:
+                break
             patience = max(0.05, deadline - time.monotonic())
-            for ready in select.select(list(said), [], [], patience)[0]:
+            readable, _, _ = select.select([listener, *said], [], [], patience)
+            for ready in readable:
                 if ready is listener:
                     with contextlib.suppress(OSError):
-                        peer = open_sockets.enter_context(listener.accept()[0])
+                        peer, _ = listener.accept()
+                        open_sockets.enter_context(peer)
                         said[peer] = b""
                         # It fits into a new connection's buffer, so it does not block.
                         peer.settimeout(GREETING_SECONDS)
-                        peer.sendall(greeting(nonce, asked["name"]))
+                        peer.sendall(own_greeting)
                     continue
                 chunk = b""
                 with contextlib.suppress(OSError):
                     chunk = ready.recv(PEER_BYTES)
                 said[ready] += chunk
-                if said[ready] in words:
-                    heard.append(words.pop(said[ready]))
+                name = expected.pop(said[ready], None)
+                if name is not None:
+                    heard.append(name)
                 if not chunk or len(said[ready]) >= PEER_BYTES:
                     del said[ready]
     return {"listens": True, "heard": heard}
@@ -209,22 +228,21 @@ def visit_peer(
     visit = {"ok": False, "stalled": False, "error": "no answer"}
     while time.monotonic() < deadline:
         connected_at = float("inf")
+        patience = max(0.05, deadline - time.monotonic())
         try:
-            with socket.create_connection(
-                (address, port), max(0.05, deadline - time.monotonic())
-            ) as host:
+            with socket.create_connection((address, port), patience) as host:
                 connected_at = time.monotonic()
-                host.settimeout(max(0.05, deadline - time.monotonic()))
-                if receive(host, PEER_BYTES).startswith(nonce):
+                host.settimeout(max(0.05, deadline - connected_at))
+                said = receive(host, PEER_BYTES)
+                if said.startswith(nonce):
                     host.sendall(greeting(nonce, name))
                     return {"tried": port, "ok": True}
                 visit["error"] = "something else listens there"
         except OSError as fault:
+            waited_seconds = time.monotonic() - connected_at
+            is_timeout = isinstance(fault, socket.timeout)
             visit["error"] = fault.strerror or str(fault)
-            visit["stalled"] = (
-                isinstance(fault, socket.timeout)
-                and time.monotonic() - connected_at > STALLED_SECONDS
-            )
+            visit["stalled"] = is_timeout and waited_seconds > STALLED_SECONDS
         time.sleep(0.02)
     return dict(visit, tried=port)
 

@@ -31,12 +31,12 @@ def look_at_port(request: Json, deadline: float) -> Json:
 
     With `keep_port` the master keeps it.
     """
+    port = request["port"]
     if request["role"] == "worker":
-        return {"reach": reach(request["master"], request["port"], deadline)}
+        return {"reach": reach(request["master"], port, deadline)}
     if request["role"] == "master":
-        return find_port(
-            request["address"], request["port"], keep_it=bool(request.get("keep_port"))
-        )
+        keep_it = bool(request.get("keep_port"))
+        return find_port(request["address"], port, keep_it=keep_it)
     return {}
 
 
@@ -54,13 +54,19 @@ def find_port(address: str, wanted: int, *, keep_it: bool) -> Json:
                 "port_error": error.strerror,
                 "free_port": None,
             }
-        if error is None and (keep(port) if keep_it else not is_kept_elsewhere(port)):
+        if error is None and is_to_be_had(port, keep_it=keep_it):
             found["free_port"] = port
             break
         found["port"] = "taken"
-    if found["port"] == "taken":
         found["port_error"] = "Address already in use"
     return found
+
+
+def is_to_be_had(port: int, *, keep_it: bool) -> bool:
+    """Tell whether no other process keeps a port; with `keep_it`, keep it from now on."""
+    if keep_it:
+        return keep(port)
+    return not is_kept_elsewhere(port)
 
 
 def bind_error(address: str, port: int) -> Optional[OSError]:
@@ -75,7 +81,8 @@ def bind_error(address: str, port: int) -> Optional[OSError]:
 
 def bindable(address: str) -> socket.socket:
     """Return a socket of the address's family, ready to bind as torchrun does."""
-    made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    made = socket.socket(family)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     return made
 
@@ -118,8 +125,9 @@ def is_kept_elsewhere(port: int) -> bool:
     """Tell whether another process on this machine keeps a port, without touching it."""
     if port in _kept:
         return False
-    names = [line.split()[-1] for line in read_text("/proc/net/unix").splitlines()]
-    return "@" + name_of(port) in names
+    name = "@" + name_of(port)
+    sockets = read_text("/proc/net/unix").splitlines()
+    return any(line.split()[-1] == name for line in sockets)
 
 
 def reach(address: str, port: int, deadline: float) -> Json:
@@ -130,15 +138,15 @@ def reach(address: str, port: int, deadline: float) -> Json:
     error = "no answer"
     while time.monotonic() < deadline:
         begun = time.monotonic()
+        patience = max(0.05, deadline - begun)
         try:
-            socket.create_connection(
-                (address, port), max(0.05, deadline - begun)
-            ).close()
+            socket.create_connection((address, port), patience).close()
         except ConnectionRefusedError:
             pass
         except OSError as fault:
             error = fault.strerror or str(fault)
             time.sleep(RETRY_SECONDS)
             continue
-        return {"ok": True, "milliseconds": (time.monotonic() - begun) * 1000}
+        milliseconds = (time.monotonic() - begun) * 1000
+        return {"ok": True, "milliseconds": milliseconds}
     return {"ok": False, "error": error}

@@ -62,7 +62,8 @@ def probe(request: Json) -> Json:
 
         facts["model"] = look_for_model(request["model"])
     facts.update(try_ports(request))
-    facts.update((name, finish()) for name, finish in later.items())
+    for name, finish in later.items():
+        facts[name] = finish()
     if facts["torch"].get("torch") and request["wants_cuda"]:
         facts["torch"]["cuda_available"] = cuda_available(interpreter, facts)
     return dict(facts, started=started, ended=time.time())
@@ -86,9 +87,11 @@ def look_at_slot(
 ) -> Tuple[Optional[Json], List[Process]]:
     """Return the lease's holder, and the processes in `ours` still alive in a slot."""
     lease = lease_holder(slot)
-    return lease, [
-        p for p in ours if slot_of(p.token) == slot and start_time(p.pid) is not None
-    ]
+    alive = []
+    for process in ours:
+        if slot_of(process.token) == slot and start_time(process.pid) is not None:
+            alive.append(process)
+    return lease, alive
 
 
 def own_folder() -> Json:
@@ -107,18 +110,29 @@ def space(path: str) -> Json:
     A missing path has the space of its nearest parent. `free_files` is None if the file system has
     no limit.
     """
-    there = path
-    while not os.path.exists(there) and there != os.path.dirname(there):
-        there = os.path.dirname(there)
-    usage, system = shutil.disk_usage(there), os.statvfs(there)
-    writable = os.access(there, os.W_OK | os.X_OK) and not system.f_flag & os.ST_RDONLY
+    there = nearest_parent(path)
+    usage = shutil.disk_usage(there)
+    system = os.statvfs(there)
+    free_files: Optional[int] = None
+    # Some network file systems report -1, read as a huge number.
+    if system.f_files > 0 and system.f_favail < 1 << 60:
+        free_files = system.f_favail
+    is_read_only = bool(system.f_flag & os.ST_RDONLY)
+    is_allowed = os.access(there, os.W_OK | os.X_OK)
     return {
         "path": path,
         "free_bytes": usage.free,
         "total_bytes": usage.total,
-        # Some network file systems report -1, read as a huge number.
-        "free_files": system.f_favail
-        if system.f_files > 0 and system.f_favail < 1 << 60
-        else None,
-        "writable": bool(writable),
+        "free_files": free_files,
+        "writable": is_allowed and not is_read_only,
     }
+
+
+def nearest_parent(path: str) -> str:
+    """Return the path itself if it exists, else its nearest existing parent."""
+    while not os.path.exists(path):
+        parent = os.path.dirname(path)
+        if parent == path:
+            break
+        path = parent
+    return path

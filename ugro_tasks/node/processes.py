@@ -16,6 +16,8 @@ from .protocol import MISLEADING
 PF_KTHREAD = 0x200000
 # A process may fork and end between two scans of /proc, so "none" needs two empty scans.
 SECOND_LOOK_SECONDS = 0.02
+# For processes to end after KILL.
+KILL_SECONDS = 5.0
 TOKEN = re.compile("(?:^|\0)UGRO_TOKEN=([^\0:]*:[^\0:]*:[^\0:]*)(?:\0|$)")
 
 
@@ -52,7 +54,12 @@ def start_time(pid: int) -> Optional[str]:
     It is field 22 of /proc/<pid>/stat, see proc(5).
     """
     fields = stat_of(pid)
-    return fields[19] if fields and fields[0] not in "ZX" else None
+    return fields[19] if is_alive(fields) else None
+
+
+def is_alive(fields: List[str]) -> bool:
+    """Tell whether the fields of `stat_of` are of a process that is neither a zombie nor dead."""
+    return bool(fields) and fields[0] not in "ZX"
 
 
 def stat_of(pid: int) -> List[str]:
@@ -68,19 +75,30 @@ def identity(pid: int) -> Json:
 def supervisor_of(folder: str) -> Optional[int]:
     """Return the pid of the living supervisor of a job's folder, else None."""
     was = read_json(os.path.join(folder, "supervisor.json"))
-    return was["pid"] if was and identity(was["pid"]) == was else None
+    if not was or identity(was["pid"]) != was:
+        return None
+    pid: int = was["pid"]
+    return pid
 
 
 def processes(wanted: Callable[[str], bool]) -> List[Process]:
     """Return this user's living processes with a wanted token, except this one."""
     found = []
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit() or int(entry) == os.getpid():
+    own_pid = os.getpid()
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
             continue
-        match = TOKEN.search(environment_of(int(entry)))
-        if match and wanted(match[1]) and start_time(int(entry)) is not None:
-            command = read_text("/proc/%s/cmdline" % entry).replace("\0", " ").strip()
-            found.append(Process(int(entry), match[1], command[:200]))
+        pid = int(name)
+        if pid == own_pid:
+            continue
+        match = TOKEN.search(environment_of(pid))
+        if not match or not wanted(match[1]):
+            continue
+        if start_time(pid) is None:
+            continue
+        argv = read_text("/proc/%d/cmdline" % pid)
+        command = argv.replace("\0", " ").strip()
+        found.append(Process(pid, match[1], command[:200]))
     return found
 
 
@@ -97,18 +115,23 @@ def environment_of(pid: int) -> str:
         return ""
     for _ in range(5):
         raw = read_text(path)
-        fields = stat_of(pid)
-        if raw or not fields or fields[0] in "ZX" or int(fields[6]) & PF_KTHREAD:
+        if raw:
             return raw
+        fields = stat_of(pid)
+        is_kernel_thread = bool(fields) and int(fields[6]) & PF_KTHREAD
+        if not is_alive(fields) or is_kernel_thread:
+            return ""
         time.sleep(0.001)
     return ""
 
 
 def clean_environment() -> Dict[str, str]:
     """Return this process's environment without variables misleading torchrun."""
-    return {
-        key: value for key, value in os.environ.items() if not MISLEADING.match(key)
-    }
+    kept = {}
+    for key, value in os.environ.items():
+        if not MISLEADING.match(key):
+            kept[key] = value
+    return kept
 
 
 def of_rank(token: str) -> List[Process]:
@@ -126,22 +149,25 @@ def end_all(find: Callable[[], List[Process]], grace_seconds: float) -> List[Pro
 
     Returns the processes still alive after that.
     """
-    for signum, seconds in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, 5.0)):
+    steps = ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, KILL_SECONDS))
+    for signum, seconds in steps:
         deadline = time.monotonic() + seconds
-        told: Set[int] = set()
+        signalled: Set[int] = set()
         while True:
+            # Zombies among this process's children would be found forever.
             list(reap())
             found = find()
             if not found:
                 time.sleep(SECOND_LOOK_SECONDS)
                 found = find()
-                if not found:
-                    return []
+            if not found:
+                return []
             for process in found:
-                if process.pid not in told:
-                    told.add(process.pid)
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(process.pid, signum)
+                if process.pid in signalled:
+                    continue
+                signalled.add(process.pid)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signum)
             if time.monotonic() >= deadline:
                 break
             time.sleep(0.02)

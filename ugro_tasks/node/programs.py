@@ -23,11 +23,7 @@ def run_later(argv: List[str], limit_seconds: float = 20.0) -> Callable[[], Json
             errors="replace",
         )
     except OSError as error:
-        missing: Json = {
-            "code": None,
-            "stdout": "",
-            "stderr": "%s: %s" % (argv[0], error.strerror),
-        }
+        missing = no_result("%s: %s" % (argv[0], error.strerror))
         return lambda: missing
 
     def finish() -> Json:
@@ -39,11 +35,12 @@ def run_later(argv: List[str], limit_seconds: float = 20.0) -> Callable[[], Json
             for pipe in (process.stdout, process.stderr):
                 if pipe:
                     pipe.close()
-            return {
-                "code": None,
-                "stdout": "",
-                "stderr": "%s: no answer in %g s" % (argv[0], limit_seconds),
-            }
+            return no_result("%s: no answer in %g s" % (argv[0], limit_seconds))
         return {"code": process.returncode, "stdout": out, "stderr": err[-2000:]}
 
     return finish
+
+
+def no_result(words: str) -> Json:
+    """Return the result of a program that did not run or did not end."""
+    return {"code": None, "stdout": "", "stderr": words}

@@ -10,9 +10,23 @@ MARK = b"\x1eUGRO "
 
 # Kind, byte offset in its stream, payload length; then the payload.
 FRAME = struct.Struct(">BQI")
-HEARTBEAT, LOG, METRICS, GPU, EXIT, LOST, MANIFEST = range(7)
+HEARTBEAT = 0
+LOG = 1
+METRICS = 2
+GPU = 3
+EXIT = 4
+LOST = 5
+MANIFEST = 6
 # The frames of a file transfer, see copy.py.
-ENTRIES, LISTED, WANTED, ENOUGH, NEXT, CONTENT, FILE, STORED, FAILED = range(16, 25)
+ENTRIES = 16
+LISTED = 17
+WANTED = 18
+ENOUGH = 19
+NEXT = 20
+CONTENT = 21
+FILE = 22
+STORED = 23
+FAILED = 24
 # The bit in a kind for a zlib-compressed payload.
 COMPRESSED = 0x80
 

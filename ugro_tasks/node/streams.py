@@ -13,7 +13,7 @@ import threading
 import time
 import zlib
 from functools import partial
-from typing import BinaryIO, Dict, Optional
+from typing import BinaryIO, Dict, List, Optional
 
 from .files import Json, expand, read_json
 from .processes import boot_id, end_all, of_rank, supervisor_of
@@ -54,6 +54,9 @@ def follow(request: Json, _stdin: BinaryIO) -> None:
     new one.
     """
     folder = expand(request["folder"])
+    exit_path = os.path.join(folder, "exit.json")
+    heartbeat_seconds = request["heartbeat_seconds"]
+    # JSON has made the kinds strings.
     offsets = {int(kind): offset for kind, offset in request["offsets"].items()}
     send(HEARTBEAT, 0, b"")
     quiet_since = supervised_at = moved_at = time.monotonic()
@@ -62,42 +65,43 @@ def follow(request: Json, _stdin: BinaryIO) -> None:
     ending: Optional[threading.Thread] = None
     while True:
         # Read first, so that all data written before the end is sent before EXIT.
-        ended = read_json(os.path.join(folder, "exit.json"))
+        ended = read_json(exit_path)
         gone = ending is not None and not ending.is_alive()
         if ended or time.monotonic() - looked_at > MANIFEST_SECONDS:
             looked_at = time.monotonic()
             forward_manifests(folder, told)
-        if sum(forward(folder, kind, offsets) for kind in offsets):
+        # Each stream sends a chunk in turn.
+        moved = [forward(folder, kind, offsets) for kind in offsets]
+        if any(moved):
             quiet_since = moved_at = time.monotonic()
         elif ended:
             # The names of outputs may not be text.
-            return send(
-                EXIT,
-                0,
-                json.dumps(ended, ensure_ascii=False).encode("utf-8", "replace"),
-            )
+            record = json.dumps(ended, ensure_ascii=False)
+            return send(EXIT, 0, record.encode("utf-8", "replace"))
         elif gone:
             return send(LOST, 0, json.dumps(lost(folder)).encode())
-        elif time.monotonic() - quiet_since > request["heartbeat_seconds"]:
+        elif time.monotonic() - quiet_since > heartbeat_seconds:
             send(HEARTBEAT, 0, b"")
             quiet_since = time.monotonic()
         else:
             quiet = time.monotonic() - moved_at > QUIET_SECONDS
             time.sleep(QUIET_POLL_SECONDS if quiet else POLL_SECONDS)
         # Checked even while there is data: an unsupervised script may go on printing for hours.
-        if (
-            not ending
-            and time.monotonic() - supervised_at > request["heartbeat_seconds"]
-        ):
-            supervised_at = time.monotonic()
-            if not supervisor_of(folder) and not os.path.exists(
-                os.path.join(folder, "exit.json")
-            ):
-                rest = partial(of_rank, request["token"])
-                ending = threading.Thread(
-                    target=end_all, args=(rest, ORPHAN_GRACE_SECONDS), daemon=True
-                )
-                ending.start()
+        if ending or time.monotonic() - supervised_at <= heartbeat_seconds:
+            continue
+        supervised_at = time.monotonic()
+        if not supervisor_of(folder) and not os.path.exists(exit_path):
+            ending = end_in_background(request["token"])
+
+
+def end_in_background(token: str) -> threading.Thread:
+    """Start to end the processes left of a rank; return the thread doing it."""
+    find = partial(of_rank, token)
+    ending = threading.Thread(
+        target=end_all, args=(find, ORPHAN_GRACE_SECONDS), daemon=True
+    )
+    ending.start()
+    return ending
 
 
 def forward(folder: str, kind: int, offsets: "dict[int, int]") -> bool:
@@ -116,7 +120,9 @@ def forward(folder: str, kind: int, offsets: "dict[int, int]") -> bool:
         return False
     if not chunk:
         return False
-    packed = zlib.compress(chunk, 1) if len(chunk) == CHUNK_BYTES else chunk
+    packed = chunk
+    if len(chunk) == CHUNK_BYTES:
+        packed = zlib.compress(chunk, 1)
     if len(packed) < len(chunk):
         send(kind | COMPRESSED, offsets[kind], packed)
     else:
@@ -136,28 +142,29 @@ def forward_manifests(folder: str, told: "Dict[str, bytes]") -> None:
 def find_manifests(folder: str) -> "Dict[str, bytes]":
     """Return {file name: content} of the manifests of a job's checkpoints here."""
     checkpoints = os.path.join(folder, "output", "checkpoints")
-    found: Dict[str, bytes] = {}
+    names: List[str] = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        for name in sorted(os.listdir(checkpoints)):
-            # Opening a named pipe would block.
-            if name.endswith(MANIFEST_SUFFIX) and os.path.isfile(
-                os.path.join(checkpoints, name)
-            ):
-                # A checkpoint may be rotated away at this moment.
-                with contextlib.suppress(OSError):
-                    with open(os.path.join(checkpoints, name), "rb") as file:
-                        content = file.read(MANIFEST_BYTES + 1)
-                    if len(content) <= MANIFEST_BYTES:
-                        found[name] = content
+        names = sorted(os.listdir(checkpoints))
+    found: Dict[str, bytes] = {}
+    for name in names:
+        path = os.path.join(checkpoints, name)
+        # Opening a named pipe would block.
+        if not name.endswith(MANIFEST_SUFFIX) or not os.path.isfile(path):
+            continue
+        # A checkpoint may be rotated away at this moment.
+        with contextlib.suppress(OSError):
+            with open(path, "rb") as file:
+                content = file.read(MANIFEST_BYTES + 1)
+            if len(content) <= MANIFEST_BYTES:
+                found[name] = content
     return found
 
 
 def manifests(request: Json) -> Json:
     """Return the manifests of a job's checkpoints on this node, as text."""
     found = find_manifests(expand(request["folder"]))
-    return {
-        "manifests": [content.decode("utf-8", "replace") for content in found.values()]
-    }
+    texts = [content.decode("utf-8", "replace") for content in found.values()]
+    return {"manifests": texts}
 
 
 def lost(folder: str) -> Json:
@@ -171,9 +178,11 @@ def send(kind: int, offset: int, payload: bytes) -> None:
     """Send one frame. Exits if the reader is gone or has read nothing for minutes."""
     data = memoryview(FRAME.pack(kind, offset, len(payload)) + payload)
     while data:
-        if not select.select([], [1], [], READER_GONE_SECONDS)[1]:
+        _, writable, _ = select.select([], [1], [], READER_GONE_SECONDS)
+        if not writable:
             raise SystemExit(1)
         try:
-            data = data[os.write(1, data[:65536]) :]
+            count = os.write(1, data[:65536])
         except BrokenPipeError:
             raise SystemExit(0) from None
+        data = data[count:]

@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
-from typing import List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 from .files import Json, expand, read_json, read_text, write_json
 from .gpu import GPU_FIELDS, nvidia_smi
@@ -27,9 +27,12 @@ from .processes import (
 )
 from .protocol import MISLEADING, OUTPUTS_TOLD
 
-GO, STOP = signal.SIGUSR1, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+GO = signal.SIGUSR1
+STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 WATCHED = {GO, signal.SIGCHLD, *STOP}
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+# See prctl(2).
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
 GPU_SAMPLE_SECONDS = 5.0
 # For processes left behind by a script.
 LEFTOVER_GRACE_SECONDS = 2.0
@@ -56,33 +59,41 @@ def supervise(folder: str) -> None:
     os.write(1, json.dumps({"leased": lease is not None}).encode())
     os.dup2(2, 1)
     if not lease:
-        return None
+        return
     with lease:
-        signum = wait_for((GO, *STOP), plan["hold_seconds"])
-        record: Json = {
-            "code": None,
-            "signal": None,
-            "error": None,
-            "started_at": None,
-            "stopped": None,
-        }
-        if signum == GO:
-            record.update(run(folder, plan))
-        elif signum is None:
-            record["error"] = (
-                "prepared, but not told to start within %g s" % plan["hold_seconds"]
-            )
-        else:
-            record["stopped"] = stop_order(folder)["reason"]
-        while True:
-            try:
-                return write_json(
-                    os.path.join(folder, "exit.json"),
-                    dict(record, ended_at=time.time()),
-                )
-            except OSError:
-                # The disk is full, and the record must not be lost.
-                time.sleep(1.0)
+        record = run_when_told(folder, plan)
+        write_exit_record(folder, record)
+
+
+def run_when_told(folder: str, plan: Json) -> Json:
+    """Wait for the start, run torchrun, and return the exit record."""
+    hold_seconds = plan["hold_seconds"]
+    record: Json = {
+        "code": None,
+        "signal": None,
+        "error": None,
+        "started_at": None,
+        "stopped": None,
+    }
+    signum = wait_for((GO, *STOP), hold_seconds)
+    if signum == GO:
+        record.update(run(folder, plan))
+    elif signum is None:
+        record["error"] = "prepared, but not told to start within %g s" % hold_seconds
+    else:
+        record["stopped"] = stop_order(folder)["reason"]
+    return record
+
+
+def write_exit_record(folder: str, record: Json) -> None:
+    """Write exit.json, trying again as long as the disk is full: it must not be lost."""
+    path = os.path.join(folder, "exit.json")
+    while True:
+        try:
+            write_json(path, dict(record, ended_at=time.time()))
+            return
+        except OSError:
+            time.sleep(1.0)
 
 
 def stop_order(folder: str) -> Json:
@@ -93,40 +104,55 @@ def stop_order(folder: str) -> Json:
 
 def run(folder: str, plan: Json) -> Json:
     """Run torchrun and return its exit record, once no process of the job is left."""
-    environment = clean_environment()
-    activated = plan.get("activated", {}).items()
-    environment.update(
-        (key, value) for key, value in activated if not MISLEADING.match(key)
-    )
-    environment.update((key, expand(value)) for key, value in plan["env"].items())
-    environment["UGRO_TOKEN"] = plan["token"]
-    environment["TORCHELASTIC_ERROR_FILE"] = os.path.join(folder, "error.json")
     with open(os.path.join(folder, "log"), "ab") as log:
         try:
             torchrun = subprocess.Popen(
-                [expand(word) for word in plan["argv"]], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env=environment, cwd=os.path.join(folder, "code"), start_new_session=True, preexec_fn=be_a_child,
-            )  # fmt: skip
+                [expand(word) for word in plan["argv"]],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment_of_rank(folder, plan),
+                cwd=os.path.join(folder, "code"),
+                start_new_session=True,
+                preexec_fn=be_a_child,
+            )
         except OSError as error:
-            return {"code": 127, "error": "%s: %s" % (plan["argv"][0], error.strerror)}
+            words = "%s: %s" % (plan["argv"][0], error.strerror)
+            return {"code": 127, "error": words}
     started_at = time.time()
     write_json(os.path.join(folder, "torchrun.json"), identity(torchrun.pid))
     status, stopped = watch(folder, plan, torchrun.pid)
     # Without a status the grace is used up; otherwise only leftovers of the script are alive.
     grace_seconds = 0.0 if status is None else LEFTOVER_GRACE_SECONDS
     end_all(lambda: of_rank(plan["token"]), grace_seconds)
+    code: Optional[int] = None
+    signum: Optional[int] = None
+    if status is not None and os.WIFEXITED(status):
+        code = os.WEXITSTATUS(status)
+    if status is not None and os.WIFSIGNALED(status):
+        signum = os.WTERMSIG(status)
+    outputs = names_in(os.path.join(folder, "output"))
     return {
-        "code": os.WEXITSTATUS(status)
-        if status is not None and os.WIFEXITED(status)
-        else None,
-        "signal": os.WTERMSIG(status)
-        if status is not None and os.WIFSIGNALED(status)
-        else None,
+        "code": code,
+        "signal": signum,
         "error": last_words(os.path.join(folder, "error.json")),
         "started_at": started_at,
         "stopped": stopped,
-        "outputs": names_in(os.path.join(folder, "output"))[:OUTPUTS_TOLD],
+        "outputs": outputs[:OUTPUTS_TOLD],
     }
+
+
+def environment_of_rank(folder: str, plan: Json) -> Dict[str, str]:
+    """Return torchrun's environment: this one, the activation's and the plan's variables."""
+    environment = clean_environment()
+    for key, value in plan.get("activated", {}).items():
+        if not MISLEADING.match(key):
+            environment[key] = value
+    for key, value in plan["env"].items():
+        environment[key] = expand(value)
+    environment["UGRO_TOKEN"] = plan["token"]
+    environment["TORCHELASTIC_ERROR_FILE"] = os.path.join(folder, "error.json")
+    return environment
 
 
 def last_words(path: str) -> Optional[str]:
@@ -138,18 +164,15 @@ def last_words(path: str) -> Optional[str]:
     text = read_text(path)
     if len(text) <= ERROR_CHARACTERS:
         return text or None
+    half = ERROR_CHARACTERS // 2
     try:
         told = json.loads(text)["message"]
-        message, stack = told["message"], told["extraInfo"]["py_callstack"]
-        extra = {"py_callstack": stack[-ERROR_CHARACTERS // 2 :]}
-        return json.dumps(
-            {
-                "message": {
-                    "message": message[: ERROR_CHARACTERS // 2],
-                    "extraInfo": extra,
-                }
-            }
-        )
+        stack = told["extraInfo"]["py_callstack"]
+        shortened = {
+            "message": told["message"][:half],
+            "extraInfo": {"py_callstack": stack[-half:]},
+        }
+        return json.dumps({"message": shortened})
     except (ValueError, LookupError, TypeError, RecursionError):
         return text[:ERROR_CHARACTERS]
 
@@ -173,7 +196,9 @@ def watch(
     deadline = float("inf")
     stopped: Optional[str] = None
     sampler: Optional[subprocess.Popen[bytes]] = None
-    next_sample = time.monotonic() if shutil.which("nvidia-smi") else float("inf")
+    next_sample = float("inf")
+    if shutil.which("nvidia-smi"):
+        next_sample = time.monotonic()
     while True:
         for pid, status in reap():
             if pid == torchrun:
@@ -195,7 +220,8 @@ def watch(
                         stdout=subprocess.PIPE,
                         stderr=subprocess.DEVNULL,
                     )
-        if wait_for(WATCHED, min(next_sample, deadline, now + 3600) - now) in STOP:
+        wake_at = min(next_sample, deadline, now + 3600)
+        if wait_for(WATCHED, wake_at - now) in STOP:
             order = stop_order(folder)
             stopped = order["reason"]
             deadline = min(deadline, time.monotonic() + order["grace_seconds"])
@@ -209,12 +235,15 @@ def record_sample(folder: str, plan: Json, sampler: subprocess.Popen[bytes]) -> 
     sampler.returncode = 0
     assert sampler.stdout
     names = GPU_FIELDS.split(",")
-    with sampler.stdout as pipe, open(os.path.join(folder, "gpu.jsonl"), "a") as file:
-        for line in pipe.read().decode("utf-8", "replace").splitlines():
+    path = os.path.join(folder, "gpu.jsonl")
+    with sampler.stdout as pipe, open(path, "a") as file:
+        output = pipe.read().decode("utf-8", "replace")
+        for line in output.splitlines():
             values = [value.strip() for value in line.split(",")]
-            if len(values) == len(names):
-                sample = dict(zip(names, values), node=plan["node"], time=time.time())
-                file.write(json.dumps(sample) + "\n")
+            if len(values) != len(names):
+                continue
+            sample = dict(zip(names, values), node=plan["node"], time=time.time())
+            file.write(json.dumps(sample) + "\n")
 
 
 def be_a_child() -> None:
@@ -224,7 +253,9 @@ def be_a_child() -> None:
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    allowed = OPEN_FILES
+    if hard != resource.RLIM_INFINITY:
+        allowed = min(hard, OPEN_FILES)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
 

@@ -11,6 +11,8 @@ from typing import Callable, List
 from .files import Json, read_object, state_folder, write_json
 from .programs import run_later
 
+# For torch to start CUDA.
+CUDA_SECONDS = 60.0
 # Run by the training environment's own Python. It reads torch's version file, since importing torch
 # takes 3 s.
 LOOK_AT_TORCH = """
@@ -33,28 +35,25 @@ def look_at_torch(interpreter: str) -> Callable[[], Json]:
     """
     memory = os.path.join(state_folder(), "torch.json")
     known = recall(memory)
-    kept: Json = known["answer"] if isinstance(known.get("answer"), dict) else {}
-    files = kept.get("files")
-    if isinstance(files, list) and known.get("stamps") == stamps_of(interpreter, files):
-        return lambda: kept
+    cached = known.get("answer")
+    if isinstance(cached, dict) and isinstance(cached.get("files"), list):
+        stamps = stamps_of(interpreter, cached["files"])
+        if known.get("stamps") == stamps:
+            return lambda: cached
     finish = run_later([interpreter, "-c", LOOK_AT_TORCH])
 
     def look() -> Json:
         answer = finish()
         if answer["code"] == 0:
+            output = answer["stdout"]
             try:
-                answer.update(json.loads(answer["stdout"]))
+                answer.update(json.loads(output))
             except (ValueError, TypeError):
-                said = (
-                    "it says other things than it was asked: %r"
-                    % answer["stdout"][:200]
-                )
-                return dict(answer, code=None, stderr=said)
+                words = "it says other things than it was asked: %r" % output[:200]
+                return dict(answer, code=None, stderr=words)
         if answer.get("torch"):
-            remember(
-                memory,
-                {"answer": answer, "stamps": stamps_of(interpreter, answer["files"])},
-            )
+            stamps = stamps_of(interpreter, answer["files"])
+            remember(memory, {"answer": answer, "stamps": stamps})
         return answer
 
     return look
@@ -63,7 +62,8 @@ def look_at_torch(interpreter: str) -> Callable[[], Json]:
 def stamps_of(interpreter: str, files: List[str]) -> List[object]:
     """Return the interpreter and its files' time stamps; they change with the environment."""
     stamps: List[object] = [interpreter]
-    for path in [shutil.which(interpreter) or interpreter, *files]:
+    program = shutil.which(interpreter) or interpreter
+    for path in [program, *files]:
         try:
             stamps.append(os.stat(path).st_mtime_ns)
         except OSError:
@@ -76,15 +76,15 @@ def cuda_available(interpreter: str, facts: Json) -> bool:
 
     True is cached until torch, the cards, their visibility or the boot change.
     """
+    # Index, name, uuid and driver; the other values change all the time.
     cards = [line.split(",")[:4] for line in facts["gpus"]["stdout"].splitlines()]
-    seen = [cards, facts["visible_cards"], facts["boot_id"]]
-    key = json.dumps([stamps_of(interpreter, facts["torch"]["files"]), *seen])
+    stamps = stamps_of(interpreter, facts["torch"]["files"])
+    key = json.dumps([stamps, cards, facts["visible_cards"], facts["boot_id"]])
     memory = os.path.join(state_folder(), "cuda_available.json")
     if recall(memory).get("key") == key:
         return True
-    answer = run_later(
-        [interpreter, "-c", "import torch; print(torch.cuda.is_available())"], 60.0
-    )()
+    code = "import torch; print(torch.cuda.is_available())"
+    answer = run_later([interpreter, "-c", code], CUDA_SECONDS)()
     available: bool = answer["stdout"].strip() == "True"
     if available:
         remember(memory, {"key": key})

@@ -17,6 +17,10 @@ from typing import Any, Iterator, List, Sequence
 # The folder beside a file for its partial file: its own name belongs to the complete file only.
 PARTIAL_FOLDER = ".ugro-partial"
 PATH_CHARACTERS = 4096
+SECOND_NS = 1_000_000_000
+# Of sizes and times in nanoseconds.
+ENTRY_NUMBER_MAX = (1 << 62) - 1
+# {kind: the types of its values}
 KINDS = {
     "d": (str, int, int),
     "f": (str, int, int, int),
@@ -42,31 +46,45 @@ def entry_of(path: str, facts: os.stat_result) -> Entry:
 
 def check_entry(entry: object) -> None:
     """Raise Unfit for a malformed entry, and for a path leading out of the folder."""
-    if not isinstance(entry, list) or entry[:1] not in [[kind] for kind in KINDS]:
+    if not isinstance(entry, list) or not _has_values_of_its_kind(entry):
         raise Unfit("no entry: %.200r" % (entry,))
-    wanted, values = KINDS[entry[0]], entry[1:]
-    if len(values) != len(wanted) or not all(map(isinstance, values, wanted)):
-        raise Unfit("no entry: %.200r" % (entry,))
-    numbers = [value for value in values if not isinstance(value, str)]
-    if any(isinstance(value, bool) or not 0 <= value < 1 << 62 for value in numbers):
-        raise Unfit("no entry: %.200r" % (entry,))
-    if entry[0] in "df" and entry[3] > 0o777:
+    kind = entry[0]
+    if kind in "df" and entry[3] > 0o777:
         raise Unfit("no mode of a file: %.200r" % (entry,))
-    if entry[0] == "e":
+    if kind == "e":
         # Its path is only shown.
         return
-    if entry[0] == "l" and (not entry[2] or not _is_nameable(entry[2])):
-        raise Unfit("no link: %.200r" % (entry,))
+    if kind == "l":
+        target = entry[2]
+        if not target or not _is_nameable(target):
+            raise Unfit("no link: %.200r" % (entry,))
     check_path(entry[1])
+
+
+def _has_values_of_its_kind(entry: Entry) -> bool:
+    """Tell whether an entry's values are as many as its kind has, of its types and in range."""
+    if not entry or not isinstance(entry[0], str) or entry[0] not in KINDS:
+        return False
+    types = KINDS[entry[0]]
+    values = entry[1:]
+    if len(values) != len(types):
+        return False
+    for value, wanted in zip(values, types):
+        # A bool is an int to `isinstance`.
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            return False
+        if isinstance(value, int) and not 0 <= value <= ENTRY_NUMBER_MAX:
+            return False
+    return True
 
 
 def check_path(path: str) -> None:
     """Raise Unfit for a path leading out of the folder, or into a folder of partial files."""
-    names = path.split("/")
     if not _is_nameable(path):
         raise Unfit("no path: %.200r" % path)
-    if any(name in ("", ".", "..", PARTIAL_FOLDER) for name in names):
-        raise Unfit("no path: %.200r" % path)
+    for name in path.split("/"):
+        if name in ("", ".", "..", PARTIAL_FOLDER):
+            raise Unfit("no path: %.200r" % path)
 
 
 def _is_nameable(path: str) -> bool:
@@ -85,11 +103,14 @@ def is_same(here: os.stat_result, entry: Entry) -> bool:
 
     Some file systems store whole seconds only; those are compared by the second.
     """
-    if not stat.S_ISREG(here.st_mode) or here.st_size != entry[4]:
+    mtime_ns: int = entry[2]
+    size: int = entry[4]
+    if not stat.S_ISREG(here.st_mode) or here.st_size != size:
         return False
-    if here.st_mtime_ns % 1_000_000_000 == 0:
-        return bool(here.st_mtime_ns // 1_000_000_000 == entry[2] // 1_000_000_000)
-    return bool(here.st_mtime_ns == entry[2])
+    seconds, rest = divmod(here.st_mtime_ns, SECOND_NS)
+    if rest == 0:
+        return seconds == mtime_ns // SECOND_NS
+    return here.st_mtime_ns == mtime_ns
 
 
 def is_excluded(path: str, patterns: Sequence[str]) -> bool:
@@ -100,14 +121,19 @@ def is_excluded(path: str, patterns: Sequence[str]) -> bool:
     """
     names = path.split("/")
     for pattern in patterns:
-        if not pattern.startswith("/"):
-            if any(fnmatch.fnmatchcase(name, pattern) for name in names):
+        if pattern.startswith("/"):
+            if _matches_from_the_top(names, pattern[1:].split("/")):
                 return True
-            continue
-        wanted = pattern[1:].split("/")
-        if len(wanted) <= len(names) and all(map(fnmatch.fnmatchcase, names, wanted)):
+        elif any(fnmatch.fnmatchcase(name, pattern) for name in names):
             return True
     return False
+
+
+def _matches_from_the_top(names: List[str], wanted: List[str]) -> bool:
+    """Tell whether the first names match the wanted ones, one by one."""
+    if len(wanted) > len(names):
+        return False
+    return all(map(fnmatch.fnmatchcase, names, wanted))
 
 
 def leads_inside(path: str, target: str) -> bool:
@@ -180,5 +206,6 @@ def _open_folder(at: int, name: str, create: bool) -> int:
         if not create or error.errno not in (errno.ENOTDIR, errno.ELOOP):
             raise
         os.unlink(name, dir_fd=at)
-    os.mkdir(name, 0o700 if name == PARTIAL_FOLDER else 0o777, dir_fd=at)
+    mode = 0o700 if name == PARTIAL_FOLDER else 0o777
+    os.mkdir(name, mode, dir_fd=at)
     return os.open(name, flags, dir_fd=at)
