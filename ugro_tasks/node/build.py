@@ -26,6 +26,7 @@ from typing import Any, Dict, Generator, Iterator, List, Optional
 
 from .build_runner import PROGRESS_SECONDS, Runner
 from .environment import (
+    LOOK_AT_TORCH,
     STAMP,
     base_python,
     environment,
@@ -49,7 +50,6 @@ from .lease import lease_holder, take_lease
 from .processes import of_slot
 from .programs import run_later
 from .protocol import Refusal
-from .torch_facts import LOOK_AT_TORCH
 
 # In environments made by UGRO's first releases, on the local machine only.
 OLDER_STAMP = "made-from.sha256"

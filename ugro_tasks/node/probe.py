@@ -11,12 +11,12 @@ import sys
 import time
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
+from .environment import built, cuda_available, look_at_torch
 from .files import Json, expand, state_folder
 from .gpu import APP_FIELDS, HEALTH_FIELDS, nvidia_smi
 from .lease import lease_holder
 from .processes import Process, boot_id, processes, slot_of, start_time
 from .programs import run_later
-from .torch_facts import cuda_available, look_at_torch
 
 # More than a process takes from its last file to its end.
 ENDING_SECONDS = 0.05
@@ -52,9 +52,6 @@ def probe(request: Json) -> Json:
         "our_pids": [process.pid for process in ours],
     }
     if "environment" in request:
-        # Late: a request may name no environment.
-        from .environment import built
-
         facts["environment"] = built(request["environment"])
     if request.get("model"):
         # Late: only a launch has a model.

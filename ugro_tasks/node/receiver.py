@@ -27,7 +27,6 @@ from typing import (
 from .files import Json, expand, write_all
 from .listing import Listing
 from .protocol import CHUNK_BYTES
-from .removal import remove_others
 from .tree import (
     PARTIAL_FOLDER,
     Entry,
@@ -39,6 +38,7 @@ from .tree import (
     opened,
     opened_folder,
     partial_of,
+    remove_others,
 )
 
 ENDS_ALL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

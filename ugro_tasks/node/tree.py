@@ -1,4 +1,4 @@
-"""The entries of a folder, and safe access to paths inside it.
+"""The entries of a folder, safe access to paths inside it, and their removal.
 
 An entry is ["d", path, mtime_ns, mode], ["f", path, mtime_ns, mode, size], ["l", path, target], or
 ["e", path, error] for an unreadable path. A path is relative to the folder; names that are not text
@@ -11,8 +11,18 @@ import contextlib
 import errno
 import fnmatch
 import os
+import shutil
 import stat
-from typing import Any, Iterator, List, Sequence
+import subprocess
+from typing import (
+    Any,
+    Callable,
+    Container,
+    ContextManager,
+    Iterator,
+    List,
+    Sequence,
+)
 
 # The folder beside a file for its partial file: its own name belongs to the complete file only.
 PARTIAL_FOLDER = ".ugro-partial"
@@ -209,3 +219,43 @@ def _open_folder(at: int, name: str, create: bool) -> int:
     mode = 0o700 if name == PARTIAL_FOLDER else 0o777
     os.mkdir(name, mode, dir_fd=at)
     return os.open(name, flags, dir_fd=at)
+
+
+def remove_others(
+    folder: str,
+    kept: Container[str],
+    *,
+    exclude: Sequence[str],
+    noting: Callable[[str], ContextManager[None]],
+    alive: Callable[[], None],
+) -> None:
+    """Remove every path below a folder except those in `kept` and those matching `exclude`.
+
+    `noting(path)` is a context that records an OSError; `alive` is called for each path.
+    """
+    waiting = [""]
+    while waiting:
+        inside = waiting.pop()
+        with noting(inside):
+            for found in list(os.scandir(os.path.join(folder, inside))):
+                path = os.path.join(inside, found.name)
+                alive()
+                if is_excluded(path, exclude):
+                    continue
+                is_folder = found.is_dir(follow_symlinks=False)
+                if path in kept and is_folder:
+                    waiting.append(path)
+                elif path not in kept:
+                    with noting(path):
+                        _remove(found.path, is_folder)
+
+
+def _remove(path: str, is_folder: bool) -> None:
+    if not is_folder:
+        os.unlink(path)
+        return
+    try:
+        shutil.rmtree(path)
+    except RecursionError:
+        # A tree of a thousand levels, before Python 3.13.
+        subprocess.run(["rm", "-rf", "--", path], check=False)

@@ -42,6 +42,7 @@ from ugro_tasks.hosts.operations import (
 )
 from ugro_tasks.hosts.requests import BOOTSTRAP, ask, node_zip
 from ugro_tasks.node import probe, protocol
+from ugro_tasks.node.environment import remember
 from ugro_tasks.node.files import expand, read_text, write_json
 from ugro_tasks.node.gpu import GPU_FIELDS
 from ugro_tasks.node.lease import lease_holder, take_lease
@@ -55,7 +56,6 @@ from ugro_tasks.node.processes import (
     supervisor_of,
 )
 from ugro_tasks.node.supervisor import OPEN_FILES, last_words, names_in
-from ugro_tasks.node.torch_facts import remember
 
 NVIDIA_SMI = Path(__file__).parents[3] / "lab" / "nvidia_smi.py"
 RECORDED_GPUS = Path(__file__).parents[3] / "lab" / "recordings" / "rtx4070.json"
