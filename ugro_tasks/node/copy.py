@@ -306,10 +306,10 @@ class Storing:
         if kind == NEXT:
             self._path = json.loads(payload)
         elif kind == CONTENT:
-            self.receiver.content(self._path, offset, payload)
+            self.receiver.write(self._path, offset, payload)
         elif kind == FILE:
             told = json.loads(payload)
-            if not self.receiver.whole(told):
+            if not self.receiver.finish_file(told):
                 self._note_damage(told["path"])
         elif kind == ENOUGH:
             if not self._again:

@@ -1,14 +1,11 @@
-"""Files over a host's own connection: what comes, what goes on, and what a source that lies cannot do."""
+"""Files over a host's own connection: what comes, and what goes on."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +19,9 @@ from ugro_tasks.errors import NodeFault
 from ugro_tasks.hosts.copy import Copy
 from ugro_tasks.hosts.local import LocalHost
 from ugro_tasks.node.copy import Source, batches
-from ugro_tasks.node.receiver import Receiver, nothing
+from ugro_tasks.node.receiver import do_nothing
 from ugro_tasks.node.tree import (
     PARTIAL_FOLDER,
-    Unfit,
-    check_entry,
-    is_excluded,
-    leads_inside,
 )
 
 HERE = LocalHost(make_node(transport="local", address="127.0.0.1"))
@@ -275,164 +268,7 @@ def test_a_file_that_grows_meanwhile_comes_as_it_was(there: Path, here: Path) ->
     assert (here / "log").read_bytes() == (there / "log").read_bytes()
 
 
-# ---- a source that lies ----
-
-OUTSIDE = [
-    ["f", "../x", 0, 0, 1], ["f", "/etc/x", 0, 0, 1], ["f", "a/../../x", 0, 0, 1], ["f", "", 0, 0, 1],
-    ["f", "a//b", 0, 0, 1], ["f", ".", 0, 0, 1], ["f", "a\0b", 0, 0, 1], ["d", "..", 0, 0], ["l", "../x", "y"],
-    ["f", f"{PARTIAL_FOLDER}/x", 0, 0, 1], ["f", "x" * 5000, 0, 0, 1],
-]  # fmt: skip
-NO_ENTRY = [
-    None, 1, "f", [], ["f"], ["x", "a"], ["f", "a", 0, 0], ["f", "a", 0, 0, -1], ["f", "a", 0, 0, True],
-    ["f", "a", "0", 0, 0], ["f", "a", 0, 0o4755, 1], ["d", 7, 0, 0], ["l", "a", ""], ["l", "a", "b\0c"],
-    ["f", "a", 0, 0, 1 << 70], ["f", "a", 0.5, 0, 1], ["e", "a", None], [["f"], "a", 0, 0, 1],
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("entry", [*OUTSIDE, *NO_ENTRY], ids=repr)
-def test_an_entry_that_is_none_is_refused(entry: object) -> None:
-    with pytest.raises(Unfit):
-        check_entry(entry)
-
-
-@given(
-    st.recursive(
-        st.none() | st.integers() | st.text(), lambda inner: st.lists(inner, max_size=6)
-    )
-)
-def test_whatever_stands_for_an_entry_is_one_or_unfit(entry: object) -> None:
-    with contextlib.suppress(Unfit):
-        check_entry(entry)
-        assert isinstance(entry, list)
-        assert ".." not in entry[1].split("/")
-
-
-@pytest.mark.parametrize(
-    ("path", "target", "inside"),
-    [
-        ("a", "b", True), ("a", "b/../c", True), ("d/a", "../b", True), ("d/e/a", "../../b", True),
-        ("a", "../b", False), ("d/a", "../../b", False), ("a", "/b", False), ("a", "b/../../c", False),
-        ("a", ".", True),
-        ("d/a", "..", True), ("a", "..", False),
-    ],
-)  # fmt: skip
-def test_where_a_link_leads(path: str, target: str, inside: bool) -> None:
-    assert leads_inside(path, target) is inside
-
-
-@pytest.mark.parametrize(
-    ("path", "pattern", "excluded"),
-    [
-        ("a/b", "/a", True), ("a/b", "/b", False), ("b/a", "a", True), ("ab", "a*", True), ("a/b/c", "/a/*", True),
-        ("a/x/c", "/a/*/c", True), ("a/x/y/c", "/a/*/c", False), ("A", "a", False), ("a[b]", "/a[[]b]", True),
-    ],
-)  # fmt: skip
-def test_what_a_pattern_fits(path: str, pattern: str, excluded: bool) -> None:
-    assert is_excluded(path, [pattern]) is excluded
-
-
-def told(name: str, content: bytes, **changes: Any) -> dict[str, Any]:
-    sha256 = hashlib.sha256(content).hexdigest()
-    return {
-        "path": name,
-        "size": len(content),
-        "mtime_ns": 5,
-        "mode": 0o644,
-        "sha256": sha256,
-    } | changes
-
-
-@pytest.fixture
-def receiver(here: Path) -> Iterator[Receiver]:
-    made = Receiver(str(here))
-    yield made
-    made.close()
-
-
-def test_a_file_through_a_link_lands_in_a_folder_of_its_own(
-    receiver: Receiver, here: Path
-) -> None:
-    """A link that came before leads to where UGRO's own records lie; it gives way."""
-    (here / "records").mkdir(parents=True)
-    (here / "records" / "config.json").write_text("ours")
-    (here / "checkpoints").symlink_to("records")
-    receiver.expect([["f", "checkpoints/config.json", 5, 0o644, 6]])
-    assert [want[0] for want in receiver.wants()] == ["checkpoints/config.json"]
-    receiver.content("checkpoints/config.json", 0, b"theirs")
-    assert receiver.whole(told("checkpoints/config.json", b"theirs"))
-    receiver.finish()
-    assert (here / "records" / "config.json").read_text() == "ours"
-    assert (here / "checkpoints" / "config.json").read_text() == "theirs"
-
-
-def test_a_link_in_the_place_of_a_file_is_not_written_through(
-    receiver: Receiver, here: Path
-) -> None:
-    here.mkdir()
-    (here / "secret").write_text("ours")
-    (here / "file").symlink_to("secret")
-    receiver.expect([["f", "file", 5, 0o600, 6]])
-    list(receiver.wants())
-    receiver.content("file", 0, b"theirs")
-    assert receiver.whole(told("file", b"theirs"))
-    assert (here / "secret").read_text() == "ours"
-    assert not (here / "file").is_symlink()
-
-
-def test_bytes_that_are_not_the_sources_get_no_name(
-    receiver: Receiver, here: Path
-) -> None:
-    receiver.expect([["f", "file", 5, 0o644, 5]])
-    list(receiver.wants())
-    receiver.content("file", 0, b"wrong")
-    assert receiver.whole(told("file", b"right")) is False
-    assert not (here / "file").exists()
-    receiver.content("file", 0, b"right")
-    assert receiver.whole(told("file", b"right")) is True
-    assert (here / "file").read_bytes() == b"right"
-
-
-@pytest.mark.parametrize(
-    ("path", "offset"),
-    [("other", 0), ("file", 1), ("file", 1 << 40), ("folder", 0), ("../file", 0)],
-)
-def test_content_that_nobody_asked_for_is_refused(
-    receiver: Receiver, path: str, offset: int
-) -> None:
-    receiver.expect([["f", "file", 5, 0o644, 5], ["d", "folder", 5, 0o755]])
-    list(receiver.wants())
-    with pytest.raises(Unfit):
-        receiver.content(path, offset, b"x")
-
-
-@pytest.mark.parametrize(
-    "changes", [{"path": "other"}, {"path": 7}, {"mode": 0o7777}, {"mtime_ns": "x"}]
-)
-def test_an_end_that_is_none_is_refused(
-    receiver: Receiver, changes: dict[str, Any]
-) -> None:
-    receiver.expect([["f", "file", 5, 0o644, 1]])
-    list(receiver.wants())
-    receiver.content("file", 0, b"x")
-    with pytest.raises(Unfit):
-        receiver.whole(told("file", b"x", **changes))
-
-
-def test_links_come_last_so_that_nothing_is_written_through_them(
-    receiver: Receiver, here: Path
-) -> None:
-    receiver.expect(
-        [
-            ["l", "a", "b"],
-            ["d", "b", 5, 0o755],
-            ["l", "out", "../../etc"],
-            ["l", "in", "b/c"],
-        ]
-    )
-    list(receiver.wants())
-    assert not (here / "a").exists()
-    receiver.finish()
-    assert set(tree(here)) == {"a", "b", "in"}
+# ---- the node's own part ----
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -449,7 +285,7 @@ def test_every_batch_is_a_list_that_a_frame_can_carry(words: list[str]) -> None:
 
 def test_a_source_that_vanished_while_it_was_listed_is_passed_over(there: Path) -> None:
     (there / "deep").mkdir()
-    listing = Source(str(there)).entries(nothing)
+    listing = Source(str(there)).entries(do_nothing)
     assert next(listing)[1] == "deep"
     (there / "deep").rmdir()
     assert list(listing) == []

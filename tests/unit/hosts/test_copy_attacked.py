@@ -23,8 +23,8 @@ from ugro_tasks.hosts.local import LocalHost
 from ugro_tasks.node import listing, protocol, receiver
 from ugro_tasks.node.copy import Source
 from ugro_tasks.node.protocol import FRAME, MARK
-from ugro_tasks.node.receiver import Receiver, nothing
-from ugro_tasks.node.tree import PARTIAL_FOLDER, Unfit, partial_of
+from ugro_tasks.node.receiver import Receiver, do_nothing
+from ugro_tasks.node.tree import PARTIAL_FOLDER, partial_of
 
 NODE = make_node(transport="local", address="127.0.0.1")
 HERE = LocalHost(NODE)
@@ -94,7 +94,7 @@ class Liar(LocalHost):
         return self.kind(self.frames, endless=self.endless)
 
 
-def file_told(path: str, content: bytes, **changes: Any) -> dict[str, Any]:
+def file_told(path: str, content: bytes) -> dict[str, Any]:
     sha256 = hashlib.sha256(content).hexdigest()
     return {
         "path": path,
@@ -102,7 +102,6 @@ def file_told(path: str, content: bytes, **changes: Any) -> dict[str, Any]:
         "mtime_ns": 5,
         "mode": 0o644,
         "sha256": sha256,
-        **changes,
     }
 
 
@@ -299,7 +298,7 @@ def test_what_the_source_has_not_is_removed_however_deep_it_lies(
     make_deep(here / "old", DEEP)
     make_deep(there, DEEP)
     made = Receiver(str(here), delete=True)
-    made.expect(list(Source(str(there)).entries(nothing)))
+    made.expect(list(Source(str(there)).entries(do_nothing)))
     list(made.wants())
     made.finish()
     assert made.errors == []
@@ -392,72 +391,13 @@ def test_a_disk_that_fails_is_told_of_its_file(
     Source(str(there)).send(
         ["file", 0, None, True],
         lambda kind, _, payload: put.append((kind, payload)),
-        nothing,
+        do_nothing,
     )
     assert put[1] == (protocol.CONTENT, b"con")
     assert json.loads(put[-1][1]) == {"path": "file", "error": "Input/output error"}
 
 
-# ---- two at once, and links that break ----
-
-
-@pytest.mark.parametrize("came", [b"", b"con"], ids=["from its start", "half way"])
-def test_two_transfers_of_one_file_do_not_write_to_it_together(
-    here: Path, came: bytes
-) -> None:
-    """The first may be one whose link is dead: the second takes over what came, and the first cannot name it."""
-    if came:
-        (here / PARTIAL_FOLDER).mkdir()
-        (here / PARTIAL_FOLDER / "file").write_bytes(came)
-    first = Receiver(str(here))
-    second = Receiver(str(here))
-    for made in (first, second):
-        made.expect([["f", "file", 5, 0o644, 7]])
-        assert [want[1] for want in made.wants()] == [len(came)]
-    content = b"content"
-    first.content("file", len(came), content[len(came) : 5])
-    second.content("file", len(came), content[len(came) :])
-    first.content("file", 5, content[5:])
-    assert first.whole(file_told("file", content))
-    assert first.errors == ["file: another transfer is bringing it"]
-    assert not (here / "file").exists()
-    assert second.whole(file_told("file", content))
-    assert second.errors == []
-    assert (here / "file").read_bytes() == content
-    assert [path.name for path in here.iterdir()] == ["file"]
-
-
-def test_a_part_that_changed_while_another_held_it_is_not_taken_over(
-    here: Path,
-) -> None:
-    part = here / PARTIAL_FOLDER / "file"
-    part.parent.mkdir()
-    part.write_bytes(b"con")
-    holder = Receiver(str(here))
-    made = Receiver(str(here))
-    for receiving in (holder, made):
-        receiving.expect([["f", "file", 5, 0o644, 7]])
-        list(receiving.wants())
-    holder.content("file", 3, b"tent")
-    part.write_bytes(b"xxxxxxx")
-    made.content("file", 3, b"tent")
-    assert made.errors == ["file: another transfer is bringing it"]
-    holder.close()
-    assert [path.name for path in part.parent.iterdir()] == ["file"]
-
-
-def test_a_part_that_another_transfer_has_continued_is_not_gone_on_with(
-    here: Path,
-) -> None:
-    (here / PARTIAL_FOLDER).mkdir()
-    (here / PARTIAL_FOLDER / "file").write_bytes(b"con")
-    made = Receiver(str(here))
-    made.expect([["f", "file", 5, 0o644, 7]])
-    assert [want[1] for want in made.wants()] == [3]
-    (here / PARTIAL_FOLDER / "file").write_bytes(b"conte")
-    with pytest.raises(Unfit):
-        made.content("file", 3, b"tent")
-    made.close()
+# ---- links that break ----
 
 
 class Breakable(LocalHost):
