@@ -17,14 +17,13 @@ repairs an interrupted build.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
 import time
-from typing import Any, Dict, Generator, Iterator, List, Optional
+from typing import Dict, Generator, Iterator, List, Optional
 
-from .build_runner import PROGRESS_SECONDS, Runner
+from .build_runner import Runner
 from .environment import (
     LOOK_AT_TORCH,
     STAMP,
@@ -104,19 +103,20 @@ class Build:
         os.makedirs(self.files, mode=0o700, exist_ok=True)
         made = False
         with open(os.path.join(self.work, "lock"), "w") as lock:
-            yield from self._wait_for(lock)
+            yield from self.runner.take_lock(lock)
             yield from self._tidy()
             if not self._is_made():
                 with self._holding_the_node():
                     yield from self._make()
                 made = True
-        yield dict(
-            environment(self.request),
-            made=made,
-            seconds=time.monotonic() - self.runner.begun,
-            bytes=size_of(os.path.realpath(self.folder)) if made else 0,
-            kept=self.kept,
-        )
+        size = size_of(os.path.realpath(self.folder)) if made else 0
+        result = {
+            "made": made,
+            "seconds": time.monotonic() - self.runner.begun,
+            "bytes": size,
+            "kept": self.kept,
+        }
+        yield dict(environment(self.request), **result)
 
     def failed(self, phase: str, message: str) -> Refusal:
         """Make the refusal for a failure, with the facts needed for a remedy."""
@@ -131,14 +131,6 @@ class Build:
             free_bytes=free_bytes,
             log=self.log,
         )
-
-    def _wait_for(self, lock: Any) -> Iterator[Json]:
-        """Take the lock, yielding progress until another build has released it."""
-        while True:
-            with contextlib.suppress(BlockingIOError):
-                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield self.runner.progress("waiting for another build")
-            self.runner.listen(PROGRESS_SECONDS)
 
     def _is_made(self) -> bool:
         """Tell whether the wanted environment exists, perhaps from another build.

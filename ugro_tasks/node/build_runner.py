@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import re
 import select
 import signal
 import subprocess
 import time
-from typing import Dict, Generator, List, Optional
+from typing import Any, Dict, Generator, Iterator, List, Optional
 
 from .files import Json, read_text
 from .processes import end_all, of_rank
@@ -37,6 +38,14 @@ class Runner:
         self.heard = self.begun
         # Written by the programs so far.
         self.bytes = 0
+
+    def take_lock(self, lock: Any) -> Iterator[Json]:
+        """Lock a file, yielding progress until another build has released it."""
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield self.progress("waiting for another build")
+            self.listen(PROGRESS_SECONDS)
 
     def call(
         self, phase: str, argv: List[str], variables: Dict[str, str], folder: str
