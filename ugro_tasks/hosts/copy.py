@@ -64,7 +64,7 @@ class Copy:
             "links": "all",
         }
         with _Exchange(self.host, "receive_files", request) as exchange:
-            _push(exchange, ours, _percentages(progress))
+            _Push(exchange, ours, _percentages(progress)).run()
 
     def pull(
         self,
@@ -137,58 +137,80 @@ def _pull(
     raise exchange.broken_off()
 
 
-def _push(exchange: _Exchange, ours: Source, tell: Callable[[int, int], None]) -> None:
-    sizes: dict[str, int] = {}
-    listed = _noting_sizes(ours.entries(sign_of_life(exchange.put)), sizes)
-    for batch in batches(listed):
-        exchange.put(protocol.ENTRIES, 0, batch)
-    exchange.put(protocol.LISTED, 0, b"")
-    wants: list[Want] = []
-    gone = 0
-    total = 0
-    rounds = 0
+class _Push:
+    """The source's side of a push: it lists the files here and sends the wanted ones."""
 
-    def put(kind: int, offset: int, payload: bytes) -> None:
-        nonlocal gone
-        exchange.put(kind, offset, payload)
+    def __init__(
+        self, exchange: _Exchange, ours: Source, tell: Callable[[int, int], None]
+    ) -> None:
+        self.exchange = exchange
+        self.ours = ours
+        self.tell = tell
+        self._sizes: dict[str, int] = {}
+        self._wants: list[Want] = []
+        self._rounds = 0
+        self._sent_bytes = 0
+        self._total_bytes = 0
+
+    def run(self) -> None:
+        """Send the list, then the wanted files until all are stored; raises HostError."""
+        self._send_list()
+        for frame in self.exchange.frames():
+            if frame.kind == protocol.WANTED:
+                self._note_wants(frame)
+            elif frame.kind == protocol.ENOUGH:
+                self._send_wanted()
+            elif frame.kind == protocol.STORED:
+                self._check_result(frame)
+                return
+        raise self.exchange.broken_off()
+
+    def _send_list(self) -> None:
+        alive = sign_of_life(self.exchange.put)
+        for batch in batches(self._noting_sizes(self.ours.entries(alive))):
+            self.exchange.put(protocol.ENTRIES, 0, batch)
+        self.exchange.put(protocol.LISTED, 0, b"")
+
+    def _noting_sizes(self, entries: Iterable[Any]) -> Iterator[Any]:
+        for entry in entries:
+            if entry[0] == "f":
+                self._sizes[entry[1]] = entry[4]
+            yield entry
+
+    def _note_wants(self, frame: Frame) -> None:
+        with self.exchange.readable():
+            for want in json.loads(frame.payload):
+                self._wants.append(_checked_want(want, self._sizes))
+            if len(self._wants) > len(self._sizes):
+                raise Unfit("it wants files without end")
+
+    def _send_wanted(self) -> None:
+        self._rounds += 1
+        with self.exchange.readable():
+            if self._rounds > ROUNDS_MOST:
+                raise Unfit("it asks for the same files again and again")
+        self._total_bytes = self._sent_bytes
+        for path, offset, _, _ in self._wants:
+            self._total_bytes += max(0, self._sizes[path] - offset)
+        for want in self._wants:
+            self.ours.send(want, self._put, sign_of_life(self.exchange.put))
+        self._wants = []
+        self.exchange.put(protocol.ENOUGH, 0, b"")
+
+    def _put(self, kind: int, offset: int, payload: bytes) -> None:
+        """Send a frame and report the progress."""
+        self.exchange.put(kind, offset, payload)
         if kind == protocol.CONTENT:
-            gone += len(payload)
-            tell(gone, total)
+            self._sent_bytes += len(payload)
+            self.tell(self._sent_bytes, self._total_bytes)
 
-    for frame in exchange.frames():
-        if frame.kind == protocol.WANTED:
-            with exchange.readable():
-                for want in json.loads(frame.payload):
-                    wants.append(_checked_want(want, sizes))
-                if len(wants) > len(sizes):
-                    raise Unfit("it wants files without end")
-        elif frame.kind == protocol.ENOUGH:
-            rounds += 1
-            with exchange.readable():
-                if rounds > ROUNDS_MOST:
-                    raise Unfit("it asks for the same files again and again")
-            total = gone
-            for path, offset, _, _ in wants:
-                total += max(0, sizes[path] - offset)
-            for want in wants:
-                ours.send(want, put, sign_of_life(exchange.put))
-            wants = []
-            exchange.put(protocol.ENOUGH, 0, b"")
-        elif frame.kind == protocol.STORED:
-            with exchange.readable():
-                result = json.loads(frame.payload)
-                errors = [str(error) for error in result["errors"]]
-            if errors:
-                raise _incomplete(exchange.host, _summary(errors))
-            return tell(gone, gone)
-    raise exchange.broken_off()
-
-
-def _noting_sizes(entries: Iterable[Any], sizes: dict[str, int]) -> Iterator[Any]:
-    for entry in entries:
-        if entry[0] == "f":
-            sizes[entry[1]] = entry[4]
-        yield entry
+    def _check_result(self, frame: Frame) -> None:
+        with self.exchange.readable():
+            result = json.loads(frame.payload)
+            errors = [str(error) for error in result["errors"]]
+        if errors:
+            raise _incomplete(self.exchange.host, _summary(errors))
+        self.tell(self._sent_bytes, self._sent_bytes)
 
 
 def _checked_want(want: object, sizes: dict[str, int]) -> Want:
