@@ -254,12 +254,7 @@ class Receiver:
         if not isinstance(path, str):
             raise Unfit("the end of no file")
         self._check_file(path)
-        if "error" in told:
-            may_vanish = told.get("vanished") and self.vanished
-            if not may_vanish:
-                self.note("%s: %.200s" % (path, told["error"]))
-            return True
-        if path in self._unwritable:
+        if self._is_given_up(path, told):
             return True
         entry = ["f", path, told.get("mtime_ns"), told.get("mode"), told.get("size")]
         check_entry(entry)
@@ -284,6 +279,15 @@ class Receiver:
             self._set_mode_and_time(path, entry)
         self.close()
         return True
+
+    def _is_given_up(self, path: str, told: Json) -> bool:
+        """Tell whether a file does not come: unreadable at the source, or unwritable here."""
+        if "error" in told:
+            may_vanish = told.get("vanished") and self.vanished
+            if not may_vanish:
+                self.note("%s: %.200s" % (path, told["error"]))
+            return True
+        return path in self._unwritable
 
     def _check_file(self, path: str) -> None:
         """Raise Unfit for a path that is no file of the source."""
