@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .jobs.watch import Progress as Metrics
     from .launch.dry_run import Rehearsal
     from .outputs.clean import Cleaning
-    from .outputs.gathering import Gathering
+    from .outputs.gather import Gathering
     from .reports.results import Results
     from .reports.status import JobLine, JobReport
 
@@ -110,7 +110,7 @@ def time_all_reduce(
     nodes: Nodes = None, cluster: AnyCluster = None
 ) -> list[dict[str, Any]]:
     """Time an all-reduce across the nodes with a short job; an object a measurement. Raises JobFailed."""
-    from .launch.network_test import measure
+    from .launch.deep_health import measure
 
     return measure(open_cluster(cluster, nodes))
 
@@ -315,12 +315,12 @@ def gather(
 
     With `verify` contents are compared, not only sizes and times. `tell` is told how far each node is, in percent.
     """
-    from .outputs.gathering import gather_outputs, would_gather
+    from .outputs.gather import gather, would_gather
 
     experiment = find(job, cluster)
     if dry_run:
         return would_gather(experiment)
-    return gather_outputs(experiment, tell, verify=verify)
+    return gather(experiment, tell, verify=verify)
 
 
 # ---- the cluster ----

@@ -27,9 +27,9 @@ from tests.unit.factories import make_node, make_node_plan
 from ugro_tasks.agent.cause import find_cause
 from ugro_tasks.backends.ssh.streams import RankFiles, _end, follow_rank
 from ugro_tasks.errors import HostError, NodeFault
-from ugro_tasks.hosts.frames import Frame
 from ugro_tasks.hosts.local import LocalHost
 from ugro_tasks.hosts.rsync import Rsync
+from ugro_tasks.hosts.streams import Frame
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.outcome import RankExit
 from ugro_tasks.jobs.plan import NodePlan
@@ -106,9 +106,7 @@ def test_any_frames_fill_the_files_of_their_rank_or_nothing(
     root = Path(tempfile.mkdtemp(dir=tmp_path))
     folder = root / "exp1_20260120_120000"
     (folder / "logs").mkdir(parents=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ugro_tasks.hosts.host.RETRY_SECONDS", (0.0,))
-        end, told = follow(Experiment(folder), make_node_plan(rank), *said)
+    end, told = follow(Experiment(folder), make_node_plan(rank), *said)
     written = {
         name: content
         for name, content in tree(root).items()

@@ -41,7 +41,7 @@ from ugro_tasks.hosts.ssh import SshHost
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.experiments import Experiments
 from ugro_tasks.jobs.state import JobState, Phase
-from ugro_tasks.outputs.fetch import gather
+from ugro_tasks.outputs.fetch import fetch_outputs
 
 HERE = Path(__file__).parent
 PORT = 2299
@@ -171,7 +171,7 @@ def test_an_rsync_that_sends_other_things_changes_nothing_outside_the_jobs_outpu
     node_plan = msgspec.structs.replace(plan.nodes[0], node=turned.node.name)
     fleet = Fleet.from_connections([turned])
     for _ in range(2):
-        for error in gather(job, [node_plan], fleet):
+        for error in fetch_outputs(job, [node_plan], fleet):
             assert isinstance(error, UgroError)
             assert len(error.text) < 2_000
         no_way_out(job.folder)

@@ -23,7 +23,7 @@ from ugro_tasks.errors import HostError, UgroError
 from ugro_tasks.hosts.fleet import Fleet
 from ugro_tasks.hosts.stray_links import remove_stray_links
 from ugro_tasks.outputs.checkpoints import _checked, fetch_checkpoints
-from ugro_tasks.outputs.fetch import gather
+from ugro_tasks.outputs.fetch import fetch_outputs
 
 NAMES = [
     b"a",
@@ -181,7 +181,7 @@ def test_what_a_node_gives_to_gather_stays_in_the_folder_of_its_job(
         for things in (first, second):
             for rank in (0, 1):
                 plant(trees.folder(rank) / "output", things)
-            errors = gather(home, record.plan.nodes, fleet)
+            errors = fetch_outputs(home, record.plan.nodes, fleet)
             assert all(isinstance(error, UgroError) for error in errors)
             assert outside(home.folder.parent.parent) == before
             no_way_out(home.folder)

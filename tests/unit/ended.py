@@ -28,7 +28,7 @@ from ugro_tasks.cluster.model import Cluster
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.experiments import Experiments
 from ugro_tasks.jobs.state import Attempt, JobState, Phase, RankState
-from ugro_tasks.outputs.fetch import gather_again
+from ugro_tasks.outputs.gather import gather
 
 
 class EndedJob:
@@ -146,7 +146,8 @@ class EndedJob:
         )
 
     def gather(self, *, verify: bool = False) -> list[str]:
-        return gather_again(self.home, lambda _what, _percent: None, verify=verify)
+        gathering = gather(self.home, lambda _what, _percent: None, verify=verify)
+        return list(gathering.cleaned)
 
 
 def make_local_cluster(root: Path, ranks: int = 3) -> Cluster:

@@ -17,9 +17,9 @@ from ..node.protocol import FRAME, HEARTBEAT
 from ..node.receiver import Receiver, Want
 from ..node.tree import Unfit
 from .answers import shortened
-from .frames import Frame, open_frames
 from .host import ARRIVED_STAYS, Host
 from .stray_links import remove_stray_links
+from .streams import Frame, open_frames
 
 # Without a byte from the other side: a disk under full load stalls for long.
 SILENCE_SECONDS = 120.0

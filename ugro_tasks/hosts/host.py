@@ -19,7 +19,6 @@ LAST_WORDS_CHARACTERS = 500
 WRITE_SECONDS = 30.0
 # The remedy for a transfer that broke off.
 ARRIVED_STAYS = "what arrived stays; try again"
-RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0)
 
 
 class Stream(Protocol):
@@ -87,9 +86,3 @@ def answer_too_long(node: Node, argv: Sequence[str]) -> NodeFault:
     """Make the error for output longer than any answer."""
     limit_mib = ANSWER_LIMIT_BYTES >> 20
     return NodeFault(node.name, f"{argv[0]} sent more than {limit_mib} MiB")
-
-
-def retry_pause(attempt: int) -> float:
-    """Return the seconds to wait before retry number `attempt`, counted from 0."""
-    last = len(RETRY_SECONDS) - 1
-    return RETRY_SECONDS[min(attempt, last)]

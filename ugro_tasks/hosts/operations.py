@@ -4,7 +4,7 @@
     ask(host, stop)   # a StopAnswer
 
 A request's `tag` is the name of a function in `node/`. Requests answered by frames are in
-`frames.py`.
+`streams.py`.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import shlex
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import paramiko
 from fabric import Config, Connection
@@ -60,7 +61,7 @@ class SshHost:
                 config=config,
             )
         for hop in hops_to(self.connection):
-            make_strict(hop, connect_seconds)
+            make_strict(hop, connect_seconds, _transport)
 
     def open(self) -> None:
         """Log in on every hop of the way, if not done yet; raises HostError."""
@@ -233,3 +234,14 @@ def _receive(channel: paramiko.Channel, deadline: float) -> bytes:
 
 def _seconds_left(deadline: float) -> float:
     return max(LAST_WAIT_SECONDS, deadline - time.monotonic())
+
+
+def _transport(socket_: Any, **options: Any) -> paramiko.Transport:
+    """Make paramiko's transport with the AES-GCM ciphers first.
+
+    They need no separate MAC, so a byte costs a quarter less.
+    """
+    made = paramiko.Transport(socket_, **options)
+    algorithms = made.get_security_options()
+    algorithms.ciphers = sorted(algorithms.ciphers, key=lambda name: "gcm" not in name)
+    return made

@@ -24,11 +24,11 @@ from ..hosts.fleet import Fleet
 from ..hosts.host import Host
 from ..hosts.operations import Clean
 from ..hosts.requests import ask
+from ..jobs.attempt_names import attempt_folder
 from ..jobs.checkpoints import checkpoints_with_manifest, fetched_checkpoints
 from ..jobs.experiment import Experiment
 from ..jobs.experiments import Experiments
 from ..jobs.metrics import measure
-from ..jobs.names import attempt_folder
 from ..jobs.record import JobRecord
 from ..jobs.state import Event, JobState
 from ..node.protocol import MANIFEST_SUFFIX

@@ -10,33 +10,24 @@ import errno
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import msgspec
-
-from ..errors import HostError, RecordError, SeveralErrors, UgroError
+from ..errors import HostError, RecordError, UgroError
 from ..hosts.fleet import Fleet
 from ..hosts.host import Host
-from ..hosts.operations import State
-from ..hosts.requests import ask
 from ..hosts.transfer import Transfer
 from ..jobs.checkpoints import stored_manifests
 from ..jobs.experiment import METRICS_NAME, OWN_NAMES, Experiment
-from ..jobs.names import attempt_folder, folder_of, token_of
 from ..jobs.plan import NodePlan
-from ..jobs.record import JobRecord
-from ..jobs.state import JobState
 from ..node.protocol import MANIFEST_SUFFIX
-from .checkpoints import bring_all
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
-def gather(
+def fetch_outputs(
     experiment: Experiment,
     plans: Sequence[NodePlan],
     fleet: Fleet,
@@ -73,7 +64,7 @@ def gather(
             if error.errno in NO_ROOM:
                 full[plan.node] = _to_come(experiment, plan, transfer)
             else:
-                errors.append(_as_record_error(error, experiment))
+                errors.append(as_record_error(error, experiment))
 
     chosen = [plan for plan in plans if only is None or plan.node in only]
     fleet.each({plan.node: partial(pull, plan) for plan in chosen})
@@ -82,7 +73,7 @@ def gather(
     return errors
 
 
-def _as_record_error(error: OSError, experiment: Experiment) -> RecordError:
+def as_record_error(error: OSError, experiment: Experiment) -> RecordError:
     return RecordError(f"{error.filename or experiment.folder}: {error.strerror}")
 
 
@@ -174,94 +165,3 @@ def _no_room(experiment: Experiment, full: dict[str, int | None]) -> RecordError
 
 def _mebibytes(size: int) -> str:
     return f"{size / (1 << 20):.1f} MiB"
-
-
-def gather_again(
-    experiment: Experiment,
-    progress: Callable[[str, int], None],
-    *,
-    verify: bool = False,
-) -> list[str]:
-    """Pull the outputs of a running or ended job; return the nodes already cleaned by `inv clean`.
-
-    Raises the errors of nodes, RecordError if the job never ran or the disk here is full.
-    """
-    record = experiment.record()
-    state = experiment.state()
-    everywhere = _plans(experiment, record, state)
-    plans = [plan for plan in everywhere if plan.node not in state.cleaned]
-    if plans:
-        cluster = experiment.cluster().subset([plan.node for plan in plans])
-        with Fleet.of(cluster) as fleet:
-            ended = state.phase.finished and _ended(state, plans, fleet)
-            brought: list[UgroError] = []
-            if state.phase.finished:  # else its agent fetches them
-                brought = bring_all(
-                    experiment, plans, fleet, verify=verify, progress=progress
-                )
-            errors = gather(experiment, plans, fleet, verify=verify, progress=progress)
-        if errors or brought:
-            raise _together(experiment, errors, brought)
-        if ended and not state.gathered_at:
-            gathered = msgspec.structs.replace(
-                experiment.state(), gathered_at=time.time()
-            )
-            try:
-                experiment.save_state(gathered)
-            except OSError as error:
-                raise _as_record_error(error, experiment) from error
-    return [plan.node for plan in everywhere if plan not in plans]
-
-
-def _plans(
-    experiment: Experiment, record: JobRecord, state: JobState
-) -> Sequence[NodePlan]:
-    """Return the plans of the last attempt that ran."""
-    if record.plan is None:
-        raise RecordError(
-            f"{experiment.job_id} never ran, so there is nothing to gather"
-        )
-    ran = [attempt for attempt in state.attempts if attempt.ran]
-    if not ran or ran[-1].number == record.plan.attempt:
-        return record.plan.nodes
-    nodes = {node.name: node for node in experiment.cluster().nodes}
-    unique = attempt_folder(record, ran[-1].number)
-    return [
-        NodePlan(
-            node=name, rank=rank, address=nodes[name].address, interface="", argv=(), env={},
-            token=token_of(nodes[name], unique), folder=folder_of(nodes[name], unique),
-        )
-        for rank, name in enumerate(ran[-1].nodes)
-    ]  # fmt: skip
-
-
-def _ended(state: JobState, plans: Sequence[NodePlan], fleet: Fleet) -> bool:
-    """Return whether all ranks are proven gone, at the job's end or by their nodes now."""
-    unproven = {rank.node for rank in state.ranks if not rank.proven_gone}
-
-    def gone(plan: NodePlan, host: Host) -> bool:
-        told = ask(host, State(folder=plan.folder, token=plan.token))
-        return not told.supervised and not told.processes
-
-    work = {plan.node: partial(gone, plan) for plan in plans if plan.node in unproven}
-    return all(found is True for found in fleet.each(work).values())
-
-
-def _together(
-    experiment: Experiment, errors: Sequence[UgroError], brought: Sequence[UgroError]
-) -> UgroError:
-    """Return one error for all.
-
-    If the disk here is full, that is the only one; an unreachable node is named once.
-    """
-    away = {error.host for error in errors if isinstance(error, HostError)}
-    distinct = list(errors)
-    for error in brought:
-        if not isinstance(error, HostError) or error.host not in away:
-            distinct.append(error)
-    for error in distinct:
-        if isinstance(error, RecordError):
-            return RecordError(f"{error.text}; then: inv gather {experiment.job_id}")
-    if len(distinct) == 1:
-        return distinct[0]
-    return SeveralErrors(distinct, "\n".join(error.text for error in distinct))

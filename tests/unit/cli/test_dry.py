@@ -19,8 +19,8 @@ from ugro_tasks.health import init
 from ugro_tasks.jobs import agent_process
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.experiments import Experiments
-from ugro_tasks.launch import network_test, submit
-from ugro_tasks.outputs import fetch
+from ugro_tasks.launch import deep_health, submit
+from ugro_tasks.outputs import gather
 
 ACTS = [
     (reset, "reset"),
@@ -28,8 +28,8 @@ ACTS = [
     (init, "trust_host_keys"),
     (init, "make_folders"),
     (submit, "submit"),
-    (network_test, "measure"),
-    (fetch, "gather_again"),
+    (deep_health, "measure"),
+    (gather, "gather"),
     (agent_process, "ensure_agent"),
     (Experiment, "ask_to_stop"),
     (Experiments, "make_folder"),

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from tests.unit.factories import make_node
 from ugro_tasks.errors import HostUnreachable, NodeFault, NodesBusy
 from ugro_tasks.hosts.answers import StateAnswer, describe_holder, holder_of
-from ugro_tasks.hosts.frames import Frame, follow
 from ugro_tasks.hosts.local import LocalHost
 from ugro_tasks.hosts.operations import MakeFolder, Prepare, Probe, Request, State
 from ugro_tasks.hosts.requests import PREFACE_LIMIT_BYTES, ask
+from ugro_tasks.hosts.streams import Frame, follow
 from ugro_tasks.node.main import MODULE_OF
 from ugro_tasks.node.protocol import (
     CHUNK_BYTES,

@@ -26,7 +26,6 @@ from lab.tools import wait_until
 from tests.ports import reserved_port
 from tests.unit.factories import make_node, salt_of
 from ugro_tasks.errors import NodeFault, NodesBusy, UgroError
-from ugro_tasks.hosts.frames import Frame, follow
 from ugro_tasks.hosts.local import LocalHost
 from ugro_tasks.hosts.operations import (
     MakeFolder,
@@ -41,6 +40,7 @@ from ugro_tasks.hosts.operations import (
     Visit,
 )
 from ugro_tasks.hosts.requests import BOOTSTRAP, ask, node_zip
+from ugro_tasks.hosts.streams import Frame, follow
 from ugro_tasks.node import probe, protocol
 from ugro_tasks.node.environment import remember
 from ugro_tasks.node.files import expand, read_text, write_json

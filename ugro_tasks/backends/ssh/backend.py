@@ -17,7 +17,7 @@ from ...jobs.outcome import Outcome
 from ...jobs.plan import LaunchPlan
 from ...jobs.spec import Resume
 from ...outputs.checkpoints import bring_all
-from ...outputs.fetch import gather
+from ...outputs.fetch import fetch_outputs
 from ...training.batch_sizes import model_to_look_for
 from ..api import AttemptEnd
 from . import gate
@@ -168,7 +168,9 @@ class SshBackend:
         fleet = self._fleet(self._part([node.node for node in plan.nodes]))
         clashing = {name for names in wrote.values() for name in names}
         errors = bring_all(self.experiment, plans, fleet)
-        errors += gather(self.experiment, plans, fleet, only=wrote, clashing=clashing)
+        errors += fetch_outputs(
+            self.experiment, plans, fleet, only=wrote, clashing=clashing
+        )
         return errors
 
     def fetch_checkpoints(self, plan: LaunchPlan) -> list[UgroError]:

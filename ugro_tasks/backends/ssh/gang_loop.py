@@ -14,9 +14,9 @@ from ...hosts.fleet import Fleet
 from ...hosts.host import Host
 from ...hosts.operations import Prepare, Start
 from ...hosts.requests import Talks, node_zip
+from ...jobs.attempt_names import attempt_folder
 from ...jobs.experiment import METRICS_NAME, OWN_NAMES, Experiment
 from ...jobs.journal import Journal
-from ...jobs.names import attempt_folder
 from ...jobs.outcome import Outcome, RankExit
 from ...jobs.plan import LaunchPlan, NodePlan
 from ...jobs.spec import Resume

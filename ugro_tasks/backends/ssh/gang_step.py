@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from ...errors import Interrupted, LaunchFailed, NodesBusy, StopUnproven
-from ...hosts.host import retry_pause
+from ...hosts.retry import retry_pause
 from ...jobs.outcome import Outcome, RankExit
 from ...jobs.state import Phase
 from .gang import (

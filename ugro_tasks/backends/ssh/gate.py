@@ -16,7 +16,7 @@ from msgspec import Struct
 from ...cluster.model import Cluster
 from ...errors import Interrupted, NotFit, UgroError
 from ...health.report import ClusterHealth
-from ...hosts.host import retry_pause
+from ...hosts.retry import retry_pause
 from ...jobs.outcome import Outcome
 from ...jobs.plan import LaunchPlan
 from ...jobs.record import JobRecord

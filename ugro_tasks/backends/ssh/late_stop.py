@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from ...hosts.fleet import Fleet
-from ...hosts.host import Host, retry_pause
+from ...hosts.host import Host
+from ...hosts.retry import retry_pause
+from ...jobs.attempt_names import attempt_folder, folder_of, token_of
 from ...jobs.journal import Journal
-from ...jobs.names import attempt_folder, folder_of, token_of
 from ...jobs.state import Attempt
 from .stop import StopOrder, tell_to_stop
 

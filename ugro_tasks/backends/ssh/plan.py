@@ -10,7 +10,7 @@ from ...cluster.model import Cluster, Node
 from ...environments.recipe import activation_of
 from ...errors import LaunchFailed
 from ...hosts.answers import ProbeAnswer
-from ...jobs.names import attempt_folder, folder_of, token_of
+from ...jobs.attempt_names import attempt_folder, folder_of, token_of
 from ...jobs.plan import LaunchPlan, Memory, NodePlan
 from ...jobs.record import JobRecord
 from ...jobs.spec import Resume

@@ -13,9 +13,9 @@ import msgspec
 from ...codec import UNREADABLE, decode
 from ...errors import NodeFault
 from ...files import append_lines, leave_room
-from ...hosts.frames import Frame, follow
 from ...hosts.host import Host
 from ...hosts.requests import Conversation
+from ...hosts.streams import Frame, follow
 from ...jobs.experiment import Experiment, node_of_sample
 from ...jobs.outcome import RankExit
 from ...jobs.plan import NodePlan

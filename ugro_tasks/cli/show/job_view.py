@@ -14,22 +14,15 @@ from ...jobs.state import Event, JobState, Phase
 from ...jobs.watch import Line, Progress
 from ...text import printable_lines
 from ..task import as_called
-from .console import NamedLine, Printer, Style, open_console, style
+from .console import NamedLine, Printer, open_console, style
 from .launch import show_plan
+from .node_colours import node_colour
 from .values import clock, duration
 
 if TYPE_CHECKING:
     from .live import Spinner
 
 LINES_AT_ONCE = 2000
-NODE_COLOURS: tuple[Style, ...] = (
-    "cyan",
-    "magenta",
-    "yellow",
-    "green",
-    "blue",
-    "bright_red",
-)
 
 
 class JobView:
@@ -150,5 +143,4 @@ class JobView:
 def _named(line: Line, nodes: Mapping[int, str]) -> NamedLine:
     # A restart may have dropped the node; then its rank is no longer in the state.
     node = nodes.get(line.rank, str(line.rank))
-    colour = NODE_COLOURS[line.rank % len(NODE_COLOURS)]
-    return node, colour, line.text
+    return node, node_colour(line.rank), line.text

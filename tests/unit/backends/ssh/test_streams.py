@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tests.unit.factories import disk_full_beyond, make_node, make_node_plan
 from ugro_tasks.backends.ssh.streams import RankFiles, follow_rank
 from ugro_tasks.errors import NodeFault
-from ugro_tasks.hosts.frames import Frame
 from ugro_tasks.hosts.requests import node_zip
+from ugro_tasks.hosts.streams import Frame
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.outcome import RankExit
 from ugro_tasks.jobs.streams import stream_sizes

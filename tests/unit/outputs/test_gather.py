@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.ended import EndedJob
 from ugro_tasks.jobs.state import Phase
-from ugro_tasks.outputs.gathering import Gathering, gather_outputs, would_gather
+from ugro_tasks.outputs.gather import Gathering, gather, would_gather
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_what_would_be_gathered_is_told_and_left_there(job: EndedJob) -> None:
 
 def test_what_was_gathered_is_told_with_how_far_each_node_was(job: EndedJob) -> None:
     heard: list[tuple[str, int]] = []
-    found = gather_outputs(
+    found = gather(
         job.home, lambda node, percent: heard.append((node, percent)), verify=False
     )
     assert found == told(job)
