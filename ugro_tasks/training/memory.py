@@ -49,6 +49,8 @@ MOMENT_BYTES = {
 }
 # Of each logit, in float32: the log of its softmax, the gradient of that, and the logit's own gradient.
 LOGIT_BYTES = 3 * FLOAT32_BYTES
+# Of each element, on a GPU.
+DROPOUT_MASK_BYTES = 1
 ALL_LINEAR = "all-linear"  # peft's word for every matrix
 
 
@@ -233,16 +235,23 @@ def _bytes_a_token(model: ModelFacts, run: _Run) -> float:
 
 
 def _kept_of_a_layer(model: ModelFacts, run: _Run) -> float:
-    """Bytes a token that the backward pass needs of a layer which computes in c bytes.
+    """Return the bytes of a token that the backward pass needs of a layer computing in c bytes.
 
-    Frozen weights: 8h for the two norms, which work in float32; 5ch for q, k and v of all heads, the result of
-    attention and its rotation; 3ci for the feed-forward part; and for each matrix with an adapter its input, once in
-    float32 and once in c. Weights that are trained need the input of each matrix: 20h + (4c)i + 4ch more of them.
+    Attention keeps q and its result, each as wide as all heads together, and k and v, as wide as their own heads.
+    Frozen weights: 8h for the two norms, which work in float32; c for each of attention and of q's rotation; 3ci for
+    the feed-forward part; and for each matrix with an adapter its input in c, and a byte for dropout's mask.
+    Trained weights need the input of each matrix: 20h and ci more, and no rotation.
     """
-    hidden, inner, compute = model.hidden_size, model.inner_size, run.compute_bytes
+    hidden = model.hidden_size
+    inner = model.inner_size
+    compute = run.compute_bytes
+    _, queries = model.matrices["q_proj"]
+    _, keys = model.matrices["k_proj"]
     if run.lora_rank is None:
-        return hidden * (28 + 4 * compute) + inner * 4 * compute
+        attention = compute * (2 * queries + 2 * keys)
+        return 28 * hidden + attention + 4 * compute * inner
+    attention = compute * (3 * queries + 2 * keys)
     adapters = sum(fan_in for fan_in, _ in run.beside(model)) * (
-        FLOAT32_BYTES + compute
+        compute + DROPOUT_MASK_BYTES
     )
-    return hidden * (8 + 5 * compute) + inner * 3 * compute + adapters
+    return 8 * hidden + attention + 3 * compute * inner + adapters

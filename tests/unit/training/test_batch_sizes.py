@@ -223,7 +223,7 @@ def test_a_desktop_on_the_card_counts_and_a_job_of_ugros_does_not(
 ) -> None:
     cluster = owners(tmp_path, 12, 8, 8)
     model = {"config": TINY_LLAMA}
-    cards = "12227,900", "8188,900", "8192"
+    cards = "12227,2600", "8188,900", "8192"
     assert sizes_of(cluster, seen(cluster, *cards, model=model)) == [1, 1, 1]
     assert sizes_of(
         cluster, seen(cluster, *cards, model=model, lease={"job": "other"})
@@ -234,7 +234,7 @@ def test_where_not_even_one_fits_the_plan_says_so_with_the_numbers(
     tmp_path: Path,
 ) -> None:
     cluster = owners(tmp_path, 12, 6, 4)
-    facts = seen(cluster, "12227", "6144", "4096,100", model={"config": TINY_LLAMA})
+    facts = seen(cluster, "12227", "6144,500", "4096,100", model={"config": TINY_LLAMA})
     plan = plan_of(cluster, facts)
     assert [
         (node.batch_size, node.memory and node.memory.fit) for node in plan.nodes
@@ -245,7 +245,7 @@ def test_where_not_even_one_fits_the_plan_says_so_with_the_numbers(
     ]
     (refusal,) = shares.refusals(plan)
     assert (
-        "gpu2: memory: a batch of 1 needs about 6.5 GiB (weights 0.7, trained 0.0, activations 4.7, "
+        "gpu2: memory: a batch of 1 needs about 5.7 GiB (weights 0.7, trained 0.0, activations 3.9, "
         in refusal
     )
     assert "3.9 GiB are free of the card's 4.0" in refusal
@@ -364,7 +364,7 @@ def test_a_restart_on_the_same_nodes_keeps_their_shares(tmp_path: Path) -> None:
     cluster = owners(tmp_path, 12, 8, 8)
     model = {"config": TINY_LLAMA}
     first = plan_of(cluster, seen(cluster, "12227", "8188", "8192", model=model))
-    later = seen(cluster, "12227,2000", "8188", "8192", model=model)
+    later = seen(cluster, "12227,2600", "8188", "8192", model=model)
     assert [node.batch_size for node in plan_of(cluster, later, plan=first).nodes] == [
         2,
         1,
