@@ -334,6 +334,7 @@ def nf4(
     command = [training_python, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     with reserved_port() as port:
         command += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+        command += ["--log-dir", str(output / "torchrun")]
         done = subprocess.run(
             [*command, *arguments(inputs, "nf4", "saved", **NF4)],
             env=clean_environment(

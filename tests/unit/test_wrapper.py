@@ -79,6 +79,9 @@ class Checkout:
         for folder in ("bin", "requirements", "wheels"):
             (root / folder).mkdir(parents=True)
         shutil.copy(ROOT / "bin" / "ugro", root / "bin")
+        # Where programs put what they need for a moment, if nobody tells them otherwise.
+        self.temporary = root.parent / "temporary"
+        self.temporary.mkdir(exist_ok=True)
         (root / "pyproject.toml").write_text(PROJECT)
         (root / "backend.py").write_text(BACKEND)
         self.versions = 0
@@ -104,8 +107,10 @@ class Checkout:
         self, *arguments: str, program: Path | None = None, **how: Any
     ) -> subprocess.CompletedProcess[str]:
         argv = [str(program or self.program), *arguments]
+        environ = how.pop("env", os.environ) | {"TMPDIR": str(self.temporary)}
         return subprocess.run(
             argv,
+            env=environ,
             capture_output=True,
             text=True,
             timeout=DEADLINE_SECONDS,
@@ -125,6 +130,7 @@ class Checkout:
         with (self.root / f"{arguments[0]}.stderr").open("w") as stderr:
             return subprocess.Popen(
                 [self.program, *arguments],
+                env=os.environ | {"TMPDIR": str(self.temporary)},
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
                 start_new_session=True,
@@ -237,8 +243,11 @@ def test_a_set_up_that_was_killed_is_made_anew(
     half_written = checkout.root / ".venv" / "half-written"
     half_written.touch()
     (checkout.root / "gate").unlink()
+    assert any((checkout.root / ".ugro" / "set-up").iterdir())
     assert checkout.told()
     assert not half_written.exists()
+    assert not (checkout.root / ".ugro" / "set-up").exists()
+    assert not any(checkout.temporary.iterdir())
 
 
 def test_a_checkout_that_was_moved_gets_another_environment(checkout: Checkout) -> None:
@@ -258,7 +267,7 @@ def test_a_checkout_that_was_moved_gets_another_environment(checkout: Checkout) 
 
 
 # What bin/ugro calls before there is any Python.
-TOOLS = ("bash", "head", "mkdir", "readlink")
+TOOLS = ("bash", "head", "mkdir", "readlink", "rm")
 
 
 @pytest.mark.parametrize(

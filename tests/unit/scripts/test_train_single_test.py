@@ -64,6 +64,8 @@ def torchrun(
     python: str, output: Path, script: Path, *arguments: str
 ) -> subprocess.CompletedProcess[str]:
     command = [python, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    # Else torchrun leaves a folder among the temporary ones.
+    command += ["--log-dir", str(output / "torchrun")]
     with reserved_port() as port:
         return subprocess.run(
             [
