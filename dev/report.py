@@ -38,7 +38,7 @@ def show_results(
         tests = "test" if count == 1 else "tests"
         console.print(printable_lines(f"left out: {count} {tests}: {reason}"))
     failures = [result for result in results if not result.good]
-    bad = [f"{result.name} (pytest's exit code {result.code})" for result in failures]
+    bad = [f"{result.name} ({_fault(result)})" for result in failures]
     passed = sum(result.passed for result in results)
     failed = sum(result.failed for result in results)
     if all(result.code == NO_TESTS for result in results):
@@ -48,6 +48,13 @@ def show_results(
     # Alone on its line, for programs that count tests.
     console.print(f"{passed} passed, {failed} failed")
     return not bad and not not_run
+
+
+def _fault(result: Result) -> str:
+    if result.code not in {0, NO_TESTS}:
+        return f"pytest's exit code {result.code}"
+    names = ", ".join(result.left_behind)
+    return f"left behind among the temporary files: {names}"
 
 
 def _group_row(group: Group) -> list[str]:

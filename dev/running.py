@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,9 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 # Much of the time is spent waiting for hosts: two workers, each with a lab of its own.
 WORKERS = 2
 WHOLE_HASH = re.compile("[0-9a-f]{40}")
+PYTEST_ROOT = "PYTEST_DEBUG_TEMPROOT"
+# An empty folder of each user's, made at an import of torch's compiler.
+TORCHS_OWN = "torchinductor_"
 NO_TESTS = 5  # pytest's exit code where nothing was selected
 
 
@@ -39,11 +43,13 @@ class Result:
     failed: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     """How many tests were skipped, by the reason."""
+    left_behind: tuple[str, ...] = ()
+    """The names of temporary files and folders that nobody removed."""
 
     @property
     def good(self) -> bool:
-        """Return whether pytest succeeded; a flag like -k may leave a group without tests."""
-        return self.code in {0, NO_TESTS}
+        """Return whether pytest succeeded and left nothing; a flag like -k may leave a group without tests."""
+        return self.code in {0, NO_TESTS} and not self.left_behind
 
 
 class Programs:
@@ -52,12 +58,14 @@ class Programs:
     def __init__(self) -> None:
         self.interrupted = False
 
-    def run(self, title: str, argv: Sequence[str]) -> int:
-        """Run a program to its end; return its exit code."""
+    def run(self, title: str, argv: Sequence[str], **environ: str) -> int:
+        """Run a program to its end, with these variables besides; return its exit code."""
         note(f"== {title}")
         before = signal.signal(signal.SIGINT, self._note_interrupt)
         try:
-            return subprocess.run(argv, cwd=CHECKOUT, check=False).returncode
+            return subprocess.run(
+                argv, cwd=CHECKOUT, env=os.environ | environ, check=False
+            ).returncode
         finally:
             signal.signal(signal.SIGINT, before)
 
@@ -155,11 +163,24 @@ def commit_of(name: str) -> str:
 
 def _run_pytest(programs: Programs, title: str, arguments: Sequence[str]) -> Result:
     begun = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="ugro-tests-") as folder:
-        tally = Path(folder) / "tally.json"
-        plugins = ["-p", "tests.left_out", "-p", "dev.pytest_group"]
-        plugins += ["--tally", str(tally)]
-        shared = ["-n", str(WORKERS), "--dist", "loadgroup"]
-        code = programs.run(title, [program("pytest"), *plugins, *shared, *arguments])
+    plugins = ["-p", "tests.left_out", "-p", "dev.pytest_group"]
+    shared = ["-n", str(WORKERS), "--dist", "loadgroup"]
+    # A short name: the path of a socket has 107 characters at most.
+    with tempfile.TemporaryDirectory(prefix="t-") as folder:
+        tally = Path(folder, "tally.json")
+        argv = [program("pytest"), *plugins, "--tally", str(tally), *shared, *arguments]
+        # Pytest's own folders stay where one looks for them after a failure.
+        root = os.environ.get(PYTEST_ROOT) or tempfile.gettempdir()
+        code = programs.run(title, argv, **{"TMPDIR": folder, PYTEST_ROOT: root})
         counts = json.loads(tally.read_text()) if tally.exists() else {}
-    return Result(name=title, seconds=time.monotonic() - begun, code=code, **counts)
+        tally.unlink(missing_ok=True)
+        left = tuple(sorted(left_behind(Path(folder))))
+    seconds = time.monotonic() - begun
+    return Result(name=title, seconds=seconds, code=code, left_behind=left, **counts)
+
+
+def left_behind(folder: Path) -> Iterator[str]:
+    """Yield the names in a folder for temporary files, besides those that torch makes whatever one does."""
+    for path in folder.iterdir():
+        if not path.name.startswith(TORCHS_OWN):
+            yield path.name

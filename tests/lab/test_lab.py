@@ -555,7 +555,14 @@ def test_down_after_kill_9_of_up_leaves_nothing(
     creator.kill()
     creator.wait()
     number = status(folder).number
-    subprocess.run([*command, "down", "--folder", str(folder)], cwd=ROOT, check=True)
+    done = subprocess.run(
+        [*command, "down", "--folder", str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    # Whoever brings up another lab in the meantime takes a dead one away, too.
+    assert done.returncode == 0 or "no lab in" in done.stderr, done.stderr
     assert status(folder).processes == []
     assert status(folder).number is None
     assert not folder.exists()

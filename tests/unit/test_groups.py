@@ -20,7 +20,14 @@ from dev.groups import (
     group_of,
 )
 from dev.report import show_groups, show_results
-from dev.running import NO_TESTS, Result, commit_of, files_with_tests, names_tests
+from dev.running import (
+    NO_TESTS,
+    Result,
+    commit_of,
+    files_with_tests,
+    names_tests,
+    run_named,
+)
 from dev.set_up import packages_of, requirements_of
 from ugro_tasks.errors import UsageError
 
@@ -215,6 +222,11 @@ def test_the_report_ends_with_the_sum(capsys: pytest.CaptureFixture[str]) -> Non
         ([result(code=3)], [], "not well: fast (pytest's exit code 3)"),
         ([result(code=NO_TESTS)], [], "not well: no test was selected"),
         ([result(passed=1)], ["slow"], "slow    not run"),
+        (
+            [result(passed=1, left_behind=("pip-7", "torchelastic_x"))],
+            [],
+            "not well: fast (left behind among the temporary files: pip-7, torchelastic_x)",
+        ),
     ],
 )
 def test_what_is_not_well_is_said(
@@ -272,6 +284,18 @@ def test_only_the_drawn_tests_run_and_are_counted(workers: str, tmp_path: Path) 
     assert counts() == {"passed": 9, "failed": 1, "left_out": {"no such tool": 1}}
     drawn = counts("--drawn", f"{COMMITS[5]}:4")
     assert drawn["passed"] + drawn["failed"] + sum(drawn["left_out"].values()) == 4
+
+
+def test_a_group_that_leaves_a_temporary_file_is_not_well(tmp_path: Path) -> None:
+    (tmp_path / "test_leaks.py").write_text(
+        "import tempfile\n"
+        "def test_keeps(): tempfile.mkstemp(prefix='kept-')\n"
+        "def test_cleans(tmp_path): (tmp_path / 'own').touch()\n"
+    )
+    [found] = run_named([str(tmp_path / "test_leaks.py"), "-p", "no:cacheprovider"])
+    assert found.code == 0
+    assert [name[:5] for name in found.left_behind] == ["kept-"]
+    assert not found.good
 
 
 def test_the_unit_tests_run_in_an_order_that_a_seed_repeats() -> None:
