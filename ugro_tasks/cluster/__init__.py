@@ -1,1 +1,1 @@
-"""cluster.yaml, read, checked and as data."""
+"""The cluster file cluster.yaml: read, checked, and made into a `Cluster`."""

@@ -1,6 +1,6 @@
-"""The text of a cluster file -> `Cluster`; whatever is wrong with it comes at once, line by line.
+"""The text of a cluster file -> `Cluster`; all faults are reported together, with their lines.
 
-Its imports take a fifth of a command's start: whoever needs it imports it late.
+Its imports take a fifth of a command's start, so importers load it late.
 """
 
 from collections import Counter
@@ -53,9 +53,10 @@ Form = ClusterFile | NodesFile
 def build(
     path: Path, content: bytes, environ: Mapping[str, str]
 ) -> tuple[Cluster, bytes]:
-    """Make the cluster that the content of the file at `path` describes, and return what config/logging.yaml held.
+    """Make the cluster described by the content of the file at `path`.
 
-    Raises ClusterFileError, which lists every fault of the one file or of the other.
+    Returns it with the content of config/logging.yaml. Raises ClusterFileError with every fault of
+    one of the two files.
     """
     text = text_of(path, content)
     if not text.strip():
@@ -74,14 +75,18 @@ def build(
     whole = form.model_copy(update={"logging": logging})
     try:
         return _cluster(whole, path, root, home(environ)), logging_file
-    except ValueError as error:  # its values do not go together in a way that no check above has looked for
+    except ValueError as error:
+        # The checks above missed an inconsistency between values.
         raise refusal(path, [Fault(1, str(error))]) from error
 
 
 def with_logging_file(
     cluster: Cluster, content: bytes, environ: Mapping[str, str]
 ) -> Cluster:
-    """Make a cluster with what config/logging.yaml holds. Raises ClusterFileError, which lists every fault in it."""
+    """Return the cluster with the content of config/logging.yaml in place of its own logging.
+
+    Raises ClusterFileError with every fault in that file.
+    """
     section = laid_under(LoggingSection(), cluster.root, content, environ)
     logs = cluster.logs
     if section.file:
@@ -90,7 +95,7 @@ def with_logging_file(
 
 
 def _form(document: Document) -> Form | None:
-    """Check the document in full; None, with the reasons in `document.faults`, if there is any fault."""
+    """Validate the document; return None if it has any fault, listed in `document.faults`."""
     check_synonyms(document)
     check_machines(document)
     check_batch_sizes(document)
@@ -129,7 +134,7 @@ def _root(form: Form, path: Path, home_folder: Path) -> Path:
 
 
 class Folders(NamedTuple):
-    """The project's folders on this machine; `scripts` need not be there."""
+    """The project's folders on this machine; `scripts` may be missing."""
 
     experiments: Path
     scripts: Path
@@ -140,7 +145,7 @@ def _folders(form: Form, root: Path, home_folder: Path) -> Folders:
     paths = form.paths
 
     def inside(*choices: str | None) -> Path | None:
-        """Return the first that is given, from the project's root on."""
+        """Return the first given choice as a path below the project's root, None without one."""
         return next(
             (root / here(choice, home_folder) for choice in choices if choice), None
         )
@@ -163,7 +168,7 @@ def _master_port(form: Form) -> int:
 
 
 def _training(section: TrainingSection) -> TrainingDefaults:
-    """Take what is written and no more: config/training_defaults.yaml says the rest."""
+    """Return only the keys given in the file: config/training_defaults.yaml sets the rest."""
     settings: dict[str, dict[str, Any]] = {}
     for setting, value in written_settings(section):
         settings.setdefault(setting.section, {})[setting.key] = value
@@ -182,7 +187,7 @@ def _timeouts(form: Form) -> Timeouts:
 
 
 def _nodes(form: Form, environment: EnvironmentSection) -> tuple[Node, ...]:
-    """Make the nodes of either form. Nodes that share a machine have a slot each."""
+    """Make the nodes of either form; nodes sharing a machine get a slot each."""
     entries = (
         _named_nodes(form) if isinstance(form, NodesFile) else _master_and_workers(form)
     )
@@ -201,7 +206,7 @@ def _nodes(form: Form, environment: EnvironmentSection) -> tuple[Node, ...]:
 
 
 def _named_nodes(form: NodesFile) -> list[tuple[str, int, NodeSection]]:
-    """List name, rank and section of each node; a rank that is not given is the place in the file."""
+    """List (name, rank, section) of each node; the rank defaults to the place in the file."""
     return [
         (name, place if node.rank is None else node.rank, node)
         for place, (name, node) in enumerate(form.nodes.items())
@@ -209,7 +214,7 @@ def _named_nodes(form: NodesFile) -> list[tuple[str, int, NodeSection]]:
 
 
 def _master_and_workers(form: ClusterFile) -> list[tuple[str, int, NodeSection]]:
-    """List name, rank and section of each node; a rank that is not given is the place in the list."""
+    """List (name, rank, section) of each node; the rank defaults to the place in the list."""
     master = form.cluster.master
     entries: list[tuple[str, int, NodeSection]] = [
         (master.name or master.hostname or "master", 0, master)
@@ -258,10 +263,10 @@ def _node(
 def _environment(
     common: EnvironmentSection, own: EnvironmentSection | None = None
 ) -> Environment:
-    """Lay the node's own keys over the cluster's environment.
+    """Make a node's environment: its own keys override the cluster's.
 
-    A node with another manager takes neither path nor python from the cluster: they belong to the
-    cluster's manager.
+    With another manager, the cluster's path and python do not apply: they belong to the cluster's
+    manager.
     """
     said = _environment_keys(common)
     if own is not None:
@@ -279,14 +284,14 @@ def _environment(
 def _with_manager(
     section: EnvironmentSection, root: Path, scripts: Path
 ) -> EnvironmentSection:
-    """Fill in the manager whose lock lies in the project, where nothing says what makes the environment."""
+    """Set the manager by the lock file in the project, unless the section implies one."""
     if section.manager or section.conda_env or section.python:
         return section
     return section.model_copy(update={"manager": manager_by_lock(root, scripts)})
 
 
 def _environment_keys(section: EnvironmentSection) -> dict[str, Any]:
-    """Return the keys that are given, in one spelling."""
+    """Return the given keys, with `conda_env` as `name` and manager pixi."""
     said: dict[str, Any] = section.model_dump(exclude_none=True)
     conda_env = said.pop("conda_env", None)
     if conda_env:

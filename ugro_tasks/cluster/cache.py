@@ -1,10 +1,11 @@
-"""Clusters that this user's commands have read before: a file that is as it was need not be checked again.
+"""A cache of parsed clusters, so that an unchanged cluster file is not validated again.
 
-To check one takes pydantic and YAML, a quarter of the time that `inv health` takes. What was read is kept in
-`~/.cache/ugro/clusters/<key>.json`. The key is a hash over all that the cluster was made from: the file, where it lies,
-the variables that stand in it, and this folder's code with config/training_schema.yaml, which alone say what a file
-means. What else was looked at stands inside: whether a lock file is there, and what config/logging.yaml held.
-Nothing depends on an entry: one that is damaged, or that cannot be written, is as none.
+Validation needs pydantic and YAML, a quarter of the time of `inv health`. Entries are stored in
+`~/.cache/ugro/clusters/<key>.json`. The key is a hash over all inputs: the file's content and path, the environment
+variables it uses, and the code of this folder with config/training_schema.yaml, which define the meaning of a file.
+The presence of lock files and a hash of config/logging.yaml are stored inside the entry and compared.
+
+A damaged, missing or unwritable entry is never an error: the file is then validated anew.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ VARIABLES = re.compile(rb"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 def here(path: str, home_folder: Path) -> Path:
-    """Return a path as a user writes it, with `~/` for this machine's user."""
+    """Return a user's path on this machine, with a leading `~/` expanded."""
     return (
         home_folder / path[2:] if path == "~" or path.startswith("~/") else Path(path)
     )
@@ -42,7 +43,7 @@ def home(environ: Mapping[str, str]) -> Path:
 
 
 class Remembered:
-    """The entry for one cluster file as it is now."""
+    """The cache entry for one cluster file in its present state."""
 
     def __init__(self, path: Path, content: bytes, environ: Mapping[str, str]) -> None:
         self.environ = environ
@@ -61,11 +62,12 @@ class Remembered:
         self.entry = self.folder / f"{key}.json"
 
     def cluster(self) -> Cluster | None:
-        """Return the cluster that the file was when it was last checked; None where that is not known."""
+        """Return the cached cluster; None if there is no valid entry."""
         try:
             digest, _, content = self.entry.read_bytes().partition(b"\n")
             if hashlib.sha256(content).hexdigest().encode() != digest:
-                return None  # one flipped bit of an address would be another machine
+                # One flipped bit in an address would be another machine.
+                return None
             kept = json.loads(content)
             cluster = Cluster.from_json(kept["cluster"])
             logging_file = logging_content(cluster.root)
@@ -82,8 +84,12 @@ class Remembered:
             return None
 
     def keep(self, cluster: Cluster, logging_file: bytes) -> None:
-        """Remember it, for this user only, with what config/logging.yaml held when it was made."""
-        from ..files import replace_file  # what reads an entry needs none of it
+        """Write the entry, readable by this user only, and remove the oldest ones.
+
+        `logging_file` is the content of config/logging.yaml used for the cluster.
+        """
+        # Late: reading an entry, as most commands do, needs none of it.
+        from ..files import replace_file
 
         if not self.home.is_dir():
             return
@@ -103,7 +109,7 @@ class Remembered:
 
 
 def _hash_of_the_code() -> str:
-    """Hash the modules of this folder and the training schema, names and content; 0.2 ms."""
+    """Hash the names and contents of this folder's modules and of the training schema; takes 0.2 ms."""
     found = hashlib.sha256()
     for path in [*sorted(HERE.glob("*.py")), shipped(TRAINING_SCHEMA)]:
         content = path.read_bytes()
@@ -114,7 +120,7 @@ def _hash_of_the_code() -> str:
 def _variables(
     content: bytes, environ: Mapping[str, str], *others: str
 ) -> dict[str, str | None]:
-    """Return the values of the variables that a file names, and of others."""
+    """Return {name: value} of the `${NAME}` in a file, and of `others`; None for an unset variable."""
     names = {*others, *(name.decode() for name in VARIABLES.findall(content))}
     return {name: environ.get(name) for name in sorted(names)}
 
@@ -122,7 +128,7 @@ def _variables(
 def _seen(
     cluster: Cluster, logging_file: bytes, environ: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Look at what of this machine's files the cluster depends on, beside its own."""
+    """Return the state of the other files on this machine that influence the cluster."""
     scripts = {cluster.root / "scripts", cluster.scripts}
     paths = [cluster.root / lock for lock in LOCKS.values()]
     paths += sorted(scripts) + sorted(folder / "constraints.txt" for folder in scripts)

@@ -1,4 +1,7 @@
-"""What the values of a cluster file say to each other, looked at in the raw data, so that one bad value hides none."""
+"""Checks between values of a cluster file.
+
+They read the raw data rather than the validated form, so that one bad value hides no other fault.
+"""
 
 import ipaddress
 from collections.abc import Iterator
@@ -20,7 +23,7 @@ SYNONYMS = [
 
 
 def check_synonyms(document: Document) -> None:
-    """Find what is said twice, in two spellings."""
+    """Find keys given twice, in two spellings."""
     for loc, section in _sections(document.data, ()):
         for within, one, other in SYNONYMS:
             if loc[-1:] == (within,) and one in section and other in section:
@@ -39,7 +42,7 @@ def check_synonyms(document: Document) -> None:
 
 
 def _sections(data: Any, loc: Loc) -> Iterator[tuple[Loc, dict[str, Any]]]:
-    """Go through all sections at any depth, the outer ones first."""
+    """Yield (place, section) of all sections at any depth, outer ones first."""
     if isinstance(data, dict):
         yield loc, data
         for key, value in data.items():
@@ -50,14 +53,14 @@ def _sections(data: Any, loc: Loc) -> Iterator[tuple[Loc, dict[str, Any]]]:
 
 
 def _at(data: Any, loc: Loc) -> Any:
-    """Return the value at `loc`; None where the file has none, or something of another kind on the way."""
+    """Return the value at `loc`; None if it is missing or something on the way is no section."""
     for part in loc:
         data = data.get(part) if isinstance(data, dict) else None
     return data
 
 
 class Machine(NamedTuple):
-    """A node as it stands in the file, before anybody knows whether its values are any good."""
+    """A node as written in the file, with values not validated yet."""
 
     loc: Loc
     keys: dict[str, Any]
@@ -65,13 +68,13 @@ class Machine(NamedTuple):
 
     @property
     def name(self) -> Any:
-        """What the node will be called; no text where what stands there is none."""
+        """Return the node's name in the cluster; not a string if the file gives none."""
         if self.loc[0] == "nodes":
             return self.loc[1]
         return self.keys.get("name") or self.keys.get("hostname", "master")
 
     def claims(self) -> Iterator[tuple[str, str, object]]:
-        """What no other node may have, as (what, key, value); a value that is no good claims nothing."""
+        """Yield each value reserved to this node as (what, key, value), if it is valid."""
         if self.loc[0] != "nodes" and isinstance(self.name, str):
             yield "name", "name", self.name
         rank = _whole_number(self.keys.get("rank", str(self.place)))
@@ -82,14 +85,15 @@ class Machine(NamedTuple):
             try:
                 yield "address", "ip", str(ipaddress.ip_address(address))
             except ValueError:
-                return  # the model says so, in better words
+                # The form reports it, in better words.
+                return
 
 
 _WHOLE = TypeAdapter(int)
 
 
 def _whole_number(value: object) -> int | None:
-    """Return the number that a text stands for, by the same rules as in a form; None for what is none."""
+    """Parse a whole number by the rules of a form; return None if it is none."""
     try:
         return _WHOLE.validate_python(value)
     except ValidationError:
@@ -97,7 +101,7 @@ def _whole_number(value: object) -> int | None:
 
 
 def check_machines(document: Document) -> None:
-    """Find faults between nodes, in the raw data, so that one bad value hides none."""
+    """Find faults between nodes, such as a name, rank or address given twice."""
     _check_which_form(document)
     machines = _machines(document.data)
     if not machines and document.data.get("nodes") == {}:
@@ -140,7 +144,7 @@ def _check_which_form(document: Document) -> None:
 
 
 def _check_hostname_as_name(document: Document, machine: Machine) -> None:
-    """Find a hostname that stands in for the node's name and is too long for it."""
+    """Find a hostname used as the node's name and too long for one."""
     if machine.loc[0] == "nodes" or "name" in machine.keys:
         return
     if len(str(machine.name)) > NODE_NAME_MAX:
@@ -152,7 +156,7 @@ def _check_hostname_as_name(document: Document, machine: Machine) -> None:
 def _check_claims(
     document: Document, machine: Machine, taken: dict[tuple[str, object], Machine]
 ) -> None:
-    """Find a name, rank or address that an earlier node has, and note those that none has."""
+    """Find a name, rank or address of an earlier node, and note the new ones in `taken`."""
     for what, key, value in machine.claims():
         first = taken.setdefault((what, value), machine)
         if first is not machine:
@@ -162,7 +166,7 @@ def _check_claims(
 
 
 def check_batch_sizes(document: Document) -> None:
-    """Find a batch size of a node that there is not, and a node without one."""
+    """Find batch sizes of unknown nodes, and nodes without one."""
     loc = ("training", "batch_size_per_gpu")
     sizes = _at(document.data, loc)
     machines = _machines(document.data)
@@ -185,7 +189,7 @@ def check_batch_sizes(document: Document) -> None:
 
 
 def _machines(data: dict[str, Any]) -> list[Machine]:
-    """List the machines of either form; what is no section is left out."""
+    """List the machines of either form, leaving out values that are no sections."""
     found = _named_machines(data) if "nodes" in data else _master_and_workers(data)
     return [
         Machine(loc, keys, place)
@@ -211,7 +215,7 @@ def _master_and_workers(data: dict[str, Any]) -> list[tuple[Loc, Any]]:
 
 
 def _check_ranks(document: Document, ranked: dict[Any, Machine]) -> None:
-    """Find what is wrong with ranks that are all given and all different."""
+    """Find gaps in distinct ranks, and a role or master_ip contradicting them."""
     if 0 not in ranked:
         if ranked and "nodes" in document.data:
             document.fault(("nodes",), "no node has rank 0; give it to the master")

@@ -1,4 +1,4 @@
-"""The files that people write about a cluster, as bytes: what is in them, says build.py."""
+"""The contents of the files of a cluster, as bytes; build.py interprets them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LOGGING_FILE = "config/logging.yaml"
 
 
 def content_of(path: Path) -> bytes:
-    """Read the file at `path`. Raises ClusterFileError where it cannot be read or is far too long."""
+    """Read the file at `path`. Raises ClusterFileError if it is unreadable or over MAX_BYTES."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -25,7 +25,7 @@ def content_of(path: Path) -> bytes:
 
 
 def logging_content(root: Path) -> bytes:
-    """Read config/logging.yaml of the project in `root`: nothing where there is none. Raises ClusterFileError."""
+    """Read config/logging.yaml of the project in `root`; empty without such a file. Raises ClusterFileError."""
     path = root / LOGGING_FILE
     try:
         there = path.is_file()

@@ -1,4 +1,4 @@
-"""A file that people write about a cluster: its bytes -> `Document`, and its faults -> the error that lists them."""
+"""The bytes of a file -> `Document`, and its faults -> the error with a line for each."""
 
 import os
 import pwd
@@ -14,7 +14,7 @@ MAX_FAULTS_SHOWN = 50
 
 
 def text_of(path: Path, content: bytes) -> str:
-    """Return the content of the file at `path` as text. Raises ClusterFileError where it is not UTF-8."""
+    """Decode the content of the file at `path`. Raises ClusterFileError if it is not UTF-8."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -27,12 +27,12 @@ def text_of(path: Path, content: bytes) -> str:
 
 
 def document_of(text: str, environ: Mapping[str, str]) -> Document:
-    """Read the text with `${NAME}` replaced by the variables; what is wrong with it is in the document's faults."""
+    """Parse the text, with each `${NAME}` replaced from `environ`; faults are in the document."""
     return Document(text, lambda name, loc: _variable(name, loc, environ))
 
 
 def refusal(path: Path, faults: list[Fault]) -> ClusterFileError:
-    """Make the error that lists the faults, each with its line."""
+    """Make the error listing the faults, each with its line."""
     count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
     lines = [f"  line {line}: {text}" for line, text in faults[:MAX_FAULTS_SHOWN]]
     if len(faults) > MAX_FAULTS_SHOWN:
@@ -41,7 +41,7 @@ def refusal(path: Path, faults: list[Fault]) -> ClusterFileError:
 
 
 def _variable(name: str, loc: Loc, environ: Mapping[str, str]) -> str:
-    """Return the value of `${name}` at a place of the file; raises ValueError where it has none."""
+    """Return the value of `${name}` at a place of the file; raises ValueError if it has none."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise ValueError(f"{shown('${' + name + '}')}: only ${{NAME}} is understood")
     on_a_node = loc[0] in ("nodes", "workers", "environment") or loc[:2] == (
@@ -51,7 +51,8 @@ def _variable(name: str, loc: Loc, environ: Mapping[str, str]) -> str:
     if name == "HOME" and on_a_node:
         raise ValueError("${HOME} is this machine's; for the home on the node write ~/")
     value = environ.get(name)
-    if not value and name in ("USER", "LOGNAME"):  # cron and containers do not set them
+    # cron and containers do not set these two.
+    if not value and name in ("USER", "LOGNAME"):
         value = pwd.getpwuid(os.getuid()).pw_name
     if not value:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What forms are made of: `Section`, and the types of its keys, each with a check that says what to write."""
+"""The base class of forms and the types of their keys, each with a check and its remedy."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from .values import (
 
 
 class Section(BaseModel):
-    """A part of the file; a key that it does not have is a fault."""
+    """A part of the file; an unknown key is a fault."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True
@@ -46,7 +46,7 @@ class Section(BaseModel):
 
 
 def matching(pattern: str, rule: str) -> AfterValidator:
-    """Make a check that the whole text matches; the fault reads "<the text> <rule>"."""
+    """Make a check of the whole text; its fault reads "<the text> <rule>"."""
     return AfterValidator(lambda value: fully_matched(value, pattern, rule))
 
 
@@ -64,7 +64,10 @@ def _jump(value: str) -> str:
 
 
 def _address(value: str) -> str:
-    """Return an IP address in its usual spelling."""
+    """Return an IP address in its usual spelling.
+
+    Raises ValueError for a name, and for an address of no machine or of one wire only.
+    """
     try:
         address = ipaddress.ip_address(value)
     except ValueError as error:
@@ -82,7 +85,7 @@ def _address(value: str) -> str:
 
 
 def _log_format(value: str) -> str:
-    # A width of four digits and more makes a line of a file of it.
+    # A width of four digits or more would pad each line to kilobytes.
     wide = re.search(r"[0-9]{4}", value)
     try:
         if wide:
@@ -96,7 +99,7 @@ def _log_format(value: str) -> str:
     return value
 
 
-# A line of text that cannot play tricks in a terminal, a command line or a file.
+# A line of text that is safe in a terminal, a command line and a file.
 OneLine = AfterValidator(checked_line)
 Line = Annotated[str, OneLine]
 Word = Annotated[
@@ -172,9 +175,9 @@ Level = Annotated[
 
 
 class Setting:
-    """A key that stands for a training setting, as in `Annotated[int, Setting("training.num_epochs")]`.
+    """The mark of a key for a training setting, as in `Annotated[int, Setting("training.num_epochs")]`.
 
-    What may stand there is a matter of its rule in config/training_schema.yaml, and of nothing else.
+    Its rule in config/training_schema.yaml alone decides on the value.
     """
 
     def __init__(self, name: str) -> None:
@@ -187,7 +190,7 @@ class Setting:
         return no_info_plain_validator_function(self._fit)
 
     def _fit(self, value: Any) -> Any:
-        """Hold a value against the rule; with one for each node, the fault is at the node whose value is wrong."""
+        """Check a value against the rule, with a separate fault for each node of a value by node."""
         if not (self.rule.by_node and isinstance(value, dict)):
             return self.rule.fit(value)
         of_one = PlainValidator(self.rule.of_one_node.fit)
@@ -211,7 +214,7 @@ _JSON_LIMITS = {
 
 
 def _json_schema(rule: Rule) -> dict[str, Any]:
-    """Put a rule into the words of JSON schema, for editors."""
+    """Translate a rule into JSON schema, for editors."""
     one: dict[str, Any] = {"type": _JSON_TYPES.get(rule.kind, "string")}
     limits = {word: getattr(rule, part) for part, word in _JSON_LIMITS.items()}
     one |= {word: limit for word, limit in limits.items() if limit is not None}

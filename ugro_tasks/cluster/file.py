@@ -1,11 +1,11 @@
-"""`cluster.yaml` -> `Cluster`; whatever is wrong with the file comes at once, line by line.
+"""`cluster.yaml` -> `Cluster`; all faults of the file are reported together, with their lines.
 
     load_cluster()              # UGRO_CLUSTER, else ./cluster.yaml
     load_cluster("lab")         # lab.yaml or clusters/lab.yaml
     load_cluster("local")       # built in: three ranks on this machine's CPU
 
-What may stand in the file: schema.py; how it becomes a Cluster: build.py. config/logging.yaml in the project
-holds what `logging:` holds, for the built-in cluster, too.
+The keys of the file are in schema.py; build.py makes the Cluster from it. config/logging.yaml in the project has the
+keys of `logging:`, for the built-in cluster, too.
 """
 
 import json
@@ -27,11 +27,11 @@ def load_cluster(
     environ: Mapping[str, str] = os.environ,
     cwd: Path | None = None,
 ) -> Cluster:
-    """Load the cluster that `choice` means: a path, a name, or `local`.
+    """Load the cluster named by `choice`: a path, a name, or `local`.
 
-    Without it UGRO_CLUSTER chooses, else `cluster.yaml` in `cwd`.
+    Without a choice, UGRO_CLUSTER decides, else `cluster.yaml` in `cwd` is read.
 
-    Raises ClusterFileError: no such file, or every fault in it.
+    Raises ClusterFileError if there is no such file, or with every fault in it.
     """
     cwd = (cwd or Path.cwd()).resolve()
     said_by = "--cluster" if choice is not None else "UGRO_CLUSTER"
@@ -55,7 +55,7 @@ def load_cluster(
 
 
 def read_cluster_file(path: Path, environ: Mapping[str, str] = os.environ) -> Cluster:
-    """Read the cluster that the file at `path` describes; ClusterFileError lists every fault in it."""
+    """Read the cluster file at `path`; raises ClusterFileError with every fault in it."""
     content = content_of(path)
     remembered = Remembered(path, content, environ)
     if cluster := remembered.cluster():
@@ -69,7 +69,7 @@ def read_cluster_file(path: Path, environ: Mapping[str, str] = os.environ) -> Cl
 
 
 def _local(root: Path, environ: Mapping[str, str]) -> Cluster:
-    """Make the built-in cluster for the project in `root`, with what its config/logging.yaml says."""
+    """Make the built-in cluster for the project in `root`, with its config/logging.yaml."""
     plain = local_cluster(root)
     logging_file = logging_content(root)
     if not logging_file:

@@ -1,4 +1,4 @@
-"""The built-in cluster `local`, and where that is which came with UGRO: scripts, and the files of config/."""
+"""The built-in cluster `local`, and the paths of files shipped with UGRO: scripts and config/."""
 
 import sys
 from pathlib import Path
@@ -9,23 +9,23 @@ TRAINING_SCHEMA = "config/training_schema.yaml"
 
 
 def shipped(name: str) -> Path:
-    """Return where a file or folder came with UGRO: in the installed package, or beside it in a checkout."""
+    """Return the path of a shipped file or folder: in the installed package, or beside it in a checkout."""
     installed = PACKAGE / name
     return installed if installed.exists() else PACKAGE.parent / name
 
 
 def shipped_scripts() -> Path:
-    """Return the scripts that came with UGRO."""
+    """Return the folder of shipped scripts."""
     return shipped("scripts")
 
 
 def shipped_or(scripts: Path) -> Path:
-    """Return `scripts` where it exists, else the shipped ones."""
+    """Return `scripts` if it is a folder, else the shipped scripts."""
     return scripts if scripts.is_dir() else shipped_scripts()
 
 
 def local_cluster(root: Path) -> Cluster:
-    """Make the built-in cluster: three nodes on this machine that train on the CPU, in `root`/.ugro."""
+    """Make the built-in cluster: three nodes on this machine's CPU, in `root`/.ugro."""
     environment = Environment(manager="venv", path=str(root / ".ugro" / "env"))
     nodes = tuple(
         Node(

@@ -1,4 +1,4 @@
-"""Whose lock lies in the project: which package manager it is for."""
+"""The package manager of a project, recognised by its lock file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ LOCKS = {"pixi": "pixi.lock", "uv": "uv.lock"}
 
 
 def manager_by_lock(root: Path, scripts: Path) -> str:
-    """Whose lock lies in the project: `pixi`, `uv`, `venv` for pins in the scripts folder; else `existing`."""
+    """Return the manager of the project's lock, `venv` for pins in the scripts, else `existing`."""
     present = [manager for manager, lock in LOCKS.items() if (root / lock).is_file()]
     if (scripts / "constraints.txt").is_file():
         present.append("venv")

@@ -1,9 +1,9 @@
-"""`config/logging.yaml` in the project: what `logging:` of the cluster file holds, which counts over it, key by key.
+"""`config/logging.yaml` in the project: the keys of `logging:` in the cluster file, which overrides it key by key.
 
     level: INFO
     keep_days: 7
 
-Its imports are those of build.py: whoever needs it imports it late.
+Its imports are as slow as those of build.py, so importers load it late.
 """
 
 from collections.abc import Mapping
@@ -18,9 +18,9 @@ from .schema import LoggingSection
 def laid_under(
     written: LoggingSection, root: Path, content: bytes, environ: Mapping[str, str]
 ) -> LoggingSection:
-    """Return `logging:` as the cluster file has it, with the keys that only config/logging.yaml in `root` has.
+    """Return the cluster file's `logging:`, with its missing keys taken from config/logging.yaml in `root`.
 
-    Raises ClusterFileError, which lists every fault in that file.
+    Raises ClusterFileError with every fault in that file.
     """
     path = root / LOGGING_FILE
     said = _section(path, text_of(path, content), environ)
@@ -28,12 +28,13 @@ def laid_under(
 
 
 def _section(path: Path, text: str, environ: Mapping[str, str]) -> LoggingSection:
+    """Validate the file's text; empty for a file without keys, and for another program's file."""
     lines = [line.strip() for line in text.splitlines()]
     if all(line.startswith("#") for line in lines if line):
         return LoggingSection()
     document = document_of(text, environ)
     if "version" in document.data:
-        # A file for Python's own logging.config, which must have this key: another program's, with the same usual name.
+        # Another program's file of the same usual name, for Python's logging.config, which requires this key.
         return LoggingSection()
     section = validate(document, LoggingSection)
     if section is None:

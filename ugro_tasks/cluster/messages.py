@@ -1,6 +1,8 @@
-"""What a form finds wrong with a document, in words that need no knowledge of pydantic.
+"""The errors of pydantic in words of the cluster file.
 
-form = validate(document, ClusterFile)   # None if there is any fault; all are in document.faults
+    form = validate(document, ClusterFile)   # None on any fault; all are in document.faults
+
+The words need no knowledge of pydantic.
 """
 
 import re
@@ -21,7 +23,7 @@ LIMITS = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at m
 
 
 def validate(document: Document, model: type[Form]) -> Form | None:
-    """Return the document's data as a `model`; None, with the reasons in `document.faults`, if it is not one."""
+    """Return the document's data as a `model`; None on any fault, listed in `document.faults`."""
     try:
         form = model.model_validate(document.data)
     except ValidationError as errors:
@@ -62,7 +64,7 @@ def _sentence(error: ErrorDetails, model: type[BaseModel]) -> str:
 
 
 def _limit(context: Mapping[str, Any]) -> str:
-    """Name the limit that a number broke: "at least 1"."""
+    """Return the limit broken by a number, as in "at least 1"."""
     for key, words in LIMITS.items():
         if key in context:
             return f"{words} {context[key]:g}"
@@ -70,6 +72,7 @@ def _limit(context: Mapping[str, Any]) -> str:
 
 
 def _said(value: object) -> str:
+    """Describe a value in a message: a section, a list, or the value itself."""
     if isinstance(value, dict):
         return "a section"
     if isinstance(value, list):
@@ -78,13 +81,13 @@ def _said(value: object) -> str:
 
 
 def _near(word: str, words: list[str]) -> str:
-    """Return the end of a sentence that asks for the word that was meant; empty where none is near."""
+    """Return "; did you mean X?" for the nearest word; empty if none is near."""
     near = get_close_matches(word, words, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def _unknown_key(loc: Loc, model: type[BaseModel]) -> str:
-    """Say that a key is unknown, and which one may be meant: one of a section in here, or one that is near."""
+    """Say that a key is unknown, and suggest a key of a section in here, or a similar one."""
     key = str(loc[-1])
     keys = _keys(_model_at(loc[:-1], model))
     for name, field in keys.items():
@@ -107,7 +110,7 @@ def _model_at(loc: Loc, model: type[BaseModel]) -> type[BaseModel]:
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """Return the section that a field holds: itself, or in a list, a mapping or a choice."""
+    """Return the section class in a field's type: itself, or inside a list, mapping or choice."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for part in get_args(annotation):
@@ -118,7 +121,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _keys(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """Return the fields of a section by the keys of the file."""
+    """Return {key in the file: field} of a section."""
     return {
         str(field.validation_alias or name): field
         for name, field in model.model_fields.items()

@@ -1,12 +1,12 @@
-"""The machines and defaults that every other module works from: `Cluster` and its parts.
+"""The machines of a cluster and the defaults of a training: `Cluster` and its parts.
 
-    cluster = load_cluster()                       # of file.py: reads ./cluster.yaml
-    cluster.master.address                 # '192.168.1.100'
+    cluster = load_cluster()                # of file.py: reads ./cluster.yaml
+    cluster.master.address                  # '192.168.1.100'
     cluster.subset({"gpu-master", "gpu2"})  # the same cluster with two nodes, ranks 0 and 1
     Cluster.from_json(cluster.as_json()) == cluster
 
-Everything here is resolved: no `${VAR}`, nothing that has to be looked up in a second place. A path
-on a node may still begin with `~/`, the home of the node's own user; only the node knows it.
+Everything here is resolved: no `${VAR}`, no second place to look up. A path on a node may still
+begin with `~/`, the home of the node's own user; only the node knows it.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ MANAGERS = Literal["existing", "venv", "uv", "pixi"]
 DEFAULT_PROJECT = "~/ugro"
 PACKAGE = Path(__file__).parents[1]
 
-# The limits of the numbers; what else a value must be, the form of the cluster file has checked.
+# The limits of the numbers. All other rules were checked by the form of the cluster file.
 Port = Annotated[int, Meta(ge=1, le=PORT_MAX)]
 Rank = Annotated[int, Meta(ge=0, le=RANK_MAX)]
 PositiveInt = Annotated[int, Meta(ge=1, le=NUMBER_MAX)]
@@ -37,11 +37,11 @@ Level = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 
 class Fact(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What was read once and stays as it is."""
+    """An immutable record; unknown fields are an error."""
 
 
 class Environment(Fact, frozen=True, kw_only=True):
-    """The Python environment that trains on a node, and what the cluster file promises of it."""
+    """The Python environment of a node's training, and the versions promised by the file."""
 
     manager: MANAGERS
     name: str = "default"
@@ -52,19 +52,19 @@ class Environment(Fact, frozen=True, kw_only=True):
     cuda_version: str | None = None
 
     def folder(self, project: str) -> str:
-        """Return where a manager makes the environment on a node whose project folder is `project`."""
+        """Return the environment's folder on a node with the project folder `project`."""
         within = f".pixi/envs/{self.name}" if self.manager == "pixi" else ".venv"
         return self.path or f"{project}/{within}"
 
     def interpreter(self, project: str) -> str:
-        """Return the environment's python on a node whose project folder is `project`."""
+        """Return the environment's Python on a node with the project folder `project`."""
         if self.manager == "existing":
             return self.python or "python3"
         return f"{self.folder(project)}/bin/python"
 
 
 class Node(Fact, frozen=True, kw_only=True):
-    """One machine, with everything that is needed to reach it and to start a rank there."""
+    """One machine, with everything needed to reach it and to start a rank there."""
 
     name: str
     rank: Rank
@@ -82,7 +82,7 @@ class Node(Fact, frozen=True, kw_only=True):
     project: str = DEFAULT_PROJECT
     """UGRO's folder on the node."""
     gpu_model: str | None = None
-    """What the file promises; None: no GPU is promised."""
+    """The promised model; None promises no GPU."""
     vram_gb: PositiveFloat | None = None
     slot: str = "node"
     """The name of the node's lease. Nodes that share one machine have one each."""
@@ -90,23 +90,23 @@ class Node(Fact, frozen=True, kw_only=True):
 
     @property
     def hides_card(self) -> bool:
-        """Whether it is one of several nodes on a machine that promises no GPU.
+        """Tell whether the rank must not see a GPU.
 
-        They must not all take the one that may be there.
+        Several nodes of one machine without a promised GPU must not all take the one it may have.
         """
         return self.slot == self.name and self.gpu_model is None
 
 
 class TrainingDefaults(Fact, frozen=True, kw_only=True):
-    """What the cluster file says of trainings; what it does not say is not in here."""
+    """The keys of `training:` given in the cluster file, and no others."""
 
     script: str = "train_production.py"
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By section and key, as config/training_defaults.yaml has them."""
+    """By section and key, as in config/training_defaults.yaml."""
 
 
 class Timeouts(Fact, frozen=True, kw_only=True):
-    """How long UGRO waits for what; schema.py explains the keys."""
+    """UGRO's time limits; schema.py explains the keys."""
 
     connect_seconds: Seconds = 5.0
     start_seconds: Seconds = 60.0
@@ -127,7 +127,7 @@ class Logging(Fact, frozen=True, kw_only=True):
 
 
 class Cluster(Fact, frozen=True, kw_only=True):
-    """The nodes, sorted by rank, and the defaults of everything that runs on them."""
+    """The nodes, sorted by rank, and the defaults of everything running on them."""
 
     name: str
     location: str | None = None
@@ -147,7 +147,7 @@ class Cluster(Fact, frozen=True, kw_only=True):
     """The cluster file, or `local`."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for nodes that are no gang."""
+        """Sort the nodes by rank; raises ValueError unless ranks run from 0 and names differ."""
         if (
             sorted(node.rank for node in self.nodes) != list(range(len(self.nodes)))
             or not self.nodes
@@ -160,27 +160,27 @@ class Cluster(Fact, frozen=True, kw_only=True):
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Return the cluster as JSON can hold it; see `from_json`."""
+        """Return the cluster as plain JSON data; see `from_json`."""
         plain: dict[str, Any] = msgspec.to_builtins(self, enc_hook=str)
         return plain
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Self:
-        """Make the cluster that was stored so; raises ValueError where it is none."""
+        """Make a cluster from the data of `as_json`; raises ValueError if it is invalid."""
         _refuse_tricks(plain.get("nodes"))
         return convert(cls, _without_old_training(plain), hook=_path)
 
     @property
     def master(self) -> Node:
-        """The node of rank 0, where the ranks meet."""
+        """Return the node of rank 0, the meeting point of the ranks."""
         return self.nodes[0]
 
     def select(self, nodes: str | Iterable[str] | None) -> Self:
-        """Return the cluster with only these nodes, named in a list or as "gpu1,gpu2"; None gives the whole cluster.
+        """Return the cluster with only these nodes, a list or "gpu1,gpu2"; None selects all.
 
         They keep their order and get new ranks from 0.
 
-        Raises UsageError for an unknown name, a name given twice, an empty one, and where there is none.
+        Raises UsageError for an unknown, repeated or empty name, and for an empty list.
         """
         if nodes is None:
             return self
@@ -197,9 +197,9 @@ class Cluster(Fact, frozen=True, kw_only=True):
         return self.subset(wanted)
 
     def subset(self, names: Collection[str]) -> Self:
-        """Give the cluster with only these nodes, in the order of their ranks and ranked anew from 0.
+        """Return the cluster with only these nodes, in order of rank and ranked anew from 0.
 
-        Raises UsageError for a name that no node has, and where no name is given.
+        Raises UsageError for an unknown name, and for an empty collection.
         """
         known = [node.name for node in self.nodes]
         unknown = sorted(set(names) - set(known))
@@ -218,7 +218,7 @@ class Cluster(Fact, frozen=True, kw_only=True):
 
 
 def _without_old_training(plain: dict[str, Any]) -> dict[str, Any]:
-    """Leave out how UGRO before 0.2 told of trainings: a job's record has all its settings elsewhere."""
+    """Drop the training settings in the format before UGRO 0.2: a job's record has them all elsewhere, too."""
     training = plain.get("training")
     if not isinstance(training, dict) or "written" not in training:
         return plain
@@ -227,12 +227,15 @@ def _without_old_training(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _path(kind: type, value: Any) -> Any:
-    """Make the one type here that msgspec does not know."""
+    """Make a Path, the only type here unknown to msgspec."""
     return kind(value)
 
 
 def _refuse_tricks(plain: Any) -> None:
-    """Raise ValueError for text that can play tricks: it will stand in command lines and on terminals."""
+    """Raise ValueError for control characters, anywhere in the data.
+
+    The values appear in command lines and on terminals.
+    """
     if isinstance(plain, str):
         if plain:
             checked_line(plain)
@@ -244,6 +247,7 @@ def _refuse_tricks(plain: Any) -> None:
 
 
 def _unknown_node(name: str, names: str, known: list[str]) -> str:
+    """Say that there is no such node, and suggest a similar name."""
     what = f"there is no node {shown(name)}" if name else "a name is empty"
     near = get_close_matches(name, known, n=1)
     hint = f"Did you mean {near[0]}? " if near else ""

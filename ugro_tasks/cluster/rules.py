@@ -1,14 +1,14 @@
-"""What a training setting may be: a rule for each key, and the one check of a value against it.
+"""The rules of training settings, and the check of a value against its rule.
 
-    rule = Rule.of_schema({"kind": "whole number", "least": "1"})    # as config/training_schema.yaml has it
+    rule = Rule.of_schema({"kind": "whole number", "least": "1"})    # as in config/training_schema.yaml
     rule.fit("50")       # 50
     rule.fit("many")     # Misfit: must be a whole number, at least 1, not 'many'
 
-A value comes as text, from YAML or from a flag, and only its rule says what it is: `no` is a word where a word belongs.
-Values of JSON and of Python are taken as well.
+A value comes as text, from YAML or from a flag, and only its rule gives it a type: `no` is a word for a rule of text.
+Values of JSON and of Python are accepted as well.
 
-Two programs use this file: the controller, and by hand scripts/train_production.py, which finds it as
-scripts/training/rules.py, a link to here. So it imports only the standard library, and nothing beside it.
+Two programs use this file: the controller, and a run of scripts/train_production.py by hand, by the link
+scripts/training/rules.py. So it imports only the standard library, and no neighbour.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ YES_NO = {
     "off": False,
 }
 NULLS = ("", "null", "~")
-# The tags of YAML that a value may be given, or has by its looks. What it is, its rule says.
+# The tags of YAML allowed on a value, or guessed by the parser. The type comes from the rule, not from the tag.
 PLAIN_TAGS = {
     f"tag:yaml.org,2002:{tag}"
     for tag in (
@@ -47,32 +47,32 @@ PLAIN_TAGS = {
 
 
 class Misfit(ValueError):
-    """A value that breaks its rule; the message says what may stand there."""
+    """A value breaking its rule; the message gives the allowed values."""
 
 
 class Quoted(str):
-    """Text that stood in quotes: it is text, whatever it looks like."""
+    """Text from quotes: it stays text, even if it looks like a number."""
 
     __slots__ = ()
 
 
-# ---- what a value can be ----
+# ---- kinds of values ----
 
 
 def shown(value: object) -> str:
-    """Return a value as a message can hold it: quoted, escaped, and never long."""
+    """Quote a value for a message: escaped, and at most SHOWN_MAX characters."""
     text = repr(value)
     return text if len(text) <= SHOWN_MAX else f"{text[: SHOWN_MAX - 3]}...{text[0]}"
 
 
 def near(word: object, known: Iterable[str]) -> str:
-    """Return the end of a sentence that asks for the word that was meant; empty where none is near."""
+    """Return "; did you mean X?" for the nearest known word; empty if none is near."""
     found = get_close_matches(str(word)[:SHOWN_MAX], list(known), n=1)
     return f"; did you mean {found[0]}?" if found else ""
 
 
 def meant(value: Any) -> Any:
-    """Return what a value without a rule is, by its looks: of the first kind that it can be, else text."""
+    """Give a value without a rule its type: null, yes or no, a whole number, a number, else text."""
     if isinstance(value, list):
         return [meant(item) for item in value]
     if isinstance(value, Quoted):
@@ -133,9 +133,12 @@ def _any(value: Any) -> Any:
 
 
 class Kind(NamedTuple):
-    """How a value of a kind is read, from text or from what it is already, and what it is called."""
+    """The parser of a kind of value, and the kind's name in messages.
 
-    read: Callable[[Any], Any]  # raises ValueError, TypeError or OverflowError
+    `read` takes text or a value of JSON; it raises ValueError, TypeError or OverflowError.
+    """
+
+    read: Callable[[Any], Any]
     words: str
     many: str
 
@@ -163,7 +166,7 @@ LIMITS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
 
 @dataclass(frozen=True)
 class Rule:
-    """What one setting may be. The fields are the parts that the schema may write of a key."""
+    """The rule of one setting. Its fields are the parts of a key's entry in the schema."""
 
     kind: str
     about: str = ""
@@ -172,16 +175,16 @@ class Rule:
     least: float | None = None
     below: float | None = None
     most: float | None = None
-    items: int | None = None  # of a list, 0 for any number; None: it is one value
-    also: tuple[str, ...] = ()  # words that may stand in a number's place
-    by_node: bool = False  # there may be one for each node
-    optional: bool = False  # it may be null
-    # Settings without which this one has no effect, each with the value that it must have.
+    items: int | None = None  # the length of a list, 0 for any; None: not a list
+    also: tuple[str, ...] = ()  # words allowed in place of a number
+    by_node: bool = False  # a mapping with a value for each node is allowed
+    optional: bool = False  # null is allowed
+    # {setting: its value}: without all of these, this setting has no effect.
     needs: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of_schema(cls, written: Any) -> Rule:
-        """Read the parts of a rule, all of them text; ValueError says what is wrong with one."""
+        """Read the parts of a rule, all of them text. Raises ValueError for the first faulty part."""
         if not isinstance(written, Mapping):
             raise ValueError("must be a section with a `kind`")
         known = [part.name for part in fields(cls)]
@@ -204,7 +207,7 @@ class Rule:
 
     @classmethod
     def of_default(cls, value: Any) -> Rule:
-        """Make the rule of a key that is in no schema: of the kind that its default has."""
+        """Make the rule of a key without an entry in the schema: the kind is that of its default."""
         if isinstance(value, list):
             kinds = {KIND_OF.get(type(item), "any") for item in value}
             return cls(kinds.pop() if len(kinds) == 1 else "any", items=0)
@@ -212,7 +215,7 @@ class Rule:
 
     @property
     def words(self) -> str:
-        """What may stand there."""
+        """Describe the allowed values: "a whole number, at least 1"."""
         kind = KINDS[self.kind]
         what = kind.words
         if self.items is not None:
@@ -229,7 +232,7 @@ class Rule:
         return f"{what}, or null" if self.optional else what
 
     def fit(self, value: Any) -> Any:
-        """Return the value as the setting wants it; raises Misfit."""
+        """Return the value in the rule's type; raises Misfit if it breaks the rule."""
         if self.by_node and isinstance(value, Mapping):
             return {
                 str(node): self._of_node(node, size) for node, size in value.items()
@@ -242,7 +245,7 @@ class Rule:
 
     @property
     def of_one_node(self) -> Rule:
-        """The rule of what there is for one node."""
+        """Return the rule of the value for one node."""
         return replace(self, by_node=False, also=())
 
     def _of_node(self, node: object, value: Any) -> Any:
@@ -277,7 +280,7 @@ class Rule:
         return found
 
     def _choice(self, found: Any) -> Any:
-        """Return the choice that is meant, in its own spelling: `info` for INFO will do."""
+        """Return the choice in its own spelling, regardless of case: INFO for `info`."""
         for choice in self.choices:
             if str(choice).lower() == str(found).lower():
                 return choice

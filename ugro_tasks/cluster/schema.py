@@ -1,11 +1,11 @@
-"""What can be written in a cluster file, section by section; the sentence below a key explains it.
+"""The keys of a cluster file, section by section; the sentence below a key explains it.
 
-`ClusterFile` is the form to write: a `cluster.master` and a list of `workers`. `NodesFile` names all
+`ClusterFile` is the usual form: a `cluster.master` and a list of `workers`. `NodesFile` names all
 machines under `nodes` and marks the master by rank 0; every other section is the same in both.
 `python -m ugro_tasks.cluster.schema > cluster.schema.json` writes the first for editors.
 
-What can be written of one machine: schema_nodes.py. The keys of TimeoutsSection and LoggingSection, with
-their defaults, are those of the records in model.py; a test holds the two against each other. A key of
+The keys of one machine are in schema_nodes.py. The keys of TimeoutsSection and LoggingSection, with
+their defaults, are those of the records in model.py; a test compares the two. A key of
 TrainingSection or LoraSection is a setting of config/training_schema.yaml, by another name.
 """
 
@@ -47,7 +47,7 @@ class Communication(Section):
     backend: Literal["static", "c10d"] = "static"
     """Both are accepted. The rendezvous is always static, so that ranks stay on their hosts."""
     master_port: Port = 29500
-    """A TCP port of the master that every worker can reach."""
+    """A TCP port of the master, reachable from every worker."""
     timeout_seconds: WholeSeconds | None = None
     """The same as timeouts.rendezvous_seconds."""
 
@@ -76,12 +76,12 @@ class Paths(Section):
     """Folders on this machine; a relative one lies in the project."""
 
     project_root: NodePath | None = None
-    """The project here and, where a node's own paths do not say, there. Default here: the folder of
-    this file, or the one above if that is called `config` or `clusters`."""
+    """The project here and, unless a node's own paths say otherwise, on the nodes. Default here: the
+    folder of this file, or the one above if that is called `config` or `clusters`."""
     project_base: NodePath | None = None
     """The project on the nodes only."""
     scripts: HerePath | None = None
-    """The training scripts; default: `scripts`, or those that came with UGRO."""
+    """The training scripts; default: `scripts`, or those shipped with UGRO."""
     experiments: HerePath | None = None
     """One folder a job; default: `experiments`."""
     results: HerePath | None = None
@@ -95,7 +95,7 @@ class Paths(Section):
 
 
 class LoraSection(Section):
-    """Low-rank adapters: what `train_production.py` trains beside the frozen model."""
+    """Low-rank adapters, trained by `train_production.py` beside the frozen model."""
 
     rank: Annotated[int | None, Setting("lora.rank")] = None
     alpha: Annotated[int | None, Setting("lora.alpha")] = None
@@ -104,12 +104,12 @@ class LoraSection(Section):
 
 
 class TrainingSection(Section):
-    """What `inv launch` takes where no flag says otherwise; for what is not said, config/training_defaults.yaml."""
+    """Defaults of the flags of `inv launch`; config/training_defaults.yaml has those of keys not given here."""
 
     script: Script = Field(
         default="train_production.py", validation_alias="default_script"
     )
-    """The script in the scripts folder that every rank runs."""
+    """The script in the scripts folder, run by every rank."""
     model: Annotated[str | None, Setting("model.name"), OneLine] = Field(
         default=None, validation_alias="default_model"
     )
@@ -140,7 +140,7 @@ class TrainingSection(Section):
 
 
 class TimeoutsSection(Section):
-    """How long UGRO waits for what, in seconds."""
+    """UGRO's time limits, in seconds."""
 
     connect_seconds: Seconds = 5.0
     """For a node to answer, login included."""
@@ -151,17 +151,17 @@ class TimeoutsSection(Section):
     stop_grace_seconds: Seconds = 15.0
     """Between TERM and KILL, so that a script can write a checkpoint."""
     heartbeat_seconds: Seconds = 2.0
-    """Between two signs of life of a node that has nothing else to say."""
+    """Between two signs of life of a node with nothing else to send."""
     away_seconds: Seconds = 60.0
-    """With restarts: a node that is out of reach for so long counts as lost. Without, it is waited for."""
+    """With restarts: a node out of reach for so long counts as lost. Without restarts, UGRO waits for it."""
     return_seconds: Seconds = 300.0
     """With restarts: for a lost node to come back, before the job goes on without it or ends."""
     agent_linger_seconds: Seconds = 120.0
-    """That the agent stays, with its connections open, after the last job."""
+    """For the agent to stay, with its connections open, after the last job."""
 
 
 class LoggingSection(Section):
-    """UGRO's own log files, not the training's. What is not said here may stand in config/logging.yaml."""
+    """UGRO's own log files, not the training's. Keys not given here may be given in config/logging.yaml."""
 
     level: Level = "INFO"
     format: LogFormat = "[%(asctime)s] %(name)s - %(levelname)s - %(message)s"
@@ -172,7 +172,7 @@ class LoggingSection(Section):
 
 
 class Sections(Section):
-    """What both forms have."""
+    """The sections common to both forms."""
 
     paths: Paths = Paths()
     environment: EnvironmentSection = EnvironmentSection()
@@ -182,7 +182,7 @@ class Sections(Section):
 
 
 class ClusterFile(Sections):
-    """A UGRO cluster: the machines that train together, and the defaults of what runs on them."""
+    """A UGRO cluster: its machines, and the defaults of every training."""
 
     cluster: ClusterSection
     workers: Annotated[list[Worker], Field(default_factory=list)]
@@ -196,7 +196,7 @@ class NodesFile(Sections):
 
 
 def written_settings(section: TrainingSection) -> Iterator[tuple[Setting, Any]]:
-    """Yield the training settings that are written in the file, each with its value."""
+    """Yield each training setting given in the file, with its value."""
     written = section.model_dump(exclude_unset=True)
     for names, _, setting in _settings_in(TrainingSection, (), ("training",)):
         value: Any = written
@@ -207,7 +207,10 @@ def written_settings(section: TrainingSection) -> Iterator[tuple[Setting, Any]]:
 
 
 def place_of(name: str, source: str) -> str:
-    """Say where in the cluster file at `source` a training setting stands; the file is read for it."""
+    """Return the place of a training setting in the cluster file at `source`: path, line and key.
+
+    Reads the file anew, for its line numbers.
+    """
     path = Path(source)
     document = Document(path.read_text("utf-8-sig") if path.is_file() else "")
     for _, loc, setting in _settings_in(TrainingSection, (), ("training",)):
@@ -220,7 +223,7 @@ def place_of(name: str, source: str) -> str:
 def _settings_in(
     section: type[BaseModel], names: tuple[str, ...], loc: Loc
 ) -> Iterator[tuple[tuple[str, ...], Loc, Setting]]:
-    """Yield the settings that a section can have, by the names of its fields and by the keys of the file."""
+    """Yield (names of the fields, place in the file, setting) of every setting in a section."""
     for name, info in section.model_fields.items():
         inside, at = (*names, name), (*loc, str(info.validation_alias or name))
         if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
@@ -231,7 +234,7 @@ def _settings_in(
 
 
 def schema() -> dict[str, Any]:
-    """Return the JSON schema of `ClusterFile`, with the sentences below the keys as descriptions."""
+    """Return the JSON schema of `ClusterFile`, described by the sentences below the keys."""
     found = ClusterFile.model_json_schema()
     for section in (found, *found["$defs"].values()):
         for field in section["properties"].values():
@@ -240,7 +243,7 @@ def schema() -> dict[str, Any]:
 
 
 def _tidy(field: dict[str, Any]) -> None:
-    """Leave only what an editor's user reads: no title that repeats the key, no default of a section."""
+    """Remove noise for an editor's user: titles repeating the key, and defaults of sections."""
     field.pop("title", None)
     if not isinstance(field.get("default"), (str, int, float)):
         field.pop("default", None)

@@ -1,4 +1,4 @@
-"""What can be written of one machine in a cluster file; the sentence below a key explains it."""
+"""The keys of one machine in a cluster file; the sentence below a key explains it."""
 
 from typing import Annotated, Literal
 
@@ -24,12 +24,12 @@ from .model import MANAGERS
 
 
 class EnvironmentSection(Section):
-    """The Python environment that trains. A node's own section counts before the cluster's."""
+    """The Python environment of the training. A node's own section overrides the cluster's."""
 
     manager: MANAGERS | None = None
-    """What `inv sync-envs` makes the environment with: `pixi`, `uv` or `venv`; `existing`: it is there, and nobody
-    makes it. Default: `pixi` if conda_env is given, `existing` if python is; else by the lock in the project:
-    pixi.lock, uv.lock, constraints.txt in the scripts folder, or none of them: `existing`."""
+    """The tool of `inv sync-envs`: `pixi`, `uv` or `venv`; `existing`: UGRO makes no environment and uses the
+    one on the node. Default: `pixi` if conda_env is given, `existing` if python is; else by the lock in the project:
+    pixi.lock, uv.lock, constraints.txt in the scripts folder; without any: `existing`."""
     name: Word | None = None
     """The pixi environment, or uv's dependency group; default: `default`, with uv the project itself."""
     conda_env: Word | None = None
@@ -37,16 +37,16 @@ class EnvironmentSection(Section):
     path: NodePath | None = None
     """The environment's folder on the node; default: `.venv` or `.pixi/envs/<name>` in the project."""
     python: Program | None = None
-    """With manager `existing`: the interpreter that has torch; default: `python3`. With `venv` and `uv`: the one
-    that the environment is made from; default: any of python_version, else the one that UGRO's program runs with."""
+    """With manager `existing`: the interpreter with torch; default: `python3`. With `venv` and `uv`: the base of
+    the environment; default: any of python_version, else the Python running UGRO's own program."""
     python_version: Word | None = None
-    """What must be found on the nodes, as far as it is written: 3.11 fits 3.11.9."""
+    """The version required on the nodes, as far as it is written: 3.11 fits 3.11.9."""
     torch_version: Word | None = None
     cuda_version: Word | None = None
 
 
 class Hardware(Section):
-    """What the machine has; `inv health` holds it against what it finds."""
+    """The machine's hardware; `inv health` compares it with the real one."""
 
     gpu_model: Line | None = None
     """As in nvidia-smi, or a part of it. Without it no GPU is expected."""
@@ -72,18 +72,18 @@ class NodeSection(Section):
     """One machine."""
 
     ip: Address
-    """The machine's own address in the network that the nodes share."""
+    """The machine's own address in the nodes' common network."""
     hostname: HostName | None = None
     user: UserName | None = None
-    """Who logs in there; without it the ssh configuration decides."""
+    """The user to log in as; without it the ssh configuration decides."""
     transport: Literal["ssh", "local"] = "ssh"
-    """`local`: this node is the machine on which UGRO itself runs."""
+    """`local`: this node is the machine running UGRO itself."""
     ssh_port: Port | None = None
     """Without it the ssh configuration decides; then 22."""
     jump: Jump | None = None
     """A host to go through: user@host:port. Without it the ssh configuration decides."""
     python: Program = "python3"
-    """Any Python from 3.8 on; UGRO's own program on the node runs with it. Training has its own."""
+    """Any Python from 3.8 on, for UGRO's own program on the node. Training has its own."""
     hardware: Hardware | None = None
     paths: NodePaths | None = None
     environment: EnvironmentSection | None = None

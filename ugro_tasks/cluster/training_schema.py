@@ -1,9 +1,9 @@
-"""The rules of the training settings, by `section.key`: what config/training_schema.yaml says of each.
+"""The rules of the training settings, by `section.key`, as in config/training_schema.yaml.
 
     shipped_rules()["training.seed"].fit("7")      # 7
-    rules_for(root)                                # the same, and over it what the project in `root` has of its own
+    rules_for(root)                                # the same, with the overrides of the project in `root`
 
-The rules themselves are in rules.py.
+The class of a rule is in rules.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Rules = dict[str, Rule]
 
 
 class Entry(NamedTuple):
-    """What a file of sections says of one key, as text."""
+    """One key of a file of sections, with its value as text."""
 
     section: str
     key: str
@@ -31,18 +31,21 @@ class Entry(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The key with its section."""
+        """Return the key with its section: `training.seed`."""
         return f"{self.section}.{self.key}"
 
 
 @cache
 def shipped_rules() -> Rules:
-    """Return the rules that came with UGRO. Raises UsageError where somebody has edited them badly."""
+    """Return the rules shipped with UGRO. Raises UsageError if somebody has broken the file."""
     return _read(shipped(TRAINING_SCHEMA))
 
 
 def rules_for(root: Path) -> Rules:
-    """Return the shipped rules, and over them those of the project in `root`. Raises UsageError, with every fault."""
+    """Return the shipped rules, overridden by those of the project in `root`.
+
+    Raises UsageError with every fault in the project's file.
+    """
     own = root / TRAINING_SCHEMA
     if not has_own_rules(root) or own.samefile(shipped(TRAINING_SCHEMA)):
         return shipped_rules()
@@ -50,12 +53,12 @@ def rules_for(root: Path) -> Rules:
 
 
 def has_own_rules(root: Path) -> bool:
-    """Tell whether there is a schema in the project in `root`."""
+    """Tell whether the project in `root` has a schema of its own."""
     return (root / TRAINING_SCHEMA).is_file()
 
 
 def entries(path: Path, faults: list[str]) -> Iterator[Entry]:
-    """Yield what a file says, key by key; what is wrong with it as a file goes to `faults`."""
+    """Yield the keys of a file; faults of the file itself are added to `faults`."""
     try:
         document = Document(path.read_text("utf-8-sig"))
     except (OSError, UnicodeError) as error:
@@ -73,7 +76,7 @@ def entries(path: Path, faults: list[str]) -> Iterator[Entry]:
 
 
 def refuse(faults: list[str]) -> None:
-    """Raise UsageError if there is any fault: a line for each."""
+    """Raise UsageError if there is any fault, with a line for each."""
     if len(faults) == 1:
         raise UsageError(faults[0])
     if faults:
@@ -84,7 +87,7 @@ def refuse(faults: list[str]) -> None:
 
 
 def _read(path: Path) -> Rules:
-    """Read the rules of one file. Raises UsageError, with every fault."""
+    """Read the rules of one file. Raises UsageError with every fault in it."""
     faults: list[str] = []
     rules: Rules = {}
     for entry in entries(path, faults):

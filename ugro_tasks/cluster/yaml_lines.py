@@ -1,14 +1,14 @@
-"""A YAML text as plain data that still knows its lines, for files that people write by hand.
+"""YAML as plain data with line numbers, for files written by hand.
 
-    document = Document(text, expand)       # reads; whatever is wrong goes to document.faults
+    document = Document(text, expand)       # parses; faults are collected in document.faults
     document.fault(("workers", 1, "rank"), "rank 1 is taken")
     document.faults                         # all, in the order of their lines
 
-Three things differ from `yaml.safe_load`, all for the writer's sake: a plain value stays the text that
-was written until a form or a rule says what it is (so a user `no` is a user, a version 3.10 is not 3.1, and
-`2e-4` is a number), a key without a value counts as not given, and `~` is a path, not nothing.
+Three things differ from `yaml.safe_load`, all for the author's sake: a plain value stays text until
+a form or a rule gives it a type (so a user `no` is a user, a version 3.10 is not 3.1, and `2e-4` is a
+number), a key without a value counts as not given, and `~` is a path, not null.
 
-Of training settings null is a value: without `expand` it is kept as text, too. `value_of` reads one value alone.
+For training settings null is a value: without `expand` it is kept as text, too. `value_of` reads a single value.
 """
 
 import re
@@ -25,24 +25,24 @@ Loader: type[yaml.SafeLoader] | type[yaml.CSafeLoader] = getattr(
     yaml, "CSafeLoader", yaml.SafeLoader
 )
 
-# Far beyond any cluster; small enough that a hostile file costs nothing.
+# Far beyond any cluster, and small enough to make a hostile file harmless.
 MAX_VALUES = 10_000
 MAX_DEPTH = 20
 NULL, MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
 
 
 class Fault(NamedTuple):
-    """One thing that is wrong, and the line (from 1) where the writer finds it."""
+    """One fault and its line, counted from 1."""
 
     line: int
     text: str
 
 
 class Document:
-    """What a YAML text says, where it says it, and everything that is wrong with it.
+    """The data of a YAML text, with the line of each value and all faults.
 
-    `expand(name, loc)` gives the value of `${name}` at `loc`; its ValueError becomes a fault. Without it every value is
-    kept as it was written: null is text as well, and what stood in quotes is `Quoted`.
+    `expand(name, loc)` gives the value of `${name}` at `loc`; its ValueError becomes a fault. Without it every value
+    stays as written: null is text as well, and text in quotes is `Quoted`.
     """
 
     def __init__(self, text: str, expand: Expand | None = None) -> None:
@@ -71,21 +71,21 @@ class Document:
 
     @property
     def faults(self) -> list[Fault]:
-        """All faults so far, in the order of their lines."""
+        """Return all faults so far, in the order of their lines."""
         return sorted(self._faults, key=lambda fault: fault.line)
 
     def line(self, loc: Loc) -> int:
-        """The line of the value at `loc`, or of the nearest section around it that was written."""
+        """Return the line of the value at `loc`, or of the nearest written section around it."""
         while loc not in self._lines:
             loc = loc[:-1]
         return self._lines[loc]
 
     def line_of_key(self, loc: Loc) -> int | None:
-        """The line of the key at `loc`; None where it is not written."""
+        """Return the line of the key at `loc`; None if it is not written."""
         return self._lines.get(loc)
 
     def fault(self, loc: Loc, text: str) -> None:
-        """Note that the value at `loc` is wrong; only the first fault of a value is kept."""
+        """Add a fault of the value at `loc`; only the first fault of a value is kept."""
         if loc not in self._faulty:
             self._faulty.add(loc)
             where = f"{written(loc)}: " if loc else ""
@@ -176,7 +176,7 @@ class _Value(Document):
 
 
 def value_of(text: str) -> Any:
-    """Read one value as it may stand behind a key: text, a list or a mapping of texts. Raises ValueError."""
+    """Parse a single value of a key: text, a list or a mapping of texts. Raises ValueError."""
     found = _Value(text)
     if found.faults:
         raise ValueError(found.faults[0].text)
@@ -184,7 +184,7 @@ def value_of(text: str) -> Any:
 
 
 def written(loc: Loc) -> str:
-    """A place in the file as its writer would say it: `workers[1].ssh_port`."""
+    """Write a place in the file as its author would: `workers[1].ssh_port`."""
     parts = (f"[{part}]" if isinstance(part, int) else f".{_key(part)}" for part in loc)
     return "".join(parts).lstrip(".")
 
@@ -205,13 +205,13 @@ def _too_much(line: int) -> _UnreadableError:
 
 
 def _composed(text: str) -> yaml.Node | None:
-    """Return the tree of nodes that the text is; raises _UnreadableError and YAMLError."""
+    """Parse the text into a tree of nodes; raises _UnreadableError and YAMLError."""
     _refuse_unreadable(text)
     return yaml.compose(text, Loader=Loader)
 
 
 def _refuse_unreadable(text: str) -> None:
-    """Raise for what the parser must not be given: libyaml's composer dies of deep nesting."""
+    """Raise _UnreadableError for a text unsafe for the parser: libyaml crashes on deep nesting."""
     if control := yaml.reader.Reader.NON_PRINTABLE.search(text):
         line = text.count("\n", 0, control.start()) + 1
         raise _UnreadableError(
