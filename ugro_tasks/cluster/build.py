@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ..errors import ClusterFileError
-from .cache import here, home
+from .cache import local_path, user_home
 from .consistency import check_batch_sizes, check_machines, check_synonyms
 from .content import logging_content
 from .documents import document_of, refusal, text_of
-from .local import shipped_or
+from .local import scripts_or_shipped
 from .locks import manager_by_lock
-from .logging_file import laid_under
+from .logging_file import with_defaults_of_file
 from .messages import validate
 from .model import (
     DEFAULT_PROJECT,
@@ -63,21 +63,22 @@ def build(
         raise ClusterFileError(f"{path} is empty; the README shows what belongs in it.")
     document = document_of(text, environ)
     if not document.data and not document.faults:
-        raise refusal(
-            path, [Fault(1, "the file says nothing: no key in it has a value")]
-        )
+        nothing = Fault(1, "the file says nothing: no key in it has a value")
+        raise refusal(path, [nothing])
     form = _form(document) if document.data else None
     if form is None:
         raise refusal(path, document.faults)
-    root = _root(form, path, home(environ))
+    home = user_home(environ)
+    root = _root(form, path, home)
     logging_file = logging_content(root)
-    logging = laid_under(form.logging, root, logging_file, environ)
-    whole = form.model_copy(update={"logging": logging})
+    logging = with_defaults_of_file(form.logging, root, logging_file, environ)
+    complete_form = form.model_copy(update={"logging": logging})
     try:
-        return _cluster(whole, path, root, home(environ)), logging_file
+        cluster = _cluster(complete_form, path, root, home)
     except ValueError as error:
         # The checks above missed an inconsistency between values.
         raise refusal(path, [Fault(1, str(error))]) from error
+    return cluster, logging_file
 
 
 def with_logging_file(
@@ -87,10 +88,11 @@ def with_logging_file(
 
     Raises ClusterFileError with every fault in that file.
     """
-    section = laid_under(LoggingSection(), cluster.root, content, environ)
+    section = with_defaults_of_file(LoggingSection(), cluster.root, content, environ)
     logs = cluster.logs
     if section.file:
-        logs = (cluster.root / here(section.file, home(environ))).parent
+        log_file = cluster.root / local_path(section.file, user_home(environ))
+        logs = log_file.parent
     return msgspec.structs.replace(cluster, logging=_logging(section), logs=logs)
 
 
@@ -104,9 +106,12 @@ def _form(document: Document) -> Form | None:
     return validate(document, ClusterFile)
 
 
-def _cluster(form: Form, path: Path, root: Path, home_folder: Path) -> Cluster:
-    folders = _folders(form, root, home_folder)
+def _cluster(form: Form, path: Path, root: Path, home: Path) -> Cluster:
+    folders = _folders(form, root, home)
     environment = _with_manager(form.environment, root, folders.scripts)
+    scripts = folders.scripts
+    if not form.paths.scripts:
+        scripts = scripts_or_shipped(scripts)
     return Cluster(
         name=form.cluster.name or checked_line(path.stem),
         location=form.cluster.location,
@@ -119,18 +124,18 @@ def _cluster(form: Form, path: Path, root: Path, home_folder: Path) -> Cluster:
         logging=_logging(form.logging),
         root=root,
         experiments=folders.experiments,
-        scripts=folders.scripts if form.paths.scripts else shipped_or(folders.scripts),
+        scripts=scripts,
         logs=folders.logs,
         source=str(path),
     )
 
 
-def _root(form: Form, path: Path, home_folder: Path) -> Path:
+def _root(form: Form, path: Path, home: Path) -> Path:
     """Return the project's folder on this machine."""
     folder = path.parent
     if folder.name in ("config", "clusters"):
         folder = folder.parent
-    return folder / here(form.paths.project_root or "", home_folder)
+    return folder / local_path(form.paths.project_root or "", home)
 
 
 class Folders(NamedTuple):
@@ -141,24 +146,23 @@ class Folders(NamedTuple):
     logs: Path
 
 
-def _folders(form: Form, root: Path, home_folder: Path) -> Folders:
+def _folders(form: Form, root: Path, home: Path) -> Folders:
     paths = form.paths
 
-    def inside(*choices: str | None) -> Path | None:
-        """Return the first given choice as a path below the project's root, None without one."""
-        return next(
-            (root / here(choice, home_folder) for choice in choices if choice), None
-        )
+    def inside(choice: str | None) -> Path | None:
+        """Return a given path, relative to the project's root; None if none is given."""
+        return root / local_path(choice, home) if choice else None
 
     data = inside(paths.data) or root
-    experiments = inside(paths.experiments, paths.results) or data / "experiments"
+    experiments = inside(paths.experiments) or inside(paths.results)
+    if experiments is None:
+        experiments = data / "experiments"
     log_file = inside(form.logging.file)
-    logs = log_file.parent if log_file else experiments.parent / "logs"
-    return Folders(
-        experiments=experiments,
-        scripts=inside(paths.scripts) or root / "scripts",
-        logs=inside(paths.logs) or logs,
-    )
+    logs = inside(paths.logs)
+    if logs is None:
+        logs = log_file.parent if log_file else experiments.parent / "logs"
+    scripts = inside(paths.scripts) or root / "scripts"
+    return Folders(experiments=experiments, scripts=scripts, logs=logs)
 
 
 def _master_port(form: Form) -> int:
@@ -188,41 +192,43 @@ def _timeouts(form: Form) -> Timeouts:
 
 def _nodes(form: Form, environment: EnvironmentSection) -> tuple[Node, ...]:
     """Make the nodes of either form; nodes sharing a machine get a slot each."""
-    entries = (
-        _named_nodes(form) if isinstance(form, NodesFile) else _master_and_workers(form)
-    )
-    machines = Counter(node.ip for _, _, node in entries)
-    return tuple(
-        _node(
+    if isinstance(form, NodesFile):
+        entries = _named_nodes(form)
+    else:
+        entries = _master_and_workers(form)
+    nodes_at = Counter(section.ip for _, _, section in entries)
+    nodes = []
+    for name, rank, section in entries:
+        is_alone = nodes_at[section.ip] == 1
+        node = _node(
             name,
             rank,
-            node,
+            section,
             common=form.paths,
-            slot="node" if machines[node.ip] == 1 else name,
-            environment=_environment(environment, node.environment),
+            slot="node" if is_alone else name,
+            environment=_environment(environment, section.environment),
         )
-        for name, rank, node in entries
-    )
+        nodes.append(node)
+    return tuple(nodes)
 
 
 def _named_nodes(form: NodesFile) -> list[tuple[str, int, NodeSection]]:
     """List (name, rank, section) of each node; the rank defaults to the place in the file."""
-    return [
-        (name, place if node.rank is None else node.rank, node)
-        for place, (name, node) in enumerate(form.nodes.items())
-    ]
+    entries: list[tuple[str, int, NodeSection]] = []
+    for place, (name, node) in enumerate(form.nodes.items()):
+        rank = place if node.rank is None else node.rank
+        entries.append((name, rank, node))
+    return entries
 
 
 def _master_and_workers(form: ClusterFile) -> list[tuple[str, int, NodeSection]]:
     """List (name, rank, section) of each node; the rank defaults to the place in the list."""
     master = form.cluster.master
-    entries: list[tuple[str, int, NodeSection]] = [
-        (master.name or master.hostname or "master", 0, master)
-    ]
+    name = master.name or master.hostname or "master"
+    entries: list[tuple[str, int, NodeSection]] = [(name, 0, master)]
     for place, worker in enumerate(form.workers, start=1):
-        entries.append(
-            (worker.name, place if worker.rank is None else worker.rank, worker)
-        )
+        rank = place if worker.rank is None else worker.rank
+        entries.append((worker.name, rank, worker))
     return entries
 
 
@@ -236,7 +242,16 @@ def _node(
     environment: Environment,
 ) -> Node:
     hardware = node.hardware or Hardware()
+    gpu_model = hardware.gpu_model
+    vram_gb = hardware.vram_gb
+    if isinstance(node, NamedNode):
+        gpu_model = gpu_model or node.gpu
+        vram_gb = vram_gb or node.vram_gb
+    ssh_port = node.ssh_port
+    if isinstance(node, Master):
+        ssh_port = ssh_port or node.port
     paths = node.paths or NodePaths()
+    project = paths.project or common.project_base or common.project_root
     return Node(
         name=name,
         rank=rank,
@@ -244,17 +259,12 @@ def _node(
         address=node.ip,
         hostname=node.hostname,
         user=node.user,
-        ssh_port=node.ssh_port or (node.port if isinstance(node, Master) else None),
+        ssh_port=ssh_port,
         jump=node.jump,
         python=node.python,
-        project=paths.project
-        or common.project_base
-        or common.project_root
-        or DEFAULT_PROJECT,
-        gpu_model=hardware.gpu_model
-        or (node.gpu if isinstance(node, NamedNode) else None),
-        vram_gb=hardware.vram_gb
-        or (node.vram_gb if isinstance(node, NamedNode) else None),
+        project=project or DEFAULT_PROJECT,
+        gpu_model=gpu_model,
+        vram_gb=vram_gb,
         slot=slot,
         environment=environment,
     )
@@ -268,17 +278,15 @@ def _environment(
     With another manager, the cluster's path and python do not apply: they belong to the cluster's
     manager.
     """
-    said = _environment_keys(common)
+    keys = _environment_keys(common)
     if own is not None:
-        keys = _environment_keys(own)
-        if keys.get("manager", said.get("manager")) != said.get("manager"):
-            said = {
-                key: value
-                for key, value in said.items()
-                if key not in ("path", "python")
-            }
-        said |= keys
-    return Environment(**{"manager": "existing", **said})
+        own_keys = _environment_keys(own)
+        manager = keys.get("manager")
+        if own_keys.get("manager", manager) != manager:
+            keys.pop("path", None)
+            keys.pop("python", None)
+        keys |= own_keys
+    return Environment(**{"manager": "existing", **keys})
 
 
 def _with_manager(
@@ -287,13 +295,14 @@ def _with_manager(
     """Set the manager by the lock file in the project, unless the section implies one."""
     if section.manager or section.conda_env or section.python:
         return section
-    return section.model_copy(update={"manager": manager_by_lock(root, scripts)})
+    manager = manager_by_lock(root, scripts)
+    return section.model_copy(update={"manager": manager})
 
 
 def _environment_keys(section: EnvironmentSection) -> dict[str, Any]:
     """Return the given keys, with `conda_env` as `name` and manager pixi."""
-    said: dict[str, Any] = section.model_dump(exclude_none=True)
-    conda_env = said.pop("conda_env", None)
+    keys: dict[str, Any] = section.model_dump(exclude_none=True)
+    conda_env = keys.pop("conda_env", None)
     if conda_env:
-        said = {"name": conda_env, "manager": "pixi"} | said
-    return said
+        keys = {"name": conda_env, "manager": "pixi"} | keys
+    return keys

@@ -28,26 +28,35 @@ from .model import Cluster
 HERE = Path(__file__).parent
 ENTRIES_KEPT = 8
 VARIABLES = re.compile(rb"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+# The exceptions of reading an entry that is missing, damaged or from another program.
+DAMAGED = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+)
 
 
-def here(path: str, home_folder: Path) -> Path:
+def local_path(path: str, home: Path) -> Path:
     """Return a user's path on this machine, with a leading `~/` expanded."""
-    return (
-        home_folder / path[2:] if path == "~" or path.startswith("~/") else Path(path)
-    )
+    if path == "~" or path.startswith("~/"):
+        return home / path[2:]
+    return Path(path)
 
 
-def home(environ: Mapping[str, str]) -> Path:
+def user_home(environ: Mapping[str, str]) -> Path:
     """Return the user's home on this machine."""
     return Path(environ.get("HOME") or Path.home())
 
 
-class Remembered:
+class CacheEntry:
     """The cache entry for one cluster file in its present state."""
 
     def __init__(self, path: Path, content: bytes, environ: Mapping[str, str]) -> None:
         self.environ = environ
-        made_from = {
+        inputs = {
             "version": __version__,
             "code": _hash_of_the_code(),
             "package": str(HERE),
@@ -55,35 +64,28 @@ class Remembered:
             "path": str(path),
             "variables": _variables(content, environ, "HOME", "USER", "LOGNAME"),
         }
-        key = hashlib.sha256(json.dumps(made_from).encode() + content).hexdigest()
-        self.home = home(environ)
+        key = hashlib.sha256(json.dumps(inputs).encode() + content).hexdigest()
+        self.home = user_home(environ)
         cache = Path(environ.get("XDG_CACHE_HOME") or self.home / ".cache")
         self.folder = cache / "ugro" / "clusters"
-        self.entry = self.folder / f"{key}.json"
+        self.path = self.folder / f"{key}.json"
 
-    def cluster(self) -> Cluster | None:
+    def read(self) -> Cluster | None:
         """Return the cached cluster; None if there is no valid entry."""
         try:
-            digest, _, content = self.entry.read_bytes().partition(b"\n")
+            digest, _, content = self.path.read_bytes().partition(b"\n")
             if hashlib.sha256(content).hexdigest().encode() != digest:
                 # One flipped bit in an address would be another machine.
                 return None
             kept = json.loads(content)
             cluster = Cluster.from_json(kept["cluster"])
             logging_file = logging_content(cluster.root)
-            seen = _seen(cluster, logging_file, self.environ)
-            return cluster if kept["seen"] == seen else None
-        except (
-            OSError,
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-        ):
+            state = _state_of_files(cluster, logging_file, self.environ)
+            return cluster if kept["seen"] == state else None
+        except DAMAGED:
             return None
 
-    def keep(self, cluster: Cluster, logging_file: bytes) -> None:
+    def write(self, cluster: Cluster, logging_file: bytes) -> None:
         """Write the entry, readable by this user only, and remove the oldest ones.
 
         `logging_file` is the content of config/logging.yaml used for the cluster.
@@ -95,17 +97,17 @@ class Remembered:
             return
         with contextlib.suppress(OSError, UnicodeError):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            seen = _seen(cluster, logging_file, self.environ)
-            kept = json.dumps({"cluster": cluster.as_json(), "seen": seen}).encode()
-            digest = hashlib.sha256(kept).hexdigest().encode()
-            replace_file(self.entry, digest + b"\n" + kept)
-            entries = sorted(
-                self.folder.iterdir(),
-                key=lambda path: path.stat().st_mtime,
-                reverse=True,
-            )
-            for old in entries[ENTRIES_KEPT:]:
-                old.unlink()
+            state = _state_of_files(cluster, logging_file, self.environ)
+            kept = {"cluster": cluster.as_json(), "seen": state}
+            content = json.dumps(kept).encode()
+            digest = hashlib.sha256(content).hexdigest().encode()
+            replace_file(self.path, digest + b"\n" + content)
+            self._remove_old_entries()
+
+    def _remove_old_entries(self) -> None:
+        entries = sorted(self.folder.iterdir(), key=lambda path: path.stat().st_mtime)
+        for old in entries[:-ENTRIES_KEPT]:
+            old.unlink()
 
 
 def _hash_of_the_code() -> str:
@@ -113,7 +115,9 @@ def _hash_of_the_code() -> str:
     found = hashlib.sha256()
     for path in [*sorted(HERE.glob("*.py")), shipped(TRAINING_SCHEMA)]:
         content = path.read_bytes()
-        found.update(f"{path.name} {len(content)}\n".encode() + content)
+        head = f"{path.name} {len(content)}\n"
+        found.update(head.encode())
+        found.update(content)
     return found.hexdigest()
 
 
@@ -121,20 +125,22 @@ def _variables(
     content: bytes, environ: Mapping[str, str], *others: str
 ) -> dict[str, str | None]:
     """Return {name: value} of the `${NAME}` in a file, and of `others`; None for an unset variable."""
-    names = {*others, *(name.decode() for name in VARIABLES.findall(content))}
+    names = set(others)
+    names.update(name.decode() for name in VARIABLES.findall(content))
     return {name: environ.get(name) for name in sorted(names)}
 
 
-def _seen(
+def _state_of_files(
     cluster: Cluster, logging_file: bytes, environ: Mapping[str, str]
 ) -> dict[str, Any]:
     """Return the state of the other files on this machine that influence the cluster."""
-    scripts = {cluster.root / "scripts", cluster.scripts}
+    scripts = sorted({cluster.root / "scripts", cluster.scripts})
     paths = [cluster.root / lock for lock in LOCKS.values()]
-    paths += sorted(scripts) + sorted(folder / "constraints.txt" for folder in scripts)
-    seen: dict[str, Any] = {
+    paths += scripts
+    paths += [folder / "constraints.txt" for folder in scripts]
+    state: dict[str, Any] = {
         str(path): [path.is_file(), path.is_dir()] for path in paths
     }
     digest = hashlib.sha256(logging_file).hexdigest()
-    seen[LOGGING_FILE] = [digest, _variables(logging_file, environ)]
-    return seen
+    state[LOGGING_FILE] = [digest, _variables(logging_file, environ)]
+    return state

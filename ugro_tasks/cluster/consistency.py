@@ -25,20 +25,20 @@ SYNONYMS = [
 def check_synonyms(document: Document) -> None:
     """Find keys given twice, in two spellings."""
     for loc, section in _sections(document.data, ()):
-        for within, one, other in SYNONYMS:
-            if loc[-1:] == (within,) and one in section and other in section:
-                first = document.line((*loc, other))
-                document.fault(
-                    (*loc, one), f"is the same as {other} on line {first}; keep one"
-                )
+        for name, one, other in SYNONYMS:
+            if loc[-1:] != (name,):
+                continue
+            if one in section and other in section:
+                line = document.line((*loc, other))
+                words = f"is the same as {other} on line {line}; keep one"
+                document.fault((*loc, one), words)
     communication = ("cluster", "communication", "timeout_seconds")
     timeouts = ("timeouts", "rendezvous_seconds")
-    if _at(document.data, communication) and _at(document.data, timeouts):
-        first = document.line(communication)
-        document.fault(
-            timeouts,
-            f"is the same as {written(communication)} on line {first}; keep one",
-        )
+    data = document.data
+    if _value_at(data, communication) and _value_at(data, timeouts):
+        line = document.line(communication)
+        words = f"is the same as {written(communication)} on line {line}; keep one"
+        document.fault(timeouts, words)
 
 
 def _sections(data: Any, loc: Loc) -> Iterator[tuple[Loc, dict[str, Any]]]:
@@ -52,10 +52,12 @@ def _sections(data: Any, loc: Loc) -> Iterator[tuple[Loc, dict[str, Any]]]:
             yield from _sections(value, (*loc, index))
 
 
-def _at(data: Any, loc: Loc) -> Any:
+def _value_at(data: Any, loc: Loc) -> Any:
     """Return the value at `loc`; None if it is missing or something on the way is no section."""
     for part in loc:
-        data = data.get(part) if isinstance(data, dict) else None
+        if not isinstance(data, dict):
+            return None
+        data = data.get(part)
     return data
 
 
@@ -105,23 +107,20 @@ def check_machines(document: Document) -> None:
     _check_which_form(document)
     machines = _machines(document.data)
     if not machines and document.data.get("nodes") == {}:
-        document.fault(
-            ("nodes",),
-            "no machine is in it; write one below: a name, and in its section an ip",
-        )
+        words = "no machine is in it; write one below: a name, and in its section an ip"
+        document.fault(("nodes",), words)
     taken: dict[tuple[str, object], Machine] = {}
     for machine in machines:
         _check_hostname_as_name(document, machine)
         _check_claims(document, machine, taken)
         if machine.keys.get("transport") == "local" and "jump" in machine.keys:
-            document.fault(
-                (*machine.loc, "jump"), "has no use with transport: local; remove it"
-            )
-    ranked = {
-        rank: machine for (what, rank), machine in taken.items() if what == "rank"
+            words = "has no use with transport: local; remove it"
+            document.fault((*machine.loc, "jump"), words)
+    by_rank = {
+        value: machine for (what, value), machine in taken.items() if what == "rank"
     }
-    if len(ranked) == len(machines):
-        _check_ranks(document, ranked)
+    if len(by_rank) == len(machines):
+        _check_ranks(document, by_rank)
 
 
 def _check_which_form(document: Document) -> None:
@@ -129,18 +128,16 @@ def _check_which_form(document: Document) -> None:
     data = document.data
     if "nodes" in data:
         for other in (("workers",), ("cluster", "master")):
-            if _at(data, other) is not None:
+            if _value_at(data, other) is not None:
                 line = document.line(("nodes",))
-                document.fault(
-                    other, f"does not go with `nodes` on line {line}; keep one form"
-                )
+                words = f"does not go with `nodes` on line {line}; keep one form"
+                document.fault(other, words)
     elif "cluster" not in data:
-        document.fault(
-            ("cluster",), "is missing; its `master` is the machine of rank 0"
-        )
+        words = "is missing; its `master` is the machine of rank 0"
+        document.fault(("cluster",), words)
     elif isinstance(data["cluster"], dict) and "master" not in data["cluster"]:
-        what_to_do = "is missing; give the machine of rank 0 here: hostname, ip, user"
-        document.fault(("cluster", "master"), what_to_do)
+        words = "is missing; give the machine of rank 0 here: hostname, ip, user"
+        document.fault(("cluster", "master"), words)
 
 
 def _check_hostname_as_name(document: Document, machine: Machine) -> None:
@@ -159,33 +156,39 @@ def _check_claims(
     """Find a name, rank or address of an earlier node, and note the new ones in `taken`."""
     for what, key, value in machine.claims():
         first = taken.setdefault((what, value), machine)
-        if first is not machine:
-            loc = (*machine.loc, key) if key in machine.keys else machine.loc
-            where = f"{written(first.loc)} on line {document.line((*first.loc, key))}"
-            document.fault(loc, f"{what} {value} is taken by {where}")
+        if first is machine:
+            continue
+        loc = machine.loc
+        if key in machine.keys:
+            loc = (*loc, key)
+        line = document.line((*first.loc, key))
+        holder = f"{written(first.loc)} on line {line}"
+        document.fault(loc, f"{what} {value} is taken by {holder}")
 
 
 def check_batch_sizes(document: Document) -> None:
     """Find batch sizes of unknown nodes, and nodes without one."""
     loc = ("training", "batch_size_per_gpu")
-    sizes = _at(document.data, loc)
+    sizes = _value_at(document.data, loc)
     machines = _machines(document.data)
     names = [machine.name for machine in machines if isinstance(machine.name, str)]
-    if not isinstance(sizes, dict) or len(names) < len(machines):
+    if not isinstance(sizes, dict):
+        return
+    # A node without a valid name is a fault of its own.
+    if len(names) < len(machines):
         return
     unknown = [name for name in sizes if name not in names]
     for name in unknown:
         near = get_close_matches(name, names, n=1)
-        hint = (
-            f"did you mean {near[0]}?" if near else f"the nodes are: {', '.join(names)}"
-        )
+        if near:
+            hint = f"did you mean {near[0]}?"
+        else:
+            hint = f"the nodes are: {', '.join(names)}"
         document.fault((*loc, name), f"there is no such node; {hint}")
-    missing = [name for name in names if name not in sizes]
+    missing = ", ".join(name for name in names if name not in sizes)
     if missing and not unknown:
-        document.fault(
-            loc,
-            f"{', '.join(missing)} is missing; give every node its number, or write auto",
-        )
+        words = f"{missing} is missing; give every node its number, or write auto"
+        document.fault(loc, words)
 
 
 def _machines(data: dict[str, Any]) -> list[Machine]:
@@ -207,35 +210,39 @@ def _named_machines(data: dict[str, Any]) -> list[tuple[Loc, Any]]:
 
 def _master_and_workers(data: dict[str, Any]) -> list[tuple[Loc, Any]]:
     master: Loc = ("cluster", "master")
-    found = [(master, _at(data, master))]
+    found = [(master, _value_at(data, master))]
     workers = data.get("workers")
     if isinstance(workers, list):
         found += [(("workers", index), keys) for index, keys in enumerate(workers)]
     return found
 
 
-def _check_ranks(document: Document, ranked: dict[Any, Machine]) -> None:
+def _check_ranks(document: Document, by_rank: dict[Any, Machine]) -> None:
     """Find gaps in distinct ranks, and a role or master_ip contradicting them."""
-    if 0 not in ranked:
-        if ranked and "nodes" in document.data:
+    if 0 not in by_rank:
+        if by_rank and "nodes" in document.data:
             document.fault(("nodes",), "no node has rank 0; give it to the master")
         return
-    count = len(ranked)
-    last = max(ranked)
+    count = len(by_rank)
+    last = max(by_rank)
     if last >= count:
-        free = next(rank for rank in range(count) if rank not in ranked)
-        document.fault(
-            (*ranked[last].loc, "rank"),
-            f"rank {last} leaves a gap: {count} nodes have the ranks 0 to {count - 1}, and {free} is free",
+        free = next(rank for rank in range(count) if rank not in by_rank)
+        words = (
+            f"rank {last} leaves a gap: "
+            f"{count} nodes have the ranks 0 to {count - 1}, and {free} is free"
         )
-    for rank, machine in ranked.items():
+        document.fault((*by_rank[last].loc, "rank"), words)
+    for rank, machine in by_rank.items():
+        fitting = "master" if rank == 0 else "worker"
         role = machine.keys.get("role")
-        if role in ("master", "worker") and (role == "master") != (rank == 0):
-            fit = f"{role} does not fit rank {rank}; the master is the node of rank 0"
-            document.fault((*machine.loc, "role"), fit)
-    promised = _at(document.data, ("cluster", "master_ip"))
-    ip = ranked[0].keys.get("ip")
+        if role in ("master", "worker") and role != fitting:
+            words = f"{role} does not fit rank {rank}; the master is the node of rank 0"
+            document.fault((*machine.loc, "role"), words)
+    master = by_rank[0]
+    ip = master.keys.get("ip")
+    promised = _value_at(document.data, ("cluster", "master_ip"))
     if promised and ip and promised != ip:
-        where = f"{shown(ip)} on line {document.line((*ranked[0].loc, 'ip'))}"
-        fit = f"{shown(promised)} is not the ip of the node of rank 0, {where}"
-        document.fault(("cluster", "master_ip"), fit)
+        line = document.line((*master.loc, "ip"))
+        where = f"the node of rank 0, {shown(ip)} on line {line}"
+        words = f"{shown(promised)} is not the ip of {where}"
+        document.fault(("cluster", "master_ip"), words)

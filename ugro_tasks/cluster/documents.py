@@ -19,10 +19,8 @@ def text_of(path: Path, content: bytes) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        fault = Fault(
-            line,
-            f"byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8",
-        )
+        byte = f"0x{content[error.start]:02x}"
+        fault = Fault(line, f"byte {byte} is not UTF-8; save the file as UTF-8")
         raise refusal(path, [fault]) from error
 
 
@@ -34,21 +32,23 @@ def document_of(text: str, environ: Mapping[str, str]) -> Document:
 def refusal(path: Path, faults: list[Fault]) -> ClusterFileError:
     """Make the error listing the faults, each with its line."""
     count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-    lines = [f"  line {line}: {text}" for line, text in faults[:MAX_FAULTS_SHOWN]]
-    if len(faults) > MAX_FAULTS_SHOWN:
-        lines.append(f"  and {len(faults) - MAX_FAULTS_SHOWN} more")
-    return ClusterFileError("\n".join([f"{path} cannot be used: {count}", *lines]))
+    lines = [f"{path} cannot be used: {count}"]
+    for line, text in faults[:MAX_FAULTS_SHOWN]:
+        lines.append(f"  line {line}: {text}")
+    more = len(faults) - MAX_FAULTS_SHOWN
+    if more > 0:
+        lines.append(f"  and {more} more")
+    return ClusterFileError("\n".join(lines))
 
 
 def _variable(name: str, loc: Loc, environ: Mapping[str, str]) -> str:
     """Return the value of `${name}` at a place of the file; raises ValueError if it has none."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise ValueError(f"{shown('${' + name + '}')}: only ${{NAME}} is understood")
-    on_a_node = loc[0] in ("nodes", "workers", "environment") or loc[:2] == (
-        "cluster",
-        "master",
-    )
-    if name == "HOME" and on_a_node:
+        reference = shown("${" + name + "}")
+        raise ValueError(f"{reference}: only ${{NAME}} is understood")
+    in_a_node_section = loc[0] in ("nodes", "workers", "environment")
+    in_the_master = loc[:2] == ("cluster", "master")
+    if name == "HOME" and (in_a_node_section or in_the_master):
         raise ValueError("${HOME} is this machine's; for the home on the node write ~/")
     value = environ.get(name)
     # cron and containers do not set these two.

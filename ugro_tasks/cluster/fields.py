@@ -77,11 +77,16 @@ def _address(value: str) -> str:
         ) from error
     if address.is_unspecified or address.is_multicast:
         raise ValueError(f"{shown(value)} is no machine's own address")
+    # An IPv6 address with a scope, such as fe80::1%eth0.
     if "%" in value:
         raise ValueError(
             f"{shown(value)} is an address of one machine's own wire; give one without '%'"
         )
     return str(address)
+
+
+def _upper_case(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
 
 
 def _log_format(value: str) -> str:
@@ -170,7 +175,7 @@ WholeSeconds = Annotated[int, Field(ge=1, le=SECONDS_MAX)]
 LogFormat = Annotated[str, AfterValidator(_log_format)]
 Level = Annotated[
     Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
-    BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
+    BeforeValidator(_upper_case),
 ]
 
 
@@ -193,10 +198,9 @@ class Setting:
         """Check a value against the rule, with a separate fault for each node of a value by node."""
         if not (self.rule.by_node and isinstance(value, dict)):
             return self.rule.fit(value)
-        of_one = PlainValidator(self.rule.of_one_node.fit)
-        return TypeAdapter(dict[NodeName, Annotated[Any, of_one]]).validate_python(
-            value
-        )
+        check = PlainValidator(self.rule.of_one_node.fit)
+        by_node = TypeAdapter(dict[NodeName, Annotated[Any, check]])
+        return by_node.validate_python(value)
 
     def __get_pydantic_json_schema__(
         self, _schema: CoreSchema, _handler: GetJsonSchemaHandler
@@ -216,13 +220,17 @@ _JSON_LIMITS = {
 def _json_schema(rule: Rule) -> dict[str, Any]:
     """Translate a rule into JSON schema, for editors."""
     one: dict[str, Any] = {"type": _JSON_TYPES.get(rule.kind, "string")}
-    limits = {word: getattr(rule, part) for part, word in _JSON_LIMITS.items()}
-    one |= {word: limit for word, limit in limits.items() if limit is not None}
+    for part, word in _JSON_LIMITS.items():
+        limit = getattr(rule, part)
+        if limit is not None:
+            one[word] = limit
     if rule.choices:
         one["enum"] = list(rule.choices)
     if rule.items is not None:
         return {"type": "array", "items": one}
-    ways = [one, *({"const": word, "type": "string"} for word in rule.also)]
+    forms = [one]
+    for word in rule.also:
+        forms.append({"const": word, "type": "string"})
     if rule.by_node:
-        ways.append({"type": "object", "additionalProperties": one})
-    return {"anyOf": ways} if len(ways) > 1 else one
+        forms.append({"type": "object", "additionalProperties": one})
+    return {"anyOf": forms} if len(forms) > 1 else one

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import ClusterFileError
-from .cache import Remembered, here, home
+from .cache import CacheEntry, local_path, user_home
 from .content import content_of, logging_content
 from .local import local_cluster
 from .model import Cluster
@@ -34,19 +34,22 @@ def load_cluster(
     Raises ClusterFileError if there is no such file, or with every fault in it.
     """
     cwd = (cwd or Path.cwd()).resolve()
-    said_by = "--cluster" if choice is not None else "UGRO_CLUSTER"
-    choice = choice if choice is not None else environ.get("UGRO_CLUSTER") or None
+    source = "--cluster"
+    if choice is None:
+        source = "UGRO_CLUSTER"
+        choice = environ.get("UGRO_CLUSTER") or None
     if choice == "local":
         return _local(cwd, environ)
-    if choice is not None and (not choice.strip() or "\0" in choice):
+    is_name = choice is None or (choice.strip() and "\0" not in choice)
+    if not is_name:
         raise ClusterFileError(
-            f"{said_by} {shown(choice)} is no cluster's name; leave it out or give one."
+            f"{source} {shown(choice)} is no cluster's name; leave it out or give one."
         )
     candidates = _candidates(choice, cwd, environ)
     try:
         path = next((path for path in candidates if path.is_file()), None)
         if path is None:
-            raise ClusterFileError(_not_found(choice, said_by, candidates))
+            raise ClusterFileError(_not_found(choice, source, candidates))
     except OSError as error:
         raise ClusterFileError(
             f"{error.filename} cannot be read: {error.strerror}."
@@ -57,14 +60,15 @@ def load_cluster(
 def read_cluster_file(path: Path, environ: Mapping[str, str] = os.environ) -> Cluster:
     """Read the cluster file at `path`; raises ClusterFileError with every fault in it."""
     content = content_of(path)
-    remembered = Remembered(path, content, environ)
-    if cluster := remembered.cluster():
-        return cluster
+    entry = CacheEntry(path, content, environ)
+    cached = entry.read()
+    if cached is not None:
+        return cached
     # Late, and only for a file that is new or has changed: the forms are a fifth of a command's start.
     from .build import build
 
     cluster, logging_file = build(path, content, environ)
-    remembered.keep(cluster, logging_file)
+    entry.write(cluster, logging_file)
     return cluster
 
 
@@ -74,14 +78,15 @@ def _local(root: Path, environ: Mapping[str, str]) -> Cluster:
     logging_file = logging_content(root)
     if not logging_file:
         return plain
-    made_from = json.dumps(plain.as_json()).encode()
-    remembered = Remembered(Path(plain.source), made_from, environ)
-    if cluster := remembered.cluster():
-        return cluster
+    plain_content = json.dumps(plain.as_json()).encode()
+    entry = CacheEntry(Path(plain.source), plain_content, environ)
+    cached = entry.read()
+    if cached is not None:
+        return cached
     from .build import with_logging_file  # late, as above
 
     cluster = with_logging_file(plain, logging_file, environ)
-    remembered.keep(cluster, logging_file)
+    entry.write(cluster, logging_file)
     return cluster
 
 
@@ -90,26 +95,25 @@ def _candidates(
 ) -> list[Path]:
     if choice is None:
         return [cwd / "cluster.yaml"]
-    path = cwd / here(choice, home(environ))
+    path = cwd / local_path(choice, user_home(environ))
     if "/" in choice or path.suffix in (".yaml", ".yml"):
         return [path]
-    return [cwd / f"{choice}.yaml", cwd / "clusters" / f"{choice}.yaml", path]
+    name = f"{choice}.yaml"
+    return [cwd / name, cwd / "clusters" / name, path]
 
 
-def _not_found(choice: str | None, said_by: str, candidates: list[Path]) -> str:
+def _not_found(choice: str | None, source: str, candidates: list[Path]) -> str:
     last = candidates[-1]
     if last.is_dir():
-        inside = (
-            f"; try {last / 'cluster.yaml'}"
-            if (last / "cluster.yaml").is_file()
-            else ""
-        )
-        return f"{last} is a folder, not a cluster file{inside}."
+        inside = last / "cluster.yaml"
+        hint = f"; try {inside}" if inside.is_file() else ""
+        return f"{last} is a folder, not a cluster file{hint}."
     if last.exists():
         return f"{last} is not a regular file, so it is not read as a cluster file."
-    asked = f" for {said_by} {shown(choice)}" if choice else ""
+    asked = f" for {source} {shown(choice)}" if choice else ""
     looked = ", ".join(str(path) for path in candidates)
     return (
-        f"no cluster file{asked}: looked for {looked}. Name one with --cluster PATH, write one "
-        "(the README shows how), or train on this machine alone: --cluster local"
+        f"no cluster file{asked}: looked for {looked}. Name one with --cluster PATH, "
+        "write one (the README shows how), "
+        "or train on this machine alone: --cluster local"
     )

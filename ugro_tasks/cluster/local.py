@@ -11,7 +11,9 @@ TRAINING_SCHEMA = "config/training_schema.yaml"
 def shipped(name: str) -> Path:
     """Return the path of a shipped file or folder: in the installed package, or beside it in a checkout."""
     installed = PACKAGE / name
-    return installed if installed.exists() else PACKAGE.parent / name
+    if installed.exists():
+        return installed
+    return PACKAGE.parent / name
 
 
 def shipped_scripts() -> Path:
@@ -19,7 +21,7 @@ def shipped_scripts() -> Path:
     return shipped("scripts")
 
 
-def shipped_or(scripts: Path) -> Path:
+def scripts_or_shipped(scripts: Path) -> Path:
     """Return `scripts` if it is a folder, else the shipped scripts."""
     return scripts if scripts.is_dir() else shipped_scripts()
 
@@ -27,8 +29,9 @@ def shipped_or(scripts: Path) -> Path:
 def local_cluster(root: Path) -> Cluster:
     """Make the built-in cluster: three nodes on this machine's CPU, in `root`/.ugro."""
     environment = Environment(manager="venv", path=str(root / ".ugro" / "env"))
-    nodes = tuple(
-        Node(
+    nodes = []
+    for rank, name in enumerate(("local0", "local1", "local2")):
+        node = Node(
             name=name,
             rank=rank,
             transport="local",
@@ -38,24 +41,24 @@ def local_cluster(root: Path) -> Cluster:
             slot=name,
             environment=environment,
         )
-        for rank, name in enumerate(("local0", "local1", "local2"))
+        nodes.append(node)
+    training = TrainingDefaults(
+        script="train_single_test.py",
+        settings={
+            "model": {"name": "char-transformer"},
+            "dataset": {"name": "shakespeare"},
+            "training": {"num_epochs": 3, "learning_rate": 3e-3},
+        },
     )
     return Cluster(
         name="local",
         description="three ranks on this machine's CPU",
-        nodes=nodes,
+        nodes=tuple(nodes),
         environment=environment,
-        training=TrainingDefaults(
-            script="train_single_test.py",
-            settings={
-                "model": {"name": "char-transformer"},
-                "dataset": {"name": "shakespeare"},
-                "training": {"num_epochs": 3, "learning_rate": 3e-3},
-            },
-        ),
+        training=training,
         root=root,
         experiments=root / "experiments",
-        scripts=shipped_or(root / "scripts"),
+        scripts=scripts_or_shipped(root / "scripts"),
         logs=root / "logs",
         source="local",
     )

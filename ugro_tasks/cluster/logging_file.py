@@ -15,7 +15,7 @@ from .messages import validate
 from .schema import LoggingSection
 
 
-def laid_under(
+def with_defaults_of_file(
     written: LoggingSection, root: Path, content: bytes, environ: Mapping[str, str]
 ) -> LoggingSection:
     """Return the cluster file's `logging:`, with its missing keys taken from config/logging.yaml in `root`.
@@ -23,14 +23,14 @@ def laid_under(
     Raises ClusterFileError with every fault in that file.
     """
     path = root / LOGGING_FILE
-    said = _section(path, text_of(path, content), environ)
-    return said.model_copy(update=written.model_dump(exclude_unset=True))
+    defaults = _section(path, text_of(path, content), environ)
+    return defaults.model_copy(update=written.model_dump(exclude_unset=True))
 
 
 def _section(path: Path, text: str, environ: Mapping[str, str]) -> LoggingSection:
     """Validate the file's text; empty for a file without keys, and for another program's file."""
-    lines = [line.strip() for line in text.splitlines()]
-    if all(line.startswith("#") for line in lines if line):
+    lines = (line.strip() for line in text.splitlines())
+    if all(line.startswith("#") or not line for line in lines):
         return LoggingSection()
     document = document_of(text, environ)
     if "version" in document.data:

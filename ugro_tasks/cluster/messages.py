@@ -28,10 +28,11 @@ def validate(document: Document, model: type[Form]) -> Form | None:
         form = model.model_validate(document.data)
     except ValidationError as errors:
         for error in errors.errors(include_url=False):
+            # pydantic marks the fault of a mapping's key by "[key]".
             loc = tuple(part for part in error["loc"] if part != "[key]")
             document.fault(loc, _sentence(error, model))
         return None
-    return form if not document.faults else None
+    return None if document.faults else form
 
 
 def _sentence(error: ErrorDetails, model: type[BaseModel]) -> str:
@@ -46,20 +47,23 @@ def _sentence(error: ErrorDetails, model: type[BaseModel]) -> str:
         case "extra_forbidden":
             return _unknown_key(error["loc"], model)
         case "int_parsing" | "int_type" | "int_from_float" | "int_parsing_size":
-            return f"{_said(value)} is not a whole number"
+            return f"{_described(value)} is not a whole number"
         case "float_parsing" | "float_type" | "finite_number":
-            return f"{_said(value)} is not a number"
+            return f"{_described(value)} is not a number"
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
             return f"{str(value)[:60]} cannot be; it must be {_limit(context)}"
         case "string_type":
-            return f"must be one value, not {_said(value)}"
+            return f"must be one value, not {_described(value)}"
         case "model_type" | "model_attributes_type" | "dict_type":
-            return f"must be a section of `key: value` lines, not {_said(value)}"
+            section = "a section of `key: value` lines"
+            return f"must be {section}, not {_described(value)}"
         case "list_type" | "tuple_type":
-            return f"must be a list, each line of it begun with '-', not {_said(value)}"
+            marked = "a list, each line of it begun with '-'"
+            return f"must be {marked}, not {_described(value)}"
         case "literal_error":
             choices = re.findall(r"'([^']*)'", context["expected"])
-            return f"{_said(value)} is not one of: {', '.join(choices)}{_near(str(value), choices)}"
+            hint = _suggestion(str(value), choices)
+            return f"{_described(value)} is not one of: {', '.join(choices)}{hint}"
     return error["msg"]
 
 
@@ -71,7 +75,7 @@ def _limit(context: Mapping[str, Any]) -> str:
     raise LookupError(f"no limit in {context}")
 
 
-def _said(value: object) -> str:
+def _described(value: object) -> str:
     """Describe a value in a message: a section, a list, or the value itself."""
     if isinstance(value, dict):
         return "a section"
@@ -80,7 +84,7 @@ def _said(value: object) -> str:
     return shown(value)
 
 
-def _near(word: str, words: list[str]) -> str:
+def _suggestion(word: str, words: list[str]) -> str:
     """Return "; did you mean X?" for the nearest word; empty if none is near."""
     near = get_close_matches(word, words, n=1)
     return f"; did you mean {near[0]}?" if near else ""
@@ -94,8 +98,10 @@ def _unknown_key(loc: Loc, model: type[BaseModel]) -> str:
         section = _model_in(field.annotation)
         if section and key in _keys(section):
             return f"unknown key; did you mean {name}.{key}?"
-    hint = _near(key, list(keys))
-    return f"unknown key{hint or '; known here are: ' + ', '.join(keys)}"
+    hint = _suggestion(key, list(keys))
+    if not hint:
+        hint = f"; known here are: {', '.join(keys)}"
+    return f"unknown key{hint}"
 
 
 def _model_at(loc: Loc, model: type[BaseModel]) -> type[BaseModel]:
@@ -105,7 +111,8 @@ def _model_at(loc: Loc, model: type[BaseModel]) -> type[BaseModel]:
         field = _keys(model)[str(part)]
         model = _model_in(field.annotation) or model
         if get_origin(field.annotation) in (list, dict):
-            next(parts, None)  # the place in the list, or the name in the mapping
+            # Skip the place in the list, or the name in the mapping.
+            next(parts, None)
     return model
 
 

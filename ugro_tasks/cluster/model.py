@@ -36,11 +36,11 @@ WholeSeconds = Annotated[int, Meta(ge=1, le=SECONDS_MAX)]
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 
-class Fact(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An immutable record; unknown fields are an error."""
 
 
-class Environment(Fact, frozen=True, kw_only=True):
+class Environment(Record, frozen=True, kw_only=True):
     """The Python environment of a node's training, and the versions promised by the file."""
 
     manager: MANAGERS
@@ -53,8 +53,11 @@ class Environment(Fact, frozen=True, kw_only=True):
 
     def folder(self, project: str) -> str:
         """Return the environment's folder on a node with the project folder `project`."""
-        within = f".pixi/envs/{self.name}" if self.manager == "pixi" else ".venv"
-        return self.path or f"{project}/{within}"
+        if self.path:
+            return self.path
+        if self.manager == "pixi":
+            return f"{project}/.pixi/envs/{self.name}"
+        return f"{project}/.venv"
 
     def interpreter(self, project: str) -> str:
         """Return the environment's Python on a node with the project folder `project`."""
@@ -63,7 +66,7 @@ class Environment(Fact, frozen=True, kw_only=True):
         return f"{self.folder(project)}/bin/python"
 
 
-class Node(Fact, frozen=True, kw_only=True):
+class Node(Record, frozen=True, kw_only=True):
     """One machine, with everything needed to reach it and to start a rank there."""
 
     name: str
@@ -97,7 +100,7 @@ class Node(Fact, frozen=True, kw_only=True):
         return self.slot == self.name and self.gpu_model is None
 
 
-class TrainingDefaults(Fact, frozen=True, kw_only=True):
+class TrainingDefaults(Record, frozen=True, kw_only=True):
     """The keys of `training:` given in the cluster file, and no others."""
 
     script: str = "train_production.py"
@@ -105,7 +108,7 @@ class TrainingDefaults(Fact, frozen=True, kw_only=True):
     """By section and key, as in config/training_defaults.yaml."""
 
 
-class Timeouts(Fact, frozen=True, kw_only=True):
+class Timeouts(Record, frozen=True, kw_only=True):
     """UGRO's time limits; schema.py explains the keys."""
 
     connect_seconds: Seconds = 5.0
@@ -118,7 +121,7 @@ class Timeouts(Fact, frozen=True, kw_only=True):
     agent_linger_seconds: Seconds = 120.0
 
 
-class Logging(Fact, frozen=True, kw_only=True):
+class Logging(Record, frozen=True, kw_only=True):
     """UGRO's own log files, not the training's."""
 
     level: Level = "INFO"
@@ -126,7 +129,7 @@ class Logging(Fact, frozen=True, kw_only=True):
     keep_days: PositiveInt = 7
 
 
-class Cluster(Fact, frozen=True, kw_only=True):
+class Cluster(Record, frozen=True, kw_only=True):
     """The nodes, sorted by rank, and the defaults of everything running on them."""
 
     name: str
@@ -148,16 +151,14 @@ class Cluster(Fact, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Sort the nodes by rank; raises ValueError unless ranks run from 0 and names differ."""
-        if (
-            sorted(node.rank for node in self.nodes) != list(range(len(self.nodes)))
-            or not self.nodes
-        ):
+        nodes = tuple(sorted(self.nodes, key=lambda node: node.rank))
+        ranks = [node.rank for node in nodes]
+        if not nodes or ranks != list(range(len(nodes))):
             raise ValueError("the nodes' ranks must run from 0 without gaps")
-        if len({node.name for node in self.nodes}) < len(self.nodes):
+        names = {node.name for node in nodes}
+        if len(names) < len(nodes):
             raise ValueError("two nodes have the same name")
-        msgspec.structs.force_setattr(
-            self, "nodes", tuple(sorted(self.nodes, key=lambda node: node.rank))
-        )
+        msgspec.structs.force_setattr(self, "nodes", nodes)
 
     def as_json(self) -> dict[str, Any]:
         """Return the cluster as plain JSON data; see `from_json`."""
@@ -167,8 +168,9 @@ class Cluster(Fact, frozen=True, kw_only=True):
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Self:
         """Make a cluster from the data of `as_json`; raises ValueError if it is invalid."""
-        _refuse_tricks(plain.get("nodes"))
-        return convert(cls, _without_old_training(plain), hook=_path)
+        _refuse_unsafe_text(plain.get("nodes"))
+        current = _without_old_training(plain)
+        return convert(cls, current, hook=_path)
 
     @property
     def master(self) -> Node:
@@ -185,16 +187,17 @@ class Cluster(Fact, frozen=True, kw_only=True):
         if nodes is None:
             return self
         given = nodes.split(",") if isinstance(nodes, str) else list(nodes)
-        names, wanted = ",".join(given), [name.strip() for name in given]
-        known = {node.name: node for node in self.nodes}
-        for name, count in Counter(wanted).items():
+        flag = ",".join(given)
+        names = [name.strip() for name in given]
+        known = [node.name for node in self.nodes]
+        for name, count in Counter(names).items():
             if name not in known:
-                raise UsageError(_unknown_node(name, names, list(known)))
+                raise UsageError(_unknown_node(name, flag, known))
             if count > 1:
                 raise UsageError(
-                    f"--nodes {names}: {name} is given {count} times; name it once."
+                    f"--nodes {flag}: {name} is given {count} times; name it once."
                 )
-        return self.subset(wanted)
+        return self.subset(names)
 
     def subset(self, names: Collection[str]) -> Self:
         """Return the cluster with only these nodes, in order of rank and ranked anew from 0.
@@ -202,19 +205,18 @@ class Cluster(Fact, frozen=True, kw_only=True):
         Raises UsageError for an unknown name, and for an empty collection.
         """
         known = [node.name for node in self.nodes]
+        choice = f"The nodes are: {', '.join(known)}."
         unknown = sorted(set(names) - set(known))
-        if unknown or not names:
-            what = (
-                f"no node is called {', '.join(map(shown, unknown))}"
-                if unknown
-                else "no node is named"
-            )
-            raise UsageError(f"{what}. The nodes are: {', '.join(known)}.")
+        if unknown:
+            words = ", ".join(shown(name) for name in unknown)
+            raise UsageError(f"no node is called {words}. {choice}")
+        if not names:
+            raise UsageError(f"no node is named. {choice}")
         chosen = [node for node in self.nodes if node.name in names]
-        ranked = tuple(
+        ranked = [
             msgspec.structs.replace(node, rank=rank) for rank, node in enumerate(chosen)
-        )
-        return msgspec.structs.replace(self, nodes=ranked)
+        ]
+        return msgspec.structs.replace(self, nodes=tuple(ranked))
 
 
 def _without_old_training(plain: dict[str, Any]) -> dict[str, Any]:
@@ -222,8 +224,10 @@ def _without_old_training(plain: dict[str, Any]) -> dict[str, Any]:
     training = plain.get("training")
     if not isinstance(training, dict) or "written" not in training:
         return plain
-    script = {key: training[key] for key in ("script",) if key in training}
-    return {**plain, "training": script}
+    kept = {}
+    if "script" in training:
+        kept["script"] = training["script"]
+    return {**plain, "training": kept}
 
 
 def _path(kind: type, value: Any) -> Any:
@@ -231,7 +235,7 @@ def _path(kind: type, value: Any) -> Any:
     return kind(value)
 
 
-def _refuse_tricks(plain: Any) -> None:
+def _refuse_unsafe_text(plain: Any) -> None:
     """Raise ValueError for control characters, anywhere in the data.
 
     The values appear in command lines and on terminals.
@@ -240,15 +244,16 @@ def _refuse_tricks(plain: Any) -> None:
         if plain:
             checked_line(plain)
     elif isinstance(plain, dict):
-        _refuse_tricks([*plain, *plain.values()])
+        _refuse_unsafe_text([*plain, *plain.values()])
     elif isinstance(plain, (list, tuple)):
         for value in plain:
-            _refuse_tricks(value)
+            _refuse_unsafe_text(value)
 
 
-def _unknown_node(name: str, names: str, known: list[str]) -> str:
+def _unknown_node(name: str, flag: str, known: list[str]) -> str:
     """Say that there is no such node, and suggest a similar name."""
     what = f"there is no node {shown(name)}" if name else "a name is empty"
     near = get_close_matches(name, known, n=1)
     hint = f"Did you mean {near[0]}? " if near else ""
-    return f"--nodes {shown(names)[1:-1]}: {what}. {hint}The nodes are: {', '.join(known)}."
+    unquoted = shown(flag)[1:-1]
+    return f"--nodes {unquoted}: {what}. {hint}The nodes are: {', '.join(known)}."

@@ -30,20 +30,19 @@ YES_NO = {
 }
 NULLS = ("", "null", "~")
 # The tags of YAML allowed on a value, or guessed by the parser. The type comes from the rule, not from the tag.
-PLAIN_TAGS = {
-    f"tag:yaml.org,2002:{tag}"
-    for tag in (
-        "null",
-        "map",
-        "seq",
-        "str",
-        "int",
-        "float",
-        "bool",
-        "timestamp",
-        "value",
-    )
-}
+TAG = "tag:yaml.org,2002:"
+PLAIN_KINDS = (
+    "null",
+    "map",
+    "seq",
+    "str",
+    "int",
+    "float",
+    "bool",
+    "timestamp",
+    "value",
+)
+PLAIN_TAGS = {TAG + kind for kind in PLAIN_KINDS}
 
 
 class Misfit(ValueError):
@@ -62,7 +61,10 @@ class Quoted(str):
 def shown(value: object) -> str:
     """Quote a value for a message: escaped, and at most SHOWN_MAX characters."""
     text = repr(value)
-    return text if len(text) <= SHOWN_MAX else f"{text[: SHOWN_MAX - 3]}...{text[0]}"
+    if len(text) <= SHOWN_MAX:
+        return text
+    quote = text[0]
+    return f"{text[: SHOWN_MAX - 3]}...{quote}"
 
 
 def near(word: object, known: Iterable[str]) -> str:
@@ -90,7 +92,9 @@ def meant(value: Any) -> Any:
 
 
 def _is_null(value: object) -> bool:
-    return value is None or (isinstance(value, str) and value.lower() in NULLS)
+    if isinstance(value, str):
+        return value.lower() in NULLS
+    return value is None
 
 
 def _text(value: Any) -> str:
@@ -120,7 +124,9 @@ def _whole(value: Any) -> int:
 
 
 def _number(value: Any) -> float:
-    number = math.nan if isinstance(value, bool) else float(value)
+    if isinstance(value, bool):
+        raise ValueError("yes or no")
+    number = float(value)
     if not math.isfinite(number):
         raise ValueError("no number")
     return number
@@ -190,13 +196,13 @@ class Rule:
         known = [part.name for part in fields(cls)]
         for part in written:
             if part not in known:
-                others = near(part, known) or f"; there are {', '.join(known)}"
-                raise ValueError(f"a rule has no part {shown(part)}{others}")
+                hint = near(part, known) or f"; there are {', '.join(known)}"
+                raise ValueError(f"a rule has no part {shown(part)}{hint}")
         kind = written.get("kind")
         if not isinstance(kind, str) or kind not in KINDS:
-            raise ValueError(
-                f"its kind must be one of {', '.join(KINDS)}{near(kind, KINDS)}"
-            )
+            kinds = ", ".join(KINDS)
+            hint = near(kind, KINDS)
+            raise ValueError(f"its kind must be one of {kinds}{hint}")
         parts = {}
         for part, text in written.items():
             try:
@@ -210,37 +216,49 @@ class Rule:
         """Make the rule of a key without an entry in the schema: the kind is that of its default."""
         if isinstance(value, list):
             kinds = {KIND_OF.get(type(item), "any") for item in value}
-            return cls(kinds.pop() if len(kinds) == 1 else "any", items=0)
-        return cls(KIND_OF.get(type(value), "any"), also=("",) if value == "" else ())
+            kind = kinds.pop() if len(kinds) == 1 else "any"
+            return cls(kind, items=0)
+        kind = KIND_OF.get(type(value), "any")
+        if value == "":
+            return cls(kind, also=("",))
+        return cls(kind)
 
     @property
     def words(self) -> str:
         """Describe the allowed values: "a whole number, at least 1"."""
         kind = KINDS[self.kind]
-        what = kind.words
-        if self.items is not None:
-            what = f"a list of {self.items or ''} {kind.many}".replace("  ", " ")
+        text = kind.words
+        if self.items:
+            text = f"a list of {self.items} {kind.many}"
+        elif self.items is not None:
+            text = f"a list of {kind.many}"
         if self.choices:
-            what = f"one of {', '.join(map(str, self.choices))}"
+            choices = ", ".join(str(choice) for choice in self.choices)
+            text = f"one of {choices}"
         for part, (words, _) in LIMITS.items():
             limit = getattr(self, part)
-            what += "" if limit is None else f", {words} {limit:,.10g}"
-        what += "".join(f", or {word or 'nothing'}" for word in self.also)
-        what += (
-            ", or one for each node: {gpu-master: 3, gpu1: 2}" if self.by_node else ""
-        )
-        return f"{what}, or null" if self.optional else what
+            if limit is not None:
+                text += f", {words} {limit:,.10g}"
+        for word in self.also:
+            text += f", or {word or 'nothing'}"
+        if self.by_node:
+            text += ", or one for each node: {gpu-master: 3, gpu1: 2}"
+        if self.optional:
+            text += ", or null"
+        return text
 
     def fit(self, value: Any) -> Any:
         """Return the value in the rule's type; raises Misfit if it breaks the rule."""
         if self.by_node and isinstance(value, Mapping):
-            return {
-                str(node): self._of_node(node, size) for node, size in value.items()
-            }
+            by_node = {}
+            for node, size in value.items():
+                by_node[str(node)] = self._of_node(node, size)
+            return by_node
         try:
             return self._fitted(value)
         except (ValueError, TypeError, OverflowError) as error:
-            hint = near(value, map(str, self.choices))
+            choices = [str(choice) for choice in self.choices]
+            hint = near(value, choices)
             raise Misfit(f"must be {self.words}, not {shown(value)}{hint}") from error
 
     @property
@@ -270,19 +288,20 @@ class Rule:
     def _one(self, value: Any) -> Any:
         if isinstance(value, str) and value in self.also:
             return str(value)
-        found = KINDS[self.kind].read(value)
+        read = KINDS[self.kind].read(value)
         if self.choices:
-            return self._choice(found)
+            return self._choice(read)
         for part, (words, holds) in LIMITS.items():
             limit = getattr(self, part)
-            if limit is not None and not holds(found, limit):
+            if limit is not None and not holds(read, limit):
                 raise ValueError(f"not {words} {limit}")
-        return found
+        return read
 
-    def _choice(self, found: Any) -> Any:
+    def _choice(self, value: Any) -> Any:
         """Return the choice in its own spelling, regardless of case: INFO for `info`."""
+        wanted = str(value).lower()
         for choice in self.choices:
-            if str(choice).lower() == str(found).lower():
+            if str(choice).lower() == wanted:
                 return choice
         raise ValueError("none of the choices")
 

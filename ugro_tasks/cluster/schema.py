@@ -197,9 +197,9 @@ class NodesFile(Sections):
 
 def written_settings(section: TrainingSection) -> Iterator[tuple[Setting, Any]]:
     """Yield each training setting given in the file, with its value."""
-    written = section.model_dump(exclude_unset=True)
+    given = section.model_dump(exclude_unset=True)
     for names, _, setting in _settings_in(TrainingSection, (), ("training",)):
-        value: Any = written
+        value: Any = given
         for name in names:
             value = value.get(name, {})
         if value != {}:
@@ -236,7 +236,8 @@ def _settings_in(
 def schema() -> dict[str, Any]:
     """Return the JSON schema of `ClusterFile`, described by the sentences below the keys."""
     found = ClusterFile.model_json_schema()
-    for section in (found, *found["$defs"].values()):
+    sections = [found, *found["$defs"].values()]
+    for section in sections:
         for field in section["properties"].values():
             _tidy(field)
     return {"$schema": SCHEMA_DIALECT, **found}

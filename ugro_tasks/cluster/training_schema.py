@@ -47,7 +47,9 @@ def rules_for(root: Path) -> Rules:
     Raises UsageError with every fault in the project's file.
     """
     own = root / TRAINING_SCHEMA
-    if not has_own_rules(root) or own.samefile(shipped(TRAINING_SCHEMA)):
+    if not has_own_rules(root):
+        return shipped_rules()
+    if own.samefile(shipped(TRAINING_SCHEMA)):
         return shipped_rules()
     return {**shipped_rules(), **_read(own)}
 
@@ -71,7 +73,8 @@ def entries(path: Path, faults: list[str]) -> Iterator[Entry]:
             continue
         for key, value in keys.items():
             line = document.line((section, key))
-            yield Entry(section, key, value, f"{path}, line {line}: {section}.{key}")
+            where = f"{path}, line {line}: {section}.{key}"
+            yield Entry(section, key, value, where)
     faults += [f"{path}, line {fault.line}: {fault.text}" for fault in document.faults]
 
 
@@ -80,10 +83,8 @@ def refuse(faults: list[str]) -> None:
     if len(faults) == 1:
         raise UsageError(faults[0])
     if faults:
-        lines = "".join(f"\n  {fault}" for fault in faults)
-        raise UsageError(
-            f"the training settings cannot be used: {len(faults)} faults{lines}"
-        )
+        head = f"the training settings cannot be used: {len(faults)} faults"
+        raise UsageError("\n  ".join([head, *faults]))
 
 
 def _read(path: Path) -> Rules:

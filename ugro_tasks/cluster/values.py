@@ -39,8 +39,6 @@ def checked_line(value: str) -> str:
 
 def checked_node_name(value: object) -> str:
     """Return a node's name; raises ValueError if it is not valid."""
-    return fully_matched(
-        value,
-        rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NODE_NAME_MAX - 1}}}",
-        "is not a node name: use letters, digits, '.', '_' and '-', a letter or digit first",
-    )
+    pattern = rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NODE_NAME_MAX - 1}}}"
+    rule = "is not a node name: use letters, digits, '.', '_' and '-', a letter or digit first"
+    return fully_matched(value, pattern, rule)

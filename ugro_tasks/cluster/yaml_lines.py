@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from .rules import PLAIN_TAGS, Quoted, shown
+from .rules import PLAIN_TAGS, TAG, Quoted, shown
 
 Loc = tuple[str | int, ...]
 Expand = Callable[[str, Loc], str]
@@ -28,7 +28,10 @@ Loader: type[yaml.SafeLoader] | type[yaml.CSafeLoader] = getattr(
 # Far beyond any cluster, and small enough to make a hostile file harmless.
 MAX_VALUES = 10_000
 MAX_DEPTH = 20
-NULL, MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
+NULL = TAG + "null"
+MERGE = TAG + "merge"
+# Braces are excluded inside: with `.*`, a megabyte of `${` without a `}` would take hours.
+VARIABLE = re.compile(r"\$\{([^{}]*)\}")
 
 
 class Fault(NamedTuple):
@@ -64,9 +67,8 @@ class Document:
         root = _composed(text)
         if not isinstance(root, yaml.MappingNode):
             found = "nothing" if root is None else _kind_of_node(root)
-            raise _UnreadableError(
-                1, f"the file must hold `key: value` lines, but holds {found}"
-            )
+            words = f"the file must hold `key: value` lines, but holds {found}"
+            raise _UnreadableError(1, words)
         self.data = self._mapping(root, ())
 
     @property
@@ -96,9 +98,8 @@ class Document:
         if self._values > MAX_VALUES or len(loc) > MAX_DEPTH:
             raise _too_much(node.start_mark.line + 1)
         if node.tag not in PLAIN_TAGS:
-            self.fault(
-                loc, f"the tag {shown(node.tag)} is not allowed; write the plain value"
-            )
+            tag = shown(node.tag)
+            self.fault(loc, f"the tag {tag} is not allowed; write the plain value")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, loc)
         if isinstance(node, yaml.SequenceNode):
@@ -109,25 +110,16 @@ class Document:
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == MERGE:
-                what = (
-                    "`<<`"
-                    if key_node.tag == MERGE
-                    else "a key that is not a plain word"
-                )
-                self._faults.append(
-                    Fault(line, f"{what} is not understood here; write the keys out")
-                )
+            what = _fault_of_key(key_node)
+            if what:
+                words = f"{what} is not understood here; write the keys out"
+                self._faults.append(Fault(line, words))
                 continue
             at = (*loc, key_node.value)
             if at in self._lines:
                 first = self._lines[at]
-                self._faults.append(
-                    Fault(
-                        line,
-                        f"{written(at)}: is given twice, first on line {first}; keep one",
-                    )
-                )
+                words = f"is given twice, first on line {first}; keep one"
+                self._faults.append(Fault(line, f"{written(at)}: {words}"))
                 continue
             self._lines[at] = line
             value = self._value(value_node, at)
@@ -138,8 +130,9 @@ class Document:
     def _list(self, node: yaml.SequenceNode, loc: Loc) -> list[Any]:
         result = []
         for index, item in enumerate(node.value):
-            self._lines[(*loc, index)] = item.start_mark.line + 1
-            result.append(self._value(item, (*loc, index)))
+            at = (*loc, index)
+            self._lines[at] = item.start_mark.line + 1
+            result.append(self._value(item, at))
         return result
 
     def _scalar(self, node: yaml.Node, loc: Loc) -> str | None:
@@ -149,19 +142,15 @@ class Document:
             return Quoted(node.value) if quoted else str(node.value)
         if node.tag == NULL and node.value != "~":
             return None
-        # Not up to any `}`: a megabyte of `${` without one would take hours.
-        return re.sub(
-            r"\$\{([^{}]*)\}",
-            lambda match: self._expanded(match, loc, expand),
-            node.value,
-        )
 
-    def _expanded(self, match: re.Match[str], loc: Loc, expand: Expand) -> str:
-        try:
-            return expand(match[1], loc)
-        except ValueError as error:
-            self.fault(loc, str(error))
-            return match[0]
+        def expanded(match: re.Match[str]) -> str:
+            try:
+                return expand(match[1], loc)
+            except ValueError as error:
+                self.fault(loc, str(error))
+                return match[0]
+
+        return VARIABLE.sub(expanded, node.value)
 
 
 class _Value(Document):
@@ -177,16 +166,30 @@ class _Value(Document):
 
 def value_of(text: str) -> Any:
     """Parse a single value of a key: text, a list or a mapping of texts. Raises ValueError."""
-    found = _Value(text)
-    if found.faults:
-        raise ValueError(found.faults[0].text)
-    return found.value
+    document = _Value(text)
+    if document.faults:
+        raise ValueError(document.faults[0].text)
+    return document.value
+
+
+def _fault_of_key(node: yaml.Node) -> str | None:
+    """Name the construct instead of a plain word as a key; return None for a plain word."""
+    if node.tag == MERGE:
+        return "`<<`"
+    if not isinstance(node, yaml.ScalarNode):
+        return "a key that is not a plain word"
+    return None
 
 
 def written(loc: Loc) -> str:
     """Write a place in the file as its author would: `workers[1].ssh_port`."""
-    parts = (f"[{part}]" if isinstance(part, int) else f".{_key(part)}" for part in loc)
-    return "".join(parts).lstrip(".")
+    text = ""
+    for part in loc:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += f".{_key(part)}"
+    return text.lstrip(".")
 
 
 def _key(key: str) -> str:
@@ -212,11 +215,11 @@ def _composed(text: str) -> yaml.Node | None:
 
 def _refuse_unreadable(text: str) -> None:
     """Raise _UnreadableError for a text unsafe for the parser: libyaml crashes on deep nesting."""
-    if control := yaml.reader.Reader.NON_PRINTABLE.search(text):
+    control = yaml.reader.Reader.NON_PRINTABLE.search(text)
+    if control:
         line = text.count("\n", 0, control.start()) + 1
-        raise _UnreadableError(
-            line, f"the character {control[0]!r} cannot stand in a YAML file"
-        )
+        words = f"the character {control[0]!r} cannot stand in a YAML file"
+        raise _UnreadableError(line, words)
     depth = 0
     for count, event in enumerate(yaml.parse(text, Loader=Loader)):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -224,7 +227,8 @@ def _refuse_unreadable(text: str) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > MAX_DEPTH or count > 3 * MAX_VALUES:
-            raise _too_much(event.start_mark.line + 1 if event.start_mark else 1)
+            mark = event.start_mark
+            raise _too_much(mark.line + 1 if mark else 1)
 
 
 def _syntax_fault(error: yaml.YAMLError, text: str) -> Fault:
@@ -232,21 +236,20 @@ def _syntax_fault(error: yaml.YAMLError, text: str) -> Fault:
     mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
     if mark is None:
         return Fault(1, f"this is not YAML: {problem}")
-    index, column = mark.line, mark.column + 1
-    line = [*text.splitlines(), ""][index]
-    if "\t" in line[: len(line) - len(line.lstrip())]:
-        return Fault(
-            index + 1, "a tab in the indentation; YAML indents with spaces only"
+    number = mark.line + 1
+    # The mark may be one line after the last.
+    line = [*text.splitlines(), ""][mark.line]
+    indentation = line[: len(line) - len(line.lstrip())]
+    if "\t" in indentation:
+        words = "a tab in the indentation; YAML indents with spaces only"
+    elif problem.startswith("but found another document"):
+        words = "a second document begins here; keep one, without '---'"
+    else:
+        words = (
+            f"this is not YAML: {problem} (column {mark.column + 1}); "
+            "check indentation, colons and quotes here and just above"
         )
-    if problem.startswith("but found another document"):
-        return Fault(
-            index + 1, "a second document begins here; keep one, without '---'"
-        )
-    return Fault(
-        index + 1,
-        f"this is not YAML: {problem} (column {column}); "
-        "check indentation, colons and quotes here and just above",
-    )
+    return Fault(number, words)
 
 
 def _kind_of_node(node: yaml.Node) -> str:

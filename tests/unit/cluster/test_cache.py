@@ -115,13 +115,13 @@ def test_a_logging_file_that_changes_while_it_is_read_is_read_again(
     path = reading.path.parent / "config" / "logging.yaml"
     path.parent.mkdir()
     path.write_text("level: DEBUG\n")
-    keep = cache.Remembered.keep
+    keep = cache.CacheEntry.write
 
-    def late(self: cache.Remembered, cluster: Cluster, logging_file: bytes) -> None:
+    def late(self: cache.CacheEntry, cluster: Cluster, logging_file: bytes) -> None:
         path.write_text("level: ERROR\n")
         keep(self, cluster, logging_file)
 
-    monkeypatch.setattr(cache.Remembered, "keep", late)
+    monkeypatch.setattr(cache.CacheEntry, "write", late)
     assert reading().logging.level == "DEBUG"
     assert reading().logging.level == "ERROR"
 

@@ -30,14 +30,14 @@ LIMITS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 # Form and record
 
 
-def defaults_of(record: type[model.Fact]) -> dict[str, Any]:
+def defaults_of(record: type[model.Record]) -> dict[str, Any]:
     """The fields of a record, each with its default."""
     return {field.name: field.default for field in msgspec.structs.fields(record)}
 
 
 @pytest.mark.parametrize(("form", "record"), PAIRS)
 def test_form_and_record_have_the_same_fields_and_defaults(
-    form: type[Section], record: type[model.Fact]
+    form: type[Section], record: type[model.Record]
 ) -> None:
     written = form().model_dump(exclude=ONLY_FORM)
     kept = defaults_of(record)
@@ -64,7 +64,7 @@ def limits_of(properties: dict[str, Any]) -> dict[str, set[tuple[str, Any]]]:
 
 @pytest.mark.parametrize(("form", "record"), PAIRS)
 def test_form_and_record_have_the_same_limits(
-    form: type[Section], record: type[model.Fact]
+    form: type[Section], record: type[model.Record]
 ) -> None:
     written = limits_of(form.model_json_schema(by_alias=False)["properties"])
     (_, definitions) = msgspec.json.schema_components([record])
