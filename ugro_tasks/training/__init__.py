@@ -1,1 +1,1 @@
-"""What a training is told: settings, batch sizes, and the memory that they need."""
+"""The settings of a training, its batch sizes, and the memory needed for them."""

@@ -1,8 +1,8 @@
-"""Cards of different size train together: how many sequences each takes in a micro-step, and whether they fit.
+"""Batch sizes for cards of different size: the sequences of each node's micro-step, and whether they fit.
 
     batch_sizes(cluster, settings, facts)      # {"gpu-master": 3, "gpu1": 2, "gpu2": 2} with cards of 12, 8 and 8 GB
 
-All ranks take the same number of micro-steps; who has more memory takes more sequences in each.
+All ranks take the same number of micro-steps; a card with more memory takes more sequences in each.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ if TYPE_CHECKING:  # a launch that is only queued reads no answers
 
 Settings = Mapping[str, Mapping[str, Any]]
 
-# The script that does what the settings say, so that its memory can be foreseen.
+# The only script whose memory can be estimated: it follows the settings.
 FORESEEN = "train_production.py"
-# Where transformers looks for models.
+# The variables with the folders of transformers' models.
 CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")
-# The ratio of the cards in small numbers: no card's part differs by more from what its memory is worth.
+# The largest relative error of a card's share in the ratio of small whole numbers.
 RATIO_TOLERANCE = 0.1
 SMALLEST_SHARE_MAX = 4
 GIB = 1024
 
 
 def model_to_look_for(record: JobRecord) -> dict[str, Any] | None:
-    """What the nodes' probes are asked about the model; None where no estimate is to be made."""
+    """Return the probes' request about the model; None if the script's memory is not estimated."""
     if not is_foreseen(record):
         return None
     env = {name: record.env[name] for name in CACHE_VARIABLES if name in record.env}
@@ -49,7 +49,7 @@ def model_to_look_for(record: JobRecord) -> dict[str, Any] | None:
 
 
 def is_foreseen(record: JobRecord) -> bool:
-    """Whether the job's script is known to follow its settings."""
+    """Tell whether the job runs train_production.py, the only script whose memory can be estimated."""
     return PurePosixPath(record.script).name == FORESEEN
 
 
@@ -57,11 +57,11 @@ def is_foreseen(record: JobRecord) -> bool:
 
 
 def batch_sizes(cluster: Cluster, settings: Settings, facts: Facts) -> dict[str, int]:
-    """{node: sequences in a micro-step}, as the settings or else the cluster file say.
+    """Return {node: sequences in a micro-step}, from the settings or else from the cluster file.
 
-    `auto`: in the ratio of the cards' memory, in small whole numbers (12, 8 and 8 GB: 3, 2 and 2), and no more than
-    the estimate says that a card can hold. The probe counts before the file, and a node without a card counts as
-    the smallest. Raises UsageError as `requested_sizes` does.
+    `auto`: in the ratio of the cards' memory, in small whole numbers (12, 8 and 8 GB: 3, 2 and 2), reduced to the
+    estimated capacity of each card. The probe overrides the file, and a node without a card counts as the smallest.
+    Raises UsageError like `requested_sizes`.
     """
     sizes = requested_sizes(cluster, settings)
     if sizes is not None:
@@ -75,13 +75,13 @@ def batch_sizes(cluster: Cluster, settings: Settings, facts: Facts) -> dict[str,
 
 
 def requested_sizes(cluster: Cluster, settings: Settings) -> dict[str, int] | None:
-    """The sizes that were asked for, node by node; None for `auto`. Raises UsageError for what is none."""
+    """Return {node: requested size}; None for `auto`. Raises UsageError for an invalid or missing size."""
     section, key = "training", "batch_size_per_gpu"
     otherwise = cluster.training.settings.get(section, {}).get(key, 1)
     asked = settings.get(section, {}).get(key, otherwise)
     names = [node.name for node in cluster.nodes]
     try:
-        # A name that is not of these nodes is no fault: the launch may be on some of the file's nodes only.
+        # The name of another node is no fault: the launch may use only some nodes of the file.
         sizes = shipped_rules()[f"{section}.{key}"].fit(asked)
     except Misfit as error:
         raise UsageError(f"training.batch_size_per_gpu: {error}") from error
@@ -101,7 +101,10 @@ def requested_sizes(cluster: Cluster, settings: Settings) -> dict[str, int] | No
 
 
 def card_mib(node: Node, facts: ProbeAnswer) -> int | None:
-    """The memory of the card that the node's rank will take; None where there is none."""
+    """Return the MiB of the card used by the node's rank, None without a card.
+
+    The probe's figure overrides the cluster file's.
+    """
     if node.hides_card:
         return None
     if seen := _card(facts):
@@ -110,7 +113,10 @@ def card_mib(node: Node, facts: ProbeAnswer) -> int | None:
 
 
 def in_small_numbers(cards: Mapping[str, int | None]) -> dict[str, int]:
-    """The ratio of the cards' memory in the smallest whole numbers that come near enough."""
+    """Return {node: share}, the ratio of the cards' memory in the smallest whole numbers.
+
+    No share is off by more than RATIO_TOLERANCE, if the smallest card's share can stay within SMALLEST_SHARE_MAX.
+    """
     known = [mib for mib in cards.values() if mib]
     smallest = min(known, default=1)
     worth = {name: (mib or smallest) / smallest for name, mib in cards.items()}
@@ -129,7 +135,7 @@ def in_small_numbers(cards: Mapping[str, int | None]) -> dict[str, int]:
 
 
 def _fitting(node: Node, settings: Settings, facts: Facts, wanted: int) -> int:
-    """The largest size up to `wanted` that the node's card can hold; 1 where not even that fits."""
+    """Return the largest size up to `wanted` estimated to fit the node's card; 1 if none fits."""
     for size in range(wanted, 1, -1):
         memory = _memory(node, settings, facts, size)
         if not isinstance(memory, Memory) or memory.fit == "fits":
@@ -138,7 +144,7 @@ def _fitting(node: Node, settings: Settings, facts: Facts, wanted: int) -> int:
 
 
 def effective_batch(record: JobRecord, sizes: Mapping[str, int]) -> int | None:
-    """Sequences in a step of all ranks together; None where the script may do otherwise."""
+    """Return the sequences in a step of all ranks together; None for a script with other rules."""
     if not is_foreseen(record):
         return None
     steps = record.settings.get("training", {}).get("gradient_accumulation_steps")
@@ -151,7 +157,7 @@ def effective_batch(record: JobRecord, sizes: Mapping[str, int]) -> int | None:
 def memories(
     cluster: Cluster, settings: Settings, facts: Facts, sizes: Mapping[str, int]
 ) -> dict[str, Memory | str]:
-    """{node: what its rank will need, or why that cannot be said}."""
+    """Return {node: estimated memory of its rank, or the reason for having no estimate}."""
     return {
         node.name: _memory(node, settings, facts, sizes[node.name])
         for node in cluster.nodes
@@ -159,13 +165,13 @@ def memories(
 
 
 def summary(plan: LaunchPlan) -> str:
-    """As in: micro-batches of 3 on gpu-master, 2 on gpu1, 2 on gpu2: 56 sequences a step."""
+    """Return "micro-batches of 3 on gpu-master, 2 on gpu1, 2 on gpu2: 56 sequences a step"."""
     sizes = ", ".join(f"{node.batch_size} on {node.node}" for node in plan.nodes)
     return f"micro-batches of {sizes}: {plan.effective_batch} sequences a step"
 
 
 def refusals(plan: LaunchPlan) -> list[str]:
-    """A line, with the numbers and the remedy, for each node whose card is too small for its rank."""
+    """Return a message, with numbers and remedy, for each node with a card too small for its rank."""
     return [
         _refusal(node.node, node.batch_size, node.memory)
         for node in plan.nodes
@@ -187,7 +193,7 @@ def _refusal(node: str, batch_size: int, memory: Memory) -> str:
 
 
 def in_words(memory: Memory) -> str:
-    """As in 5.3 GiB (weights 2.1, trained 0.1, activations 2.1, CUDA 1.0)."""
+    """Return the total and its parts: "5.3 GiB (weights 2.1, trained 0.1, activations 2.1, CUDA 1.0)"."""
     parts = {
         "weights": memory.weights_mib,
         "trained": memory.trained_mib,
@@ -217,7 +223,7 @@ def _memory(node: Node, settings: Settings, facts: Facts, size: int) -> Memory |
 
 
 def _card(facts: ProbeAnswer) -> tuple[int, int] | None:
-    """(all, used) MiB of the first card, as nvidia-smi told it."""
+    """Return (total, used) MiB of the first card, as reported by nvidia-smi; None without a card."""
     cards = facts.cards
     if not cards or cards[0].total_mib is None:
         return None

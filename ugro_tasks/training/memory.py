@@ -1,20 +1,20 @@
-"""How much of its card a rank of `train_production.py` will need: an estimate, made before anything is started.
+"""An estimate of the GPU memory of one rank of `train_production.py`, made before anything is started.
 
     needed = weights + trained + activations + overhead
 
-Weights: parameters x bytes each. The parameters are the size of the weight files over the bytes of their type where
-that is known; else embedding V*h (twice where the head is not tied to it) and a layer's matrices: q and o
-h*heads*head_size each, k and v h*kv_heads*head_size each, the feed-forward part 3*h*i (ungated 2*h*i). nf4 is half a
-byte a parameter, a byte of scale for each 64, and a float32 for each 256 of these (Dettmers et al. 2023,
-arXiv:2305.14314, section 3); embedding, norms and head are not quantised.
+Weights: parameters x bytes each. The parameters are the size of the weight files over the bytes of their type, if both
+are known; else embedding V*h (twice for a head not tied to it) and a layer's matrices: q and o h*heads*head_size each,
+k and v h*kv_heads*head_size each, the feed-forward part 3*h*i (ungated 2*h*i). nf4 is half a byte a parameter, a byte
+of scale for each 64, and a float32 for each 256 of these (Dettmers et al. 2023, arXiv:2305.14314, section 3);
+embedding, norms and head are not quantised.
 
-Trained: LoRA has rank*(in + out) parameters for each matrix that it is put beside (Hu et al. 2021, arXiv:2106.09685,
-section 4.1). Each is kept as float32, with its gradient, DDP's copy of that, and the optimizer's moments.
+Trained: LoRA adds rank*(in + out) parameters to each adapted matrix (Hu et al. 2021, arXiv:2106.09685, section 4.1).
+Each is kept as float32, with its gradient, DDP's copy of that, and the optimizer's moments.
 
-Activations: what the backward pass keeps of each token, counted layer by layer as Korthikanti et al. 2022 do
-(arXiv:2205.05198, section 4). Their s*b*h*(34 + 5*a*s/h) is for GPT-2; attention of today does not keep its matrix,
-which takes the second term away, and the first is counted here for a Llama layer, see `_kept_of_a_layer`. On top
-come the logits. `benchmarks/memory_estimate.py` holds all this against what torch really allocates.
+Activations: the bytes of each token kept for the backward pass, counted layer by layer like Korthikanti et al. 2022
+(arXiv:2205.05198, section 4). Their s*b*h*(34 + 5*a*s/h) is for GPT-2; today's attention does not keep its matrix, so
+the second term is dropped, and the first is counted here for a Llama layer, see `_kept_of_a_layer`. The logits are
+added. `benchmarks/memory_estimate.py` compares all this with the real allocations of torch.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ if TYPE_CHECKING:  # a launch that is only queued reads no answers
     from ..hosts.answers import Model
 
 MIB = 1 << 20
-# CUDA's context, the kernels of torch, the buffers of cuBLAS and NCCL, and what the driver keeps for itself.
+# CUDA's context, the kernels of torch, the buffers of cuBLAS and NCCL, and the driver's own part.
 OVERHEAD_MIB = 1024
-# The estimate may be wrong by so much.
+# The accepted relative error of the estimate.
 TOLERANCE = 0.15
 FLOAT32_BYTES = 4
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": FLOAT32_BYTES, "float64": 8}
 QUANTISED_BYTES = {4: 0.5 + 1 / 64 + 4 / (64 * 256), 8: 1.0}
-# What the optimizer keeps of each trained parameter.
+# The optimizer's bytes for each trained parameter.
 MOMENT_BYTES = {
     "adamw": 8.0,
     "adamw_8bit": 2.0,
@@ -47,7 +47,7 @@ MOMENT_BYTES = {
     "sgd": 0.0,
     "adafactor": 0.1,
 }
-# Of each logit, in float32: the log of its softmax, the gradient of that, and the logit's own gradient.
+# For each logit, in float32: the log of its softmax, the gradient of that, and the logit's own gradient.
 LOGIT_BYTES = 3 * FLOAT32_BYTES
 # Of each element, on a GPU.
 DROPOUT_MASK_BYTES = 1
@@ -58,7 +58,7 @@ Count = Annotated[int, Meta(gt=0, lt=1 << 50)]
 
 
 class ModelFacts(Struct, frozen=True, kw_only=True):
-    """A model as `node/model.py` tells of it."""
+    """The facts of a model, as reported by `node/model.py`."""
 
     hidden_size: Count
     layers: Count
@@ -67,21 +67,21 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
     kv_heads: Count | None = None
     head_size: Count | None = None
     intermediate_size: Count | None = None
-    positions: Count | None = None  # the longest sequence that it takes
+    positions: Count | None = None  # the length of the longest sequence
     tied: bool = False  # the head is the embedding, used again
-    gated: bool = True  # the feed-forward part is three matrices, not two
-    dtype: str | None = None  # of the weight files, as is all that follows
+    gated: bool = True  # the feed-forward part has three matrices, not two
+    dtype: str | None = None  # of the weight files, like all below
     quantised_bits: int | None = None
     weights_bytes: Count | None = None
 
     @property
     def inner_size(self) -> int:
-        """Of the feed-forward part."""
+        """Return the inner width of the feed-forward part; by default 4 times the hidden size."""
         return self.intermediate_size or 4 * self.hidden_size
 
     @property
     def matrices(self) -> dict[str, tuple[int, int]]:
-        """(in, out) of each matrix of a layer, by the names that `lora.target_modules` has for them."""
+        """Return {name: (in, out)} of a layer's matrices, with the names of `lora.target_modules`."""
         hidden, inner = self.hidden_size, self.inner_size
         head_size = self.head_size or hidden // self.heads
         queries, keys = (
@@ -103,13 +103,13 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
 
     @property
     def outside_matrices(self) -> int:
-        """Parameters of embedding, head and norms."""
+        """Count the parameters of embedding, head and norms."""
         norms = self.hidden_size * (2 * self.layers + 1)
         return self.vocabulary * self.hidden_size * (1 if self.tied else 2) + norms
 
     @property
     def parameters(self) -> int:
-        """All of them; by the size of the files, where that is known and they are not quantised."""
+        """Count all parameters: by the size of the files if it is known and they are not quantised."""
         if self.weights_bytes and not self.quantised_bits:
             return self.weights_bytes // DTYPE_BYTES.get(self.dtype or "", 2)
         in_a_layer = sum(fan_in * fan_out for fan_in, fan_out in self.matrices.values())
@@ -117,7 +117,7 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
 
 
 def model_facts(told: Model | None) -> ModelFacts | None:
-    """What a probe told of the model, if it is enough for an estimate."""
+    """Read a probe's facts of the model; None if they are not enough for an estimate."""
     if told is None:
         return None
     try:
@@ -129,7 +129,7 @@ def model_facts(told: Model | None) -> ModelFacts | None:
 def estimate(
     model: ModelFacts, settings: Mapping[str, Mapping[str, Any]], batch_size: int
 ) -> Memory:
-    """What a rank needs with micro-batches of so many sequences; `settings` are the job's."""
+    """Estimate a rank's memory for micro-batches of `batch_size` sequences with the job's settings."""
     run = _Run.of(settings)
     tokens = batch_size * min(
         run.sequence_length, model.positions or run.sequence_length
@@ -144,7 +144,10 @@ def estimate(
 
 
 def on_card(memory: Memory, card_mib: int, taken_mib: int) -> Memory:
-    """The same held against a card, of which others have taken some."""
+    """Return the estimate with its fit on a card, `taken_mib` of which is used by others.
+
+    Beyond the free room it is "tight" within TOLERANCE, then "too large".
+    """
     room = card_mib - taken_mib
     fit: Literal["fits", "tight", "too large"] = "fits"
     if memory.total_mib > room:
@@ -155,7 +158,7 @@ def on_card(memory: Memory, card_mib: int, taken_mib: int) -> Memory:
 
 
 class _Run(Struct, frozen=True, kw_only=True):
-    """What counts of a job's settings; config/training_defaults.yaml explains them."""
+    """The part of a job's settings with an influence on memory; config/training_defaults.yaml explains them."""
 
     sequence_length: int
     compute_bytes: int
@@ -167,7 +170,7 @@ class _Run(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, settings: Mapping[str, Mapping[str, Any]]) -> _Run:
-        """The same of the whole settings."""
+        """Extract that part from all settings."""
         sections = ("model", "training", "lora", "quantization", "optimizer")
         model, training, lora, quantisation, optimizer = (
             settings.get(name, {}) for name in sections
@@ -188,11 +191,11 @@ class _Run(Struct, frozen=True, kw_only=True):
 
     @property
     def weight_bytes(self) -> int:
-        """Of a weight that is not quantised."""
+        """Return the bytes of a weight that is not quantised."""
         return FLOAT32_BYTES if self.lora_rank is None else self.compute_bytes
 
     def beside(self, model: ModelFacts) -> list[tuple[int, int]]:
-        """(in, out) of the matrices of a layer that have an adapter."""
+        """List (in, out) of the matrices with an adapter in one layer."""
         chosen = (
             model.matrices if self.lora_targets == (ALL_LINEAR,) else self.lora_targets
         )
@@ -211,10 +214,10 @@ def _weights_bytes(model: ModelFacts, run: _Run) -> float:
 
 
 def _trained_bytes(model: ModelFacts, run: _Run) -> float:
-    """What comes with training beside the weights: gradients, DDP's copy of them, moments, and the adapter itself."""
+    """Sum gradients, DDP's copy of them, the optimizer's moments, and the adapter itself."""
     each = 2 * FLOAT32_BYTES + MOMENT_BYTES.get(run.optimizer, 8.0)
     if run.lora_rank is None:
-        # The layers compute with a copy of the weights in the smaller type, which the backward pass needs again.
+        # The layers compute with a copy of the weights in the smaller type, kept for the backward pass.
         return model.parameters * (
             each + (run.compute_bytes if run.compute_bytes < FLOAT32_BYTES else 0)
         )
@@ -230,12 +233,12 @@ def _bytes_a_token(model: ModelFacts, run: _Run) -> float:
     layer, logits = _kept_of_a_layer(model, run), LOGIT_BYTES * model.vocabulary
     if not run.checkpointing:
         return model.layers * layer + logits
-    # Only the input of each layer; what is in a layer comes again one at a time, when the logits are gone.
+    # Only the input of each layer is kept; one layer at a time is computed again, after the logits are freed.
     return model.layers * run.weight_bytes * model.hidden_size + max(layer, logits)
 
 
 def _kept_of_a_layer(model: ModelFacts, run: _Run) -> float:
-    """Return the bytes of a token that the backward pass needs of a layer computing in c bytes.
+    """Return the bytes a token kept for the backward pass in one layer, computing in c bytes.
 
     Attention keeps q and its result, each as wide as all heads together, and k and v, as wide as their own heads.
     Frozen weights: 8h for the two norms, which work in float32; c for each of attention and of q's rotation; 3ci for

@@ -1,12 +1,12 @@
-"""The training settings of a launch: what a script finds in UGRO_SETTINGS.
+"""The training settings of a launch, given to the script in UGRO_SETTINGS.
 
     resolve(cluster, learning_rate=1e-3, sets=["training.warmup_steps=50"])
     # {"model": {"name": ..., ...}, "training": {"learning_rate": 0.001, "warmup_steps": 50, ...}, ...}
 
-Each counts over the one before: the shipped config/training_defaults.yaml, the one in the cluster's own root, the
-cluster file's `training:` as far as it is written there, the launch's flags, `--set`. What may stand in all of them is
-said by config/training_schema.yaml. A key that has no rule there must be in one of the two files of defaults, and is of
-its default's kind; null there takes any one value.
+Each source overrides the one before: the shipped config/training_defaults.yaml, the one in the cluster's own root, the
+keys given in the cluster file's `training:`, the launch's flags, `--set`. The rules of all values are in
+config/training_schema.yaml. A key without a rule must be in one of the two files of defaults, and takes the kind of
+its default; a default of null allows any single value.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from .batch_sizes import requested_sizes
 Settings = dict[str, dict[str, Any]]
 
 FILE = "config/training_defaults.yaml"
-# {a flag of the launch: the setting that it stands for}
+# {flag of the launch: setting}
 FLAGS = {
     "--model": "model.name",
     "--dataset": "dataset.name",
     "--epochs": "training.num_epochs",
     "--lr": "training.learning_rate",
 }
-# What UGRO itself works with, whatever the script.
+# The settings used by UGRO itself, with any script.
 OF_UGRO = (*FLAGS.values(), "training.batch_size_per_gpu")
 
 
@@ -56,10 +56,11 @@ def resolve(
     sets: Sequence[str] = (),
     base: Settings | None = None,
 ) -> Settings:
-    """Return the settings by section and key; None is a flag that was not given, or the cluster file's script.
+    """Return the settings by section and key.
 
-    `base` are those of a job to go on from; they stand where the cluster file would. Raises UsageError with every
-    fault in the files, the flags and `--set`, each with the place where it was said.
+    None for a flag means not given, for `script` the cluster file's. `base` has the settings of a job to go on from,
+    and replaces the cluster file's. Raises UsageError with every fault in the files, the flags and `--set`, each with
+    its place.
     """
     found = _Collected(_rules(cluster.root, script or cluster.training.script))
     files = _files(cluster.root)
@@ -85,8 +86,8 @@ def resolve(
 def _rules(root: Path, script: str) -> Rules:
     """Return the rules of a project for a script.
 
-    Those that came with UGRO are for the scripts that came with it. What another script takes, a project says in a
-    schema of its own; without one, only what UGRO itself works with has a rule.
+    The shipped rules are for the shipped scripts. A project with another script may have a schema of its own; without
+    one, only the settings used by UGRO itself have a rule.
     """
     rules = rules_for(root)
     of_ours = {path.name for path in shipped_scripts().glob("*.py")}
@@ -96,7 +97,7 @@ def _rules(root: Path, script: str) -> Rules:
 
 
 def _files(root: Path) -> list[Path]:
-    """Return the files of defaults; the last is the one that a user would look into."""
+    """Return the files of defaults; the last one is shown to users."""
     own = root / FILE
     files = [shipped(FILE)]
     if own.is_file() and not own.samefile(files[0]):
@@ -105,7 +106,7 @@ def _files(root: Path) -> list[Path]:
 
 
 class _Collected:
-    """The settings so far, the rule of each, and everything that is wrong with what was said."""
+    """The settings collected so far, the rule of each, and all faults."""
 
     def __init__(self, rules: Rules) -> None:
         self.rules = dict(rules)
@@ -117,7 +118,7 @@ class _Collected:
         said: Iterable[Entry],
         where: Callable[[Entry], str] = lambda entry: entry.where,
     ) -> None:
-        """Take values that obey their rules; one that has none makes its own by what it is."""
+        """Add the values that obey their rules; a key without a rule gets one of its value's kind."""
         for entry in said:
             try:
                 rule = self.rules.get(entry.name)
@@ -125,14 +126,14 @@ class _Collected:
                 value = rule.fit(entry.value)
             except Misfit as error:
                 self.faults.append(f"{where(entry)}: {error}")
-                # The key is there, so `--set` of it is no second fault.
+                # The key exists, so `--set` of it is no second fault.
                 self.rules.setdefault(entry.name, Rule("any"))
                 continue
             self.rules.setdefault(entry.name, rule)
             self.settings.setdefault(entry.section, {})[entry.key] = value
 
     def entries_of(self, sets: Iterable[str], source: Path) -> Iterator[Entry]:
-        """Yield what `--set` says of keys that there are; `source` is where one looks them up."""
+        """Yield the entries of `--set` with known keys; `source` is the file named for unknown ones."""
         for pair in sets:
             where = f"--set {shown(pair)[1:-1]}"
             name, equals, text = pair.partition("=")
@@ -151,14 +152,14 @@ class _Collected:
 
 
 def _of_record(base: Settings) -> Iterator[Entry]:
-    """Yield the settings of a job to go on from, which have their kinds already."""
+    """Yield the settings of a job to go on from; their values have a type already."""
     for entry in _of_sections(base):
         where = f"the job to go on from: {entry.name}"
         yield entry._replace(value=_as_it_is(entry.value), where=where)
 
 
 def _as_it_is(value: Any) -> Any:
-    """Mark text as text, so that it is not taken for what it looks like."""
+    """Mark text as quoted, so that "7" stays text."""
     if isinstance(value, list):
         return [_as_it_is(item) for item in value]
     return Quoted(value) if isinstance(value, str) else value
@@ -171,7 +172,7 @@ def _of_sections(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[Entry]:
 
 
 def _in_cluster_file(cluster: Cluster) -> Callable[[Entry], str]:
-    """Return a function that says where in the cluster file a setting stands."""
+    """Return a function from an entry to its place in the cluster file."""
 
     def where(entry: Entry) -> str:
         # Late, and only for a fault: the forms are a fifth of a command's start.
@@ -190,7 +191,7 @@ def _of_flags(flags: Iterable[tuple[str, Any]]) -> Iterator[Entry]:
 
 
 def _unknown(section: str, key: str, names: Iterable[str]) -> str:
-    """Say that there is no such setting, and which one may be meant."""
+    """Say that there is no such setting, and suggest a similar one."""
     known: dict[str, list[str]] = {}
     for name in names:
         known.setdefault(name.partition(".")[0], []).append(name)
@@ -208,7 +209,7 @@ def _unknown(section: str, key: str, names: Iterable[str]) -> str:
 
 
 def _impossible_needs(rules: Rules) -> Iterator[str]:
-    """Find what a schema lets a setting need and no setting can be."""
+    """Yield a fault for each need in the schema of an unknown setting or of an impossible value."""
     for name, rule in rules.items():
         for other, wanted in rule.needs.items():
             try:
@@ -218,7 +219,7 @@ def _impossible_needs(rules: Rules) -> Iterator[str]:
 
 
 def _without_effect(found: _Collected, said: Iterable[Entry]) -> Iterator[str]:
-    """Find what `--set` asks for and another setting takes the effect of; a switch that is set off needs none."""
+    """Yield a fault for each `--set` made ineffective by another setting; a switch set to off needs none."""
     settings = found.settings
     for entry in said:
         needs = found.rules[entry.name].needs
@@ -230,7 +231,7 @@ def _without_effect(found: _Collected, said: Iterable[Entry]) -> Iterator[str]:
             if value != found.rules[other].fit(wanted):
                 yield _has_no_effect(entry, other, value, wanted)
         if entry.name in ("quantization.enabled", "quantization.bits"):
-            # Two halves of one switch; of 8 bits the model's half says nothing.
+            # Two halves of one switch; the model's half does not matter for 8 bits.
             quantised = settings["quantization"]["enabled"]
             four = settings["quantization"]["bits"] == 4
             if quantised and four and not settings["model"]["load_in_4bit"]:
@@ -243,7 +244,7 @@ def _has_no_effect(entry: Entry, other: str, value: Any, wanted: str) -> str:
 
 
 def _of_batch_sizes(cluster: Cluster, settings: Settings) -> Iterator[str]:
-    """Find a node of the launch that batch sizes by node leave out."""
+    """Yield a fault for batch sizes by node without one of the launch's nodes."""
     try:
         requested_sizes(cluster, settings)
     except UsageError as error:
