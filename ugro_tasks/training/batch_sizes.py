@@ -28,7 +28,8 @@ if TYPE_CHECKING:  # a launch that is only queued reads no answers
 Settings = Mapping[str, Mapping[str, Any]]
 
 # The only script whose memory can be estimated: it follows the settings.
-FORESEEN = "train_production.py"
+ESTIMATED_SCRIPT = "train_production.py"
+BATCH_SIZE = "training.batch_size_per_gpu"
 # The variables with the folders of transformers' models.
 CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")
 # The largest relative error of a card's share in the ratio of small whole numbers.
@@ -39,18 +40,16 @@ GIB = 1024
 
 def model_to_look_for(record: JobRecord) -> dict[str, Any] | None:
     """Return the probes' request about the model; None if the script's memory is not estimated."""
-    if not is_foreseen(record):
+    if not is_estimated(record):
         return None
+    name = record.settings.get("model", {}).get("name", record.model)
     env = {name: record.env[name] for name in CACHE_VARIABLES if name in record.env}
-    return {
-        "name": record.settings.get("model", {}).get("name", record.model),
-        "env": env,
-    }
+    return {"name": name, "env": env}
 
 
-def is_foreseen(record: JobRecord) -> bool:
+def is_estimated(record: JobRecord) -> bool:
     """Tell whether the job runs train_production.py, the only script whose memory can be estimated."""
-    return PurePosixPath(record.script).name == FORESEEN
+    return PurePosixPath(record.script).name == ESTIMATED_SCRIPT
 
 
 # ---- batch sizes ----
@@ -67,36 +66,36 @@ def batch_sizes(cluster: Cluster, settings: Settings, facts: Facts) -> dict[str,
     if sizes is not None:
         return sizes
     cards = {node.name: card_mib(node, facts[node.name]) for node in cluster.nodes}
-    shares = in_small_numbers(cards)
-    return {
-        node.name: _fitting(node, settings, facts, shares[node.name])
-        for node in cluster.nodes
-    }
+    shares = smallest_ratio(cards)
+    fitting = {}
+    for node in cluster.nodes:
+        share = shares[node.name]
+        fitting[node.name] = _largest_fitting(node, settings, facts, share)
+    return fitting
 
 
 def requested_sizes(cluster: Cluster, settings: Settings) -> dict[str, int] | None:
     """Return {node: requested size}; None for `auto`. Raises UsageError for an invalid or missing size."""
-    section, key = "training", "batch_size_per_gpu"
-    otherwise = cluster.training.settings.get(section, {}).get(key, 1)
-    asked = settings.get(section, {}).get(key, otherwise)
+    default = cluster.training.settings.get("training", {}).get("batch_size_per_gpu", 1)
+    requested = settings.get("training", {}).get("batch_size_per_gpu", default)
     names = [node.name for node in cluster.nodes]
     try:
         # The name of another node is no fault: the launch may use only some nodes of the file.
-        sizes = shipped_rules()[f"{section}.{key}"].fit(asked)
+        sizes = shipped_rules()[BATCH_SIZE].fit(requested)
     except Misfit as error:
-        raise UsageError(f"training.batch_size_per_gpu: {error}") from error
+        raise UsageError(f"{BATCH_SIZE}: {error}") from error
+    if sizes == "auto":
+        return None
     if not isinstance(sizes, dict):
-        return None if sizes == "auto" else dict.fromkeys(names, sizes)
-    if missing := [name for name in names if name not in sizes]:
-        near = get_close_matches(missing[0], sizes.keys() - set(names), n=1)
-        hint = (
-            f"; {near[0]} is none of the nodes, did you mean {missing[0]}?"
-            if near
-            else ""
-        )
-        raise UsageError(
-            f"training.batch_size_per_gpu: no number for {', '.join(missing)}{hint}"
-        )
+        return dict.fromkeys(names, sizes)
+    missing = [name for name in names if name not in sizes]
+    if missing:
+        hint = ""
+        other_names = sizes.keys() - set(names)
+        near = get_close_matches(missing[0], other_names, n=1)
+        if near:
+            hint = f"; {near[0]} is none of the nodes, did you mean {missing[0]}?"
+        raise UsageError(f"{BATCH_SIZE}: no number for {', '.join(missing)}{hint}")
     return {name: sizes[name] for name in names}
 
 
@@ -107,34 +106,41 @@ def card_mib(node: Node, facts: ProbeAnswer) -> int | None:
     """
     if node.hides_card:
         return None
-    if seen := _card(facts):
-        return seen[0]
-    return round(node.vram_gb * GIB) if node.vram_gb else None
+    card = _first_card(facts)
+    if card is not None:
+        total, _ = card
+        return total
+    if node.vram_gb:
+        return round(node.vram_gb * GIB)
+    return None
 
 
-def in_small_numbers(cards: Mapping[str, int | None]) -> dict[str, int]:
+def smallest_ratio(cards: Mapping[str, int | None]) -> dict[str, int]:
     """Return {node: share}, the ratio of the cards' memory in the smallest whole numbers.
 
     No share is off by more than RATIO_TOLERANCE, if the smallest card's share can stay within SMALLEST_SHARE_MAX.
     """
     known = [mib for mib in cards.values() if mib]
     smallest = min(known, default=1)
-    worth = {name: (mib or smallest) / smallest for name, mib in cards.items()}
+    ratios = {name: (mib or smallest) / smallest for name, mib in cards.items()}
 
-    def rounded(share: int) -> dict[str, int]:
-        return {name: round(share * value) for name, value in worth.items()}
+    def rounded(smallest_share: int) -> dict[str, int]:
+        return {name: round(smallest_share * ratio) for name, ratio in ratios.items()}
 
-    def furthest_off(share: int) -> float:
-        return max(
-            abs(size / share / worth[name] - 1) for name, size in rounded(share).items()
-        )
+    def largest_error(smallest_share: int) -> float:
+        errors = []
+        for name, share in rounded(smallest_share).items():
+            errors.append(abs(share / smallest_share / ratios[name] - 1))
+        return max(errors)
 
-    shares = range(1, SMALLEST_SHARE_MAX + 1)
-    near_enough = [share for share in shares if furthest_off(share) <= RATIO_TOLERANCE]
-    return rounded(near_enough[0] if near_enough else min(shares, key=furthest_off))
+    candidates = range(1, SMALLEST_SHARE_MAX + 1)
+    for smallest_share in candidates:
+        if largest_error(smallest_share) <= RATIO_TOLERANCE:
+            return rounded(smallest_share)
+    return rounded(min(candidates, key=largest_error))
 
 
-def _fitting(node: Node, settings: Settings, facts: Facts, wanted: int) -> int:
+def _largest_fitting(node: Node, settings: Settings, facts: Facts, wanted: int) -> int:
     """Return the largest size up to `wanted` estimated to fit the node's card; 1 if none fits."""
     for size in range(wanted, 1, -1):
         memory = _memory(node, settings, facts, size)
@@ -145,10 +151,12 @@ def _fitting(node: Node, settings: Settings, facts: Facts, wanted: int) -> int:
 
 def effective_batch(record: JobRecord, sizes: Mapping[str, int]) -> int | None:
     """Return the sequences in a step of all ranks together; None for a script with other rules."""
-    if not is_foreseen(record):
+    if not is_estimated(record):
         return None
     steps = record.settings.get("training", {}).get("gradient_accumulation_steps")
-    return sum(sizes.values()) * int(steps) if steps else None
+    if not steps:
+        return None
+    return sum(sizes.values()) * int(steps)
 
 
 # ---- memory ----
@@ -172,27 +180,31 @@ def summary(plan: LaunchPlan) -> str:
 
 def refusals(plan: LaunchPlan) -> list[str]:
     """Return a message, with numbers and remedy, for each node with a card too small for its rank."""
-    return [
-        _refusal(node.node, node.batch_size, node.memory)
-        for node in plan.nodes
-        if node.memory and node.memory.fit == "too large"
-    ]
+    lines = []
+    for node in plan.nodes:
+        if node.memory and node.memory.fit == "too large":
+            lines.append(_refusal(node.node, node.batch_size, node.memory))
+    return lines
 
 
 def _refusal(node: str, batch_size: int, memory: Memory) -> str:
-    room = f"{memory.room_mib / GIB:.1f} GiB are free of the card's {memory.card_mib / GIB:.1f}"
-    remedy = (
-        "let UGRO choose: --set training.batch_size_per_gpu=auto"
-        if batch_size > 1
-        else "needs less: --set training.gradient_checkpointing=true, a smaller model.max_seq_length, a smaller model"
-    )
+    free = f"{memory.room_mib / GIB:.1f} GiB"
+    card = f"{memory.card_mib / GIB:.1f}"
+    needed = f"a batch of {batch_size} needs about {_described(memory)}"
+    if batch_size > 1:
+        remedy = "let UGRO choose: --set training.batch_size_per_gpu=auto"
+    else:
+        remedy = (
+            "needs less: --set training.gradient_checkpointing=true, "
+            "a smaller model.max_seq_length, a smaller model"
+        )
     return (
-        f"{node}: memory: a batch of {batch_size} needs about {in_words(memory)}, and {room}\n"
+        f"{node}: memory: {needed}, and {free} are free of the card's {card}\n"
         f"    {remedy}; to launch all the same: --force"
     )
 
 
-def in_words(memory: Memory) -> str:
+def _described(memory: Memory) -> str:
     """Return the total and its parts: "5.3 GiB (weights 2.1, trained 0.1, activations 2.1, CUDA 1.0)"."""
     parts = {
         "weights": memory.weights_mib,
@@ -206,25 +218,32 @@ def in_words(memory: Memory) -> str:
 
 def _memory(node: Node, settings: Settings, facts: Facts, size: int) -> Memory | str:
     own = facts[node.name]
-    told = [own.model, *(other.model for other in facts.values())]
-    if not any(told):
+    answers = [own.model]
+    answers += [other.model for other in facts.values()]
+    if not any(answers):
         return ""
-    model = next(filter(None, map(model_facts, told)), None)
+    # The node's own answer first; another node may have the model where this one has not.
+    models = [model_facts(answer) for answer in answers]
+    model = next((model for model in models if model), None)
     if model is None:
-        return (
-            own.model.missing if own.model else ""
-        ) or "its config.json lacks what an estimate needs"
-    card = card_mib(node, own)
-    if card is None:
+        missing = own.model.missing if own.model else ""
+        return missing or "its config.json lacks what an estimate needs"
+    total = card_mib(node, own)
+    if total is None:
         return "no card is known here"
-    seen = _card(own)
-    taken = seen[1] if seen and own.holder is None else 0
-    return on_card(estimate(model, settings, size), card, taken)
+    used_by_others = 0
+    card = _first_card(own)
+    # A rank holding the node will be gone before this one starts.
+    if card is not None and own.holder is None:
+        _, used_by_others = card
+    return on_card(estimate(model, settings, size), total, used_by_others)
 
 
-def _card(facts: ProbeAnswer) -> tuple[int, int] | None:
+def _first_card(facts: ProbeAnswer) -> tuple[int, int] | None:
     """Return (total, used) MiB of the first card, as reported by nvidia-smi; None without a card."""
-    cards = facts.cards
-    if not cards or cards[0].total_mib is None:
+    if not facts.cards:
         return None
-    return round(cards[0].total_mib), round(cards[0].used_mib or 0)
+    card = facts.cards[0]
+    if card.total_mib is None:
+        return None
+    return round(card.total_mib), round(card.used_mib or 0)

@@ -82,36 +82,38 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
     @property
     def matrices(self) -> dict[str, tuple[int, int]]:
         """Return {name: (in, out)} of a layer's matrices, with the names of `lora.target_modules`."""
-        hidden, inner = self.hidden_size, self.inner_size
+        hidden = self.hidden_size
+        inner = self.inner_size
         head_size = self.head_size or hidden // self.heads
-        queries, keys = (
-            self.heads * head_size,
-            (self.kv_heads or self.heads) * head_size,
-        )
-        attention = {
+        kv_heads = self.kv_heads or self.heads
+        queries = self.heads * head_size
+        keys = kv_heads * head_size
+        matrices = {
             "q_proj": (hidden, queries),
             "k_proj": (hidden, keys),
             "v_proj": (hidden, keys),
             "o_proj": (queries, hidden),
+            "up_proj": (hidden, inner),
+            "down_proj": (inner, hidden),
         }
-        gate = {"gate_proj": (hidden, inner)} if self.gated else {}
-        return (
-            attention
-            | gate
-            | {"up_proj": (hidden, inner), "down_proj": (inner, hidden)}
-        )
+        if self.gated:
+            matrices["gate_proj"] = (hidden, inner)
+        return matrices
 
     @property
     def outside_matrices(self) -> int:
         """Count the parameters of embedding, head and norms."""
         norms = self.hidden_size * (2 * self.layers + 1)
-        return self.vocabulary * self.hidden_size * (1 if self.tied else 2) + norms
+        embedding = self.vocabulary * self.hidden_size
+        head = 0 if self.tied else embedding
+        return embedding + head + norms
 
     @property
     def parameters(self) -> int:
         """Count all parameters: by the size of the files if it is known and they are not quantised."""
         if self.weights_bytes and not self.quantised_bits:
-            return self.weights_bytes // DTYPE_BYTES.get(self.dtype or "", 2)
+            bytes_each = DTYPE_BYTES.get(self.dtype or "", 2)
+            return self.weights_bytes // bytes_each
         in_a_layer = sum(fan_in * fan_out for fan_in, fan_out in self.matrices.values())
         return self.layers * in_a_layer + self.outside_matrices
 
@@ -131,9 +133,10 @@ def estimate(
 ) -> Memory:
     """Estimate a rank's memory for micro-batches of `batch_size` sequences with the job's settings."""
     run = _Run.of(settings)
-    tokens = batch_size * min(
-        run.sequence_length, model.positions or run.sequence_length
-    )
+    sequence_length = run.sequence_length
+    if model.positions:
+        sequence_length = min(sequence_length, model.positions)
+    tokens = batch_size * sequence_length
     parts = {
         "weights_mib": round(_weights_bytes(model, run) / MIB),
         "trained_mib": round(_trained_bytes(model, run) / MIB),
@@ -149,9 +152,11 @@ def on_card(memory: Memory, card_mib: int, taken_mib: int) -> Memory:
     Beyond the free room it is "tight" within TOLERANCE, then "too large".
     """
     room = card_mib - taken_mib
-    fit: Literal["fits", "tight", "too large"] = "fits"
-    if memory.total_mib > room:
-        fit = "tight" if memory.total_mib <= room * (1 + TOLERANCE) else "too large"
+    fit: Literal["fits", "tight", "too large"] = "too large"
+    if memory.total_mib <= room:
+        fit = "fits"
+    elif memory.total_mib <= room * (1 + TOLERANCE):
+        fit = "tight"
     return msgspec.structs.replace(
         memory, card_mib=card_mib, taken_mib=taken_mib, fit=fit
     )
@@ -171,20 +176,28 @@ class _Run(Struct, frozen=True, kw_only=True):
     @classmethod
     def of(cls, settings: Mapping[str, Mapping[str, Any]]) -> _Run:
         """Extract that part from all settings."""
-        sections = ("model", "training", "lora", "quantization", "optimizer")
-        model, training, lora, quantisation, optimizer = (
-            settings.get(name, {}) for name in sections
-        )
-        adapted, bits = lora.get("enabled", True), quantisation.get("bits", 4)
-        quantised = quantisation.get("enabled", True) and (
-            bits == 8 or model.get("load_in_4bit", True)
-        )
+        model = settings.get("model", {})
+        training = settings.get("training", {})
+        lora = settings.get("lora", {})
+        quantisation = settings.get("quantization", {})
+        optimizer = settings.get("optimizer", {})
+        dtype = model.get("dtype", "float16")
+        targets = lora.get("target_modules", ("q_proj", "v_proj"))
+        lora_rank = None
+        quantise_bits = None
+        # Weights are quantised only below an adapter, never if they are trained themselves.
+        if lora.get("enabled", True):
+            lora_rank = lora.get("rank", 16)
+            bits = quantisation.get("bits", 4)
+            is_allowed = bits == 8 or model.get("load_in_4bit", True)
+            if quantisation.get("enabled", True) and is_allowed:
+                quantise_bits = bits
         return cls(
             sequence_length=model.get("max_seq_length", 2048),
-            compute_bytes=DTYPE_BYTES.get(model.get("dtype", "float16"), 2),
-            lora_rank=lora.get("rank", 16) if adapted else None,
-            lora_targets=tuple(lora.get("target_modules", ("q_proj", "v_proj"))),
-            quantise_bits=bits if adapted and quantised else None,
+            compute_bytes=DTYPE_BYTES.get(dtype, 2),
+            lora_rank=lora_rank,
+            lora_targets=tuple(targets),
+            quantise_bits=quantise_bits,
             checkpointing=training.get("gradient_checkpointing", False),
             optimizer=optimizer.get("type", "adamw"),
         )
@@ -194,47 +207,44 @@ class _Run(Struct, frozen=True, kw_only=True):
         """Return the bytes of a weight that is not quantised."""
         return FLOAT32_BYTES if self.lora_rank is None else self.compute_bytes
 
-    def beside(self, model: ModelFacts) -> list[tuple[int, int]]:
+    def adapted(self, model: ModelFacts) -> list[tuple[int, int]]:
         """List (in, out) of the matrices with an adapter in one layer."""
-        chosen = (
-            model.matrices if self.lora_targets == (ALL_LINEAR,) else self.lora_targets
-        )
-        return [model.matrices[name] for name in chosen if name in model.matrices]
+        matrices = model.matrices
+        if self.lora_targets == (ALL_LINEAR,):
+            return list(matrices.values())
+        return [matrices[name] for name in self.lora_targets if name in matrices]
 
 
 def _weights_bytes(model: ModelFacts, run: _Run) -> float:
     if model.quantised_bits and model.weights_bytes:
         return model.weights_bytes
-    each = QUANTISED_BYTES.get(
-        model.quantised_bits or run.quantise_bits or 0, run.weight_bytes
-    )
-    return (
-        model.parameters - model.outside_matrices
-    ) * each + model.outside_matrices * run.weight_bytes
+    bits = model.quantised_bits or run.quantise_bits or 0
+    bytes_each = QUANTISED_BYTES.get(bits, run.weight_bytes)
+    in_matrices = model.parameters - model.outside_matrices
+    return in_matrices * bytes_each + model.outside_matrices * run.weight_bytes
 
 
 def _trained_bytes(model: ModelFacts, run: _Run) -> float:
     """Sum gradients, DDP's copy of them, the optimizer's moments, and the adapter itself."""
-    each = 2 * FLOAT32_BYTES + MOMENT_BYTES.get(run.optimizer, 8.0)
+    bytes_each = 2 * FLOAT32_BYTES + MOMENT_BYTES.get(run.optimizer, 8.0)
     if run.lora_rank is None:
         # The layers compute with a copy of the weights in the smaller type, kept for the backward pass.
-        return model.parameters * (
-            each + (run.compute_bytes if run.compute_bytes < FLOAT32_BYTES else 0)
-        )
-    adapter = (
-        model.layers
-        * run.lora_rank
-        * sum(fan_in + fan_out for fan_in, fan_out in run.beside(model))
-    )
-    return adapter * (FLOAT32_BYTES + each)
+        if run.compute_bytes < FLOAT32_BYTES:
+            bytes_each += run.compute_bytes
+        return model.parameters * bytes_each
+    widths = sum(fan_in + fan_out for fan_in, fan_out in run.adapted(model))
+    adapter_parameters = model.layers * run.lora_rank * widths
+    return adapter_parameters * (FLOAT32_BYTES + bytes_each)
 
 
 def _bytes_a_token(model: ModelFacts, run: _Run) -> float:
-    layer, logits = _kept_of_a_layer(model, run), LOGIT_BYTES * model.vocabulary
+    layer = _kept_of_a_layer(model, run)
+    logits = LOGIT_BYTES * model.vocabulary
     if not run.checkpointing:
         return model.layers * layer + logits
     # Only the input of each layer is kept; one layer at a time is computed again, after the logits are freed.
-    return model.layers * run.weight_bytes * model.hidden_size + max(layer, logits)
+    inputs = model.layers * run.weight_bytes * model.hidden_size
+    return inputs + max(layer, logits)
 
 
 def _kept_of_a_layer(model: ModelFacts, run: _Run) -> float:
@@ -254,7 +264,6 @@ def _kept_of_a_layer(model: ModelFacts, run: _Run) -> float:
         attention = compute * (2 * queries + 2 * keys)
         return 28 * hidden + attention + 4 * compute * inner
     attention = compute * (3 * queries + 2 * keys)
-    adapters = sum(fan_in for fan_in, _ in run.beside(model)) * (
-        compute + DROPOUT_MASK_BYTES
-    )
+    inputs = sum(fan_in for fan_in, _ in run.adapted(model))
+    adapters = inputs * (compute + DROPOUT_MASK_BYTES)
     return 8 * hidden + attention + 3 * compute * inner + adapters

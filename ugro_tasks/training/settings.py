@@ -42,7 +42,7 @@ FLAGS = {
     "--lr": "training.learning_rate",
 }
 # The settings used by UGRO itself, with any script.
-OF_UGRO = (*FLAGS.values(), "training.batch_size_per_gpu")
+USED_BY_UGRO = (*FLAGS.values(), "training.batch_size_per_gpu")
 
 
 def resolve(
@@ -62,25 +62,33 @@ def resolve(
     and replaces the cluster file's. Raises UsageError with every fault in the files, the flags and `--set`, each with
     its place.
     """
-    found = _Collected(_rules(cluster.root, script or cluster.training.script))
+    rules = _rules(cluster.root, script or cluster.training.script)
+    collected = _Collected(rules)
     files = _files(cluster.root)
     for path in files:
-        found.take(entries(path, found.faults))
-    found.faults += _impossible_needs(found.rules)
+        collected.add(entries(path, collected.faults))
+    collected.faults += _impossible_needs(collected.rules)
     if base:
-        found.take(_of_record(base))
+        collected.add(_entries_of_job(base))
     else:
-        where = _in_cluster_file(cluster)
-        found.take(_of_sections(cluster.training.settings), where)
-    flags = zip(FLAGS, (model, dataset, epochs, learning_rate), strict=True)
-    found.take(_of_flags(flags))
-    said = []
-    for entry in found.entries_of(sets, files[-1]):
-        said.append(entry)
-        found.take([entry])
-    refuse(found.faults)
-    refuse([*_without_effect(found, said), *_of_batch_sizes(cluster, found.settings)])
-    return found.settings
+        place = _place_in(cluster)
+        collected.add(_entries_of_sections(cluster.training.settings), place)
+    flags = {
+        "--model": model,
+        "--dataset": dataset,
+        "--epochs": epochs,
+        "--lr": learning_rate,
+    }
+    collected.add(_entries_of_flags(flags))
+    set_entries = []
+    for entry in collected.entries_of_sets(sets, files[-1]):
+        set_entries.append(entry)
+        collected.add([entry])
+    refuse(collected.faults)
+    faults = list(_without_effect(collected, set_entries))
+    faults += _faults_of_batch_sizes(cluster, collected.settings)
+    refuse(faults)
+    return collected.settings
 
 
 def _rules(root: Path, script: str) -> Rules:
@@ -90,19 +98,19 @@ def _rules(root: Path, script: str) -> Rules:
     one, only the settings used by UGRO itself have a rule.
     """
     rules = rules_for(root)
-    of_ours = {path.name for path in shipped_scripts().glob("*.py")}
-    if has_own_rules(root) or script in of_ours:
+    shipped_names = {path.name for path in shipped_scripts().glob("*.py")}
+    if has_own_rules(root) or script in shipped_names:
         return rules
-    return {name: rules[name] for name in OF_UGRO}
+    return {name: rules[name] for name in USED_BY_UGRO}
 
 
 def _files(root: Path) -> list[Path]:
     """Return the files of defaults; the last one is shown to users."""
-    own = root / FILE
-    files = [shipped(FILE)]
-    if own.is_file() and not own.samefile(files[0]):
-        files.append(own)
-    return files
+    shipped_file = shipped(FILE)
+    own_file = root / FILE
+    if own_file.is_file() and not own_file.samefile(shipped_file):
+        return [shipped_file, own_file]
+    return [shipped_file]
 
 
 class _Collected:
@@ -113,26 +121,28 @@ class _Collected:
         self.settings: Settings = {}
         self.faults: list[str] = []
 
-    def take(
+    def add(
         self,
-        said: Iterable[Entry],
-        where: Callable[[Entry], str] = lambda entry: entry.where,
+        new_entries: Iterable[Entry],
+        place: Callable[[Entry], str] = lambda entry: entry.where,
     ) -> None:
         """Add the values that obey their rules; a key without a rule gets one of its value's kind."""
-        for entry in said:
+        for entry in new_entries:
+            rule = self.rules.get(entry.name)
+            if rule is None:
+                rule = Rule.of_default(meant(entry.value))
             try:
-                rule = self.rules.get(entry.name)
-                rule = rule or Rule.of_default(meant(entry.value))
                 value = rule.fit(entry.value)
             except Misfit as error:
-                self.faults.append(f"{where(entry)}: {error}")
+                self.faults.append(f"{place(entry)}: {error}")
                 # The key exists, so `--set` of it is no second fault.
                 self.rules.setdefault(entry.name, Rule("any"))
                 continue
             self.rules.setdefault(entry.name, rule)
-            self.settings.setdefault(entry.section, {})[entry.key] = value
+            section = self.settings.setdefault(entry.section, {})
+            section[entry.key] = value
 
-    def entries_of(self, sets: Iterable[str], source: Path) -> Iterator[Entry]:
+    def entries_of_sets(self, sets: Iterable[str], source: Path) -> Iterator[Entry]:
         """Yield the entries of `--set` with known keys; `source` is the file named for unknown ones."""
         for pair in sets:
             where = f"--set {shown(pair)[1:-1]}"
@@ -141,68 +151,78 @@ class _Collected:
             if not (equals and dot and section and key):
                 use = "use SECTION.KEY=VALUE, e.g. training.warmup_steps=50"
                 self.faults.append(f"{where}: {use}")
-            elif f"{section}.{key}" not in self.rules:
+                continue
+            if f"{section}.{key}" not in self.rules:
                 unknown = _unknown(section, key, self.rules)
                 self.faults.append(f"{where}: {unknown} (see {source})")
-            else:
-                try:
-                    yield Entry(section, key, value_of(text), where)
-                except ValueError as error:
-                    self.faults.append(f"{where}: {error}")
+                continue
+            try:
+                value = value_of(text)
+            except ValueError as error:
+                self.faults.append(f"{where}: {error}")
+                continue
+            yield Entry(section, key, value, where)
 
 
-def _of_record(base: Settings) -> Iterator[Entry]:
+def _entries_of_job(base: Settings) -> Iterator[Entry]:
     """Yield the settings of a job to go on from; their values have a type already."""
-    for entry in _of_sections(base):
+    for entry in _entries_of_sections(base):
         where = f"the job to go on from: {entry.name}"
-        yield entry._replace(value=_as_it_is(entry.value), where=where)
+        yield entry._replace(value=_quoted(entry.value), where=where)
 
 
-def _as_it_is(value: Any) -> Any:
+def _quoted(value: Any) -> Any:
     """Mark text as quoted, so that "7" stays text."""
     if isinstance(value, list):
-        return [_as_it_is(item) for item in value]
-    return Quoted(value) if isinstance(value, str) else value
+        return [_quoted(item) for item in value]
+    if isinstance(value, str):
+        return Quoted(value)
+    return value
 
 
-def _of_sections(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[Entry]:
+def _entries_of_sections(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[Entry]:
     for section, keys in settings.items():
         for key, value in keys.items():
             yield Entry(section, key, value, where="")
 
 
-def _in_cluster_file(cluster: Cluster) -> Callable[[Entry], str]:
+def _place_in(cluster: Cluster) -> Callable[[Entry], str]:
     """Return a function from an entry to its place in the cluster file."""
 
-    def where(entry: Entry) -> str:
+    def place(entry: Entry) -> str:
         # Late, and only for a fault: the forms are a fifth of a command's start.
         from ..cluster.schema import place_of
 
         return place_of(entry.name, cluster.source)
 
-    return where
+    return place
 
 
-def _of_flags(flags: Iterable[tuple[str, Any]]) -> Iterator[Entry]:
-    for flag, value in flags:
-        if value is not None:
-            section, _, key = FLAGS[flag].partition(".")
-            yield Entry(section, key, value, f"{flag} {shown(str(value))[1:-1]}")
+def _entries_of_flags(flags: Mapping[str, Any]) -> Iterator[Entry]:
+    for flag, value in flags.items():
+        if value is None:
+            continue
+        section, _, key = FLAGS[flag].partition(".")
+        unquoted = shown(str(value))[1:-1]
+        yield Entry(section, key, value, f"{flag} {unquoted}")
 
 
 def _unknown(section: str, key: str, names: Iterable[str]) -> str:
     """Say that there is no such setting, and suggest a similar one."""
-    known: dict[str, list[str]] = {}
+    keys_of: dict[str, list[str]] = {}
     for name in names:
-        known.setdefault(name.partition(".")[0], []).append(name)
-    everything = [name for keys in known.values() for name in keys]
-    elsewhere = [name for name in everything if name.endswith(f".{key}")]
-    near = elsewhere or get_close_matches(f"{section}.{key}", everything, n=1)
+        its_section, _, its_key = name.partition(".")
+        keys_of.setdefault(its_section, []).append(its_key)
+    known = [f"{name}.{its_key}" for name, keys in keys_of.items() for its_key in keys]
+    near = [name for name in known if name.endswith(f".{key}")]
+    if not near:
+        near = get_close_matches(f"{section}.{key}", known, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    if section not in known:
-        return f"there is no section {shown(section)}{hint or '; there is ' + ', '.join(known)}"
-    keys = ", ".join(name.partition(".")[2] for name in known[section])
-    return f"{section} has no key {shown(key)}{hint or '; it has ' + keys}"
+    if section not in keys_of:
+        hint = hint or f"; there is {', '.join(keys_of)}"
+        return f"there is no section {shown(section)}{hint}"
+    hint = hint or f"; it has {', '.join(keys_of[section])}"
+    return f"{section} has no key {shown(key)}{hint}"
 
 
 # ---- between keys ----
@@ -218,23 +238,25 @@ def _impossible_needs(rules: Rules) -> Iterator[str]:
                 yield f"{TRAINING_SCHEMA}: {name} needs {other}={wanted}, which cannot be"
 
 
-def _without_effect(found: _Collected, said: Iterable[Entry]) -> Iterator[str]:
+def _without_effect(
+    collected: _Collected, set_entries: Iterable[Entry]
+) -> Iterator[str]:
     """Yield a fault for each `--set` made ineffective by another setting; a switch set to off needs none."""
-    settings = found.settings
-    for entry in said:
-        needs = found.rules[entry.name].needs
+    settings = collected.settings
+    for entry in set_entries:
+        needs = collected.rules[entry.name].needs
         if not needs or settings[entry.section][entry.key] is False:
             continue
         for other, wanted in needs.items():
             section, _, key = other.partition(".")
             value = settings.get(section, {}).get(key)
-            if value != found.rules[other].fit(wanted):
+            if value != collected.rules[other].fit(wanted):
                 yield _has_no_effect(entry, other, value, wanted)
         if entry.name in ("quantization.enabled", "quantization.bits"):
             # Two halves of one switch; the model's half does not matter for 8 bits.
-            quantised = settings["quantization"]["enabled"]
-            four = settings["quantization"]["bits"] == 4
-            if quantised and four and not settings["model"]["load_in_4bit"]:
+            quantization = settings["quantization"]
+            in_4_bits = quantization["enabled"] and quantization["bits"] == 4
+            if in_4_bits and not settings["model"]["load_in_4bit"]:
                 yield _has_no_effect(entry, "model.load_in_4bit", False, "true")
 
 
@@ -243,7 +265,7 @@ def _has_no_effect(entry: Entry, other: str, value: Any, wanted: str) -> str:
     return f"{entry.where} has no effect: {other} is {now}; add --set {other}={wanted}"
 
 
-def _of_batch_sizes(cluster: Cluster, settings: Settings) -> Iterator[str]:
+def _faults_of_batch_sizes(cluster: Cluster, settings: Settings) -> Iterator[str]:
     """Yield a fault for batch sizes by node without one of the launch's nodes."""
     try:
         requested_sizes(cluster, settings)

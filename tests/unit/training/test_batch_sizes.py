@@ -23,7 +23,7 @@ from ugro_tasks.hosts.answers import Model, ProbeAnswer
 from ugro_tasks.jobs.plan import LaunchPlan
 from ugro_tasks.launch.spec import draft
 from ugro_tasks.training import batch_sizes as shares
-from ugro_tasks.training.batch_sizes import batch_sizes, in_small_numbers
+from ugro_tasks.training.batch_sizes import batch_sizes, smallest_ratio
 
 TINY_LLAMA = {
     "hidden_size": 2048, "layers": 22, "heads": 32, "kv_heads": 4, "intermediate_size": 5632, "vocabulary": 32000,
@@ -141,7 +141,7 @@ def test_no_share_is_far_from_what_its_card_is_worth(seed: int) -> None:
         str(index): 4000 + (seed * 7919 + index * 104729) % 76000
         for index in range(1 + seed % 5)
     }
-    sizes, smallest = in_small_numbers(cards), min(cards.values())
+    sizes, smallest = smallest_ratio(cards), min(cards.values())
     least = min(sizes.values())
     assert 1 <= least <= 4
     for name, mib in cards.items():
