@@ -1,10 +1,10 @@
-"""Measure what the network between the ranks gives, with the backend that training would use.
+"""Measure the network between the ranks, with the same backend as a training.
 
     torchrun --nproc-per-node 2 scripts/measure_allreduce.py
 
 Rank 0 appends to $UGRO_OUTPUT_DIR/metrics.jsonl (default ./output) one {"kind": "allreduce"} over
 all ranks and one {"kind": "pair", "ranks": [a, b]} a pair. An MB is 1e6 bytes. The bandwidth of the
-bus is that of nccl-tests, size / seconds * 2 (n - 1) / n: to be held against a link's own speed.
+bus is that of nccl-tests, size / seconds * 2 (n - 1) / n, for comparison with a link's own speed.
 """
 # mypy: allow-untyped-decorators, disable-error-code="import-not-found"
 
@@ -24,20 +24,20 @@ from typing import Any
 RANK, WORLD_SIZE = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 print(f"measure_allreduce: rank {RANK} of {WORLD_SIZE}, importing torch", flush=True)
 
-import torch  # noqa: E402  (late on purpose: the line above shows that the rank has started)
+import torch  # noqa: E402  (late on purpose: the line above shows the rank's start at once)
 import torch.distributed as dist  # noqa: E402
 from torch.distributed.elastic.multiprocessing.errors import record  # noqa: E402
 
 ALLREDUCE_BYTES, PAIR_BYTES = 16 * 2**20, 4 * 2**20
 SMALL_ROUNDS, LARGE_ROUNDS = 50, 5
-# For the rounds of a large message; a slow network gets fewer, but one.
+# For the rounds of a large message; a slow network gets fewer, at least one.
 BUDGET_SECONDS = 1.0
 
 
 def median_seconds(
     operation: Callable[[torch.Tensor], object], message: torch.Tensor
 ) -> float:
-    """Median seconds of the operation, over the same number of rounds on all of its ranks."""
+    """Return the median seconds of the operation, over the same number of rounds on all of its ranks."""
 
     def once() -> float:
         begin = time.perf_counter()
@@ -46,9 +46,9 @@ def median_seconds(
             torch.cuda.synchronize()
         return time.perf_counter() - begin
 
-    # Opens connections, and is not counted.
+    # The first round opens connections, and is not counted.
     first = torch.tensor([once()], device=message.device)
-    # It is all-reduced or sent to and fro: the same figure on all ranks of it.
+    # All-reduced or sent to and fro, the figure is then the same on all of its ranks.
     operation(first)
     large = message.numel() > 1
     rounds = (
@@ -104,7 +104,7 @@ def measure(device: torch.device) -> None:
         if RANK in pair:
             for i, message in enumerate((large[:1], large[: PAIR_BYTES // 4])):
                 figures[i] = median_seconds(partial(there_and_back, pair), message)
-        # Rank 0 learns them; no pair starts before the last ended.
+        # Gives rank 0 the figures, and lets no pair start before the last has ended.
         dist.broadcast(figures, pair[0])
         ends = [hosts[rank] for rank in pair]
         round_trip_ms, speed = (
@@ -128,7 +128,7 @@ def main() -> None:
         f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if use_cuda else "cpu"
     )
     backend, device_id = ("nccl", device) if use_cuda else ("gloo", None)
-    # Ranks that have not met within a minute have no network between them that could be measured.
+    # Ranks without a connection within a minute have no network to measure.
     dist.init_process_group(backend, timeout=timedelta(minutes=1), device_id=device_id)
     try:
         measure(device)

@@ -10,15 +10,15 @@ As UGRO starts it, one rank per host:
 On from where a run stopped:
     ... scripts/train_production.py --resume latest
 
-What can be set, and the defaults: config/training_defaults.yaml; by hand: --config FILE, --set SECTION.KEY=VALUE.
-Models and data sets are names on the hub or paths that every rank can read. UGRO gives a run UGRO_SETTINGS (JSON, all
-of them, checked), UGRO_BATCH_SIZES (sequences of each rank's micro-step), UGRO_MEMORY_MIB (what this rank will need of
+The settings with their defaults are in config/training_defaults.yaml; by hand: --config FILE, --set SECTION.KEY=VALUE.
+Models and data sets are names on the hub or paths readable by every rank. UGRO gives a run UGRO_SETTINGS (JSON, all of
+them, checked), UGRO_BATCH_SIZES (sequences of each rank's micro-step), UGRO_MEMORY_MIB (this rank's estimated need on
 its card) and UGRO_RESUME (a checkpoint).
 
 A run writes into $UGRO_OUTPUT_DIR (default ./output): `metrics.jsonl`, `tensorboard/` and `artifacts/` on rank 0, and
 `checkpoints/checkpoint-<step>/` with a manifest on every node. `artifacts/adapter` or `artifacts/model` is the result.
 
-Exit code: 0 done; 2 something cannot be used, said in one line; 143 stopped by TERM, after a checkpoint.
+Exit code: 0 done; 2 unusable settings or inputs, with one line about it; 143 stopped by TERM, after a checkpoint.
 """
 # mypy: allow-subclassing-any, allow-untyped-decorators, disable-error-code="import-not-found"
 
@@ -39,24 +39,24 @@ RANK, WORLD_SIZE = (
 )
 OUTPUT = Path(os.environ.get("UGRO_OUTPUT_DIR", "output"))
 
-say = partial(print, flush=True)  # a line of progress is of use when it is written
+say = partial(print, flush=True)  # progress must be visible at once
 
 
 def refuse(fault: Fault) -> None:
-    """End this rank with one line."""
+    """Print the fault on one line and end this rank."""
     sys.stdout.flush()
     print(f"train_production: {fault}", file=sys.stderr, flush=True)
     os._exit(STOPPED_BY_FAULT)
 
 
-# What cannot be used is said before torch is imported, which takes seconds.
+# Faults are reported before torch is imported, because that takes seconds.
 try:
     settings, options = read(sys.argv[1:], os.environ)
     inputs = preflight.look(settings, options.resume, os.environ, OUTPUT)
 except Fault as fault:
     refuse(fault)
 
-if inputs.offline:  # nothing here has a name on the hub, so nothing may ask it
+if inputs.offline:  # model and data are local files, so nothing may ask the hub
     os.environ.update(
         HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1"
     )
@@ -82,7 +82,7 @@ from training.trainer import ProductionTrainer, make_readable  # noqa: E402
 
 
 def train() -> int:
-    """The exit code of this rank."""
+    """Train on this rank and return its exit code."""
     gang = Gang.join()
     notes: list[str] = []
     talks = RANK == 0 and settings.logging.log_level in ("DEBUG", "INFO")
@@ -141,7 +141,7 @@ def train() -> int:
             settings, inputs, precision, gang, OUTPUT, evaluates=bool(data.validation)
         ),
     )
-    # From here on each rank drops out for itself.
+    # From here on each rank has a random state of its own, for dropout.
     transformers.set_seed(settings.training.seed + RANK)
     trained, everything = models.count_parameters(model)
     of_all = f"{trained:,} of {everything:,} parameters"
@@ -156,7 +156,8 @@ def train() -> int:
         )
 
     if not trainer.go(inputs.resume):
-        gang.barrier()  # a rank that left first would have its torchrun end the one that saves
+        # A rank leaving first would make torchrun end the saving rank.
+        gang.barrier()
         trainer.stop.saved.set()
         say(f"rank {RANK}: stopped by TERM after step {trainer.state.global_step}")
         return STOPPED_BY_TERM
@@ -179,7 +180,7 @@ def train() -> int:
 def facts_of(
     trainer: ProductionTrainer, length: int, peaks: list[float | None]
 ) -> dict[str, object]:
-    """What the card says of the run itself."""
+    """Return the facts of the run for the model card."""
     accumulated = settings.training.gradient_accumulation_steps
     facts: dict[str, object] = {
         "steps": trainer.state.global_step,
@@ -195,7 +196,7 @@ def facts_of(
 
 
 def add_tensorboard(trainer: ProductionTrainer) -> None:
-    """Events for TensorBoard, where it is installed."""
+    """Write events for TensorBoard, if it is installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -228,7 +229,7 @@ def keep(trainer: ProductionTrainer, tokenizer: Any, facts: dict[str, object]) -
     say(f"wrote {folder}")
 
 
-@record  # the traceback goes into the file that torchrun, and with it UGRO, reads the cause from
+@record  # writes the traceback into a file, for torchrun and UGRO to read the cause from
 def main() -> int:
     try:
         return train()
@@ -251,7 +252,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     code = main()
-    # Not by way of Python's own shutdown: gloo's threads survive their group, and one that drops
-    # its last tensor then aborts the process (torch 2.13, some runs in a hundred).
+    # Without Python's own shutdown: gloo's threads survive their group, and a thread dropping its
+    # last tensor then aborts the process (torch 2.13, some runs in a hundred).
     sys.stdout.flush()
     os._exit(code)

@@ -12,9 +12,9 @@ On from where a run stopped:
 
 Rank 0 writes into $UGRO_OUTPUT_DIR (default ./output): `metrics.jsonl`, one object a logged step;
 `checkpoints/epoch_<n>.pt` after n whole epochs, `epoch_<n>_step_<s>.pt` if stopped within the next, each with its
-manifest; `artifacts/sample.txt`, what the model writes in the end. The other ranks write nothing.
+manifest; `artifacts/sample.txt`, a text written by the trained model. The other ranks write nothing.
 
-Exit code: 0 done; 2 an argument or a file cannot be used; 143 stopped by TERM, after a checkpoint.
+Exit code: 0 done; 2 an unusable argument or file; 143 stopped by TERM, after a checkpoint.
 """
 # mypy: allow-subclassing-any, allow-untyped-decorators, disable-error-code="import-not-found"
 
@@ -41,12 +41,12 @@ RANK, WORLD_SIZE = (
 OUTPUT = Path(os.environ.get("UGRO_OUTPUT_DIR", "output"))
 MODELS = ("char-transformer",)
 DATASETS = {"shakespeare": Path(__file__).parent / "data" / "shakespeare.txt"}
-# A step takes milliseconds: after these, a rank waits for a dead peer.
+# A step takes milliseconds: a longer wait is for a dead peer.
 STOP_GRACE_SECONDS = 3.0
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose every complaint is one line, without the usage, and exit code 2."""
+    """A parser with one-line errors, without the usage, and exit code 2."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"train_single_test: {message}\n")
@@ -98,7 +98,7 @@ parser.add_argument(
 )
 args = parser.parse_args()
 
-# What cannot be used is said before torch is imported, which takes seconds.
+# Faults are reported before torch is imported, because that takes seconds.
 if args.model_name not in MODELS:
     parser.error(
         f"unknown model {args.model_name!r}; this script trains: {', '.join(MODELS)}"
@@ -167,7 +167,7 @@ class CharTransformer(nn.Module):
 
 
 def join_ranks() -> torch.device:
-    """This rank's device, when all ranks have met (plain python: one alone) on the same text."""
+    """Wait for all ranks (plain python: one alone), compare their texts and return this rank's device."""
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     # CUDA_VISIBLE_DEVICES="" asks for the CPU.
     use_cuda = torch.cuda.device_count() >= local_ranks
@@ -210,7 +210,7 @@ def join_ranks() -> torch.device:
 def load_checkpoint(
     model_shape: dict[str, Any], device: torch.device
 ) -> dict[str, Any]:
-    """The checkpoint of --resume, on every rank. Rank 0 reads it, and its fault ends all ranks."""
+    """Return the checkpoint of --resume, on every rank. Rank 0 reads it; a fault there ends all ranks."""
     box: list[Any] = [None]
     if RANK == 0:
         path = Path(args.resume)
@@ -243,7 +243,7 @@ def sample(
     model: nn.Module, vocabulary: str, device: torch.device, length: int = 400
 ) -> str:
     generator = torch.Generator().manual_seed(args.seed)
-    codes = [vocabulary.find("\n") % len(vocabulary)]  # it begins as a new line does
+    codes = [vocabulary.find("\n") % len(vocabulary)]  # begin like a new line
     for _ in range(length):
         window = torch.tensor([codes[-args.context :]], device=device)
         odds = model(window)[0, -1].softmax(-1).cpu()
@@ -296,7 +296,7 @@ def train() -> None:
     started = last_logged = time.monotonic()
     characters = 0
     while step < total_steps:
-        # The order follows from seed and epoch alone, so that a resumed run meets the same batches.
+        # The order follows from seed and epoch alone, so a resumed run has the same batches.
         epoch, within = divmod(step, steps_per_epoch)
         shuffle = torch.Generator().manual_seed(args.seed + 1_000_003 * epoch)
         offset = int(torch.randint(args.context, (1,), generator=shuffle))
@@ -317,8 +317,8 @@ def train() -> None:
         )
         optimizer.step()
 
-        # One all-reduce of two numbers a step tells all ranks the mean loss and whether any of them
-        # was told to stop: so all leave after the same step. It costs what a small message costs.
+        # One all-reduce of two numbers a step gives all ranks the mean loss and any request to stop,
+        # so all leave after the same step. It costs no more than any small message.
         shared = torch.stack(
             (loss.detach(), loss.new_tensor(float(stop.asked.is_set())))
         )
@@ -343,7 +343,7 @@ def train() -> None:
                 "elapsed_seconds": round(now - started, 3),
                 "time": round(time.time(), 3),
             }
-            # One write in append mode: whoever follows the file never reads half a line.
+            # One write in append mode: a follower of the file never reads half a line.
             with open(OUTPUT / "metrics.jsonl", "ab", buffering=0) as metrics:
                 metrics.write(json.dumps(line).encode() + b"\n")
             where = f"epoch {epoch + 1}/{args.num_epochs} step {step}/{total_steps}"
@@ -371,17 +371,18 @@ def train() -> None:
                 "optimizer": optimizer.state_dict(),
             }
             content["rng"] = torch.get_rng_state()
-            # Of an earlier run's checkpoint of this name.
+            # It may be that of an earlier run's checkpoint of this name.
             manifest_of(path).unlink(missing_ok=True)
             torch.save(content, path.with_suffix(".tmp"))
-            path.with_suffix(".tmp").replace(path)  # no reader meets half a checkpoint
+            path.with_suffix(".tmp").replace(path)  # no reader sees half a checkpoint
             part = epoch + within / steps_per_epoch
             write_manifest(
                 path, step=step, epoch=part, rank=0, ranks=[0], world_size=WORLD_SIZE
             )
             say(f"saved {path}")
         if stopping:
-            dist.barrier()  # a rank that left first would have its torchrun end the one that saves
+            # A rank leaving first would make torchrun end the saving rank.
+            dist.barrier()
             say(f"rank {RANK}: stopped by TERM after step {step}")
             sys.exit(STOPPED_BY_TERM)
 
@@ -391,7 +392,7 @@ def train() -> None:
         say(f"wrote {path}; trained for {time.monotonic() - started:.1f} s")
 
 
-@record  # the traceback goes into the file that torchrun, and with it UGRO, reads the cause from
+@record  # writes the traceback into a file, for torchrun and UGRO to read the cause from
 def main() -> None:
     try:
         train()
@@ -406,7 +407,7 @@ if __name__ == "__main__":
         main()
     except SystemExit as stop:
         code = int(stop.code or 0)
-    # Not by way of Python's own shutdown: gloo's threads survive their group, and one that drops
-    # its last tensor then aborts the process (torch 2.13, some runs in a hundred).
+    # Without Python's own shutdown: gloo's threads survive their group, and a thread dropping its
+    # last tensor then aborts the process (torch 2.13, some runs in a hundred).
     sys.stdout.flush()
     os._exit(code)

@@ -1,5 +1,5 @@
-"""What train_production.py is made of; `checkpoints` and `stopping` are train_single_test.py's, too.
+"""The parts of train_production.py; train_single_test.py uses `checkpoints` and `stopping`, too.
 
-Without torch, for what is said before the imports: faults, settings, by_hand, rules, preflight, checkpoints, stopping.
-With it: gang, memory, data, model, arguments, trainer; and card, which writes the model card.
+Without torch, for checks before its import: faults, settings, by_hand, rules, preflight, checkpoints, stopping.
+With torch: gang, memory, data, model, arguments, trainer. The model card is written by `card`.
 """

@@ -1,4 +1,4 @@
-"""The settings in the words of transformers' Trainer."""
+"""The settings as arguments of transformers' Trainer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .gang import Gang
 from .model import Precision
 from .preflight import Inputs
 
-OPTIMIZERS = {  # the seeds' names -> the Trainer's
+OPTIMIZERS = {  # {name in the settings: name in the Trainer}
     "adamw": "adamw_torch",
     "adamw_8bit": "adamw_bnb_8bit",
     "paged_adamw_8bit": "paged_adamw_8bit",
@@ -30,13 +30,13 @@ def training_arguments(
     *,
     evaluates: bool,
 ) -> TrainingArguments:
-    """The settings in the Trainer's words."""
+    """Translate the settings into the Trainer's arguments."""
     training, optimizer = settings.training, settings.optimizer
     return TrainingArguments(
         output_dir=str(output / "checkpoints"),
         per_device_train_batch_size=inputs.batch_sizes[gang.rank],
         gradient_accumulation_steps=training.gradient_accumulation_steps,
-        # Each token counts alike, on whichever rank it is: so uneven ranks equal one big batch.
+        # Each token counts alike, regardless of its rank: so uneven ranks equal one big batch.
         average_tokens_across_devices=True,
         num_train_epochs=training.num_epochs,
         max_steps=training.max_steps or -1,

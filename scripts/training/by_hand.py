@@ -1,6 +1,6 @@
-"""The settings of a run that UGRO has not started: the files of config/, flags and --set.
+"""The settings of a run started by hand, without UGRO: from the files of config/, flags and --set.
 
-What may stand there says config/training_schema.yaml. The check is that of UGRO itself: rules.py is a link to its file.
+The rules are in config/training_schema.yaml, and UGRO itself checks by the same code: rules.py is a link to its file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FLAGS = {
 
 
 class Said(NamedTuple):
-    """One value as it was given, in text, and where."""
+    """One value as text, with its place."""
 
     where: str
     name: str  # section.key
@@ -35,7 +35,7 @@ class Said(NamedTuple):
 
 
 def settings_by_hand(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Return the settings by section and key; raises Fault for the first that cannot be used."""
+    """Return the settings by section and key; raises Fault for the first unusable value."""
     rules = _rules()
     settings: dict[str, dict[str, Any]] = {}
     for said in _of_file(DEFAULTS):
@@ -59,7 +59,7 @@ def _take(said: Said, rule: Rule, settings: dict[str, dict[str, Any]]) -> None:
 
 
 def _rules() -> dict[str, Rule]:
-    """Read the rules by section.key; without a schema a setting is of its default's kind."""
+    """Read {section.key: rule} from the schema; empty without one. Raises Fault."""
     rules: dict[str, Rule] = {}
     for said in _of_file(SCHEMA) if SCHEMA.is_file() else ():
         try:
@@ -70,7 +70,7 @@ def _rules() -> dict[str, Rule]:
 
 
 def _over_the_defaults(options: argparse.Namespace) -> Iterator[Said]:
-    """Yield what --config, the flags and --set say, in the order in which it counts."""
+    """Yield the values of --config, the flags and --set; later ones override earlier ones. Raises Fault."""
     if options.config:
         yield from _of_file(Path(options.config))
     for flag, name in FLAGS.items():
@@ -88,11 +88,11 @@ def _over_the_defaults(options: argparse.Namespace) -> Iterator[Said]:
         yield Said(where, name.strip(), "" if node is None else _plain(node, where))
 
 
-# ---- YAML, in which a value is the text that was written until its rule says what it is ----
+# ---- YAML; a value stays text until its rule gives it a type ----
 
 
 def _of_file(path: Path) -> Iterator[Said]:
-    """Yield what a file says, key by key."""
+    """Yield the values of a file of sections. Raises Fault."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError) as error:

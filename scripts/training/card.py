@@ -1,4 +1,4 @@
-"""The card beside a trained model: what it is, what made it, how to use it."""
+"""The card of a trained model: its base model, its use, its results and its parameters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def write_card(
     history: list[dict[str, Any]],
     facts: dict[str, Any],
 ) -> None:
-    """README.md in the folder of the model."""
+    """Write README.md in the folder of the model."""
     name, adapter = settings.model.name, settings.lora.enabled
     header = [
         f"base_model: {json.dumps(name)}",

@@ -1,12 +1,12 @@
-"""Manifests: how whoever looks from outside knows that a checkpoint is whole.
+"""Manifests, the proof for outside readers of a checkpoint's completeness.
 
-`checkpoints/<name>` is a file or a folder. When all of it is written, the rank that wrote it puts
+`checkpoints/<name>` is a file or a folder. After all of it is written, its rank writes
 `checkpoints/<name>.manifest.json` beside it:
 
     {"checkpoint": "checkpoint-50", "step": 50, "epoch": 1.0, "rank": 0, "ranks": [0, 1], "world_size": 2,
      "files": {"checkpoint-50/optimizer.pt": {"bytes": 123, "sha256": "..."}, ...}}
 
-`ranks` are those that write a part; the checkpoint is whole once each of them has its manifest.
+`ranks` are the ranks writing a part; the checkpoint is whole once each of them has its manifest.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CHUNK_BYTES = 1 << 20
 
 
 def manifest_of(checkpoint: Path) -> Path:
-    """Where the manifest of a checkpoint lies, whether it exists or not."""
+    """Return the path of a checkpoint's manifest, existing or not."""
     return checkpoint.with_name(f"{checkpoint.name}.manifest.json")
 
 
@@ -36,7 +36,7 @@ def write_manifest(
     ranks: Sequence[int],
     world_size: int,
 ) -> None:
-    """Say that all files of the checkpoint are there; whoever sees the manifest sees all of it."""
+    """Write the manifest, after all files of the checkpoint: a reader of the manifest finds all of them."""
     files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()] or [
         checkpoint
     ]
@@ -57,7 +57,7 @@ def write_manifest(
 
 
 def remove(checkpoint: Path) -> None:
-    """Take a checkpoint away, its manifest first: none may vouch for what is half removed."""
+    """Remove a checkpoint, its manifest first: none may vouch for a half removed checkpoint."""
     manifest_of(checkpoint).unlink(missing_ok=True)
     if checkpoint.is_dir():
         shutil.rmtree(checkpoint)
@@ -66,7 +66,7 @@ def remove(checkpoint: Path) -> None:
 
 
 def whole_ones(folder: Path, pattern: str) -> list[Path]:
-    """The checkpoints with a manifest, in the order of the numbers in their names."""
+    """List the checkpoints with a manifest, in the order of the numbers in their names."""
     found = [path for path in folder.glob(pattern) if manifest_of(path).exists()]
     return sorted(
         found,

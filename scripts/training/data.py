@@ -1,4 +1,4 @@
-"""Texts -> sequences of tokens, and which of them a rank gets in which step."""
+"""Texts -> sequences of tokens, and their distribution over ranks and steps."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from torch.utils.data import DataLoader, Dataset
 from .faults import Fault, in_one_line
 from .preflight import Inputs, refuse_row
 
-TEXTS_AT_ONCE = 1000  # handed to the tokenizer, which works on them in parallel
-# Of a text file: all of it at once would take the tokenizer far longer.
+TEXTS_AT_ONCE = 1000  # in one call of the tokenizer, to work on them in parallel
+# Pieces of a text file: all of it at once would take the tokenizer far longer.
 LINES_IN_A_PIECE = 1000
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
 CONFIGS = {"wikitext": "wikitext-2-raw-v1", "Salesforce/wikitext": "wikitext-2-raw-v1"}
-NO_LABEL = -100  # what the loss passes over
+NO_LABEL = -100  # ignored by the loss
 
 
 class Sequences(Dataset):
@@ -40,7 +40,7 @@ class Sequences(Dataset):
         return torch.from_numpy(self.tokens[begin : self.ends[index]].astype(np.int64))
 
     def cut(self, begin: int, end: int) -> Sequences:
-        """Some of the sequences, one after another."""
+        """Return the sequences from `begin` to before `end`."""
         first = self.ends[begin - 1] if begin else 0
         last = self.ends[end - 1] if end else 0
         return Sequences(self.tokens[first:last], self.ends[begin:end] - first)
@@ -48,7 +48,7 @@ class Sequences(Dataset):
 
 @dataclass(frozen=True)
 class Data:
-    """What is trained on, and what is held out; `digest` tells one data set from another."""
+    """The sequences to train on, and those held out; `digest` identifies the data set."""
 
     train: Sequences
     validation: Sequences | None
@@ -57,10 +57,10 @@ class Data:
 
 
 class RankBatches:
-    """This rank's part of each global micro-batch, as a list of indices: its batch size of every sum of all.
+    """The indices of this rank's sequences in each global micro-batch, the batches of all ranks together.
 
-    The order follows from seed and epoch alone, so that any number of ranks sees the same sequences in the same steps.
-    What does not fill the last micro-batch of an epoch is left out of it. Without a seed: in order, nothing left out.
+    The order follows from seed and epoch alone, so any number of ranks sees the same sequences in the same steps.
+    An incomplete last micro-batch of an epoch is left out. Without a seed: in order, nothing left out.
     """
 
     def __init__(
@@ -97,7 +97,10 @@ class RankBatches:
 
 
 class Loader(DataLoader):
-    """Batches by `RankBatches`. It draws nothing from torch's global generator, whose state a resumed run restores."""
+    """Batches by `RankBatches`.
+
+    It draws nothing from torch's global generator, because a resumed run restores the state of that one.
+    """
 
     def __init__(
         self,
@@ -116,12 +119,12 @@ class Loader(DataLoader):
         )
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer before each epoch."""
+        """Set the epoch of the order; called by the Trainer before each epoch."""
         self.batch_sampler.set_epoch(epoch)
 
 
 def collator(pad_id: int) -> Callable[[list[torch.Tensor]], dict[str, torch.Tensor]]:
-    """A function from sequences to a batch, padded to the longest."""
+    """Make a function from sequences to a batch {name: (B, T) tensor}, padded to the longest."""
 
     def collate(sequences: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         pad = torch.nn.utils.rnn.pad_sequence
@@ -147,7 +150,7 @@ def prepare(
     vocabulary: int,
     max_length: int,
 ) -> Data:
-    """The sequences of a data set. Raises Fault for one that cannot be used."""
+    """Read and tokenize a data set. Raises Fault for an unusable one."""
     wanted = settings.dataset
     notes: list[str] = []
     evaluates = settings.training.evaluation_strategy != "no"
@@ -189,7 +192,7 @@ def prepare(
 def _texts(
     wanted: SimpleNamespace, inputs: Inputs, evaluates: bool, notes: list[str]
 ) -> tuple[Iterable[str], Iterable[str] | None]:
-    """The texts to train on, and those of a validation split if there is one."""
+    """Return the texts to train on, and those of a validation split if there is one. Raises Fault."""
     if inputs.dataset_kind == "text":
         return _of_text_file(inputs.dataset, whole=wanted.packing), None
     if inputs.dataset_kind == "jsonl":
@@ -207,8 +210,9 @@ def _texts(
 def _load_splits(
     wanted: SimpleNamespace, inputs: Inputs, notes: list[str]
 ) -> tuple[Any, Any]:
-    """({name: split}, the split to train on) of a folder or of the hub."""
-    import datasets  # takes a second, and a text file or a .jsonl needs it not
+    """Load ({name: split}, the split to train on) from a folder or from the hub. Raises Fault."""
+    # Late: it takes a second, and a text file or a .jsonl does not need it.
+    import datasets
 
     datasets.disable_progress_bars()
     try:
@@ -291,8 +295,12 @@ def _sequences(
     tokenizer: Any,
     max_length: int,
 ) -> Sequences:
-    """Packed: texts one after another, cut into full sequences and a rest. Else one text each, cut off."""
-    pieces = inputs.dataset_kind == "text" and wanted.packing  # of one single text
+    """Tokenize the texts into sequences of at most `max_length` tokens.
+
+    Packed: texts one after another, cut into full sequences and a rest. Else one text each, cut off.
+    """
+    # The pieces of a packed text file are one single text.
+    pieces = inputs.dataset_kind == "text" and wanted.packing
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     chunks: list[np.ndarray] = []
     lengths: list[int] = []
@@ -309,7 +317,7 @@ def _sequences(
                 tokens = tokens + end
             tokens = tokens if wanted.packing else tokens[:max_length]
             if wanted.packing or len(tokens) > 1:
-                # The loss needs a token before the one it asks for.
+                # A sequence of one token gives the loss nothing to predict.
                 chunks.append(np.asarray(tokens, dtype=np.int32))
                 lengths.append(len(tokens))
     if pieces and chunks:

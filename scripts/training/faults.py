@@ -1,14 +1,14 @@
-"""What a user can put right."""
+"""The errors a user can correct."""
 
 STOPPED_BY_FAULT = 2
 MOST_CHARACTERS = 300
 
 
 class Fault(Exception):
-    """Something that cannot be used: one line that says what, where, and what to do. Exit code 2."""
+    """An unusable input: one line with the fault, its place and the remedy. Exit code 2."""
 
 
 def in_one_line(error: BaseException) -> str:
-    """What a library's error says, on one line and not too long."""
+    """Return a library's error message on one line, of at most MOST_CHARACTERS."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}..."

@@ -1,4 +1,4 @@
-"""The ranks of a run: who this one is, and what they have to agree upon."""
+"""The ranks of a run: this rank's place among them, and their agreements."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from .faults import Fault
 
-# One rank may have to fetch a model while the others wait.
+# One rank may have to download a model while the others wait.
 PATIENCE = timedelta(minutes=30)
 
 
@@ -30,7 +30,10 @@ class Gang:
 
     @classmethod
     def join(cls) -> Gang:
-        """This rank, when all have met; with plain python, one alone."""
+        """Wait for all ranks and return this one; with plain python, it is alone.
+
+        Raises Fault on all ranks if only some have a GPU.
+        """
         rank, world_size = (
             int(os.environ.get("RANK", "0")),
             int(os.environ.get("WORLD_SIZE", "1")),
@@ -66,11 +69,11 @@ class Gang:
 
     @property
     def together(self) -> bool:
-        """Whether there is a process group, if only of one."""
+        """Tell whether there is a process group, even of one rank."""
         return dist.is_initialized()
 
     def gather(self, value: Any) -> list[Any]:
-        """What each rank gave, in the order of the ranks."""
+        """Return the values of all ranks, in the order of the ranks."""
         if not self.together:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -78,7 +81,7 @@ class Gang:
         return values
 
     def sum(self, values: list[float | torch.Tensor]) -> list[float]:
-        """Each number added up over all ranks, by one message."""
+        """Sum each number over all ranks, with one message."""
         numbers = [
             torch.as_tensor(value, dtype=torch.float64, device=self.device)
             for value in values
@@ -94,9 +97,10 @@ class Gang:
             dist.barrier()
 
     def all_or_none(self, step: Callable[[], Any]) -> Any:
-        """What `step` returns, if it worked on every rank; else Fault on all of them, with the first rank's words.
+        """Return the result of `step` if it worked on every rank.
 
-        So no rank waits for one that has left.
+        Otherwise raise Fault on all of them, with the message of the first faulty rank. So no rank waits for one
+        already gone.
         """
         result, fault = None, None
         try:
@@ -115,7 +119,7 @@ class Gang:
         return result
 
     def same(self, value: str, what: str) -> None:
-        """Raise Fault on all ranks unless `value` is the same on all of them."""
+        """Raise Fault on all ranks unless `value` is the same everywhere."""
         values = self.gather((value, self.name))
         odd = [
             f"rank {rank} ({name})"
@@ -128,7 +132,7 @@ class Gang:
             )
 
     def _share_cores(self) -> None:
-        """Give each rank its part of the machine's cores, unless somebody has decided already."""
+        """Limit torch to this rank's part of the machine's cores, unless OMP_NUM_THREADS is set."""
         if "OMP_NUM_THREADS" in os.environ:
             return
         # Namespaces and containers of one machine have host names of their own, but one boot id.
@@ -141,12 +145,12 @@ class Gang:
         )
         threads = max(1, (cores or 1) // self.gather(machine).count(machine))
         torch.set_num_threads(threads)
-        # Else accelerate decides once more, and warns.
+        # Otherwise accelerate decides once more, and warns.
         os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def _refuse_mixed(store: Any, rank: int, world_size: int, device: torch.device) -> None:
-    """Raise Fault on all ranks where some have a GPU and some have none: their backends would wait for each other."""
+    """Raise Fault on all ranks if only some have a GPU: their backends would wait for each other."""
     store.set(f"device_of_{rank}", device.type)
     kinds = [store.get(f"device_of_{other}").decode() for other in range(world_size)]
     if len(set(kinds)) > 1:

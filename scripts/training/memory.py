@@ -1,4 +1,4 @@
-"""Whether this rank fits its card: UGRO's estimate, held against what is free there now."""
+"""The check of this rank's memory: UGRO's estimate, compared with the free memory of the card."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from .faults import Fault
 from .gang import Gang
 
 MIB, GIB = 2**20, 2**30
-# UGRO has compared the same number with what was free before the start, and let 15 % pass. In what is free now this
-# process's own part of CUDA is missing, which is in the estimate. With less than this much of it, others took the rest.
+# UGRO compared the same number with the memory free before the start, and allowed 15 %. By now this process's own part
+# of CUDA, included in the estimate, is taken. With less than this part of the estimate free, others took the rest.
 LEAST_PART = 0.75
 
 
 def refuse_if_too_large(
     needed_mib: int | None, settings: SimpleNamespace, batch_size: int, gang: Gang
 ) -> str | None:
-    """Return a line with what is needed and what is free, None without an estimate or a GPU; raises Fault."""
+    """Return a line with the needed and the free memory; None without an estimate or a GPU.
+
+    Raises Fault if too little is free.
+    """
     if needed_mib is None or gang.device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(gang.device)

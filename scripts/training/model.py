@@ -1,4 +1,4 @@
-"""The model, as the settings and the device want it."""
+"""The model, loaded according to the settings and the device."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ ALL_LINEAR = "all-linear"  # as peft calls it
 
 @dataclass(frozen=True)
 class Precision:
-    """How numbers are held and computed."""
+    """The number types of weights and computation."""
 
     compute: torch.dtype
-    weights: torch.dtype  # of what is not quantised
-    bits: int | None  # of quantised weights; None: none are
+    weights: torch.dtype  # of weights not quantised
+    bits: int | None  # of quantised weights; None without any
     prequantized: bool
 
     @property
     def mixed(self) -> torch.dtype | None:
-        """The type to compute in where the trained weights are float32; None: all is float32."""
+        """Return the type of mixed precision with trained weights in float32; None if all is float32."""
         return None if self.compute is torch.float32 else self.compute
 
 
 def open_model(
     settings: SimpleNamespace, inputs: Inputs, notes: list[str]
 ) -> tuple[Any, Any]:
-    """The configuration and the tokenizer, with a pad token. Raises Fault."""
+    """Load the configuration and the tokenizer, and set a pad token. Raises Fault."""
     try:
         config = AutoConfig.from_pretrained(inputs.model)
         tokenizer = AutoTokenizer.from_pretrained(inputs.model)
@@ -66,7 +66,7 @@ def open_model(
 
 
 def sequence_length(settings: SimpleNamespace, config: Any, notes: list[str]) -> int:
-    """Tokens in a sequence: what is asked for, but no more than the model can take."""
+    """Return the tokens in a sequence: model.max_seq_length, limited by the model's positions."""
     wanted, most = (
         settings.model.max_seq_length,
         getattr(config, "max_position_embeddings", None),
@@ -82,7 +82,7 @@ def sequence_length(settings: SimpleNamespace, config: Any, notes: list[str]) ->
 def choose_precision(
     settings: SimpleNamespace, config: Any, device: torch.device, notes: list[str]
 ) -> Precision:
-    """How to hold and compute, on this device. Raises Fault where a package is missing."""
+    """Choose the number types for this device. Raises Fault if a package is missing."""
     own = getattr(config, "quantization_config", None) or {}
     bits: int | None = None
     if own:
@@ -121,7 +121,7 @@ def choose_precision(
                 f"4-bit weights compute in {wanted.compute_dtype} (quantization.compute_dtype), not {compute}"
             )
     held = getattr(torch, compute)
-    # Weights that are trained are kept in float32: steps of a small learning rate would be lost in less.
+    # Trained weights are kept in float32: steps of a small learning rate would be lost in less.
     return Precision(
         held, held if settings.lora.enabled else torch.float32, bits, bool(own)
     )
@@ -134,7 +134,7 @@ def load_model(
     precision: Precision,
     device: torch.device,
 ) -> Any:
-    """The model's own weights, on the device. Raises Fault."""
+    """Load the model's own weights onto the device. Raises Fault."""
     options: dict[str, Any] = {"config": config, "dtype": precision.weights}
     compute = (
         precision.compute
@@ -174,19 +174,19 @@ def load_model(
     if precision.bits == 4:
         keep_layout(model)
     if model.generation_config is not None:
-        # Else the Trainer does, with a paragraph about it.
+        # Otherwise the Trainer sets it, with a long warning.
         model.generation_config.pad_token_id = config.pad_token_id
     return model
 
 
 def keep_layout(model: Any) -> None:
-    """Keep the 4-bit weights as they were loaded, also where the CPU has a faster layout for inference.
+    """Keep the 4-bit weights as loaded, even on a CPU with a faster layout for inference.
 
-    On a CPU with AVX-512 BF16, bitsandbytes repacks the weights at the first evaluation. What is repacked has no
-    backward pass: every gradient behind it is zero until the weights are saved, which unpacks them on the rank that
-    saves, with other scales than before.
+    On a CPU with AVX-512 BF16, bitsandbytes repacks the weights at the first evaluation. Repacked weights have no
+    backward pass: every gradient behind them is zero until the weights are saved. Saving unpacks them, but only on
+    the saving rank, and with other scales than before.
     """
-    # Late: an environment without it trains what is not quantised.
+    # Late: an environment without bitsandbytes can train a model without quantised weights.
     from bitsandbytes.nn import Linear4bit
 
     for module in model.modules():
@@ -195,7 +195,7 @@ def keep_layout(model: Any) -> None:
 
 
 def digest_of(model: Any) -> str:
-    """What tells these weights from others: the beginning of every tensor."""
+    """Hash the names, shapes and beginnings of all tensors, as an identity of the weights."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         beginning = tensor.detach().flatten()[:64].cpu().contiguous()
@@ -207,7 +207,7 @@ def digest_of(model: Any) -> str:
 
 
 def add_adapter(settings: SimpleNamespace, model: Any) -> Any:
-    """The model with a new adapter, which alone is trained. Raises Fault for target modules that it has not."""
+    """Wrap the model with a new adapter; only the adapter is trained. Raises Fault for unknown target modules."""
     lora = settings.lora
     linears = [
         name for name, module in model.named_modules() if isinstance(module, nn.Linear)
@@ -237,7 +237,7 @@ def add_adapter(settings: SimpleNamespace, model: Any) -> Any:
 
 
 def count_parameters(model: Any) -> tuple[int, int]:
-    """Those that are trained, and all; of quantised ones as many as they stand for."""
+    """Return (trained, all) parameters, quantised ones counted as before quantisation."""
     if hasattr(model, "get_nb_trainable_parameters"):
         trained, everything = model.get_nb_trainable_parameters()
         return int(trained), int(everything)
@@ -246,7 +246,7 @@ def count_parameters(model: Any) -> tuple[int, int]:
 
 
 def spare_the_network(model: Any) -> None:
-    """Keep DDP from sending what is frozen to all ranks at the start: `digest_of` has compared it already."""
+    """Keep DDP from sending frozen weights to all ranks at the start: their digests were compared already."""
     frozen = [
         name
         for name, parameter in model.named_parameters()

@@ -1,4 +1,4 @@
-"""What can be checked before torch and transformers are imported, which takes ten seconds and more."""
+"""The checks before the import of torch and transformers, because that takes ten seconds and more."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ FULL_WEIGHTS = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
 )
-STATE = "trainer_state.json"  # a checkpoint without it has weights only
+STATE = "trainer_state.json"  # a checkpoint without it has only weights
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run works from, found and looked at."""
+    """The checked inputs of a run."""
 
     model: str  # a folder, or a name on the hub
     dataset: str  # a file, a folder, or a name on the hub
     dataset_kind: str  # text, jsonl, folder or hub
     batch_sizes: tuple[int, ...]  # sequences in a micro-step of each rank
-    memory_mib: int | None  # what UGRO expects this rank to need of its card
+    memory_mib: int | None  # UGRO's estimate of this rank's need on its card
     resume: Path | None
-    offline: bool  # nothing has to come from the hub
+    offline: bool  # nothing is needed from the hub
 
 
 def look(
@@ -43,7 +43,7 @@ def look(
     environ: Mapping[str, str],
     output: Path,
 ) -> Inputs:
-    """The inputs of a run. Raises Fault for what is missing or does not fit."""
+    """Find and check the inputs of a run. Raises Fault for missing or unfitting ones."""
     world_size = int(environ.get("WORLD_SIZE", "1"))
     batch_sizes = _batch_sizes(settings, environ.get("UGRO_BATCH_SIZES"), world_size)
     memory_mib = _memory(environ.get("UGRO_MEMORY_MIB"))
@@ -73,7 +73,7 @@ def look(
 def refuse_config(
     config: Mapping[str, Any], name: str, settings: SimpleNamespace
 ) -> None:
-    """Raise Fault where a model's configuration does not go with the settings."""
+    """Raise Fault if a model's configuration contradicts the settings."""
     quantized = config.get("quantization_config") or {}
     if quantized and not settings.lora.enabled:
         raise Fault(
@@ -202,7 +202,7 @@ def refuse_row(row: Any, column: str, where: str) -> None:
 
 
 def _refuse_split(wanted: SimpleNamespace, where: str) -> None:
-    """Raise Fault for a validation split of data that has no splits."""
+    """Raise Fault for a validation split of data without splits."""
     if wanted.validation_split:
         raise Fault(
             f"{where}: it has no splits, so none is called {wanted.validation_split!r} (dataset.validation_split)"

@@ -1,10 +1,10 @@
-"""What a run is told.
+"""The settings of a run.
 
     settings, options = read(sys.argv[1:], os.environ)
     settings.lora.rank       # 16
 
-UGRO tells it all in UGRO_SETTINGS, complete and checked, and that is taken as it is. By hand each of these counts over
-the one before: config/training_defaults.yaml, --config, flags, --set. See by_hand.py.
+UGRO gives all of them in UGRO_SETTINGS, complete and checked; they are used unchanged. By hand each of these sources
+overrides the one before: config/training_defaults.yaml, --config, flags, --set. See by_hand.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .faults import STOPPED_BY_FAULT, Fault
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose every complaint is one line, without the usage, and exit code 2."""
+    """A parser with one-line errors, without the usage, and exit code 2."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(STOPPED_BY_FAULT, f"{self.prog}: {message}\n")
@@ -29,7 +29,7 @@ class Settings(SimpleNamespace):
     """All settings by section, or those of a section by key."""
 
     def __getattr__(self, name: str) -> NoReturn:
-        """Raise Fault for what is not there: then UGRO and this script are of different versions."""
+        """Raise Fault for a missing setting: UGRO and this script are of different versions."""
         if name.startswith("__"):
             raise AttributeError(name)
         raise Fault(
@@ -40,9 +40,9 @@ class Settings(SimpleNamespace):
 def read(
     arguments: Sequence[str], environ: Mapping[str, str]
 ) -> tuple[Settings, argparse.Namespace]:
-    """Return the settings by section and key, and the flags that are no settings: job_id, resume.
+    """Return the settings by section and key, and the other flags: job_id, resume.
 
-    Raises Fault for what cannot be used.
+    Raises Fault for unusable settings.
     """
     parser = Parser(
         prog="train_production", description="Fine-tune a causal language model."
@@ -74,7 +74,7 @@ def read(
 
 
 def _told(text: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Return what UGRO says. The flags of the contract say the same, and are passed over."""
+    """Read UGRO_SETTINGS. The flags of the contract repeat some of them, and are ignored. Raises Fault."""
     if options.set or options.config:
         raise Fault("--set and --config are for runs by hand; use --set of inv launch")
     try:
@@ -90,7 +90,7 @@ def _told(text: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def _by_hand(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     try:
-        # Late: a node has what it takes neither beside scripts/ nor, perhaps, in its Python.
+        # Late: on a node, config/ and perhaps PyYAML are missing.
         from .by_hand import settings_by_hand
     except ImportError as error:
         raise Fault(

@@ -1,7 +1,7 @@
-"""TERM, as a rank hears of it that waits inside a collective and so runs no Python signal handler.
+"""TERM for a rank inside a collective, where no Python signal handler runs.
 
 stop = Stop(say, agree_seconds=lambda: 3.0)
-... each step: tell the other ranks whether stop.asked is set; once all know: stop.agreed.set()
+... each step: send stop.asked to the other ranks; once all know of it: stop.agreed.set()
 ... save a checkpoint; stop.saved.set(); sys.exit(STOPPED_BY_TERM)
 """
 
@@ -14,15 +14,16 @@ import time
 from collections.abc import Callable
 
 STOPPED_BY_TERM = 128 + signal.SIGTERM
-# From TERM to KILL. UGRO gives torchrun this time for its workers, less a little to be the first to end.
+# From TERM to KILL: torchrun's time for its workers, as set by UGRO, less a little to end before it.
 GRACE_SECONDS = float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "15")) - 1.0
 
 
 class Stop:
-    """`asked` is set by TERM, `agreed` by the caller once all ranks know, `saved` when the checkpoint is whole.
+    """The state of a stop by TERM.
 
-    If the ranks do not agree within `agree_seconds`, because a peer is gone, or if the checkpoint takes longer than the
-    grace time, this rank says so and ends with STOPPED_BY_TERM.
+    `asked` is set by TERM, `agreed` by the caller once all ranks know, `saved` once the checkpoint is whole. If the
+    ranks do not agree within `agree_seconds`, because a peer is gone, or if the checkpoint takes longer than the grace
+    time, this rank says so and ends with STOPPED_BY_TERM.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class Stop:
         self._say, self._agree_seconds = say, agree_seconds
         self._reader, writer = os.pipe()
         os.set_blocking(writer, False)
-        # Written to by the C handler, whatever Python is doing.
+        # The C handler writes to it, even while Python is inside a collective.
         signal.set_wakeup_fd(writer)
         signal.signal(signal.SIGTERM, lambda *_: None)
         threading.Thread(target=self._watch, name="watch-for-term", daemon=True).start()

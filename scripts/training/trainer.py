@@ -1,7 +1,7 @@
 """transformers' Trainer with uneven micro-batches, an end by TERM, exact resume, metrics.jsonl and manifests.
 
 Each overridden method says why; the rest is the Trainer's own. Written against transformers 5.23: methods with an
-underscore are not promised to stay, so look at them again when the pin in requirements.txt moves.
+underscore may change, so check them again when the pin in requirements.txt moves.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from .gang import Gang
 from .preflight import STATE, Inputs
 from .stopping import GRACE_SECONDS, Stop
 
-PROGRESS = "progress.json"  # in a checkpoint: where in the data it was made
+PROGRESS = "progress.json"  # in a checkpoint: its place in the data
 LEAST_SECONDS_TO_AGREE = 3.0
 
 
 @dataclass
 class Window:
-    """What happened since the last line of metrics."""
+    """The sums since the last line of metrics."""
 
     losses: list[float] = field(default_factory=list)  # of each step
     tokens: float = 0.0
@@ -40,7 +40,7 @@ class Window:
     mark: float = field(default_factory=time.monotonic)
 
     def add(self, loss: float, tokens: float, samples: int) -> float:
-        """Count a step in; returns its seconds."""
+        """Add a step and return its seconds."""
         now = time.monotonic()
         took = now - self.mark
         self.losses.append(loss)
@@ -53,11 +53,11 @@ class Window:
         return took
 
     def pause(self) -> None:
-        """Leave out the time since the last step: it went into a checkpoint or an evaluation."""
+        """Drop the time since the last step: it was spent on a checkpoint or an evaluation."""
         self.mark = time.monotonic()
 
     def take(self) -> dict[str, float]:
-        """The numbers of a line, and a new window."""
+        """Return the numbers of a line of metrics, and start a new window."""
         seconds = max(self.seconds, 1e-9)
         line = {
             "loss": sum(self.losses) / len(self.losses),
@@ -69,7 +69,7 @@ class Window:
 
 
 class ProductionTrainer(Trainer):
-    """A Trainer of one rank of a gang, whose micro-batches may differ from those of the others."""
+    """The Trainer of one rank, with micro-batches of its own size."""
 
     def __init__(
         self,
@@ -96,10 +96,10 @@ class ProductionTrainer(Trainer):
         self.step_seconds = self.step_tokens = 0.0
         self.step_loss: torch.Tensor | float = 0.0
         self.saved: set[int] = set()
-        # Ranks that share a node share its folder, and the first of them speaks for all.
+        # Ranks on one node share its folder, and the first of them writes for all.
         writers = self.gang.gather(self.args.should_save)
         self.writers = [rank for rank, writes in enumerate(writers) if writes]
-        # What a checkpoint's place in the data depends on.
+        # A checkpoint's place in the data is valid only for the same layout.
         self.layout = {
             "seed": settings.training.seed,
             "data": data.digest,
@@ -112,7 +112,7 @@ class ProductionTrainer(Trainer):
     # ---- data ----
 
     def get_train_dataloader(self) -> Loader:
-        """Not prepared by accelerate, which would deal out batches of one size."""
+        """Return a loader not prepared by accelerate, because that deals out batches of one size."""
         batches = RankBatches(
             len(self.data.train),
             self.batch_sizes,
@@ -135,7 +135,7 @@ class ProductionTrainer(Trainer):
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Also keeps the loss and the tokens of the step, for `step_done`."""
+        """Add the loss and the tokens to those of the step, for `step_done`; the rest is the Trainer's."""
         # Still on the CPU: no wait for the GPU.
         self.step_tokens += float(inputs["labels"].ne(NO_LABEL).sum())
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -143,7 +143,7 @@ class ProductionTrainer(Trainer):
         return loss
 
     def step_done(self) -> None:
-        """One small message tells all ranks the loss, the tokens, and whether any of them was told to stop."""
+        """Share loss, tokens and a request to stop among all ranks, with one small message."""
         asked = float(self.stop.asked.is_set())
         loss, tokens, asked = self.gang.sum([self.step_loss, self.step_tokens, asked])
         self.step_loss = self.step_tokens = 0.0
@@ -172,9 +172,9 @@ class ProductionTrainer(Trainer):
         )
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """The mean loss over all tokens of the validation set; each rank takes its share.
+        """Return the mean loss over all tokens of the validation set; each rank evaluates its share.
 
-        Not the Trainer's, which gives all ranks as much, and weights batches alike however many tokens they hold.
+        The Trainer's own gives all ranks the same share, and weights batches alike regardless of their tokens.
         """
         batches = RankBatches(
             len(self.data.validation or ()), self.batch_sizes, self.gang.rank
@@ -219,9 +219,10 @@ class ProductionTrainer(Trainer):
     # ---- metrics ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Also a line of metrics.jsonl. The loss is that of `step_done`, which a resumed run goes on with exactly."""
+        """Also write a line of metrics.jsonl, with the loss of `step_done`: a resumed run continues it exactly."""
+        # The Trainer's summary counts only the steps since the resume.
         if "train_runtime" in logs:
-            return  # a summary that counts only what was done since the resume
+            return
         if "loss" in logs:
             logs |= self.window.take()
             if self.gang.device.type == "cuda":
@@ -242,7 +243,7 @@ class ProductionTrainer(Trainer):
         }
         line["elapsed_seconds"] = round(time.monotonic() - self.started, 3)
         line["time"] = round(time.time(), 3)
-        # One write in append mode: whoever follows the file never reads half a line.
+        # One write in append mode: a follower of the file never reads half a line.
         with open(self.output / "metrics.jsonl", "ab", buffering=0) as metrics:
             metrics.write(json.dumps(line).encode() + b"\n")
         where = f"step {line['step']}/{line['total_steps']}, epoch {line['epoch']:g}/{line['total_epochs']}"
@@ -260,7 +261,7 @@ class ProductionTrainer(Trainer):
     # ---- checkpoints ----
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Also the place in the data, and the manifest once all ranks have written; once a step is enough."""
+        """Also write the place in the data, and the manifest after all ranks have written; only once a step."""
         step = self.state.global_step
         if step in self.saved:
             return
@@ -296,7 +297,7 @@ class ProductionTrainer(Trainer):
             )
             if limit := self.settings.training.save_total_limit:
                 known = whole_ones(folder.parent, "checkpoint-*")
-                # Not those of an earlier run that went farther.
+                # Later ones belong to an earlier run, which went farther.
                 for old in known[: known.index(folder) + 1][:-limit]:
                     remove(old)
         self.saving = False
@@ -318,13 +319,16 @@ class ProductionTrainer(Trainer):
         checkpoint: str | None,
         trial: Any,
     ) -> tuple[int, int]:
-        """The place to go on from. The Trainer's own assumes that the steps of an epoch are as many as they were."""
+        """Return the epoch to go on in, and its micro-steps to skip.
+
+        The Trainer's own assumes an unchanged number of steps an epoch.
+        """
         epochs, skipped = super()._init_training_state(
             max_steps, steps_per_epoch, num_epochs, checkpoint, trial
         )
         if checkpoint is None:
             return epochs, skipped
-        # How often to log and save is this run's to say.
+        # The intervals of logging and saving are this run's, not the checkpoint's.
         self.state.compute_steps(self.args, max_steps)
         self.state.train_batch_size = self._train_batch_size
         place = self._place(checkpoint)
@@ -358,7 +362,7 @@ class ProductionTrainer(Trainer):
         return epochs, skipped
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """What the optimizer has learnt, but this run's learning rate, decay and so on, where they are others."""
+        """Load the optimizer's moments, but keep this run's learning rate, decay and so on."""
         if checkpoint is None:
             return
         place = self._place(checkpoint)
@@ -388,14 +392,14 @@ class ProductionTrainer(Trainer):
         self.lr_scheduler._last_lr = [group["lr"] for group in groups]
 
     def _place(self, checkpoint: str) -> dict[str, Any]:
-        """What PROGRESS says; empty for a checkpoint of another program."""
+        """Read PROGRESS of a checkpoint; empty for a checkpoint of another program."""
         path = Path(checkpoint) / PROGRESS
         return (
             dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
         )
 
     def go(self, checkpoint: Path | None) -> bool:
-        """Train from the beginning or from a checkpoint; whether it came to the end."""
+        """Train from the beginning or from a checkpoint; return whether the training was completed."""
         self.started = time.monotonic()
         self.window.pause()
         if checkpoint and not (checkpoint / STATE).exists():
@@ -406,12 +410,13 @@ class ProductionTrainer(Trainer):
             checkpoint = None
         self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if not self.stopping:
-            self.stop.agreed.set()  # too late to stop in order: what is left takes a moment
+            # Too late for a checkpoint by TERM: the rest takes only a moment.
+            self.stop.agreed.set()
         return not self.stopping
 
 
 class StepByStep(TrainerCallback):
-    """Tells the trainer of each step's end. It comes after the Trainer's own callback, and so has the last word."""
+    """A callback for the trainer's `step_done`, after the Trainer's own callback: so it decides last."""
 
     def __init__(self, trainer: ProductionTrainer) -> None:
         self.trainer = trainer
@@ -420,13 +425,13 @@ class StepByStep(TrainerCallback):
         self.trainer.step_done()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """An epoch that is broken off by TERM is not the place to evaluate."""
+        """Skip evaluation, saving and logging after an epoch broken off by TERM."""
         if self.trainer.stopping:
             control.should_evaluate = control.should_save = control.should_log = False
 
 
 def make_readable(folder: Path) -> None:
-    """Safetensors are written for their owner alone; what a user may see of a run should not depend on that."""
+    """Make all files readable for everybody, as the rest of a run: safetensors are written for their owner alone."""
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(0o644)
