@@ -28,15 +28,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from training import preflight
 from training.faults import STOPPED_BY_FAULT, Fault
+from training.inputs import find_inputs
 from training.settings import read
 from training.stopping import STOPPED_BY_TERM
 
-RANK, WORLD_SIZE = (
-    int(os.environ.get("RANK", "0")),
-    int(os.environ.get("WORLD_SIZE", "1")),
-)
+RANK = int(os.environ.get("RANK", "0"))
+WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
 OUTPUT = Path(os.environ.get("UGRO_OUTPUT_DIR", "output"))
 
 say = partial(print, flush=True)  # progress must be visible at once
@@ -52,7 +50,7 @@ def refuse(fault: Fault) -> None:
 # Faults are reported before torch is imported, because that takes seconds.
 try:
     settings, options = read(sys.argv[1:], os.environ)
-    inputs = preflight.look(settings, options.resume, os.environ, OUTPUT)
+    inputs = find_inputs(settings, options.resume, os.environ, OUTPUT)
 except Fault as fault:
     refuse(fault)
 
@@ -76,122 +74,116 @@ from training import model as models  # noqa: E402
 from training.arguments import training_arguments  # noqa: E402
 from training.card import write_card  # noqa: E402
 from training.data import prepare  # noqa: E402
-from training.gang import Gang  # noqa: E402
 from training.memory import refuse_if_too_large  # noqa: E402
+from training.ranks import Ranks  # noqa: E402
 from training.trainer import ProductionTrainer, make_readable  # noqa: E402
 
 
 def train() -> int:
     """Train on this rank and return its exit code."""
-    gang = Gang.join()
+    ranks = Ranks.join()
     notes: list[str] = []
-    talks = RANK == 0 and settings.logging.log_level in ("DEBUG", "INFO")
-    progress = say if talks else lambda _: None
-    say(
-        f"rank {RANK} of {WORLD_SIZE} on {gang.name}: {gang.device}, micro-batch {inputs.batch_sizes[RANK]}"
-    )
-    memory = gang.all_or_none(
-        lambda: refuse_if_too_large(
-            inputs.memory_mib, settings, inputs.batch_sizes[RANK], gang
-        )
+    batch_size = inputs.batch_sizes[RANK]
+    is_reporting = RANK == 0 and settings.logging.log_level in ("DEBUG", "INFO")
+    progress = say if is_reporting else lambda _: None
+    where = f"rank {RANK} of {WORLD_SIZE} on {ranks.name}: {ranks.device}"
+    say(f"{where}, micro-batch {batch_size}")
+    memory = ranks.all_or_none(
+        lambda: refuse_if_too_large(inputs.memory_mib, settings, batch_size, ranks)
     )
     if memory:
         say(f"rank {RANK}: {memory}")
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity("WARNING" if RANK == 0 else "ERROR")
 
-    config, tokenizer = gang.all_or_none(
+    config, tokenizer = ranks.all_or_none(
         lambda: models.open_model(settings, inputs, notes)
     )
     length = models.sequence_length(settings, config, notes)
-    precision = gang.all_or_none(
-        lambda: models.choose_precision(settings, config, gang.device, notes)
+    precision = ranks.all_or_none(
+        lambda: models.choose_precision(settings, config, ranks.device, notes)
     )
-    data = gang.all_or_none(
-        lambda: prepare(
-            settings, inputs, tokenizer, config.get_text_config().vocab_size, length
-        )
+    vocabulary = config.get_text_config().vocab_size
+    data = ranks.all_or_none(
+        lambda: prepare(settings, inputs, tokenizer, vocabulary, length)
     )
-    gang.same(data.digest, f"the data set {settings.dataset.name}")
-    for note in (*notes, *data.notes):
+    ranks.require_same(data.digest, f"the data set {settings.dataset.name}")
+    notes += data.notes
+    for note in notes:
         progress(f"note: {note}")
     held_out = f", {len(data.validation)} for validation" if data.validation else ""
     progress(f"{len(data.train)} sequences of {length} tokens to train on{held_out}")
 
-    model = gang.all_or_none(
-        lambda: models.load_model(settings, inputs, config, precision, gang.device)
+    model = ranks.all_or_none(
+        lambda: models.load_model(settings, inputs, config, precision, ranks.device)
     )
-    gang.same(models.digest_of(model), f"the model {settings.model.name}")
+    ranks.require_same(models.digest_of(model), f"the model {settings.model.name}")
     # The same on all ranks: they start with the same adapter.
     transformers.set_seed(settings.training.seed)
     if settings.lora.enabled:
-        model = gang.all_or_none(lambda: models.add_adapter(settings, model))
+        model = ranks.all_or_none(lambda: models.add_adapter(settings, model))
     models.spare_the_network(model)
 
+    arguments = training_arguments(
+        settings, inputs, precision, ranks, OUTPUT, evaluates=bool(data.validation)
+    )
     trainer = ProductionTrainer(
         settings=settings,
         inputs=inputs,
         data=data,
-        gang=gang,
+        ranks=ranks,
         output=OUTPUT,
         say=progress,
         model=model,
         processing_class=tokenizer,
-        args=training_arguments(
-            settings, inputs, precision, gang, OUTPUT, evaluates=bool(data.validation)
-        ),
+        args=arguments,
     )
     # From here on each rank has a random state of its own, for dropout.
     transformers.set_seed(settings.training.seed + RANK)
     trained, everything = models.count_parameters(model)
-    of_all = f"{trained:,} of {everything:,} parameters"
-    progress(
-        f"training {of_all}; weights {precision.bits or precision.weights.itemsize * 8} bits"
-    )
+    trained_part = f"{trained:,} of {everything:,} parameters"
+    bits = precision.bits or precision.weights.itemsize * 8
+    progress(f"training {trained_part}; weights {bits} bits")
     if settings.logging.use_tensorboard and RANK == 0:
         add_tensorboard(trainer)
-    if not trainer.model_accepts_loss_kwargs and len(set(inputs.batch_sizes)) > 1:
+    is_uneven = len(set(inputs.batch_sizes)) > 1
+    if is_uneven and not trainer.model_accepts_loss_kwargs:
         progress(
             "note: this model's loss cannot be weighted by tokens: uneven ranks count alike"
         )
 
     if not trainer.go(inputs.resume):
         # A rank leaving first would make torchrun end the saving rank.
-        gang.barrier()
+        ranks.barrier()
         trainer.stop.saved.set()
         say(f"rank {RANK}: stopped by TERM after step {trainer.state.global_step}")
         return STOPPED_BY_TERM
-    peak = (
-        torch.cuda.max_memory_allocated() / 2**20
-        if gang.device.type == "cuda"
-        else None
-    )
-    peaks = gang.gather(peak)
+    peak_mib = None
+    if ranks.device.type == "cuda":
+        peak_mib = torch.cuda.max_memory_allocated() / 2**20
+    peaks_mib = ranks.all_gather(peak_mib)
     if RANK == 0:
-        keep(
-            trainer,
-            tokenizer,
-            {"trained parameters": of_all, **facts_of(trainer, length, peaks)},
-        )
-    gang.barrier()
+        facts = facts_of(trainer, length, peaks_mib)
+        write_result(trainer, tokenizer, {"trained parameters": trained_part, **facts})
+    ranks.barrier()
     return 0
 
 
 def facts_of(
-    trainer: ProductionTrainer, length: int, peaks: list[float | None]
+    trainer: ProductionTrainer, length: int, peaks_mib: list[float | None]
 ) -> dict[str, object]:
     """Return the facts of the run for the model card."""
-    accumulated = settings.training.gradient_accumulation_steps
+    micro_steps = settings.training.gradient_accumulation_steps
+    sequences = sum(inputs.batch_sizes) * micro_steps
     facts: dict[str, object] = {
         "steps": trainer.state.global_step,
         "ranks": WORLD_SIZE,
-        "sequences in a step": f"{sum(inputs.batch_sizes) * accumulated} of up to {length} tokens",
+        "sequences in a step": f"{sequences} of up to {length} tokens",
         "micro-batch of each rank": inputs.batch_sizes,
     }
-    if any(peaks):
-        facts["peak GPU memory of each rank, MiB"] = [
-            round(peak) for peak in peaks if peak
-        ]
+    rounded = [round(peak) for peak in peaks_mib if peak]
+    if rounded:
+        facts["peak GPU memory of each rank, MiB"] = rounded
     return facts
 
 
@@ -204,18 +196,20 @@ def add_tensorboard(trainer: ProductionTrainer) -> None:
         return
     from transformers.integrations import TensorBoardCallback
 
-    wanted = settings.logging.tensorboard_dir
-    folder = (
-        Path(wanted.replace("{job_id}", options.job_id)).expanduser()
-        if wanted
-        else OUTPUT / "tensorboard"
-    )
-    trainer.add_callback(TensorBoardCallback(SummaryWriter(log_dir=str(folder))))
+    folder = OUTPUT / "tensorboard"
+    if settings.logging.tensorboard_dir:
+        name = settings.logging.tensorboard_dir.replace("{job_id}", options.job_id)
+        folder = Path(name).expanduser()
+    writer = SummaryWriter(log_dir=str(folder))
+    trainer.add_callback(TensorBoardCallback(writer))
 
 
-def keep(trainer: ProductionTrainer, tokenizer: Any, facts: dict[str, object]) -> None:
+def write_result(
+    trainer: ProductionTrainer, tokenizer: Any, facts: dict[str, object]
+) -> None:
     """Write the result: the adapter or the model, its tokenizer and its card."""
-    folder = OUTPUT / "artifacts" / ("adapter" if settings.lora.enabled else "model")
+    kind = "adapter" if settings.lora.enabled else "model"
+    folder = OUTPUT / "artifacts" / kind
     trainer.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_card(
@@ -237,10 +231,10 @@ def main() -> int:
         print(f"train_production: {fault}", file=sys.stderr, flush=True)
         return STOPPED_BY_FAULT
     except torch.OutOfMemoryError as error:
-        said = " ".join(str(error).split())[:300]
+        message = " ".join(str(error).split())[:300]
         print(
             f"train_production: rank {RANK} ran out of GPU memory: take a smaller batch size or model.max_seq_length, "
-            f"or training.gradient_checkpointing=true ({said})",
+            f"or training.gradient_checkpointing=true ({message})",
             file=sys.stderr,
             flush=True,
         )

@@ -20,7 +20,6 @@ Exit code: 0 done; 2 an unusable argument or file; 143 stopped by TERM, after a 
 
 import argparse
 import hashlib
-import json
 import os
 import pickle
 import socket
@@ -32,12 +31,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from training.checkpoints import manifest_of, whole_ones, write_manifest
+from training.metrics import append_line
 from training.stopping import STOPPED_BY_TERM, Stop
 
-RANK, WORLD_SIZE = (
-    int(os.environ.get("RANK", "0")),
-    int(os.environ.get("WORLD_SIZE", "1")),
-)
+RANK = int(os.environ.get("RANK", "0"))
+WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
 OUTPUT = Path(os.environ.get("UGRO_OUTPUT_DIR", "output"))
 MODELS = ("char-transformer",)
 DATASETS = {"shakespeare": Path(__file__).parent / "data" / "shakespeare.txt"}
@@ -53,7 +51,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive(text: str) -> int:
-    if (value := int(text)) < 1:
+    """Parse a whole number of 1 or more."""
+    value = int(text)
+    if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
     return value
 
@@ -127,43 +127,9 @@ say(
 
 import torch  # noqa: E402  (late on purpose, see above)
 import torch.distributed as dist  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+from torch import nn  # noqa: E402
 from torch.distributed.elastic.multiprocessing.errors import record  # noqa: E402
-
-
-class CharTransformer(nn.Module):
-    """A decoder-only transformer: (B, T) characters in, (B, T, vocabulary) logits out."""
-
-    def __init__(
-        self, vocabulary: int, context: int, layers: int, width: int, heads: int
-    ) -> None:
-        super().__init__()
-        self.token, self.position = (
-            nn.Embedding(vocabulary, width),
-            nn.Embedding(context, width),
-        )
-        options: dict[str, Any] = {
-            "activation": "gelu",
-            "batch_first": True,
-            "norm_first": True,
-        }
-        # No dropout: it would need a random state per rank in every checkpoint.
-        block = nn.TransformerEncoderLayer(
-            width, heads, 4 * width, dropout=0.0, **options
-        )
-        norm = nn.LayerNorm(width)
-        self.blocks = nn.TransformerEncoder(
-            block, layers, norm, enable_nested_tensor=False
-        )
-        self.head = nn.Linear(width, vocabulary)
-
-    def forward(self, x: Tensor) -> Tensor:
-        positions = torch.arange(x.shape[1], device=x.device)
-        mask = nn.Transformer.generate_square_subsequent_mask(
-            len(positions), device=x.device
-        )
-        embedded = self.token(x) + self.position(positions)
-        return self.head(self.blocks(embedded, mask=mask, is_causal=True))
+from training.char_transformer import CharTransformer  # noqa: E402
 
 
 def join_ranks() -> torch.device:
@@ -171,10 +137,9 @@ def join_ranks() -> torch.device:
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     # CUDA_VISIBLE_DEVICES="" asks for the CPU.
     use_cuda = torch.cuda.device_count() >= local_ranks
-    device = torch.device(
-        f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if use_cuda else "cpu"
-    )
+    device = torch.device("cpu")
     if use_cuda:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     dist.init_process_group(
         "nccl" if use_cuda else "gloo",
@@ -186,22 +151,23 @@ def join_ranks() -> torch.device:
         device_id=device if use_cuda else None,
     )
     # Namespaces and containers of one machine have host names of their own, but one boot id.
-    boot_id, host = Path("/proc/sys/kernel/random/boot_id"), socket.gethostname()
+    boot_id = Path("/proc/sys/kernel/random/boot_id")
+    host = socket.gethostname()
     machine = boot_id.read_text() if boot_id.exists() else host
-    ranks: list[Any] = [None] * WORLD_SIZE
-    dist.all_gather_object(ranks, (machine, hashlib.sha256(text.encode()).hexdigest()))
-    if (
-        odd := [rank for rank, (_, digest) in enumerate(ranks) if digest != ranks[0][1]]
-    ) != []:
-        parser.error(
-            f"{args.dataset_name} is another text on rank {odd[0]} than on rank 0"
-        )
-    cores = (
-        len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count()
-    )
-    threads = max(1, (cores or 1) // sum(other == machine for other, _ in ranks))
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    answers: list[Any] = [None] * WORLD_SIZE
+    dist.all_gather_object(answers, (machine, digest))
+    machines = [answer[0] for answer in answers]
+    digests = [answer[1] for answer in answers]
+    for rank, other in enumerate(digests):
+        if other != digests[0]:
+            parser.error(
+                f"{args.dataset_name} is another text on rank {rank} than on rank 0"
+            )
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    threads = max(1, cores // machines.count(machine))
     torch.set_num_threads(threads)
     say(f"rank {RANK} of {WORLD_SIZE} on {host}: {device}, threads: {threads}")
     return device
@@ -211,37 +177,48 @@ def load_checkpoint(
     model_shape: dict[str, Any], device: torch.device
 ) -> dict[str, Any]:
     """Return the checkpoint of --resume, on every rank. Rank 0 reads it; a fault there ends all ranks."""
-    box: list[Any] = [None]
+    shared: list[Any] = [None]
     if RANK == 0:
-        path = Path(args.resume)
-        if args.resume == "latest":
-            path = [
-                OUTPUT / "checkpoints",
-                *whole_ones(OUTPUT / "checkpoints", "epoch_*.pt"),
-            ][-1]
-        try:
-            box[0] = torch.load(path, map_location="cpu", weights_only=True)
-            if box[0]["model_shape"] != model_shape:
-                box[0] = f"{path} is of another model or text: {box[0]['model_shape']}"
-        except (
-            OSError,
-            RuntimeError,
-            EOFError,
-            LookupError,
-            TypeError,
-            pickle.UnpicklingError,
-        ) as error:
-            box[0] = f"cannot resume from {path}: {error}"
-    dist.broadcast_object_list(box, src=0, device=device)
-    if isinstance(box[0], str):
-        parser.error(box[0].splitlines()[0])
-    return dict(box[0])
+        shared[0] = read_checkpoint(model_shape)
+    dist.broadcast_object_list(shared, src=0, device=device)
+    checkpoint = shared[0]
+    if isinstance(checkpoint, str):
+        parser.error(checkpoint.splitlines()[0])
+    return dict(checkpoint)
+
+
+def read_checkpoint(model_shape: dict[str, Any]) -> dict[str, Any] | str:
+    """Read the checkpoint of --resume; return a message if that fails."""
+    path = Path(args.resume)
+    if args.resume == "latest":
+        folder = OUTPUT / "checkpoints"
+        checkpoints = whole_ones(folder, "epoch_*.pt")
+        # Without any, reading the folder fails with its name.
+        path = checkpoints[-1] if checkpoints else folder
+    try:
+        checkpoint: dict[str, Any] = torch.load(
+            path, map_location="cpu", weights_only=True
+        )
+        shape = checkpoint["model_shape"]
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        TypeError,
+        pickle.UnpicklingError,
+    ) as error:
+        return f"cannot resume from {path}: {error}"
+    if shape != model_shape:
+        return f"{path} is of another model or text: {shape}"
+    return checkpoint
 
 
 @torch.no_grad()
 def sample(
     model: nn.Module, vocabulary: str, device: torch.device, length: int = 400
 ) -> str:
+    """Write text with the model, one character after the other."""
     generator = torch.Generator().manual_seed(args.seed)
     codes = [vocabulary.find("\n") % len(vocabulary)]  # begin like a new line
     for _ in range(length):
@@ -252,6 +229,7 @@ def sample(
 
 
 def train() -> None:
+    """Train this rank; ends with STOPPED_BY_TERM after a TERM."""
     device = join_ranks()
     vocabulary = "".join(sorted(set(text)))
     data = torch.tensor([vocabulary.index(character) for character in text])
@@ -312,51 +290,47 @@ def train() -> None:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         step += 1
         # Not a function of the total: a run of 1 epoch, resumed to 2, is a run of 2 epochs.
-        optimizer.param_groups[0]["lr"] = rate = args.learning_rate * min(
-            1.0, step / 10
-        )
+        rate = args.learning_rate * min(1.0, step / 10)
+        optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
 
         # One all-reduce of two numbers a step gives all ranks the mean loss and any request to stop,
         # so all leave after the same step. It costs no more than any small message.
-        shared = torch.stack(
-            (loss.detach(), loss.new_tensor(float(stop.asked.is_set())))
-        )
+        asked = loss.new_tensor(float(stop.asked.is_set()))
+        shared = torch.stack((loss.detach(), asked))
         dist.all_reduce(shared)
-        mean_loss, stopping = float(shared[0]) / WORLD_SIZE, float(shared[1]) > 0
+        mean_loss = float(shared[0]) / WORLD_SIZE
+        stopping = float(shared[1]) > 0
         if stopping:
             stop.agreed.set()
         characters += global_batch * args.context
 
-        if RANK == 0 and (
-            stopping or step in (1, total_steps) or step % args.log_every == 0
-        ):
+        log_due = step in (1, total_steps) or step % args.log_every == 0
+        if RANK == 0 and (stopping or log_due):
             now = time.monotonic()
-            line = {"step": step, "total_steps": total_steps, "epoch": epoch + 1}
-            line |= {
+            characters_per_second = characters / (now - last_logged)
+            line = {
+                "step": step,
+                "total_steps": total_steps,
+                "epoch": epoch + 1,
                 "total_epochs": args.num_epochs,
                 "loss": mean_loss,
                 "learning_rate": rate,
-            }
-            line["tokens_per_second"] = round(characters / (now - last_logged), 1)
-            line |= {
+                "tokens_per_second": round(characters_per_second, 1),
                 "elapsed_seconds": round(now - started, 3),
                 "time": round(time.time(), 3),
             }
-            # One write in append mode: a follower of the file never reads half a line.
-            with open(OUTPUT / "metrics.jsonl", "ab", buffering=0) as metrics:
-                metrics.write(json.dumps(line).encode() + b"\n")
+            append_line(OUTPUT / "metrics.jsonl", line)
             where = f"epoch {epoch + 1}/{args.num_epochs} step {step}/{total_steps}"
             say(
                 f"{where}: loss {mean_loss:.4f}, {line['tokens_per_second']:,.0f} characters/s"
             )
-            last_logged, characters = now, 0
+            last_logged = now
+            characters = 0
 
-        due = (
-            step == total_steps
-            or step % (steps_per_epoch * args.save_every_epochs) == 0
-        )
-        if RANK == 0 and (stopping or due):
+        steps_between = steps_per_epoch * args.save_every_epochs
+        save_due = step == total_steps or step % steps_between == 0
+        if RANK == 0 and (stopping or save_due):
             epoch, within = divmod(step, steps_per_epoch)
             suffix = f"_step_{step}" if within else ""
             path = OUTPUT / "checkpoints" / f"epoch_{epoch}{suffix}.pt"
@@ -365,19 +339,23 @@ def train() -> None:
                 "epoch": epoch,
                 "config": config,
                 "model_shape": model_shape,
-            }
-            content |= {
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
+                "rng": torch.get_rng_state(),
             }
-            content["rng"] = torch.get_rng_state()
             # It may be that of an earlier run's checkpoint of this name.
             manifest_of(path).unlink(missing_ok=True)
-            torch.save(content, path.with_suffix(".tmp"))
-            path.with_suffix(".tmp").replace(path)  # no reader sees half a checkpoint
-            part = epoch + within / steps_per_epoch
+            unfinished = path.with_suffix(".tmp")
+            torch.save(content, unfinished)
+            unfinished.replace(path)  # no reader sees half a checkpoint
+            epochs_done = epoch + within / steps_per_epoch
             write_manifest(
-                path, step=step, epoch=part, rank=0, ranks=[0], world_size=WORLD_SIZE
+                path,
+                step=step,
+                epoch=epochs_done,
+                rank=0,
+                ranks=[0],
+                world_size=WORLD_SIZE,
             )
             say(f"saved {path}")
         if stopping:

@@ -1,5 +1,6 @@
-"""The parts of train_production.py; train_single_test.py uses `checkpoints` and `stopping`, too.
+"""The parts of train_production.py and train_single_test.py.
 
-Without torch, for checks before its import: faults, settings, by_hand, rules, preflight, checkpoints, stopping.
-With torch: gang, memory, data, model, arguments, trainer. The model card is written by `card`.
+Without torch, for checks before its import: faults, settings, by_hand, rules, inputs, checkpoints, stopping, metrics.
+With torch: ranks, memory, data, model, arguments, trainer. The model card is written by `card`.
+train_single_test.py uses only char_transformer, checkpoints, metrics and stopping.
 """

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import torch
 from transformers import TrainingArguments
 
-from .gang import Gang
+from .inputs import Inputs
 from .model import Precision
-from .preflight import Inputs
+from .ranks import Ranks
 
 OPTIMIZERS = {  # {name in the settings: name in the Trainer}
     "adamw": "adamw_torch",
@@ -25,25 +25,31 @@ def training_arguments(
     settings: SimpleNamespace,
     inputs: Inputs,
     precision: Precision,
-    gang: Gang,
+    ranks: Ranks,
     output: Path,
     *,
     evaluates: bool,
 ) -> TrainingArguments:
     """Translate the settings into the Trainer's arguments."""
-    training, optimizer = settings.training, settings.optimizer
+    training = settings.training
+    optimizer = settings.optimizer
+    scheduler = training.lr_scheduler
+    if scheduler == "constant":
+        scheduler = "constant_with_warmup"
+    checkpointing_options = None
+    if training.gradient_checkpointing:
+        checkpointing_options = {"use_reentrant": False}
+    on_cpu = ranks.device.type == "cpu"
     return TrainingArguments(
         output_dir=str(output / "checkpoints"),
-        per_device_train_batch_size=inputs.batch_sizes[gang.rank],
+        per_device_train_batch_size=inputs.batch_sizes[ranks.rank],
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         # Each token counts alike, regardless of its rank: so uneven ranks equal one big batch.
         average_tokens_across_devices=True,
         num_train_epochs=training.num_epochs,
         max_steps=training.max_steps or -1,
         learning_rate=training.learning_rate,
-        lr_scheduler_type="constant_with_warmup"
-        if training.lr_scheduler == "constant"
-        else training.lr_scheduler,
+        lr_scheduler_type=scheduler,
         warmup_steps=training.warmup_steps,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
@@ -54,9 +60,7 @@ def training_arguments(
         fp16=precision.mixed is torch.float16,
         bf16=precision.mixed is torch.bfloat16,
         activation_checkpointing=training.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False}
-        if training.gradient_checkpointing
-        else None,
+        activation_checkpointing_kwargs=checkpointing_options,
         save_strategy=training.save_strategy,
         save_steps=training.save_steps,
         save_on_each_node=True,  # there is no shared disk
@@ -71,7 +75,7 @@ def training_arguments(
         disable_tqdm=True,
         remove_unused_columns=False,
         seed=training.seed,
-        use_cpu=gang.device.type == "cpu",
-        ddp_backend="gloo" if gang.together and gang.device.type == "cpu" else None,
+        use_cpu=on_cpu,
+        ddp_backend="gloo" if ranks.have_group and on_cpu else None,
         ddp_find_unused_parameters=False,
     )

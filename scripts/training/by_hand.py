@@ -26,7 +26,7 @@ FLAGS = {
 }
 
 
-class Said(NamedTuple):
+class Entry(NamedTuple):
     """One value as text, with its place."""
 
     where: str
@@ -38,44 +38,50 @@ def settings_by_hand(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Return the settings by section and key; raises Fault for the first unusable value."""
     rules = _rules()
     settings: dict[str, dict[str, Any]] = {}
-    for said in _of_file(DEFAULTS):
-        rules.setdefault(said.name, Rule.of_default(meant(said.value)))
-        _take(said, rules[said.name], settings)
-    for said in _over_the_defaults(options):
-        if said.name not in rules:
-            raise Fault(
-                f"{said.where}: there is no setting {said.name}{near(said.name, rules)}"
-            )
-        _take(said, rules[said.name], settings)
+    for entry in _entries_of_file(DEFAULTS):
+        if entry.name not in rules:
+            rules[entry.name] = Rule.of_default(meant(entry.value))
+        _add(entry, rules[entry.name], settings)
+    for entry in _overrides(options):
+        if entry.name not in rules:
+            hint = near(entry.name, rules)
+            raise Fault(f"{entry.where}: there is no setting {entry.name}{hint}")
+        _add(entry, rules[entry.name], settings)
     return settings
 
 
-def _take(said: Said, rule: Rule, settings: dict[str, dict[str, Any]]) -> None:
-    section, _, key = said.name.partition(".")
+def _add(entry: Entry, rule: Rule, settings: dict[str, dict[str, Any]]) -> None:
+    """Add a value in its rule's type to the settings. Raises Fault."""
     try:
-        settings.setdefault(section, {})[key] = rule.fit(said.value)
+        value = rule.fit(entry.value)
     except Misfit as error:
-        raise Fault(f"{said.where}: {said.name} {error}") from error
+        raise Fault(f"{entry.where}: {entry.name} {error}") from error
+    section, _, key = entry.name.partition(".")
+    settings.setdefault(section, {})[key] = value
 
 
 def _rules() -> dict[str, Rule]:
     """Read {section.key: rule} from the schema; empty without one. Raises Fault."""
     rules: dict[str, Rule] = {}
-    for said in _of_file(SCHEMA) if SCHEMA.is_file() else ():
+    if not SCHEMA.is_file():
+        return rules
+    for entry in _entries_of_file(SCHEMA):
         try:
-            rules[said.name] = Rule.of_schema(said.value)
+            rules[entry.name] = Rule.of_schema(entry.value)
         except ValueError as error:
-            raise Fault(f"{said.where}: {said.name}: {error}") from error
+            raise Fault(f"{entry.where}: {entry.name}: {error}") from error
     return rules
 
 
-def _over_the_defaults(options: argparse.Namespace) -> Iterator[Said]:
+def _overrides(options: argparse.Namespace) -> Iterator[Entry]:
     """Yield the values of --config, the flags and --set; later ones override earlier ones. Raises Fault."""
     if options.config:
-        yield from _of_file(Path(options.config))
-    for flag, name in FLAGS.items():
-        if (value := getattr(options, flag)) is not None:
-            yield Said(f"--{flag.replace('_', '-')}", name, value)
+        yield from _entries_of_file(Path(options.config))
+    for option, name in FLAGS.items():
+        value = getattr(options, option)
+        if value is not None:
+            flag = "--" + option.replace("_", "-")
+            yield Entry(flag, name, value)
     for pair in options.set:
         where = f"--set {pair}"
         name, equals, text = pair.partition("=")
@@ -84,14 +90,15 @@ def _over_the_defaults(options: argparse.Namespace) -> Iterator[Said]:
             raise Fault(
                 f"{where}: write SECTION.KEY=VALUE, e.g. training.warmup_steps=50"
             )
-        node = _tree(text, where)
-        yield Said(where, name.strip(), "" if node is None else _plain(node, where))
+        node = _parsed(text, where)
+        value = "" if node is None else _plain(node, where)
+        yield Entry(where, f"{section}.{key}", value)
 
 
 # ---- YAML; a value stays text until its rule gives it a type ----
 
 
-def _of_file(path: Path) -> Iterator[Said]:
+def _entries_of_file(path: Path) -> Iterator[Entry]:
     """Yield the values of a file of sections. Raises Fault."""
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -100,19 +107,20 @@ def _of_file(path: Path) -> Iterator[Said]:
         raise Fault(f"{path}: {why}") from error
     seen = set()
     lines = "`key: value` lines"
-    root = _tree(text, str(path))
+    root = _parsed(text, str(path))
     for section, keys in _pairs(root, f"{path}: the file must hold {lines}"):
-        otherwise = f"{path}: {section.value}: must be a section of {lines}"
-        for key, node in _pairs(keys, otherwise):
+        message = f"{path}: {section.value}: must be a section of {lines}"
+        for key, node in _pairs(keys, message):
             where = f"{path}, line {key.start_mark.line + 1}"
             name = f"{section.value}.{key.value}"
             if name in seen:
                 raise Fault(f"{where}: {name} is given twice; keep one")
             seen.add(name)
-            yield Said(where, name, _plain(node, where))
+            yield Entry(where, name, _plain(node, where))
 
 
-def _tree(text: str, where: str) -> yaml.Node | None:
+def _parsed(text: str, where: str) -> yaml.Node | None:
+    """Parse YAML into a tree of nodes, None for an empty text. Raises Fault."""
     try:
         return yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError) as error:
@@ -122,13 +130,15 @@ def _tree(text: str, where: str) -> yaml.Node | None:
         raise Fault(f"{where}{line}: not YAML: {problem}") from error
 
 
-def _pairs(node: yaml.Node | None, otherwise: str) -> list[tuple[Any, Any]]:
+def _pairs(node: yaml.Node | None, message: str) -> list[tuple[Any, Any]]:
+    """List the (key, value) nodes of a mapping. Raises Fault with the message for any other node."""
     if not isinstance(node, yaml.MappingNode):
-        raise Fault(otherwise)
+        raise Fault(message)
     return list(node.value)
 
 
 def _plain(node: yaml.Node, where: str) -> Any:
+    """Convert a node into text, lists and mappings. Raises Fault for a tag."""
     if node.tag not in PLAIN_TAGS:
         raise Fault(f"{where}: a tag is not allowed; write the plain value")
     if isinstance(node, yaml.MappingNode):

@@ -17,65 +17,77 @@ def write_card(
     facts: dict[str, Any],
 ) -> None:
     """Write README.md in the folder of the model."""
-    name, adapter = settings.model.name, settings.lora.enabled
-    header = [
-        f"base_model: {json.dumps(name)}",
-        f"library_name: {'peft' if adapter else 'transformers'}",
-    ]
-    header += ["pipeline_tag: text-generation", *(["tags: [lora]"] if adapter else [])]
-    use = [
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        *(["from peft import PeftModel"] if adapter else []),
-        "",
-        f"model = AutoModelForCausalLM.from_pretrained({name!r})"
-        if adapter
-        else 'model = AutoModelForCausalLM.from_pretrained("this/folder")',
-        *(
-            ['model = PeftModel.from_pretrained(model, "this/folder")']
-            if adapter
-            else []
-        ),
-        'tokenizer = AutoTokenizer.from_pretrained("this/folder")',
-    ]
-    what = "A LoRA adapter for" if adapter else "All weights of"
-    lines = ["---", *header, "---", "", f"# {job_id}", ""]
-    lines += [
-        f"{what} `{name}`, trained on `{settings.dataset.name}` with UGRO's train_production.py.",
-        "",
-    ]
-    lines += ["```python", *use, "```", "", "## Results", "", "| | |", "| --- | --- |"]
-    lines += [
-        f"| {key} | {_shown(value)} |"
-        for key, value in {**facts, **_results(history)}.items()
-    ]
-    lines += ["", "## Parameters", "", "| | |", "| --- | --- |"]
+    name = settings.model.name
+    is_adapter = settings.lora.enabled
+    kind = "A LoRA adapter for" if is_adapter else "All weights of"
+    about = f"{kind} `{name}`, trained on `{settings.dataset.name}` with UGRO's train_production.py."
+    parameters = {}
     for section, keys in vars(settings).items():
-        lines += [
-            f"| {section}.{key} | {_shown(value)} |"
-            for key, value in vars(keys).items()
-        ]
+        for key, value in vars(keys).items():
+            parameters[f"{section}.{key}"] = value
+    lines = ["---", *_header(name, is_adapter), "---", ""]
+    lines += [f"# {job_id}", "", about, ""]
+    lines += ["```python", *_use(name, is_adapter), "```", ""]
+    lines += ["## Results", "", *_table({**facts, **_results(history)}), ""]
+    lines += ["## Parameters", "", *_table(parameters)]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def _header(name: str, is_adapter: bool) -> list[str]:
+    """Return the lines of metadata for the hub."""
+    lines = [
+        f"base_model: {json.dumps(name)}",
+        f"library_name: {'peft' if is_adapter else 'transformers'}",
+        "pipeline_tag: text-generation",
+    ]
+    if is_adapter:
+        lines.append("tags: [lora]")
+    return lines
+
+
+def _use(name: str, is_adapter: bool) -> list[str]:
+    """Return the lines of Python for loading the model."""
+    transformers = "from transformers import AutoModelForCausalLM, AutoTokenizer"
+    tokenizer = 'tokenizer = AutoTokenizer.from_pretrained("this/folder")'
+    if is_adapter:
+        return [
+            transformers,
+            "from peft import PeftModel",
+            "",
+            f"model = AutoModelForCausalLM.from_pretrained({name!r})",
+            'model = PeftModel.from_pretrained(model, "this/folder")',
+            tokenizer,
+        ]
+    return [
+        transformers,
+        "",
+        'model = AutoModelForCausalLM.from_pretrained("this/folder")',
+        tokenizer,
+    ]
+
+
+def _table(values: dict[str, Any]) -> list[str]:
+    lines = ["| | |", "| --- | --- |"]
+    for key, value in values.items():
+        lines.append(f"| {key} | {_shown(value)} |")
+    return lines
+
+
 def _results(history: list[dict[str, Any]]) -> dict[str, Any]:
-    losses = [line["loss"] for line in history if "loss" in line]
-    evaluated = [line["eval_loss"] for line in history if "eval_loss" in line]
-    found: dict[str, Any] = {}
-    if losses:
-        found |= {
-            "first training loss": round(losses[0], 4),
-            "last training loss": round(losses[-1], 4),
-        }
-    if evaluated:
-        found |= {
-            "best validation loss": round(min(evaluated), 4),
-            "last validation loss": round(evaluated[-1], 4),
-        }
-    return found
+    training = [line["loss"] for line in history if "loss" in line]
+    validation = [line["eval_loss"] for line in history if "eval_loss" in line]
+    results: dict[str, Any] = {}
+    if training:
+        results["first training loss"] = round(training[0], 4)
+        results["last training loss"] = round(training[-1], 4)
+    if validation:
+        results["best validation loss"] = round(min(validation), 4)
+        results["last validation loss"] = round(validation[-1], 4)
+    return results
 
 
 def _shown(value: Any) -> str:
-    text = (
-        ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-    )
+    text = str(value)
+    if isinstance(value, (list, tuple)):
+        text = ", ".join(str(item) for item in value)
     return text.replace("|", "\\|").replace("\n", " ")

@@ -37,9 +37,9 @@ def write_manifest(
     world_size: int,
 ) -> None:
     """Write the manifest, after all files of the checkpoint: a reader of the manifest finds all of them."""
-    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()] or [
-        checkpoint
-    ]
+    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+    if not files:
+        files = [checkpoint]  # it is a file itself
     content = {
         "checkpoint": checkpoint.name,
         "step": step,
@@ -67,11 +67,12 @@ def remove(checkpoint: Path) -> None:
 
 def whole_ones(folder: Path, pattern: str) -> list[Path]:
     """List the checkpoints with a manifest, in the order of the numbers in their names."""
-    found = [path for path in folder.glob(pattern) if manifest_of(path).exists()]
-    return sorted(
-        found,
-        key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)],
-    )
+    whole = [path for path in folder.glob(pattern) if manifest_of(path).exists()]
+    return sorted(whole, key=_numbers_in_name)
+
+
+def _numbers_in_name(path: Path) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", path.name)]
 
 
 def _measured(path: Path) -> dict[str, int | str]:

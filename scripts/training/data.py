@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +18,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from .faults import Fault, in_one_line
-from .preflight import Inputs, refuse_row
+from .inputs import Inputs, refuse_row
 
 TEXTS_AT_ONCE = 1000  # in one call of the tokenizer, to work on them in parallel
 # Pieces of a text file: all of it at once would take the tokenizer far longer.
 LINES_IN_A_PIECE = 1000
+PIECES_AT_ONCE = 8
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
 CONFIGS = {"wikitext": "wikitext-2-raw-v1", "Salesforce/wikitext": "wikitext-2-raw-v1"}
 NO_LABEL = -100  # ignored by the loss
@@ -30,7 +33,8 @@ class Sequences(Dataset):
     """Sequences of tokens in one flat array; item i is a tensor of at most `max_seq_length`."""
 
     def __init__(self, tokens: np.ndarray, ends: np.ndarray) -> None:
-        self.tokens, self.ends = tokens, ends
+        self.tokens = tokens
+        self.ends = ends
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -70,7 +74,9 @@ class RankBatches:
         rank: int,
         seed: int | None = None,
     ) -> None:
-        self.samples, self.seed, self.epoch = samples, seed, 0
+        self.samples = samples
+        self.seed = seed
+        self.epoch = 0
         self.step = sum(batch_sizes)
         self.begin = sum(batch_sizes[:rank])
         self.end = self.begin + batch_sizes[rank]
@@ -79,11 +85,9 @@ class RankBatches:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return (
-            self.samples // self.step
-            if self.seed is not None
-            else -(-self.samples // self.step)
-        )
+        if self.seed is not None:
+            return self.samples // self.step
+        return math.ceil(self.samples / self.step)
 
     def __iter__(self) -> Iterator[list[int]]:
         order = list(range(self.samples))
@@ -91,9 +95,11 @@ class RankBatches:
             shuffle = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
             order = torch.randperm(self.samples, generator=shuffle).tolist()
         for number in range(len(self)):
-            whole = order[number * self.step : (number + 1) * self.step]
-            if mine := whole[self.begin : self.end]:
-                yield mine
+            first = number * self.step
+            of_all_ranks = order[first : first + self.step]
+            of_this_rank = of_all_ranks[self.begin : self.end]
+            if of_this_rank:
+                yield of_this_rank
 
 
 class Loader(DataLoader):
@@ -127,17 +133,16 @@ def collator(pad_id: int) -> Callable[[list[torch.Tensor]], dict[str, torch.Tens
     """Make a function from sequences to a batch {name: (B, T) tensor}, padded to the longest."""
 
     def collate(sequences: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-        pad = torch.nn.utils.rnn.pad_sequence
-        inputs = pad(sequences, batch_first=True, padding_value=pad_id)
+        pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
         batch = {
-            "input_ids": inputs,
-            "labels": pad(sequences, batch_first=True, padding_value=NO_LABEL),
+            "input_ids": pad(sequences, padding_value=pad_id),
+            "labels": pad(sequences, padding_value=NO_LABEL),
         }
-        if len({len(sequence) for sequence in sequences}) > 1:
-            # Without a mask attention is faster.
-            batch["attention_mask"] = pad(
-                [torch.ones_like(s) for s in sequences], batch_first=True
-            )
+        lengths = {len(sequence) for sequence in sequences}
+        # Without a mask attention is faster.
+        if len(lengths) > 1:
+            ones = [torch.ones_like(sequence) for sequence in sequences]
+            batch["attention_mask"] = pad(ones)
         return batch
 
     return collate
@@ -162,11 +167,10 @@ def prepare(
     if held_out is not None:
         validation = _sequences(held_out, wanted, inputs, tokenizer, max_length)
     elif evaluates and wanted.validation_fraction > 0 and len(train) > 1:
-        count = max(1, round(wanted.validation_fraction * len(train)))
-        train, validation = (
-            train.cut(0, len(train) - count),
-            train.cut(len(train) - count, len(train)),
-        )
+        whole = train
+        count = max(1, round(wanted.validation_fraction * len(whole)))
+        train = whole.cut(0, len(whole) - count)
+        validation = whole.cut(len(whole) - count, len(whole))
         notes.append(f"the last {count} sequences are held out for validation")
     if evaluates and not validation:
         validation = None
@@ -179,13 +183,16 @@ def prepare(
             f"data set {wanted.name}: it gives {len(train)} sequences of {max_length} tokens to train on, and one "
             f"micro-step of all ranks takes {step}; make the batch sizes or model.max_seq_length smaller"
         )
-    if (largest := int(train.tokens.max())) >= vocabulary:
+    largest = int(train.tokens.max())
+    if largest >= vocabulary:
         raise Fault(
             f"the tokenizer gives token {largest}, but the model knows only {vocabulary}; do they belong together?"
         )
     digest = hashlib.sha256()
     for part in (train, validation):
-        digest.update(part.tokens.tobytes() + part.ends.tobytes() if part else b"")
+        if part:
+            digest.update(part.tokens.tobytes())
+            digest.update(part.ends.tobytes())
     return Data(train, validation, digest.hexdigest(), tuple(notes))
 
 
@@ -198,13 +205,14 @@ def _texts(
     if inputs.dataset_kind == "jsonl":
         return _of_jsonl(inputs.dataset, wanted), None
     splits, train = _load_splits(wanted, inputs, notes)
-    name = wanted.validation_split or next(
-        (name for name in VALIDATION_SPLITS if name in splits), None
-    )
-    held_out = splits[name] if evaluates and name and name != wanted.split else None
-    return _of_column(train, wanted), None if held_out is None else _of_column(
-        held_out, wanted
-    )
+    texts = _of_column(train, wanted)
+    name = wanted.validation_split
+    if not name:
+        usual = [name for name in VALIDATION_SPLITS if name in splits]
+        name = usual[0] if usual else None
+    if not evaluates or not name or name == wanted.split:
+        return texts, None
+    return texts, _of_column(splits[name], wanted)
 
 
 def _load_splits(
@@ -217,43 +225,37 @@ def _load_splits(
     datasets.disable_progress_bars()
     try:
         if inputs.dataset_kind == "folder":
-            found = datasets.load_from_disk(inputs.dataset)
-            splits = found if isinstance(found, datasets.DatasetDict) else {}
-            return splits, splits[wanted.split] if splits else found
+            saved = datasets.load_from_disk(inputs.dataset)
+            if isinstance(saved, datasets.DatasetDict):
+                return saved, saved[wanted.split]
+            return {}, saved
         variant = wanted.config or CONFIGS.get(wanted.name)
         if variant != wanted.config:
             notes.append(
                 f"data set {wanted.name}: the variant {variant} is used (dataset.config)"
             )
         cache = str(Path(wanted.cache_dir).expanduser())
-        train = datasets.load_dataset(
-            inputs.dataset, variant, split=wanted.split, cache_dir=cache
-        )
+        load = partial(datasets.load_dataset, inputs.dataset, variant, cache_dir=cache)
+        train = load(split=wanted.split)
         names = datasets.get_dataset_split_names(inputs.dataset, variant)
-        held_out = [
-            name
-            for name in names
-            if name in (wanted.validation_split, *VALIDATION_SPLITS)
-        ]
-        load = {
-            name: datasets.load_dataset(
-                inputs.dataset, variant, split=name, cache_dir=cache
-            )
-            for name in held_out
-        }
+        splits = {}
+        for name in names:
+            if name in (wanted.validation_split, *VALIDATION_SPLITS):
+                splits[name] = load(split=name)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise Fault(f"data set {wanted.name}: {in_one_line(error)}") from error
-    if wanted.validation_split and wanted.validation_split not in load:
+    if wanted.validation_split and wanted.validation_split not in splits:
         raise Fault(
             f"data set {wanted.name}: it has no split {wanted.validation_split!r}; there is {', '.join(names)}"
         )
-    return load, train
+    return splits, train
 
 
 def _of_text_file(path: str, *, whole: bool) -> Iterator[str]:
     with open(path, encoding="utf-8") as file:
         if not whole:
-            yield from (line.strip() for line in file)
+            for line in file:
+                yield line.strip()
             return
         while piece := "".join(islice(file, LINES_IN_A_PIECE)):
             yield piece
@@ -262,23 +264,21 @@ def _of_text_file(path: str, *, whole: bool) -> Iterator[str]:
 def _of_jsonl(path: str, wanted: SimpleNamespace) -> Iterator[str]:
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
-            if line.strip():
-                where = f"data set {wanted.name}, line {number}"
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise Fault(f"{where}: it is no JSON: {error}") from error
-                refuse_row(row, wanted.text_column, where)
-                yield row[wanted.text_column]
+            if not line.strip():
+                continue
+            where = f"data set {wanted.name}, line {number}"
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise Fault(f"{where}: it is no JSON: {error}") from error
+            refuse_row(row, wanted.text_column, where)
+            yield row[wanted.text_column]
 
 
 def _of_column(rows: Any, wanted: SimpleNamespace) -> Iterator[str]:
     if wanted.text_column not in rows.column_names:
-        refuse_row(
-            dict.fromkeys(rows.column_names),
-            wanted.text_column,
-            f"data set {wanted.name}",
-        )
+        columns = dict.fromkeys(rows.column_names)
+        refuse_row(columns, wanted.text_column, f"data set {wanted.name}")
     for batch in rows.select_columns([wanted.text_column]).iter(TEXTS_AT_ONCE):
         for text in batch[wanted.text_column]:
             if not isinstance(text, str):
@@ -304,20 +304,18 @@ def _sequences(
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     chunks: list[np.ndarray] = []
     lengths: list[int] = []
-    source = iter(
-        text
-        for text in islice(texts, None if pieces else wanted.max_texts)
-        if text.strip()
-    )
-    while batch := list(islice(source, 8 if pieces else TEXTS_AT_ONCE)):
-        for tokens in tokenizer(batch, add_special_tokens=not pieces, verbose=False)[
-            "input_ids"
-        ]:
+    limit = None if pieces else wanted.max_texts
+    source = (text for text in islice(texts, limit) if text.strip())
+    at_once = PIECES_AT_ONCE if pieces else TEXTS_AT_ONCE
+    while batch := list(islice(source, at_once)):
+        encoded = tokenizer(batch, add_special_tokens=not pieces, verbose=False)
+        for tokens in encoded["input_ids"]:
             if not pieces and tokens[-1:] != end:
                 tokens = tokens + end
-            tokens = tokens if wanted.packing else tokens[:max_length]
+            if not wanted.packing:
+                tokens = tokens[:max_length]
+            # A sequence of one token gives the loss nothing to predict.
             if wanted.packing or len(tokens) > 1:
-                # A sequence of one token gives the loss nothing to predict.
                 chunks.append(np.asarray(tokens, dtype=np.int32))
                 lengths.append(len(tokens))
     if pieces and chunks:
@@ -329,4 +327,5 @@ def _sequences(
     ends = np.minimum(ends, len(flat))
     if len(flat) % max_length == 1:
         ends = ends[:-1]
-    return Sequences(flat[: ends[-1] if len(ends) else 0], ends)
+    used = ends[-1] if len(ends) else 0
+    return Sequences(flat[:used], ends)

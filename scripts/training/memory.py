@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 
 from .faults import Fault
-from .gang import Gang
+from .ranks import Ranks
 
 MIB, GIB = 2**20, 2**30
 # UGRO compared the same number with the memory free before the start, and allowed 15 %. By now this process's own part
@@ -16,20 +16,20 @@ LEAST_PART = 0.75
 
 
 def refuse_if_too_large(
-    needed_mib: int | None, settings: SimpleNamespace, batch_size: int, gang: Gang
+    needed_mib: int | None, settings: SimpleNamespace, batch_size: int, ranks: Ranks
 ) -> str | None:
     """Return a line with the needed and the free memory; None without an estimate or a GPU.
 
     Raises Fault if too little is free.
     """
-    if needed_mib is None or gang.device.type != "cuda":
+    if needed_mib is None or ranks.device.type != "cuda":
         return None
-    free, total = torch.cuda.mem_get_info(gang.device)
-    card = f"GPU memory ({torch.cuda.get_device_name(gang.device)})"
+    free, total = torch.cuda.mem_get_info(ranks.device)
+    card = f"GPU memory ({torch.cuda.get_device_name(ranks.device)})"
     numbers = f"about {_gib(needed_mib * MIB)} GiB are needed, {_gib(free)} of {_gib(total)} are free"
     if free < LEAST_PART * needed_mib * MIB:
         raise Fault(
-            f"not enough {card} on {gang.name}: {numbers}; see what has the rest (nvidia-smi), or need less: "
+            f"not enough {card} on {ranks.name}: {numbers}; see what has the rest (nvidia-smi), or need less: "
             f"{', '.join(_ways_to_need_less(settings, batch_size))}"
         )
     return f"{card}: {numbers}"

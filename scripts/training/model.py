@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from .faults import Fault, in_one_line
-from .preflight import Inputs, refuse_config
+from .inputs import Inputs, refuse_config
 
 ALL_LINEAR = "all-linear"  # as peft calls it
 
@@ -67,26 +67,24 @@ def open_model(
 
 def sequence_length(settings: SimpleNamespace, config: Any, notes: list[str]) -> int:
     """Return the tokens in a sequence: model.max_seq_length, limited by the model's positions."""
-    wanted, most = (
-        settings.model.max_seq_length,
-        getattr(config, "max_position_embeddings", None),
-    )
-    if most is None or wanted <= most:
-        return int(wanted)
+    wanted = int(settings.model.max_seq_length)
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None or wanted <= limit:
+        return wanted
     notes.append(
-        f"model.max_seq_length is {most}, not {wanted}: the model takes no more"
+        f"model.max_seq_length is {limit}, not {wanted}: the model takes no more"
     )
-    return int(most)
+    return int(limit)
 
 
 def choose_precision(
     settings: SimpleNamespace, config: Any, device: torch.device, notes: list[str]
 ) -> Precision:
     """Choose the number types for this device. Raises Fault if a package is missing."""
-    own = getattr(config, "quantization_config", None) or {}
+    own_quantization = getattr(config, "quantization_config", None) or {}
     bits: int | None = None
-    if own:
-        bits = 8 if own.get("load_in_8bit") else 4
+    if own_quantization:
+        bits = 8 if own_quantization.get("load_in_8bit") else 4
     compute = settings.model.dtype
     if device.type == "cpu":
         if compute != "float32":
@@ -95,36 +93,43 @@ def choose_precision(
             )
         compute = "float32"
     else:
-        if compute == "bfloat16" and not torch.cuda.is_bf16_supported(
-            including_emulation=False
-        ):
+        if compute == "bfloat16" and not _has_bfloat16():
             notes.append("this GPU has no bfloat16: float16 is used")
             compute = "float16"
-        wanted = settings.quantization
-        if (
-            not own
-            and wanted.enabled
-            and (wanted.bits == 8 or settings.model.load_in_4bit)
-        ):
-            if not settings.lora.enabled:
-                notes.append(
-                    "all weights are trained (lora.enabled=false), so none are quantised"
-                )
-            elif find_spec("bitsandbytes") is None:
-                raise Fault(
-                    "quantization.enabled needs bitsandbytes, which this Python lacks; or set it to false"
-                )
-            else:
-                bits = wanted.bits
-        if bits == 4 and settings.lora.enabled and wanted.compute_dtype != compute:
+        if not own_quantization:
+            bits = _bits_on_loading(settings, notes)
+        dtype = settings.quantization.compute_dtype
+        if bits == 4 and settings.lora.enabled and dtype != compute:
             notes.append(
-                f"4-bit weights compute in {wanted.compute_dtype} (quantization.compute_dtype), not {compute}"
+                f"4-bit weights compute in {dtype} (quantization.compute_dtype), not {compute}"
             )
-    held = getattr(torch, compute)
+    compute_dtype = getattr(torch, compute)
     # Trained weights are kept in float32: steps of a small learning rate would be lost in less.
-    return Precision(
-        held, held if settings.lora.enabled else torch.float32, bits, bool(own)
-    )
+    weights_dtype = compute_dtype if settings.lora.enabled else torch.float32
+    return Precision(compute_dtype, weights_dtype, bits, bool(own_quantization))
+
+
+def _has_bfloat16() -> bool:
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def _bits_on_loading(settings: SimpleNamespace, notes: list[str]) -> int | None:
+    """Return the bits for quantising the weights on loading; None to leave them. Raises Fault."""
+    wanted = settings.quantization
+    if not wanted.enabled:
+        return None
+    if wanted.bits != 8 and not settings.model.load_in_4bit:
+        return None
+    if not settings.lora.enabled:
+        notes.append(
+            "all weights are trained (lora.enabled=false), so none are quantised"
+        )
+        return None
+    if find_spec("bitsandbytes") is None:
+        raise Fault(
+            "quantization.enabled needs bitsandbytes, which this Python lacks; or set it to false"
+        )
+    return int(wanted.bits)
 
 
 def load_model(
@@ -136,15 +141,12 @@ def load_model(
 ) -> Any:
     """Load the model's own weights onto the device. Raises Fault."""
     options: dict[str, Any] = {"config": config, "dtype": precision.weights}
-    compute = (
-        precision.compute
-        if precision.mixed is None
-        else getattr(torch, settings.quantization.compute_dtype)
-    )
+    compute = precision.compute
+    if precision.mixed is not None:
+        compute = getattr(torch, settings.quantization.compute_dtype)
     if precision.prequantized:
-        config.quantization_config["bnb_4bit_compute_dtype"] = str(
-            compute
-        ).removeprefix("torch.")
+        name = str(compute).removeprefix("torch.")
+        config.quantization_config["bnb_4bit_compute_dtype"] = name
     elif precision.bits == 4:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -199,34 +201,23 @@ def digest_of(model: Any) -> str:
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         beginning = tensor.detach().flatten()[:64].cpu().contiguous()
-        digest.update(
-            f"{name} {tuple(tensor.shape)}".encode()
-            + beginning.view(torch.uint8).numpy().tobytes()
-        )
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(beginning.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 def add_adapter(settings: SimpleNamespace, model: Any) -> Any:
     """Wrap the model with a new adapter; only the adapter is trained. Raises Fault for unknown target modules."""
     lora = settings.lora
-    linears = [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear)
-    ]
-    absent = [
-        t for t in lora.target_modules if not any(_named(name, t) for name in linears)
-    ]
-    if absent and lora.target_modules != [ALL_LINEAR]:
-        known = dict.fromkeys(name.rsplit(".", 1)[-1] for name in linears)
-        raise Fault(
-            f"lora.target_modules: the model has no {', '.join(absent)}; it has {', '.join(known)} (or {ALL_LINEAR})"
-        )
+    targets = list(lora.target_modules)
+    is_all = targets == [ALL_LINEAR]
+    if not is_all:
+        _refuse_absent(targets, model)
     adapter = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=ALL_LINEAR
-        if lora.target_modules == [ALL_LINEAR]
-        else list(lora.target_modules),
+        target_modules=ALL_LINEAR if is_all else targets,
         bias=lora.bias,
         task_type="CAUSAL_LM",
     )
@@ -234,6 +225,27 @@ def add_adapter(settings: SimpleNamespace, model: Any) -> Any:
         # peft asks transformers for a property by its old name.
         warnings.simplefilter("ignore", FutureWarning)
         return get_peft_model(model, adapter)
+
+
+def _refuse_absent(targets: list[str], model: Any) -> None:
+    """Raise Fault for target modules without a linear module in the model."""
+    linear_names = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    ]
+    absent = []
+    for target in targets:
+        if not any(_is_named(name, target) for name in linear_names):
+            absent.append(target)
+    if absent:
+        # Without duplicates, in the order of the model.
+        known = dict.fromkeys(name.rsplit(".", 1)[-1] for name in linear_names)
+        raise Fault(
+            f"lora.target_modules: the model has no {', '.join(absent)}; it has {', '.join(known)} (or {ALL_LINEAR})"
+        )
+
+
+def _is_named(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
 
 
 def count_parameters(model: Any) -> tuple[int, int]:
@@ -247,16 +259,12 @@ def count_parameters(model: Any) -> tuple[int, int]:
 
 def spare_the_network(model: Any) -> None:
     """Keep DDP from sending frozen weights to all ranks at the start: their digests were compared already."""
-    frozen = [
-        name
-        for name, parameter in model.named_parameters()
-        if not parameter.requires_grad
-    ]
-    buffers = [name for name, _ in model.named_buffers()]
+    ignored = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            ignored.append(name)
+    for name, _ in model.named_buffers():
+        ignored.append(name)
     nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
-        model, frozen + buffers
+        model, ignored
     )
-
-
-def _named(name: str, target: str) -> bool:
-    return name == target or name.endswith(f".{target}")

@@ -67,13 +67,13 @@ def read(
         help="a checkpoint",
     )
     options = parser.parse_args(arguments)
-    told = environ.get("UGRO_SETTINGS")
-    values = _by_hand(options) if told is None else _told(told, options)
+    text = environ.get("UGRO_SETTINGS")
+    values = _by_hand(options) if text is None else _from_ugro(text, options)
     sections = {section: Settings(**keys) for section, keys in values.items()}
     return Settings(**sections), options
 
 
-def _told(text: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+def _from_ugro(text: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Read UGRO_SETTINGS. The flags of the contract repeat some of them, and are ignored. Raises Fault."""
     if options.set or options.config:
         raise Fault("--set and --config are for runs by hand; use --set of inv launch")
@@ -81,10 +81,11 @@ def _told(text: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
         settings = json.loads(text)
     except ValueError as error:
         raise Fault(f"UGRO_SETTINGS is not JSON: {error}") from error
-    if not isinstance(settings, dict) or not all(
-        isinstance(keys, dict) for keys in settings.values()
-    ):
-        raise Fault("UGRO_SETTINGS is not a JSON object of sections")
+    no_sections = "UGRO_SETTINGS is not a JSON object of sections"
+    if not isinstance(settings, dict):
+        raise Fault(no_sections)
+    if not all(isinstance(keys, dict) for keys in settings.values()):
+        raise Fault(no_sections)
     return settings
 
 

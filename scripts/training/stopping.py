@@ -29,12 +29,11 @@ class Stop:
     def __init__(
         self, say: Callable[[str], None], *, agree_seconds: Callable[[], float]
     ) -> None:
-        self.asked, self.agreed, self.saved = (
-            threading.Event(),
-            threading.Event(),
-            threading.Event(),
-        )
-        self._say, self._agree_seconds = say, agree_seconds
+        self.asked = threading.Event()
+        self.agreed = threading.Event()
+        self.saved = threading.Event()
+        self._say = say
+        self._agree_seconds = agree_seconds
         self._reader, writer = os.pipe()
         os.set_blocking(writer, False)
         # The C handler writes to it, even while Python is inside a collective.
@@ -47,9 +46,11 @@ class Stop:
             pass
         deadline = time.monotonic() + GRACE_SECONDS
         self.asked.set()
-        if not self.agreed.wait(min(self._agree_seconds(), GRACE_SECONDS)):
+        agree_seconds = min(self._agree_seconds(), GRACE_SECONDS)
+        if not self.agreed.wait(agree_seconds):
             self._leave("with no step in common, so without a checkpoint")
-        if not self.saved.wait(max(0.0, deadline - time.monotonic())):
+        seconds_left = max(0.0, deadline - time.monotonic())
+        if not self.saved.wait(seconds_left):
             self._leave("before all ranks had saved")
 
     def _leave(self, how: str) -> None:

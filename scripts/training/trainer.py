@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,52 +20,14 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from .checkpoints import remove, whole_ones, write_manifest
-from .data import NO_LABEL, Data, Loader, RankBatches
-from .gang import Gang
-from .preflight import STATE, Inputs
+from .data import NO_LABEL, Data, Loader, RankBatches, Sequences
+from .inputs import STATE, Inputs
+from .metrics import Window, append_line, described
+from .ranks import Ranks
 from .stopping import GRACE_SECONDS, Stop
 
 PROGRESS = "progress.json"  # in a checkpoint: its place in the data
 LEAST_SECONDS_TO_AGREE = 3.0
-
-
-@dataclass
-class Window:
-    """The sums since the last line of metrics."""
-
-    losses: list[float] = field(default_factory=list)  # of each step
-    tokens: float = 0.0
-    samples: int = 0
-    seconds: float = 0.0
-    mark: float = field(default_factory=time.monotonic)
-
-    def add(self, loss: float, tokens: float, samples: int) -> float:
-        """Add a step and return its seconds."""
-        now = time.monotonic()
-        took = now - self.mark
-        self.losses.append(loss)
-        self.tokens, self.samples, self.seconds = (
-            self.tokens + tokens,
-            self.samples + samples,
-            self.seconds + took,
-        )
-        self.mark = now
-        return took
-
-    def pause(self) -> None:
-        """Drop the time since the last step: it was spent on a checkpoint or an evaluation."""
-        self.mark = time.monotonic()
-
-    def take(self) -> dict[str, float]:
-        """Return the numbers of a line of metrics, and start a new window."""
-        seconds = max(self.seconds, 1e-9)
-        line = {
-            "loss": sum(self.losses) / len(self.losses),
-            "tokens_per_second": round(self.tokens / seconds, 1),
-            "samples_per_second": round(self.samples / seconds, 3),
-        }
-        self.losses, self.tokens, self.samples, self.seconds = [], 0.0, 0, 0.0
-        return line
 
 
 class ProductionTrainer(Trainer):
@@ -77,7 +39,7 @@ class ProductionTrainer(Trainer):
         settings: SimpleNamespace,
         inputs: Inputs,
         data: Data,
-        gang: Gang,
+        ranks: Ranks,
         output: Path,
         say: Callable[[str], None],
         **options: Any,
@@ -85,19 +47,25 @@ class ProductionTrainer(Trainer):
         super().__init__(
             train_dataset=data.train, eval_dataset=data.validation, **options
         )
-        self.gang, self.say, self.settings = gang, say, settings
-        self.batch_sizes, self.data, self.output = inputs.batch_sizes, data, output
+        self.ranks = ranks
+        self.say = say
+        self.settings = settings
+        self.batch_sizes = inputs.batch_sizes
+        self.data = data
+        self.output = output
         self.stop = Stop(
-            lambda line: print(line, flush=True), agree_seconds=self._seconds_to_agree
+            partial(print, flush=True), agree_seconds=self._seconds_to_agree
         )
-        self.stopping = self.saving = False
+        self.stopping = False
+        self.saving = False
         self.window = Window()
         self.started = time.monotonic()
-        self.step_seconds = self.step_tokens = 0.0
+        self.step_seconds = 0.0
+        self.step_tokens = 0.0
         self.step_loss: torch.Tensor | float = 0.0
         self.saved: set[int] = set()
         # Ranks on one node share its folder, and the first of them writes for all.
-        writers = self.gang.gather(self.args.should_save)
+        writers = self.ranks.all_gather(self.args.should_save)
         self.writers = [rank for rank, writes in enumerate(writers) if writes]
         # A checkpoint's place in the data is valid only for the same layout.
         self.layout = {
@@ -113,22 +81,15 @@ class ProductionTrainer(Trainer):
 
     def get_train_dataloader(self) -> Loader:
         """Return a loader not prepared by accelerate, because that deals out batches of one size."""
-        batches = RankBatches(
-            len(self.data.train),
-            self.batch_sizes,
-            self.gang.rank,
-            self.settings.training.seed,
-        )
-        return Loader(
-            self.data.train,
-            batches,
-            self._pad_id,
-            pin_memory=self.gang.device.type == "cuda",
-        )
+        return self._loader(self.data.train, self.settings.training.seed)
 
-    @property
-    def _pad_id(self) -> int:
-        return int(self.processing_class.pad_token_id)
+    def _loader(self, sequences: Sequences, seed: int | None = None) -> Loader:
+        """Make a loader of this rank's batches, in order without a seed."""
+        batches = RankBatches(len(sequences), self.batch_sizes, self.ranks.rank, seed)
+        pad_id = int(self.processing_class.pad_token_id)
+        return Loader(
+            sequences, batches, pad_id, pin_memory=self.ranks.device.type == "cuda"
+        )
 
     # ---- steps ----
 
@@ -145,14 +106,14 @@ class ProductionTrainer(Trainer):
     def step_done(self) -> None:
         """Share loss, tokens and a request to stop among all ranks, with one small message."""
         asked = float(self.stop.asked.is_set())
-        loss, tokens, asked = self.gang.sum([self.step_loss, self.step_tokens, asked])
-        self.step_loss = self.step_tokens = 0.0
-        micro_steps = self.current_gradient_accumulation_steps
+        loss, tokens, asked = self.ranks.sum([self.step_loss, self.step_tokens, asked])
+        self.step_loss = 0.0
+        self.step_tokens = 0.0
         # A rank's loss is its share of the sum over tokens, times the number of ranks.
-        took = self.window.add(
-            loss / self.gang.world_size, tokens, micro_steps * sum(self.batch_sizes)
-        )
-        self.step_seconds = took
+        mean_loss = loss / self.ranks.world_size
+        micro_steps = self.current_gradient_accumulation_steps
+        samples = micro_steps * sum(self.batch_sizes)
+        self.step_seconds = self.window.add(mean_loss, tokens, samples)
         if self.state.global_step >= self.state.max_steps:
             self.control.should_log = True
         if asked:
@@ -161,47 +122,37 @@ class ProductionTrainer(Trainer):
     def _stop_here(self) -> None:
         self.stop.agreed.set()
         self.stopping = True
-        self.control.should_save = self.control.should_training_stop = True
+        self.control.should_save = True
+        self.control.should_training_stop = True
 
     def _seconds_to_agree(self) -> float:
         # While a checkpoint is written there is no step for the ranks to agree in.
-        return (
-            GRACE_SECONDS
-            if self.saving
-            else LEAST_SECONDS_TO_AGREE + 2 * self.step_seconds
-        )
+        if self.saving:
+            return GRACE_SECONDS
+        return LEAST_SECONDS_TO_AGREE + 2 * self.step_seconds
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Return the mean loss over all tokens of the validation set; each rank evaluates its share.
 
         The Trainer's own gives all ranks the same share, and weights batches alike regardless of their tokens.
         """
-        batches = RankBatches(
-            len(self.data.validation or ()), self.batch_sizes, self.gang.rank
-        )
-        loader = Loader(
-            self.data.validation,
-            batches,
-            self._pad_id,
-            pin_memory=self.gang.device.type == "cuda",
-        )
+        # The arguments ask for evaluation only with data for it.
+        loader = self._loader(self.data.validation)
         started = time.monotonic()
         self.model.eval()
-        total, tokens = (
-            torch.zeros((), dtype=torch.float64, device=self.gang.device),
-            0.0,
-        )
+        total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+        tokens = 0.0
         with torch.no_grad():
             for batch in loader:
                 if self.stop.asked.is_set():
                     break
                 count = float(batch["labels"][:, 1:].ne(NO_LABEL).sum())
                 with self.accelerator.autocast():
-                    total += count * self.model(**self._prepare_inputs(batch)).loss
+                    outputs = self.model(**self._prepare_inputs(batch))
+                total += count * outputs.loss
                 tokens += count
-        loss, tokens, asked = self.gang.sum(
-            [total, tokens, float(self.stop.asked.is_set())]
-        )
+        asked = float(self.stop.asked.is_set())
+        loss, tokens, asked = self.ranks.sum([total, tokens, asked])
         self.window.pause()
         if asked:
             self._stop_here()
@@ -225,38 +176,23 @@ class ProductionTrainer(Trainer):
             return
         if "loss" in logs:
             logs |= self.window.take()
-            if self.gang.device.type == "cuda":
-                logs["peak_vram_mib"] = round(
-                    torch.cuda.max_memory_allocated() / 2**20, 1
-                )
+            if self.ranks.device.type == "cuda":
+                peak_mib = torch.cuda.max_memory_allocated() / 2**20
+                logs["peak_vram_mib"] = round(peak_mib, 1)
         super().log(logs, start_time)
         if not self.state.is_world_process_zero:
             return
         line: dict[str, Any] = {
             "step": self.state.global_step,
             "total_steps": self.state.max_steps,
+            **logs,
         }
-        line |= logs
-        line |= {
-            "epoch": round(self.state.epoch or 0.0, 4),
-            "total_epochs": self.state.num_train_epochs,
-        }
+        line["epoch"] = round(self.state.epoch or 0.0, 4)
+        line["total_epochs"] = self.state.num_train_epochs
         line["elapsed_seconds"] = round(time.monotonic() - self.started, 3)
         line["time"] = round(time.time(), 3)
-        # One write in append mode: a follower of the file never reads half a line.
-        with open(self.output / "metrics.jsonl", "ab", buffering=0) as metrics:
-            metrics.write(json.dumps(line).encode() + b"\n")
-        where = f"step {line['step']}/{line['total_steps']}, epoch {line['epoch']:g}/{line['total_epochs']}"
-        if "eval_loss" in line:
-            perplexity = math.exp(min(line["eval_loss"], 100.0))
-            self.say(
-                f"{where}: eval loss {line['eval_loss']:.4f}, perplexity {perplexity:,.2f}"
-            )
-        else:
-            numbers = (
-                f"loss {line['loss']:.4f}, learning rate {line['learning_rate']:.3g}"
-            )
-            self.say(f"{where}: {numbers}, {line['tokens_per_second']:,.0f} tokens/s")
+        append_line(self.output / "metrics.jsonl", line)
+        self.say(described(line))
 
     # ---- checkpoints ----
 
@@ -269,45 +205,50 @@ class ProductionTrainer(Trainer):
         folder = self.output / "checkpoints" / f"checkpoint-{step}"
         if self.args.should_save and folder.exists():
             remove(folder)  # an earlier run's
-        self.gang.barrier()
+        self.ranks.barrier()
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             place = {
                 **self.layout,
                 "step": step,
                 "steps_per_epoch": self._steps_per_epoch(),
-            }
-            place |= {
                 "optimizer": self.settings.optimizer.type,
                 "losses": self.window.losses,
             }
-            (folder / PROGRESS).write_text(
-                json.dumps(place, indent=2) + "\n", encoding="utf-8"
-            )
+            text = json.dumps(place, indent=2) + "\n"
+            (folder / PROGRESS).write_text(text, encoding="utf-8")
             make_readable(folder)
-        self.gang.barrier()
+        self.ranks.barrier()
         if self.args.should_save:
             write_manifest(
                 folder,
                 step=step,
                 epoch=round(self.state.epoch or 0.0, 4),
-                rank=self.gang.rank,
+                rank=self.ranks.rank,
                 ranks=self.writers,
-                world_size=self.gang.world_size,
+                world_size=self.ranks.world_size,
             )
-            if limit := self.settings.training.save_total_limit:
-                known = whole_ones(folder.parent, "checkpoint-*")
-                # Later ones belong to an earlier run, which went farther.
-                for old in known[: known.index(folder) + 1][:-limit]:
-                    remove(old)
+            self._remove_old_checkpoints(folder)
         self.saving = False
         self.saved.add(step)
         self.say(f"saved {folder}")
         self.window.pause()
 
+    def _remove_old_checkpoints(self, newest: Path) -> None:
+        """Remove all but the last training.save_total_limit checkpoints up to the newest one."""
+        limit = self.settings.training.save_total_limit
+        if not limit:
+            return
+        known = whole_ones(newest.parent, "checkpoint-*")
+        # Later ones belong to an earlier run, which went farther.
+        of_this_run = known[: known.index(newest) + 1]
+        for old in of_this_run[:-limit]:
+            remove(old)
+
     def _steps_per_epoch(self) -> int:
         micro_steps = len(self.data.train) // sum(self.batch_sizes)
-        return max(1, -(-micro_steps // self.args.gradient_accumulation_steps))
+        steps = math.ceil(micro_steps / self.args.gradient_accumulation_steps)
+        return max(1, steps)
 
     # ---- resume ----
 
@@ -332,21 +273,13 @@ class ProductionTrainer(Trainer):
         self.state.compute_steps(self.args, max_steps)
         self.state.train_batch_size = self._train_batch_size
         place = self._place(checkpoint)
-        if changed := [
-            key for key, value in self.layout.items() if place.get(key) != value
-        ]:
-            before, of_before = self.state.global_step, place.get("steps_per_epoch")
-            whole, part = (
-                divmod(before, of_before) if of_before else (int(self.state.epoch), 0)
-            )
-            step = whole * steps_per_epoch + (
-                part * steps_per_epoch // of_before if part else 0
-            )
+        changed = [key for key, value in self.layout.items() if place.get(key) != value]
+        if changed:
+            before = self.state.global_step
+            step = self._same_part_of_epoch(steps_per_epoch, place)
             self.state.global_step = step
-            epochs, skipped = (
-                step // steps_per_epoch,
-                step % steps_per_epoch * self.args.gradient_accumulation_steps,
-            )
+            epochs, steps_within = divmod(step, steps_per_epoch)
+            skipped = steps_within * self.args.gradient_accumulation_steps
             names = ", ".join(key.replace("_", " ") for key in changed)
             self.say(
                 f"resuming with other {names}: step {before} of the checkpoint is step {step} of this run, "
@@ -361,20 +294,27 @@ class ProductionTrainer(Trainer):
         self.say(f"resuming from {checkpoint}: {rest}")
         return epochs, skipped
 
+    def _same_part_of_epoch(self, steps_per_epoch: int, place: dict[str, Any]) -> int:
+        """Return this run's step at the same part of the epoch as the checkpoint's step."""
+        steps_per_epoch_before = place.get("steps_per_epoch")
+        if not steps_per_epoch_before:
+            return int(self.state.epoch) * steps_per_epoch
+        epoch, within = divmod(self.state.global_step, steps_per_epoch_before)
+        return (
+            epoch * steps_per_epoch + within * steps_per_epoch // steps_per_epoch_before
+        )
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load the optimizer's moments, but keep this run's learning rate, decay and so on."""
         if checkpoint is None:
             return
         place = self._place(checkpoint)
-        before = self.optimizer.param_groups
-        own = [
-            {key: value for key, value in group.items() if key != "params"}
-            for group in before
-        ]
-        if (
-            place.get("optimizer", self.settings.optimizer.type)
-            == self.settings.optimizer.type
-        ):
+        own_options = []
+        for group in self.optimizer.param_groups:
+            options = {key: value for key, value in group.items() if key != "params"}
+            own_options.append(options)
+        optimizer = self.settings.optimizer.type
+        if place.get("optimizer", optimizer) == optimizer:
             super()._load_optimizer_and_scheduler(checkpoint)
         else:
             self.say(
@@ -382,21 +322,21 @@ class ProductionTrainer(Trainer):
             )
         if place.get("step") != self.state.global_step or "optimizer" not in place:
             self.lr_scheduler.last_epoch = self.state.global_step
-        self.lr_scheduler.base_lrs = [values["initial_lr"] for values in own]
-        at = self.lr_scheduler.last_epoch
+        self.lr_scheduler.base_lrs = [options["initial_lr"] for options in own_options]
+        step = self.lr_scheduler.last_epoch
         groups = self.optimizer.param_groups  # loading has made new ones
-        for group, values, factor in zip(
-            groups, own, self.lr_scheduler.lr_lambdas, strict=True
-        ):
-            group.update(values, lr=values["initial_lr"] * factor(at))
+        factors = self.lr_scheduler.lr_lambdas
+        for group, options, factor in zip(groups, own_options, factors, strict=True):
+            group.update(options)
+            group["lr"] = options["initial_lr"] * factor(step)
         self.lr_scheduler._last_lr = [group["lr"] for group in groups]
 
     def _place(self, checkpoint: str) -> dict[str, Any]:
         """Read PROGRESS of a checkpoint; empty for a checkpoint of another program."""
         path = Path(checkpoint) / PROGRESS
-        return (
-            dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-        )
+        if not path.exists():
+            return {}
+        return dict(json.loads(path.read_text(encoding="utf-8")))
 
     def go(self, checkpoint: Path | None) -> bool:
         """Train from the beginning or from a checkpoint; return whether the training was completed."""
@@ -427,7 +367,9 @@ class StepByStep(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Skip evaluation, saving and logging after an epoch broken off by TERM."""
         if self.trainer.stopping:
-            control.should_evaluate = control.should_save = control.should_log = False
+            control.should_evaluate = False
+            control.should_save = False
+            control.should_log = False
 
 
 def make_readable(folder: Path) -> None:

@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 def main() -> None:
     from training.faults import Fault
-    from training.gang import Gang
     from training.memory import refuse_if_too_large
+    from training.ranks import Ranks
     from training.settings import read
 
     torch.cuda.get_device_name = lambda _device: "RTX"
@@ -27,9 +27,9 @@ def main() -> None:
         free = (free_mib << 20, 8192 << 20)
         torch.cuda.mem_get_info = lambda _device, free=free: free
         settings, _ = read([], {"UGRO_SETTINGS": sent})
-        gang = Gang(0, 1, SimpleNamespace(type=device), "gpu1")
+        ranks = Ranks(0, 1, SimpleNamespace(type=device), "gpu1")
         try:
-            print(refuse_if_too_large(needed_mib, settings, 2, gang))
+            print(refuse_if_too_large(needed_mib, settings, 2, ranks))
         except Fault as fault:
             print(f"Fault: {fault}")
 

@@ -37,7 +37,7 @@ class Inputs:
     offline: bool  # nothing is needed from the hub
 
 
-def look(
+def find_inputs(
     settings: SimpleNamespace,
     resume: str | None,
     environ: Mapping[str, str],
@@ -49,13 +49,16 @@ def look(
     memory_mib = _memory(environ.get("UGRO_MEMORY_MIB"))
     model, model_is_here = _model(settings, environ)
     dataset, kind = _dataset(settings)
-    checkpoint = (
-        _checkpoint(settings, resume, output / "checkpoints") if resume else None
-    )
+    checkpoint = None
+    if resume:
+        checkpoint = _checkpoint(settings, resume, output / "checkpoints")
     needed = ["torch", "transformers", "accelerate"]
-    needed += ["peft"] if settings.lora.enabled else []
-    needed += ["datasets"] if kind in ("folder", "hub") else []
-    if lacking := [name for name in needed if find_spec(name) is None]:
+    if settings.lora.enabled:
+        needed.append("peft")
+    if kind in ("folder", "hub"):
+        needed.append("datasets")
+    lacking = [name for name in needed if find_spec(name) is None]
+    if lacking:
         raise Fault(
             f"this Python lacks {', '.join(lacking)}; the environment must hold what scripts/requirements.txt lists"
         )
@@ -80,65 +83,51 @@ def refuse_config(
             f"model {name}: its weights are quantised and cannot be trained as a whole; "
             "train an adapter (lora.enabled=true) or take the model that was not quantised"
         )
-    if (
-        quantized.get("quant_method") == "bitsandbytes"
-        and find_spec("bitsandbytes") is None
-    ):
+    needs_bitsandbytes = quantized.get("quant_method") == "bitsandbytes"
+    if needs_bitsandbytes and find_spec("bitsandbytes") is None:
         raise Fault(
             f"model {name}: it is quantised with bitsandbytes, which this Python lacks"
         )
 
 
 def _batch_sizes(
-    settings: SimpleNamespace, told: str | None, world_size: int
+    settings: SimpleNamespace, text: str | None, world_size: int
 ) -> tuple[int, ...]:
-    if told is None:
+    """Return the sequences of each rank's micro-step: from UGRO_BATCH_SIZES, else the setting. Raises Fault."""
+    if text is None:
         size = settings.training.batch_size_per_gpu
         if not isinstance(size, int):
             raise Fault(
                 f"training.batch_size_per_gpu {size}: only UGRO can resolve that; give a number"
             )
         return (size,) * world_size
-    numbers = told.split(",")
+    numbers = text.split(",")
     if not all(number.strip().isdecimal() and int(number) > 0 for number in numbers):
         raise Fault(
-            f"UGRO_BATCH_SIZES {told!r}: write a whole number for each rank, e.g. 3,2,2"
+            f"UGRO_BATCH_SIZES {text!r}: write a whole number for each rank, e.g. 3,2,2"
         )
     if len(numbers) != world_size:
         raise Fault(
-            f"UGRO_BATCH_SIZES {told!r} has {len(numbers)} numbers for {world_size} ranks"
+            f"UGRO_BATCH_SIZES {text!r} has {len(numbers)} numbers for {world_size} ranks"
         )
     return tuple(int(number) for number in numbers)
 
 
-def _memory(told: str | None) -> int | None:
-    if told is None:
+def _memory(text: str | None) -> int | None:
+    if text is None:
         return None
-    if not (told.isascii() and told.isdecimal()):
-        raise Fault(f"UGRO_MEMORY_MIB {told!r}: write a whole number of MiB")
-    return int(told)
+    if not (text.isascii() and text.isdecimal()):
+        raise Fault(f"UGRO_MEMORY_MIB {text!r}: write a whole number of MiB")
+    return int(text)
 
 
 def _model(settings: SimpleNamespace, environ: Mapping[str, str]) -> tuple[str, bool]:
+    """Return (folder or name on the hub, whether it is a folder here). Raises Fault."""
     name = settings.model.name
     path = Path(name).expanduser()
     where = f"model {name}"
     if path.is_dir():
-        if (path / "adapter_config.json").exists() and not (
-            path / "config.json"
-        ).exists():
-            base = _json(path / "adapter_config.json", where).get(
-                "base_model_name_or_path"
-            )
-            raise Fault(
-                f"{where}: that is an adapter; give its base model {base}, and the adapter by --resume"
-            )
-        if not (path / "config.json").exists():
-            raise Fault(
-                f"{where}: the folder {path} has no config.json, so it is no model"
-            )
-        config = _json(path / "config.json", where)
-        refuse_config(config, name, settings)
+        refuse_config(_config_in(path, where), name, settings)
         return str(path), True
     if path.exists():
         raise Fault(f"{where}: that is a file; give the model's folder")
@@ -156,21 +145,28 @@ def _model(settings: SimpleNamespace, environ: Mapping[str, str]) -> tuple[str, 
     return name, False
 
 
+def _config_in(folder: Path, where: str) -> dict[str, Any]:
+    """Read the configuration of the model in a folder. Raises Fault if there is none, or only an adapter."""
+    config = folder / "config.json"
+    adapter_config = folder / "adapter_config.json"
+    if config.exists():
+        return _json(config, where)
+    if adapter_config.exists():
+        base = _json(adapter_config, where).get("base_model_name_or_path")
+        raise Fault(
+            f"{where}: that is an adapter; give its base model {base}, and the adapter by --resume"
+        )
+    raise Fault(f"{where}: the folder {folder} has no config.json, so it is no model")
+
+
 def _dataset(settings: SimpleNamespace) -> tuple[str, str]:
-    name, column = settings.dataset.name, settings.dataset.text_column
+    """Return (file, folder or name on the hub, its kind as in Inputs). Raises Fault."""
+    name = settings.dataset.name
     path = Path(name).expanduser()
     where = f"data set {name}"
     try:
         if path.is_file():
-            with path.open(encoding="utf-8") as file:
-                first = next((line for line in file if line.strip()), None)
-            if first is None:
-                raise Fault(f"{where}: the file is empty")
-            _refuse_split(settings.dataset, where)
-            if path.suffix not in (".jsonl", ".json"):
-                return str(path), "text"
-            refuse_row(json.loads(first), column, f"{where}, first line")
-            return str(path), "jsonl"
+            return str(path), _kind_of_file(path, settings.dataset, where)
     except UnicodeError as error:
         raise Fault(f"{where}: it is not UTF-8 text") from error
     except ValueError as error:
@@ -189,14 +185,28 @@ def _dataset(settings: SimpleNamespace) -> tuple[str, str]:
     return name, "hub"
 
 
+def _kind_of_file(path: Path, wanted: SimpleNamespace, where: str) -> str:
+    """Return text or jsonl, after a look at the first line. Raises Fault, OSError and ValueError."""
+    with path.open(encoding="utf-8") as file:
+        first = next((line for line in file if line.strip()), None)
+    if first is None:
+        raise Fault(f"{where}: the file is empty")
+    _refuse_split(wanted, where)
+    if path.suffix not in (".jsonl", ".json"):
+        return "text"
+    refuse_row(json.loads(first), wanted.text_column, f"{where}, first line")
+    return "jsonl"
+
+
 def refuse_row(row: Any, column: str, where: str) -> None:
     """Raise Fault unless the row has text in its column."""
     if not isinstance(row, dict):
         raise Fault(f"{where}: it is no JSON object with a key {column!r}")
     if not isinstance(row.get(column), str):
-        what = "holds no text" if column in row else "is missing"
+        fault = "holds no text" if column in row else "is missing"
+        columns = ", ".join(repr(name) for name in row) or "none"
         raise Fault(
-            f"{where}: the column {column!r} {what}; there is {', '.join(map(repr, row)) or 'none'} "
+            f"{where}: the column {column!r} {fault}; there is {columns} "
             "(choose with --set dataset.text_column=NAME)"
         )
 
@@ -211,34 +221,37 @@ def _refuse_split(wanted: SimpleNamespace, where: str) -> None:
 
 def _refuse_saved(path: Path, wanted: SimpleNamespace, where: str) -> None:
     """Raise Fault unless `save_to_disk` wrote the folder and it has the split and the column."""
-    within = path
-    if (path / "dataset_dict.json").exists():
-        splits = _json(path / "dataset_dict.json", where).get("splits", [])
+    split_folder = path
+    split_list = path / "dataset_dict.json"
+    if split_list.exists():
+        splits = _json(split_list, where).get("splits", [])
         for key in ("split", "validation_split"):
-            if (name := getattr(wanted, key)) and name not in splits:
+            name = getattr(wanted, key)
+            if name and name not in splits:
                 raise Fault(
                     f"{where}: it has no split {name!r}; there is {', '.join(splits)} (dataset.{key})"
                 )
-        within = path / wanted.split
+        split_folder = path / wanted.split
     elif not (path / "state.json").exists():
         raise Fault(
             f"{where}: the folder is none that `save_to_disk` of datasets wrote"
         )
     else:
         _refuse_split(wanted, where)
-    columns = list(_json(within / "dataset_info.json", where).get("features") or {})
+    info = _json(split_folder / "dataset_info.json", where)
+    columns = list(info.get("features") or {})
     if columns and wanted.text_column not in columns:
         refuse_row(dict.fromkeys(columns), wanted.text_column, where)
 
 
 def _checkpoint(settings: SimpleNamespace, resume: str, folder: Path) -> Path:
+    """Return the checkpoint to resume from: a path, or `latest` in the folder. Raises Fault."""
+    path = Path(resume).expanduser()
     if resume == "latest":
-        found = whole_ones(folder, "checkpoint-*")
-        if not found:
+        checkpoints = whole_ones(folder, "checkpoint-*")
+        if not checkpoints:
             raise Fault(f"--resume latest: there is no whole checkpoint in {folder}")
-        path = found[-1]
-    else:
-        path = Path(resume).expanduser()
+        path = checkpoints[-1]
     where = f"cannot resume from {path}"
     if not path.is_dir():
         raise Fault(f"{where}: there is no such folder")
@@ -246,21 +259,26 @@ def _checkpoint(settings: SimpleNamespace, resume: str, folder: Path) -> Path:
     has_adapter = any(name in names for name in ADAPTER_WEIGHTS)
     if not has_adapter and not any(name in names for name in FULL_WEIGHTS):
         raise Fault(f"{where}: it holds no weights")
-    if has_adapter != settings.lora.enabled:
-        held, asked = (
-            ("an adapter", "false") if has_adapter else ("a whole model", "true")
-        )
-        raise Fault(f"{where}: it holds {held}, but lora.enabled is {asked}")
+    if has_adapter and not settings.lora.enabled:
+        raise Fault(f"{where}: it holds an adapter, but lora.enabled is false")
+    if settings.lora.enabled and not has_adapter:
+        raise Fault(f"{where}: it holds a whole model, but lora.enabled is true")
     if has_adapter:
-        config = _json(path / "adapter_config.json", where)
-        theirs = (config.get("r"), sorted(config.get("target_modules") or []))
-        ours = (settings.lora.rank, sorted(settings.lora.target_modules))
-        if theirs != ours:
-            raise Fault(
-                f"{where}: its adapter has rank {theirs[0]} on {', '.join(theirs[1])}, "
-                f"but the settings say rank {ours[0]} on {', '.join(ours[1])}"
-            )
+        _refuse_other_adapter(path / "adapter_config.json", settings.lora, where)
     return path
+
+
+def _refuse_other_adapter(path: Path, lora: SimpleNamespace, where: str) -> None:
+    """Raise Fault unless a checkpoint's adapter has the rank and the target modules of the settings."""
+    config = _json(path, where)
+    rank = config.get("r")
+    modules = sorted(config.get("target_modules") or [])
+    wanted_modules = sorted(lora.target_modules)
+    if rank != lora.rank or modules != wanted_modules:
+        raise Fault(
+            f"{where}: its adapter has rank {rank} on {', '.join(modules)}, "
+            f"but the settings say rank {lora.rank} on {', '.join(wanted_modules)}"
+        )
 
 
 def _json(path: Path, where: str) -> dict[str, Any]:

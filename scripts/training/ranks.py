@@ -20,8 +20,8 @@ PATIENCE = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
-class Gang:
-    """This rank among all."""
+class Ranks:
+    """This rank and its connection to all others."""
 
     rank: int
     world_size: int
@@ -29,29 +29,23 @@ class Gang:
     name: str  # of the node
 
     @classmethod
-    def join(cls) -> Gang:
+    def join(cls) -> Ranks:
         """Wait for all ranks and return this one; with plain python, it is alone.
 
         Raises Fault on all ranks if only some have a GPU.
         """
-        rank, world_size = (
-            int(os.environ.get("RANK", "0")),
-            int(os.environ.get("WORLD_SIZE", "1")),
-        )
+        rank = int(os.environ.get("RANK", "0"))
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         # CUDA_VISIBLE_DEVICES="" asks for the CPU.
-        use_cuda = torch.cuda.device_count() >= int(
-            os.environ.get("LOCAL_WORLD_SIZE", "1")
-        )
-        device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+        use_cuda = torch.cuda.device_count() >= local_world_size
+        device = torch.device("cpu")
         if use_cuda:
+            device = torch.device("cuda", local_rank)
             torch.cuda.set_device(device)
-        gang = cls(
-            rank,
-            world_size,
-            device,
-            os.environ.get("UGRO_NODE") or socket.gethostname(),
-        )
+        name = os.environ.get("UGRO_NODE") or socket.gethostname()
+        ranks = cls(rank, world_size, device, name)
         if "RANK" in os.environ:
             store, *_ = next(dist.rendezvous("env://", timeout=PATIENCE))
             _refuse_mixed(store, rank, world_size, device)
@@ -64,17 +58,17 @@ class Gang:
                 device_id=device if use_cuda else None,
             )
         if not use_cuda:
-            gang._share_cores()
-        return gang
+            ranks._share_cores()
+        return ranks
 
     @property
-    def together(self) -> bool:
+    def have_group(self) -> bool:
         """Tell whether there is a process group, even of one rank."""
         return dist.is_initialized()
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """Return the values of all ranks, in the order of the ranks."""
-        if not self.together:
+        if not self.have_group:
             return [value]
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
@@ -87,13 +81,13 @@ class Gang:
             for value in values
         ]
         total = torch.stack(numbers)
-        if self.together:
+        if self.have_group:
             dist.all_reduce(total)
         return [float(number) for number in total.tolist()]
 
     def barrier(self) -> None:
         """Wait for all ranks."""
-        if self.together:
+        if self.have_group:
             dist.barrier()
 
     def all_or_none(self, step: Callable[[], Any]) -> Any:
@@ -102,33 +96,32 @@ class Gang:
         Otherwise raise Fault on all of them, with the message of the first faulty rank. So no rank waits for one
         already gone.
         """
-        result, fault = None, None
+        result = None
+        own_fault = None
         try:
             result = step()
         except Fault as error:
-            fault = str(error)
-        faults = {
-            rank: said
-            for rank, (said, _) in enumerate(self.gather((fault, self.name)))
-            if said
-        }
-        if faults:
-            first = min(faults)
-            alike = len(set(faults.values())) == 1 and len(faults) == self.world_size
-            raise Fault(faults[first] if alike else f"rank {first}: {faults[first]}")
-        return result
+            own_fault = str(error)
+        faults = self.all_gather(own_fault)
+        faulty_ranks = [rank for rank, fault in enumerate(faults) if fault]
+        if not faulty_ranks:
+            return result
+        first = faulty_ranks[0]
+        if len(set(faults)) == 1:
+            raise Fault(faults[first])
+        raise Fault(f"rank {first}: {faults[first]}")
 
-    def same(self, value: str, what: str) -> None:
+    def require_same(self, value: str, what: str) -> None:
         """Raise Fault on all ranks unless `value` is the same everywhere."""
-        values = self.gather((value, self.name))
-        odd = [
-            f"rank {rank} ({name})"
-            for rank, (other, name) in enumerate(values)
-            if other != values[0][0]
-        ]
-        if odd:
+        answers = self.all_gather((value, self.name))
+        first_value, first_name = answers[0]
+        different = []
+        for rank, (other, name) in enumerate(answers):
+            if other != first_value:
+                different.append(f"rank {rank} ({name})")
+        if different:
             raise Fault(
-                f"{what} of {', '.join(odd)} is another than that of rank 0 ({values[0][1]})"
+                f"{what} of {', '.join(different)} is another than that of rank 0 ({first_name})"
             )
 
     def _share_cores(self) -> None:
@@ -138,12 +131,11 @@ class Gang:
         # Namespaces and containers of one machine have host names of their own, but one boot id.
         boot_id = Path("/proc/sys/kernel/random/boot_id")
         machine = boot_id.read_text() if boot_id.exists() else socket.gethostname()
-        cores = (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count()
-        )
-        threads = max(1, (cores or 1) // self.gather(machine).count(machine))
+        cores = os.cpu_count() or 1
+        if hasattr(os, "sched_getaffinity"):
+            cores = len(os.sched_getaffinity(0))
+        ranks_here = self.all_gather(machine).count(machine)
+        threads = max(1, cores // ranks_here)
         torch.set_num_threads(threads)
         # Otherwise accelerate decides once more, and warns.
         os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -154,10 +146,8 @@ def _refuse_mixed(store: Any, rank: int, world_size: int, device: torch.device) 
     store.set(f"device_of_{rank}", device.type)
     kinds = [store.get(f"device_of_{other}").decode() for other in range(world_size)]
     if len(set(kinds)) > 1:
-        without = ", ".join(
-            str(other) for other, kind in enumerate(kinds) if kind == "cpu"
-        )
+        without = [str(other) for other, kind in enumerate(kinds) if kind == "cpu"]
         raise Fault(
-            f"rank {without} found no GPU, but the others did; leave those nodes out, or hide all GPUs with "
+            f"rank {', '.join(without)} found no GPU, but the others did; leave those nodes out, or hide all GPUs with "
             '--env CUDA_VISIBLE_DEVICES=""'
         )
