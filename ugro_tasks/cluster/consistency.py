@@ -75,6 +75,10 @@ class Machine(NamedTuple):
             return self.loc[1]
         return self.keys.get("name") or self.keys.get("hostname", "master")
 
+    def loc_of(self, key: str) -> Loc:
+        """Return the place of a key in this node's section."""
+        return (*self.loc, key)
+
     def claims(self) -> Iterator[tuple[str, str, object]]:
         """Yield each value reserved to this node as (what, key, value), if it is valid."""
         if self.loc[0] != "nodes" and isinstance(self.name, str):
@@ -115,10 +119,12 @@ def check_machines(document: Document) -> None:
         _check_claims(document, machine, taken)
         if machine.keys.get("transport") == "local" and "jump" in machine.keys:
             words = "has no use with transport: local; remove it"
-            document.fault((*machine.loc, "jump"), words)
-    by_rank = {
-        value: machine for (what, value), machine in taken.items() if what == "rank"
-    }
+            document.fault(machine.loc_of("jump"), words)
+    by_rank: dict[Any, Machine] = {}
+    for (what, value), machine in taken.items():
+        if what == "rank":
+            by_rank[value] = machine
+    # Otherwise a rank is invalid or taken, a fault already reported.
     if len(by_rank) == len(machines):
         _check_ranks(document, by_rank)
 
@@ -147,7 +153,7 @@ def _check_hostname_as_name(document: Document, machine: Machine) -> None:
     if len(str(machine.name)) > NODE_NAME_MAX:
         limit = f"{NODE_NAME_MAX} characters at most"
         words = f"is too long for the node's name ({limit}); give it a name, too"
-        document.fault((*machine.loc, "hostname"), words)
+        document.fault(machine.loc_of("hostname"), words)
 
 
 def _check_claims(
@@ -158,10 +164,8 @@ def _check_claims(
         first = taken.setdefault((what, value), machine)
         if first is machine:
             continue
-        loc = machine.loc
-        if key in machine.keys:
-            loc = (*loc, key)
-        line = document.line((*first.loc, key))
+        loc = machine.loc_of(key) if key in machine.keys else machine.loc
+        line = document.line(first.loc_of(key))
         holder = f"{written(first.loc)} on line {line}"
         document.fault(loc, f"{what} {value} is taken by {holder}")
 
@@ -219,30 +223,44 @@ def _master_and_workers(data: dict[str, Any]) -> list[tuple[Loc, Any]]:
 
 def _check_ranks(document: Document, by_rank: dict[Any, Machine]) -> None:
     """Find gaps in distinct ranks, and a role or master_ip contradicting them."""
-    if 0 not in by_rank:
-        if by_rank and "nodes" in document.data:
-            document.fault(("nodes",), "no node has rank 0; give it to the master")
-        return
+    if 0 in by_rank:
+        _check_gap(document, by_rank)
+        _check_roles(document, by_rank)
+        _check_master_ip(document, by_rank[0])
+    elif by_rank and "nodes" in document.data:
+        document.fault(("nodes",), "no node has rank 0; give it to the master")
+
+
+def _check_gap(document: Document, by_rank: dict[Any, Machine]) -> None:
+    """Find a rank beyond the number of nodes."""
     count = len(by_rank)
     last = max(by_rank)
-    if last >= count:
-        free = next(rank for rank in range(count) if rank not in by_rank)
-        words = (
-            f"rank {last} leaves a gap: "
-            f"{count} nodes have the ranks 0 to {count - 1}, and {free} is free"
-        )
-        document.fault((*by_rank[last].loc, "rank"), words)
+    if last < count:
+        return
+    free = next(rank for rank in range(count) if rank not in by_rank)
+    words = (
+        f"rank {last} leaves a gap: "
+        f"{count} nodes have the ranks 0 to {count - 1}, and {free} is free"
+    )
+    document.fault(by_rank[last].loc_of("rank"), words)
+
+
+def _check_roles(document: Document, by_rank: dict[Any, Machine]) -> None:
+    """Find a role unlike the node's rank; other words are reported by the form."""
     for rank, machine in by_rank.items():
         fitting = "master" if rank == 0 else "worker"
         role = machine.keys.get("role")
         if role in ("master", "worker") and role != fitting:
             words = f"{role} does not fit rank {rank}; the master is the node of rank 0"
-            document.fault((*machine.loc, "role"), words)
-    master = by_rank[0]
+            document.fault(machine.loc_of("role"), words)
+
+
+def _check_master_ip(document: Document, master: Machine) -> None:
+    """Find a cluster.master_ip unlike the ip of the node of rank 0."""
     ip = master.keys.get("ip")
     promised = _value_at(document.data, ("cluster", "master_ip"))
     if promised and ip and promised != ip:
-        line = document.line((*master.loc, "ip"))
+        line = document.line(master.loc_of("ip"))
         where = f"the node of rank 0, {shown(ip)} on line {line}"
         words = f"{shown(promised)} is not the ip of {where}"
         document.fault(("cluster", "master_ip"), words)
