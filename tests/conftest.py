@@ -1,6 +1,7 @@
 """The lab's hosts are there for every test that asks for them; and the Python that has torch."""
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +11,22 @@ import pytest
 pytest_plugins = ["lab.fixtures", "tests.hostile.profiles"]
 
 
-def pytest_configure() -> None:
-    """Let SIGINT be heard, which tests send to this process and to those it starts.
+def pytest_configure(config: pytest.Config) -> None:
+    """Register our marker, and let SIGINT be heard, which tests send to this process and to those it starts.
 
     A shell script that runs pytest in the background has it ignored.
     """
+    config.addinivalue_line("markers", "needs(program): only where it is on PATH")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out a test about a program that is not here."""
+    for mark in item.iter_markers("needs"):
+        [program] = mark.args
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not on PATH")
 
 
 @pytest.fixture(scope="session")

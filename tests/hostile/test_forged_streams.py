@@ -27,6 +27,7 @@ from tests.unit.factories import make_node, make_node_plan
 from ugro_tasks.agent.cause import find_cause
 from ugro_tasks.backends.ssh.streams import RankFiles, _end, follow_rank
 from ugro_tasks.errors import HostError, NodeFault
+from ugro_tasks.hosts.copy import Copy
 from ugro_tasks.hosts.local import LocalHost
 from ugro_tasks.hosts.rsync import Rsync
 from ugro_tasks.hosts.streams import Frame
@@ -251,7 +252,7 @@ class _Disk:
 
 
 def test_a_node_cannot_take_the_last_room_of_the_disk(
-    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.statvfs", lambda _path: _Disk)
     for kind in (LOG, METRICS):
@@ -262,15 +263,26 @@ def test_a_node_cannot_take_the_last_room_of_the_disk(
                     kind, RankFiles(experiment, make_node_plan()).offsets[kind], b"x"
                 ),
             )
-    (tmp_path / "there").mkdir()
-    (tmp_path / "there" / "large").write_bytes(b"x" * 1000)
-    with pytest.raises(OSError) as full:
-        Rsync(LocalHost(make_node())).pull(
-            f"{tmp_path}/there/", f"{experiment.folder}/"
-        )
-    assert full.value.errno == errno.ENOSPC
     # What UGRO itself has to say has room.
     experiment.save_state(JobState(phase=Phase.FAILED))
+
+
+@pytest.mark.parametrize(
+    "way", [pytest.param(Rsync, marks=pytest.mark.needs("rsync")), Copy]
+)
+def test_a_transfer_cannot_take_the_last_room_of_the_disk(
+    experiment: Experiment,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    way: type[Rsync] | type[Copy],
+) -> None:
+    monkeypatch.setattr("os.statvfs", lambda _path: _Disk)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "large").write_bytes(b"x" * 1000)
+    host = LocalHost(make_node(transport="local", python=sys.executable))
+    with pytest.raises(OSError) as full:
+        way(host).pull(f"{tmp_path}/there/", f"{experiment.folder}/")
+    assert full.value.errno == errno.ENOSPC
 
 
 def test_an_rsync_that_complains_without_end_is_ended(

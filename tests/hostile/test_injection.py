@@ -60,6 +60,7 @@ def test_every_word_of_a_command_arrives_as_it_is(cluster: Cluster, mark: Path) 
 NAME = """pro ject'"$(touch owned)`touch owned`;|&*?[x]~!\\%s{a,b}#"""
 
 
+@pytest.mark.needs("rsync")
 def test_a_folder_called_a_command_is_only_a_folder(
     cluster: Cluster, tmp_path: Path, hosts: list[LabHost]
 ) -> None:
@@ -83,6 +84,7 @@ def test_a_folder_called_a_command_is_only_a_folder(
         assert "owned" not in os.listdir(folder)
 
 
+@pytest.mark.needs("rsync")
 @pytest.mark.parametrize("key", ["user", "jump"])
 def test_what_a_node_is_reached_by_is_never_a_command(
     cluster: Cluster, mark: Path, key: str

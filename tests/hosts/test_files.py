@@ -34,7 +34,7 @@ NAMES = [
 ]
 
 
-@pytest.fixture(params=[Rsync, Copy])
+@pytest.fixture(params=[pytest.param(Rsync, marks=pytest.mark.needs("rsync")), Copy])
 def way(request: pytest.FixtureRequest) -> Way:
     chosen: Way = request.param
     return chosen
@@ -141,6 +141,7 @@ def test_pull_keeps_modes_and_times(
         assert (ours.st_mode, ours.st_mtime_ns) == (theirs.st_mode, theirs.st_mtime_ns)
 
 
+@pytest.mark.needs("rsync")
 def test_what_one_way_brought_the_other_does_not_bring_again(
     login: Login, hosts: list[LabHost], folder: str, tmp_path: Path
 ) -> None:

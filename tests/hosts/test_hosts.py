@@ -693,6 +693,7 @@ def test_an_unknown_key_behind_the_jump_host_is_refused(
     assert fingerprint(hosts[1]) in error.what
 
 
+@pytest.mark.needs("rsync")
 def test_files_go_through_the_jump_host_too(
     home: Lab, hosts: list[LabHost], login: Login, tmp_path: Path
 ) -> None:
@@ -800,6 +801,7 @@ def test_the_entry_of_the_nodes_name_counts(
     assert hello(login(user=None)) == b"hello\n"
 
 
+@pytest.mark.needs("rsync")
 def test_rsync_honours_the_entry_of_the_nodes_name_too(
     home: Lab, hosts: list[LabHost], login: Login, special: str, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from lab import LabHost
 from lab.proof import send_signal
@@ -74,6 +75,7 @@ def test_clean_frees_the_hosts_of_what_is_gathered_and_leaves_what_runs(
     assert ugro.run("stop", "runs").returncode == 0
 
 
+@pytest.mark.needs("rsync")
 def test_a_gather_that_is_broken_off_leaves_nothing_half_and_goes_on(
     ugro: Ugro, hosts: list[LabHost]
 ) -> None:

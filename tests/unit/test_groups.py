@@ -172,6 +172,7 @@ def test_arguments_that_name_tests_are_told_from_those_that_pick(
     assert names_tests(arguments) == named
 
 
+@pytest.mark.needs("git")
 def test_a_commit_that_is_none_is_refused() -> None:
     with pytest.raises(
         UsageError, match="--part no-such-branch: git finds no such commit"
@@ -179,6 +180,7 @@ def test_a_commit_that_is_none_is_refused() -> None:
         commit_of("no-such-branch")
 
 
+@pytest.mark.needs("git")
 def test_the_commit_of_a_part_is_a_whole_hash() -> None:
     assert commit_of("HEAD") == commit_of("HEAD^{commit}")
     assert commit_of(COMMITS[3]) == COMMITS[3]  # of a clone that lacks it
