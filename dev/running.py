@@ -24,8 +24,8 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 WORKERS = 2
 WHOLE_HASH = re.compile("[0-9a-f]{40}")
 PYTEST_ROOT = "PYTEST_DEBUG_TEMPROOT"
-# An empty folder of each user's, made at an import of torch's compiler.
-TORCHS_OWN = "torchinductor_"
+# torch's compiler makes an empty folder for each user, uv an empty lock for each environment; both reuse them.
+REUSED = ("torchinductor_", "uv-")
 NO_TESTS = 5  # pytest's exit code where nothing was selected
 
 
@@ -180,7 +180,7 @@ def _run_pytest(programs: Programs, title: str, arguments: Sequence[str]) -> Res
 
 
 def left_behind(folder: Path) -> Iterator[str]:
-    """Yield the names in a folder for temporary files, besides those that torch makes whatever one does."""
+    """Yield the names in a folder for temporary files, besides those that a program reuses."""
     for path in folder.iterdir():
-        if not path.name.startswith(TORCHS_OWN):
+        if not path.name.startswith(REUSED):
             yield path.name
