@@ -188,8 +188,24 @@ def _suggestion(word: str, known: Iterable[str]) -> str:
     return "See: ugro --help"
 
 
+def _reopen_closed_streams() -> None:
+    """Open the null device in place of a closed standard stream, as after `ugro launch >&-`.
+
+    Else Python has no such stream, and the next file to be opened would be in its place for every child.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, descriptor)
+            if null != descriptor:
+                os.close(null)
+            mode = "r" if descriptor == 0 else "w"
+            setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115
+
+
 def main() -> None:
     """Run the tasks on the command line."""
+    _reopen_closed_streams()
     try:
         try:
             UgroProgram().run()

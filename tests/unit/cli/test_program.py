@@ -1,5 +1,6 @@
 """Bad command lines: one clear error, an exit code of its own, no traceback, and nothing written."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -99,3 +100,21 @@ def test_a_name_left_out_before_help_means_the_help(flag: str, tmp_path: Path) -
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "--follow" in done.stdout
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_closed_streams_are_no_reason_to_fail(
+    closed: tuple[int, ...], tmp_path: Path
+) -> None:
+    redirections = " ".join(f"{descriptor}>&-" for descriptor in closed)
+    command = f'exec "$0" -m ugro_tasks.cli.program --help launch {redirections}'
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert bool(done.stdout) is (1 not in closed)
