@@ -50,6 +50,11 @@ class RankExit(msgspec.Struct, frozen=True, kw_only=True):
     outputs: tuple[str, ...] = ()
     """The topmost names of the files it wrote."""
 
+    @classmethod
+    def given_up(cls, node: str, rank: int, at: float, why: str) -> RankExit:
+        """Make the end of a rank whose exit record is not waited for any longer."""
+        return cls(node=node, rank=rank, at=at, lost=why, gave_up=True)
+
     @property
     def failed(self) -> bool:
         """Return whether the rank ended badly without being stopped by UGRO."""

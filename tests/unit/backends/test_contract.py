@@ -113,6 +113,11 @@ class Run(threading.Thread):
         return end
 
 
+def proven_gone(job: Job) -> list[bool]:
+    """Say of each rank whether its state says that it is proven gone."""
+    return [rank.proven_gone for rank in job.experiment.state().ranks]
+
+
 def failed_once(job: Job) -> None:
     """Let the first attempt of a job fail on its second machine."""
     run = Run(job)
@@ -341,11 +346,7 @@ def test_an_undo_that_leaves_something_names_it(make_job: MakeJob) -> None:
     assert (outcome.phase, outcome.error) == (Phase.FAILED, StopUnproven)
     assert "gpu2" in outcome.words
     assert "41" in outcome.words
-    assert [rank.proven_gone for rank in job.experiment.state().ranks] == [
-        True,
-        True,
-        False,
-    ]
+    assert proven_gone(job) == [True, True, False]
 
 
 def test_ranks_that_an_earlier_agent_began_go_on(make_job: MakeJob) -> None:
@@ -502,11 +503,7 @@ def test_with_a_limit_a_machine_out_of_reach_is_lost_and_the_others_are_stopped(
     assert exits["gpu2"].lost
     assert exits["gpu2"].failed
     assert [exits[name].stopped for name in ("gpu0", "gpu1")] == ["failure"] * 2
-    assert [rank.proven_gone for rank in job.experiment.state().ranks] == [
-        True,
-        True,
-        False,
-    ]
+    assert proven_gone(job) == [True, True, False]
 
 
 def test_a_stop_waits_for_a_machine_out_of_reach(make_job: MakeJob) -> None:
@@ -515,7 +512,7 @@ def test_a_stop_waits_for_a_machine_out_of_reach(make_job: MakeJob) -> None:
     job.machines.cut("gpu2")
     job.experiment.ask_to_stop()
     wait_until(
-        lambda: [r.proven_gone for r in job.experiment.state().ranks][:2] == [True] * 2,
+        lambda: proven_gone(job)[:2] == [True, True],
         "the others to be stopped",
     )
     assert run.is_alive()
@@ -580,11 +577,7 @@ def test_a_stop_proves_what_it_can_and_leaves_the_rest(make_job: MakeJob) -> Non
     job.machines.cut("gpu2")
     job.backend.stop()
     assert [job.machines.runs(name) for name in NAMES] == [False, False, True]
-    assert [rank.proven_gone for rank in job.experiment.state().ranks] == [
-        True,
-        True,
-        False,
-    ]
+    assert proven_gone(job) == [True, True, False]
 
 
 def test_a_stop_of_nothing_does_nothing(make_job: MakeJob) -> None:

@@ -24,7 +24,7 @@ from . import gate
 from .gang_loop import Gang
 from .gate import Admitted, GateState, Look, too_large
 from .late_stop import LateStops
-from .loop import Loop
+from .loop import Loop, Say
 from .plan import make_plan
 
 
@@ -92,7 +92,7 @@ class SshBackend:
                 self._gate.in_thread("stop", self._stop_and_look)
             case gate.MakeEnvironments():
                 self._gate.in_thread("environments", lambda: self._make(act.nodes))
-            case gate.Say():
+            case Say():
                 self.journal.say(act.words, act.node)
 
     def _look(self, nodes: tuple[str, ...]) -> gate.Probed:

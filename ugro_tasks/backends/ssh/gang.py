@@ -13,6 +13,7 @@ from msgspec import Struct
 from ...errors import UgroError
 from ...jobs.outcome import Outcome, RankExit
 from ...jobs.state import Phase
+from .loop import Say
 from .stop import StopOrder, StopResult
 
 
@@ -205,13 +206,6 @@ class NoteRan(Struct, frozen=True):
     """Write down that the attempt's ranks have run, and with it the job's phase, if given."""
 
     phase: Phase | None = None
-
-
-class Say(Struct, frozen=True):
-    """Tell the people watching."""
-
-    words: str
-    node: str | None = None
 
 
 Act = DoStep | Follow | TellToStop | ChangePhase | ChangeRank | NoteRan | Say

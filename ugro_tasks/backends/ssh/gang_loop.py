@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Collection
 from functools import partial
 
-import msgspec
-
 from ...cluster.model import Cluster
 from ...errors import HostError, UgroError
 from ...hosts.fleet import Fleet
@@ -24,29 +22,9 @@ from ...jobs.state import Phase, RankState
 from ...node.protocol import OUTPUTS_TOLD
 from ...outputs.checkpoints import Mirror, deliver
 from ..api import AttemptEnd
-from .gang import (
-    Act,
-    ChangePhase,
-    ChangeRank,
-    Connected,
-    Disconnected,
-    DoStep,
-    Event,
-    Exited,
-    Follow,
-    GangState,
-    Limits,
-    Member,
-    NoteRan,
-    Say,
-    Stage,
-    Step,
-    StepDone,
-    StopTold,
-    TellToStop,
-)
+from . import gang
 from .gang_step import step
-from .loop import Loop
+from .loop import Loop, Say
 from .stop import StopOrder, tell_to_stop
 from .streams import follow_rank
 
@@ -74,7 +52,7 @@ class Gang:
         self._hosts: dict[str, Host] = {host.node.name: host for host in fleet}
         self._plans = {plan.node: plan for plan in plan.nodes}
         self._mirror: Mirror | None = None
-        self._loop: Loop[GangState, Event, Act] = Loop(
+        self._loop: Loop[gang.GangState, gang.Event, gang.Act] = Loop(
             step, self._carry_out, self.experiment
         )
 
@@ -87,30 +65,30 @@ class Gang:
         """
         ranks = tuple(RankState(rank=p.rank, node=p.node) for p in self.plan.nodes)
         self.journal.change(phase=Phase.PREPARING, ranks=ranks)
-        steps: tuple[Step, ...] = (Step.PREPARE, Step.START)
+        steps: tuple[gang.Step, ...] = (gang.Step.PREPARE, gang.Step.START)
         if self.plan.resume:
-            steps = (Step.DELIVER, *steps)
+            steps = (gang.Step.DELIVER, *steps)
             self.journal.say(f"taking {self.plan.resume.checkpoint} to the nodes")
-        state = GangState(
+        state = gang.GangState(
             members=self._members(self._plans),
             limits=self._limits(),
-            stage=Stage.STARTING,
+            stage=gang.Stage.STARTING,
             steps=steps,
             begun_before=begun_before,
         )
-        done = {Stage.RUNNING, Stage.OVER}
+        done = {gang.Stage.RUNNING, gang.Stage.OVER}
         return self._loop.run(state, until=lambda now: now.stage in done).outcome
 
     def run_to_end(self, away_seconds: float | None) -> AttemptEnd:
-        """Follow all ranks until each has ended; the first failure stops the others.
+        """gang.Follow all ranks until each has ended; the first failure stops the others.
 
         A node out of reach is waited for. After `away_seconds` its rank counts as lost; with None it never does.
         """
         self._mirror = Mirror(self.experiment, self._hosts, self.journal.log)
-        state = GangState(
+        state = gang.GangState(
             members=self._members(self._plans),
             limits=self._limits(away_seconds),
-            stage=Stage.RUNNING,
+            stage=gang.Stage.RUNNING,
         )
         over = self._loop.run(state, until=_is_over)
         self._mirror.close()
@@ -128,29 +106,34 @@ class Gang:
 
     def stop_remains(self, nodes: Collection[str]) -> None:
         """Tell these nodes once to stop the rest of the attempt; fetch the rest of the streams if they answer."""
+        now = time.time()
         members = tuple(
-            msgspec.structs.replace(member, exit=_given_up(member))
+            gang.Member(
+                node=member.node,
+                rank=member.rank,
+                exit=RankExit.given_up(member.node, member.rank, now, "given up"),
+            )
             for member in self._members(nodes)
         )
-        state = GangState(
+        state = gang.GangState(
             members=members,
             limits=self._limits(),
-            stage=Stage.STOPPING,
+            stage=gang.Stage.STOPPING,
             order=StopOrder(reason="failure"),
             tries=1,
         )
         self._loop.run(state, until=_is_over)
 
-    def _members(self, nodes: Collection[str]) -> tuple[Member, ...]:
+    def _members(self, nodes: Collection[str]) -> tuple[gang.Member, ...]:
         return tuple(
-            Member(node=plan.node, rank=plan.rank)
+            gang.Member(node=plan.node, rank=plan.rank)
             for plan in self.plan.nodes
             if plan.node in nodes
         )
 
-    def _limits(self, away_seconds: float | None = None) -> Limits:
+    def _limits(self, away_seconds: float | None = None) -> gang.Limits:
         timeouts = self.cluster.timeouts
-        return Limits(
+        return gang.Limits(
             stop_grace_seconds=timeouts.stop_grace_seconds,
             away_seconds=away_seconds,
             catch_up_seconds=timeouts.away_seconds,
@@ -158,23 +141,23 @@ class Gang:
 
     # ---- the loop ----
 
-    def _carry_out(self, act: Act) -> None:
+    def _carry_out(self, act: gang.Act) -> None:
         match act:
-            case DoStep():
+            case gang.DoStep():
                 self._loop.in_thread(f"{act.step}", partial(self._do_on_all, act.step))
-            case Follow():
+            case gang.Follow():
                 plan = self._plans[act.node]
                 self._loop.in_thread(f"follow-{act.node}", partial(self._follow, plan))
-            case TellToStop():
+            case gang.TellToStop():
                 plan = self._plans[act.node]
                 self._loop.in_thread(
                     f"stop-{act.node}", partial(self._tell, plan, act.order)
                 )
-            case ChangePhase():
+            case gang.ChangePhase():
                 self.journal.change(phase=act.phase)
-            case ChangeRank():
+            case gang.ChangeRank():
                 self.journal.change_rank(act.rank, **act.changes)
-            case NoteRan():
+            case gang.NoteRan():
                 self._note_ran(act.phase)
             case Say():
                 self.journal.say(act.words, act.node)
@@ -186,20 +169,20 @@ class Gang:
 
     # ---- the steps of a start ----
 
-    def _do_on_all(self, step_: Step) -> StepDone:
+    def _do_on_all(self, step_: gang.Step) -> gang.StepDone:
         action = self._action(step_)
         work = {node: partial(action, plan) for node, plan in self._plans.items()}
         answers = self.fleet.each(work).values()
-        return StepDone(tuple(a for a in answers if isinstance(a, UgroError)))
+        return gang.StepDone(tuple(a for a in answers if isinstance(a, UgroError)))
 
-    def _action(self, step_: Step) -> Callable[[NodePlan, Host], None]:
+    def _action(self, step_: gang.Step) -> Callable[[NodePlan, Host], None]:
         match step_:
-            case Step.DELIVER:
+            case gang.Step.DELIVER:
                 assert self.plan.resume  # noqa: S101
                 return partial(self._deliver, self.plan.resume)
-            case Step.PREPARE:
+            case gang.Step.PREPARE:
                 return partial(self._prepare, self.experiment.code_archive())
-            case Step.START:
+            case gang.Step.START:
                 return self._start
 
     def _deliver(self, resume: Resume, plan: NodePlan, host: Host) -> None:
@@ -236,17 +219,19 @@ class Gang:
 
     # ---- one rank ----
 
-    def _follow(self, plan: NodePlan) -> Event:
+    def _follow(self, plan: NodePlan) -> gang.Event:
         """Fill the rank's files for as long as the connection lasts."""
         host = self._hosts[plan.node]
         try:
-            return Exited(self._exit_of(plan, host))
+            return gang.Exited(self._exit_of(plan, host))
         except (HostError, OSError) as error:
             # An OSError is this machine's: a full disk, say. What was not stored is asked for again.
             host.close()
             if not self.experiment.folder.is_dir():
-                return Exited(_lost(plan, "its folder here was removed"))
-            return Disconnected(plan.node, str(error), at=time.time())
+                why = "its folder here was removed"
+                lost = RankExit.given_up(plan.node, plan.rank, time.time(), why)
+                return gang.Exited(lost)
+            return gang.Disconnected(plan.node, str(error), at=time.time())
 
     def _exit_of(self, plan: NodePlan, host: Host) -> RankExit:
         attempts = {attempt.number: attempt for attempt in self.journal.state.attempts}
@@ -258,7 +243,7 @@ class Gang:
             talk=self.talks[host],
             bases=attempt.bases if attempt else {},
             heartbeat_seconds=self.cluster.timeouts.heartbeat_seconds,
-            connected=lambda: self._loop.put(Connected(plan.node)),
+            connected=lambda: self._loop.put(gang.Connected(plan.node)),
             manifest=partial(self._take_manifest, plan),
         )
 
@@ -267,10 +252,10 @@ class Gang:
         if self._mirror:
             self._mirror.take(plan, content)
 
-    def _tell(self, plan: NodePlan, order: StopOrder) -> StopTold:
+    def _tell(self, plan: NodePlan, order: StopOrder) -> gang.StopTold:
         host = self._hosts[plan.node]
         result = tell_to_stop(host, plan.folder, plan.token, order)
-        return StopTold(plan.node, result)
+        return gang.StopTold(plan.node, result)
 
 
 def _topmost_names(rank_exit: RankExit) -> tuple[str, ...]:
@@ -279,21 +264,5 @@ def _topmost_names(rank_exit: RankExit) -> tuple[str, ...]:
     return told if 0 < len(told) < OUTPUTS_TOLD else OWN_NAMES
 
 
-def _given_up(member: Member) -> RankExit:
-    return RankExit(
-        node=member.node,
-        rank=member.rank,
-        at=time.time(),
-        lost="given up",
-        gave_up=True,
-    )
-
-
-def _lost(plan: NodePlan, why: str) -> RankExit:
-    return RankExit(
-        node=plan.node, rank=plan.rank, at=time.time(), lost=why, gave_up=True
-    )
-
-
-def _is_over(state: GangState) -> bool:
-    return state.stage is Stage.OVER
+def _is_over(state: gang.GangState) -> bool:
+    return state.stage is gang.Stage.OVER

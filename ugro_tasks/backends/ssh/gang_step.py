@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import msgspec
+from msgspec.structs import replace
 
 from ...errors import Interrupted, LaunchFailed, NodesBusy, StopUnproven
 from ...hosts.retry import retry_pause
@@ -28,13 +28,12 @@ from .gang import (
     GangState,
     Member,
     NoteRan,
-    Say,
     Stage,
     StepDone,
     StopTold,
     TellToStop,
 )
-from .loop import Begin, Common, StopAsked, Tick
+from .loop import Begin, Common, Say, StopAsked, Tick
 from .stop import STOP_TRIES, StopOrder, StopResult
 
 # A connection that broke sooner was none: the pause before the next try goes on growing.
@@ -92,14 +91,14 @@ def _step_done(state: GangState, done: StepDone) -> Result:
         return _undo(state, done)
     left = state.steps[1:]
     if left:
-        return _with(state, steps=left), [DoStep(left[0])]
+        return replace(state, steps=left), [DoStep(left[0])]
     runs = [Say(f"rank {member.rank} runs", member.node) for member in state.members]
-    begun = _with(state, steps=(), stage=Stage.RUNNING)
+    begun = replace(state, steps=(), stage=Stage.RUNNING)
     return begun, [NoteRan(phase=Phase.RUNNING), *runs]
 
 
 def _undo(state: GangState, done: StepDone) -> Result:
-    undoing = _with(
+    undoing = replace(
         state,
         stage=Stage.UNDOING,
         faults=done.faults,
@@ -113,7 +112,7 @@ def _undo(state: GangState, done: StepDone) -> Result:
 def _undone(state: GangState) -> Result:
     ran = any(member.stop and member.stop.ran for member in state.members)
     acts: list[Act] = [NoteRan()] if ran and state.begun_before else []
-    return _with(state, stage=Stage.OVER, outcome=_outcome_of_undo(state)), acts
+    return replace(state, stage=Stage.OVER, outcome=_outcome_of_undo(state)), acts
 
 
 def _outcome_of_undo(state: GangState) -> Outcome:
@@ -166,13 +165,8 @@ def _disconnected(
         acts = [ChangeRank(member.rank, {"connected": False}), Say(lost, member.node)]
     limit = _away_limit(state, member)
     if limit is not None and now - away_since > limit:
-        given_up = RankExit(
-            node=member.node,
-            rank=member.rank,
-            at=event.at,
-            lost=f"{member.node} has been out of reach for {limit:g} s",
-            gave_up=True,
-        )
+        why = f"{member.node} has been out of reach for {limit:g} s"
+        given_up = RankExit.given_up(member.node, member.rank, event.at, why)
         ended, more = _exited(state, member, given_up, now)
         return ended, [*more, *acts]
     again_at = now + retry_pause(tries)
@@ -246,7 +240,7 @@ def _stop_after_failure(state: GangState) -> Result:
 
 
 def _stop_asked(state: GangState, now: float, *, given_up: bool) -> Result:
-    state = _with(state, stop_asked=True, given_up=state.given_up or given_up)
+    state = replace(state, stop_asked=True, given_up=state.given_up or given_up)
     if state.stage is Stage.RUNNING:
         grace = state.limits.stop_grace_seconds
         order = StopOrder(reason="asked", grace_seconds=grace)
@@ -261,7 +255,7 @@ def _stop_asked(state: GangState, now: float, *, given_up: bool) -> Result:
 
 
 def _stop(state: GangState, order: StopOrder, tries: int | None, words: str) -> Result:
-    stopping = _with(state, stage=Stage.STOPPING, order=order, tries=tries)
+    stopping = replace(state, stage=Stage.STOPPING, order=order, tries=tries)
     told, acts = _tell_all(stopping)
     return told, [*acts, ChangePhase(Phase.STOPPING), Say(words)]
 
@@ -319,19 +313,19 @@ def _settle(state: GangState, now: float) -> Result:
         case Stage.UNDOING if stops_known:
             return _undone(state)
         case Stage.RUNNING if all_ended:
-            return _with(state, stage=Stage.OVER), []
+            return replace(state, stage=Stage.OVER), []
         case Stage.STOPPING if stops_known and all_ended:
             return _catch_up(state, now)
         case Stage.STOPPING if stops_known and state.given_up and _left(state):
             return _catch_up(state, now)
         case Stage.CATCHING_UP if not any(m.catching_up for m in state.members):
-            return _with(state, stage=Stage.OVER, outcome=_outcome_of_stop(state)), []
+            return replace(state, stage=Stage.OVER, outcome=_outcome_of_stop(state)), []
     return state, []
 
 
 def _catch_up(state: GangState, now: float) -> Result:
     """Fetch the rest of the streams of nodes given up before, which have answered since."""
-    state = _with(state, stage=Stage.CATCHING_UP)
+    state = replace(state, stage=Stage.CATCHING_UP)
     back = [
         member
         for member in state.members
@@ -371,18 +365,12 @@ def _left(state: GangState) -> list[str]:
     return [member.stop_words for member in state.members if member.stop_words]
 
 
-def _with(state: GangState, **changes: Any) -> GangState:
-    return msgspec.structs.replace(state, **changes)
-
-
 def _with_member(state: GangState, member: Member, **changes: Any) -> GangState:
     members = tuple(
-        msgspec.structs.replace(known, **changes)
-        if known.node == member.node
-        else known
+        replace(known, **changes) if known.node == member.node else known
         for known in state.members
     )
-    return _with(state, members=members)
+    return replace(state, members=members)
 
 
 def _before(acts: Sequence[Act], result: Result) -> Result:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from enum import Enum
-from typing import Any
 
-import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ...cluster.model import Cluster
 from ...errors import Interrupted, NotFit, UgroError
@@ -22,7 +21,7 @@ from ...jobs.plan import LaunchPlan
 from ...jobs.record import JobRecord
 from ...jobs.state import Phase
 from ...training.batch_sizes import refusals
-from .loop import Begin, Common, StopAsked, Tick
+from .loop import Begin, Common, Say, StopAsked, Tick
 from .plan import make_plan
 
 
@@ -101,13 +100,6 @@ class MakeEnvironments(Struct, frozen=True):
     nodes: tuple[str, ...]
 
 
-class Say(Struct, frozen=True):
-    """Tell the people watching."""
-
-    words: str
-    node: str | None = None
-
-
 Event = Probed | EnvironmentsMade
 Act = Probe | StopRemains | MakeEnvironments | Say
 Result = tuple[GateState, list[Act]]
@@ -126,7 +118,7 @@ def step(state: GateState, event: Event | Common, now: float) -> Result:
             return state, [Probe(state.names)]
         case Begin():
             deadline = now + state.cluster.timeouts.return_seconds
-            return _with(state, deadline=deadline), [StopRemains()]
+            return replace(state, deadline=deadline), [StopRemains()]
         case Probed():
             return _probed(state, event, now)
         case EnvironmentsMade():
@@ -134,7 +126,7 @@ def step(state: GateState, event: Event | Common, now: float) -> Result:
         case StopAsked():
             return _stop_asked(state)
         case Tick() if state.look_at is not None and state.look_at <= now:
-            return _with(state, look_at=None), [StopRemains()]
+            return replace(state, look_at=None), [StopRemains()]
         case Tick():
             return state, []
 
@@ -151,7 +143,7 @@ def _probed(state: GateState, seen: Probed, now: float) -> Result:
 
 
 def _stop_asked(state: GateState) -> Result:
-    asked = _with(state, stop_asked=True)
+    asked = replace(state, stop_asked=True)
     if state.look_at is None:
         # What is under way ends soon.
         return asked, []
@@ -172,7 +164,10 @@ def _make_environments(state: GateState, seen: Probed) -> Result:
     said = [
         Say(f"environment: {why}; it is rebuilt", node) for node, why in late.items()
     ]
-    return _with(state, look=Look.ENVIRONMENTS), [*said, MakeEnvironments(tuple(late))]
+    return replace(state, look=Look.ENVIRONMENTS), [
+        *said,
+        MakeEnvironments(tuple(late)),
+    ]
 
 
 def _made(state: GateState, fault: UgroError | None) -> Result:
@@ -182,7 +177,7 @@ def _made(state: GateState, fault: UgroError | None) -> Result:
     if fault:
         outcome = Outcome(phase=Phase.REFUSED, error=fault, words=fault.text)
         return _over(state, outcome)
-    return _with(state, look=Look.AGAIN), [Probe(state.names)]
+    return replace(state, look=Look.AGAIN), [Probe(state.names)]
 
 
 def _refusal(
@@ -221,7 +216,7 @@ def _looked_for_all(state: GateState, health: ClusterHealth, now: float) -> Resu
         limit = f"{state.cluster.timeouts.return_seconds:g}"
         said.append(Say(f"waiting for {', '.join(away)}, for {limit} s at most"))
     look_at = now + retry_pause(state.tries)
-    return _with(state, tries=state.tries + 1, look_at=look_at), said
+    return replace(state, tries=state.tries + 1, look_at=look_at), said
 
 
 def _looked_at_those_left(state: GateState, health: ClusterHealth) -> Result:
@@ -237,7 +232,7 @@ def _looked_at_those_left(state: GateState, health: ClusterHealth) -> Result:
 def _go_without(
     state: GateState, away: Collection[str], health: ClusterHealth
 ) -> Result:
-    fewer = _with(state, look=Look.WITHOUT, gone=(*state.gone, *away))
+    fewer = replace(state, look=Look.WITHOUT, gone=(*state.gone, *away))
     least = state.record.min_nodes or len(state.cluster.nodes)
     if len(fewer.names) < least:
         return _over(fewer, _not_back(fewer.gone, health))
@@ -275,8 +270,4 @@ def _stopped(words: str) -> Outcome:
 
 
 def _over(state: GateState, result: Admitted | Outcome) -> Result:
-    return _with(state, result=result), []
-
-
-def _with(state: GateState, **changes: Any) -> GateState:
-    return msgspec.structs.replace(state, **changes)
+    return replace(state, result=result), []

@@ -42,6 +42,13 @@ Common = Begin | StopAsked | Tick
 """The events that any step takes."""
 
 
+class Say(Struct, frozen=True):
+    """An act of any step: tell the people watching."""
+
+    words: str
+    node: str | None = None
+
+
 class Loop(Generic[S, E, A]):
     """Runs `step`, and calls `carry_out` with each act."""
 

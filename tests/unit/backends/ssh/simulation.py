@@ -18,7 +18,6 @@ from ugro_tasks.backends.ssh.gang import (
     GangState,
     Limits,
     Member,
-    Say,
     Stage,
     Step,
     StepDone,
@@ -26,7 +25,7 @@ from ugro_tasks.backends.ssh.gang import (
     TellToStop,
 )
 from ugro_tasks.backends.ssh.gang_step import step
-from ugro_tasks.backends.ssh.loop import Begin, Common, StopAsked, Tick
+from ugro_tasks.backends.ssh.loop import Begin, Common, Say, StopAsked, Tick
 from ugro_tasks.backends.ssh.stop import StopResult
 from ugro_tasks.errors import HostUnreachable, UgroError
 from ugro_tasks.jobs.outcome import RankExit

@@ -25,14 +25,13 @@ from ugro_tasks.backends.ssh.gang import (
     GangState,
     Member,
     NoteRan,
-    Say,
     Stage,
     Step,
     StopTold,
     TellToStop,
 )
 from ugro_tasks.backends.ssh.gang_step import step
-from ugro_tasks.backends.ssh.loop import Begin, StopAsked, Tick
+from ugro_tasks.backends.ssh.loop import Begin, Say, StopAsked, Tick
 from ugro_tasks.backends.ssh.stop import StopOrder, StopResult
 from ugro_tasks.errors import (
     HostUnreachable,

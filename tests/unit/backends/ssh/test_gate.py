@@ -18,11 +18,10 @@ from ugro_tasks.backends.ssh.gate import (
     MakeEnvironments,
     Probe,
     Probed,
-    Say,
     StopRemains,
     step,
 )
-from ugro_tasks.backends.ssh.loop import Begin, Common, StopAsked, Tick
+from ugro_tasks.backends.ssh.loop import Begin, Common, Say, StopAsked, Tick
 from ugro_tasks.cluster.model import Timeouts
 from ugro_tasks.errors import (
     EnvironmentFault,
