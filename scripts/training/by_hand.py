@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from .faults import Fault, in_one_line
-from .rules import PLAIN_TAGS, Misfit, Quoted, Rule, meant, near
+from .rules import PLAIN_TAGS, Misfit, Quoted, Rule, meant, near, parts_of_set
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 DEFAULTS = CONFIG / "training_defaults.yaml"
@@ -84,12 +84,12 @@ def _overrides(options: argparse.Namespace) -> Iterator[Entry]:
             yield Entry(flag, name, value)
     for pair in options.set:
         where = f"--set {pair}"
-        name, equals, text = pair.partition("=")
-        section, dot, key = name.strip().partition(".")
-        if not (equals and dot and section and key):
+        parts = parts_of_set(pair)
+        if parts is None:
             raise Fault(
                 f"{where}: write SECTION.KEY=VALUE, e.g. training.warmup_steps=50"
             )
+        section, key, text = parts
         node = _parsed(text, where)
         value = "" if node is None else _plain(node, where)
         yield Entry(where, f"{section}.{key}", value)

@@ -67,6 +67,15 @@ def shown(value: object) -> str:
     return f"{text[: SHOWN_MAX - 3]}...{quote}"
 
 
+def parts_of_set(pair: str) -> tuple[str, str, str] | None:
+    """Split "SECTION.KEY=VALUE" into its parts; None if one is missing, but for the value's text."""
+    name, equals, text = pair.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not (equals and dot and section and key):
+        return None
+    return section, key, text
+
+
 def near(word: object, known: Iterable[str]) -> str:
     """Return "; did you mean X?" for the nearest known word; empty if none is near."""
     found = get_close_matches(str(word)[:SHOWN_MAX], list(known), n=1)

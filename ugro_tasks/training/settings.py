@@ -12,13 +12,12 @@ its default; a default of null allows any single value.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from ..cluster.local import TRAINING_SCHEMA, shipped, shipped_scripts
 from ..cluster.model import Cluster
-from ..cluster.rules import Misfit, Quoted, Rule, meant, shown
+from ..cluster.rules import Misfit, Quoted, Rule, meant, near, parts_of_set, shown
 from ..cluster.training_schema import (
     Entry,
     Rules,
@@ -146,12 +145,12 @@ class _Collected:
         """Yield the entries of `--set` with known keys; `source` is the file named for unknown ones."""
         for pair in sets:
             where = f"--set {shown(pair)[1:-1]}"
-            name, equals, text = pair.partition("=")
-            section, dot, key = name.strip().partition(".")
-            if not (equals and dot and section and key):
+            parts = parts_of_set(pair)
+            if parts is None:
                 use = "use SECTION.KEY=VALUE, e.g. training.warmup_steps=50"
                 self.faults.append(f"{where}: {use}")
                 continue
+            section, key, text = parts
             if f"{section}.{key}" not in self.rules:
                 unknown = _unknown(section, key, self.rules)
                 self.faults.append(f"{where}: {unknown} (see {source})")
@@ -214,10 +213,8 @@ def _unknown(section: str, key: str, names: Iterable[str]) -> str:
         its_section, _, its_key = name.partition(".")
         keys_of.setdefault(its_section, []).append(its_key)
     known = [f"{name}.{its_key}" for name, keys in keys_of.items() for its_key in keys]
-    near = [name for name in known if name.endswith(f".{key}")]
-    if not near:
-        near = get_close_matches(f"{section}.{key}", known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    alike = [name for name in known if name.endswith(f".{key}")]
+    hint = f"; did you mean {alike[0]}?" if alike else near(f"{section}.{key}", known)
     if section not in keys_of:
         hint = hint or f"; there is {', '.join(keys_of)}"
         return f"there is no section {shown(section)}{hint}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import os
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.factories import make_node
+from tests.unit.factories import file_told, make_node
 from ugro_tasks.errors import HostError, HostUnreachable, NodeFault
 from ugro_tasks.hosts import copy
 from ugro_tasks.hosts.copy import Copy
@@ -92,17 +91,6 @@ class Liar(LocalHost):
 
     def stream(self, _argv: Sequence[str], _stdin: bytes | None = b"") -> Stream:
         return self.kind(self.frames, endless=self.endless)
-
-
-def file_told(path: str, content: bytes) -> dict[str, Any]:
-    sha256 = hashlib.sha256(content).hexdigest()
-    return {
-        "path": path,
-        "size": len(content),
-        "mtime_ns": 5,
-        "mode": 0o644,
-        "sha256": sha256,
-    }
 
 
 def sent(path: str, content: bytes) -> list[bytes]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.unit.factories import file_told
 from ugro_tasks.node.receiver import Receiver
 from ugro_tasks.node.tree import PARTIAL_FOLDER, Unfit
 
@@ -17,18 +16,6 @@ def here(tmp_path: Path) -> Path:
     folder = tmp_path / "here"
     folder.mkdir()
     return folder
-
-
-def file_told(path: str, content: bytes) -> dict[str, Any]:
-    """The end of a file, as its source tells of it."""
-    sha256 = hashlib.sha256(content).hexdigest()
-    return {
-        "path": path,
-        "size": len(content),
-        "mtime_ns": 5,
-        "mode": 0o644,
-        "sha256": sha256,
-    }
 
 
 @pytest.mark.parametrize("came", [b"", b"con"], ids=["from its start", "half way"])
