@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from msgspec.structs import replace
+import msgspec
 
 from ...errors import Interrupted, LaunchFailed, NodesBusy, StopUnproven
 from ...hosts.retry import retry_pause
@@ -91,14 +91,14 @@ def _step_done(state: GangState, done: StepDone) -> Result:
         return _undo(state, done)
     left = state.steps[1:]
     if left:
-        return replace(state, steps=left), [DoStep(left[0])]
+        return msgspec.structs.replace(state, steps=left), [DoStep(left[0])]
     runs = [Say(f"rank {member.rank} runs", member.node) for member in state.members]
-    begun = replace(state, steps=(), stage=Stage.RUNNING)
+    begun = msgspec.structs.replace(state, steps=(), stage=Stage.RUNNING)
     return begun, [NoteRan(phase=Phase.RUNNING), *runs]
 
 
 def _undo(state: GangState, done: StepDone) -> Result:
-    undoing = replace(
+    undoing = msgspec.structs.replace(
         state,
         stage=Stage.UNDOING,
         faults=done.faults,
@@ -112,7 +112,9 @@ def _undo(state: GangState, done: StepDone) -> Result:
 def _undone(state: GangState) -> Result:
     ran = any(member.stop and member.stop.ran for member in state.members)
     acts: list[Act] = [NoteRan()] if ran and state.begun_before else []
-    return replace(state, stage=Stage.OVER, outcome=_outcome_of_undo(state)), acts
+    return msgspec.structs.replace(
+        state, stage=Stage.OVER, outcome=_outcome_of_undo(state)
+    ), acts
 
 
 def _outcome_of_undo(state: GangState) -> Outcome:
@@ -240,7 +242,9 @@ def _stop_after_failure(state: GangState) -> Result:
 
 
 def _stop_asked(state: GangState, now: float, *, given_up: bool) -> Result:
-    state = replace(state, stop_asked=True, given_up=state.given_up or given_up)
+    state = msgspec.structs.replace(
+        state, stop_asked=True, given_up=state.given_up or given_up
+    )
     if state.stage is Stage.RUNNING:
         grace = state.limits.stop_grace_seconds
         order = StopOrder(reason="asked", grace_seconds=grace)
@@ -255,7 +259,9 @@ def _stop_asked(state: GangState, now: float, *, given_up: bool) -> Result:
 
 
 def _stop(state: GangState, order: StopOrder, tries: int | None, words: str) -> Result:
-    stopping = replace(state, stage=Stage.STOPPING, order=order, tries=tries)
+    stopping = msgspec.structs.replace(
+        state, stage=Stage.STOPPING, order=order, tries=tries
+    )
     told, acts = _tell_all(stopping)
     return told, [*acts, ChangePhase(Phase.STOPPING), Say(words)]
 
@@ -313,19 +319,21 @@ def _settle(state: GangState, now: float) -> Result:
         case Stage.UNDOING if stops_known:
             return _undone(state)
         case Stage.RUNNING if all_ended:
-            return replace(state, stage=Stage.OVER), []
+            return msgspec.structs.replace(state, stage=Stage.OVER), []
         case Stage.STOPPING if stops_known and all_ended:
             return _catch_up(state, now)
         case Stage.STOPPING if stops_known and state.given_up and _left(state):
             return _catch_up(state, now)
         case Stage.CATCHING_UP if not any(m.catching_up for m in state.members):
-            return replace(state, stage=Stage.OVER, outcome=_outcome_of_stop(state)), []
+            return msgspec.structs.replace(
+                state, stage=Stage.OVER, outcome=_outcome_of_stop(state)
+            ), []
     return state, []
 
 
 def _catch_up(state: GangState, now: float) -> Result:
     """Fetch the rest of the streams of nodes given up before, which have answered since."""
-    state = replace(state, stage=Stage.CATCHING_UP)
+    state = msgspec.structs.replace(state, stage=Stage.CATCHING_UP)
     back = [
         member
         for member in state.members
@@ -367,10 +375,12 @@ def _left(state: GangState) -> list[str]:
 
 def _with_member(state: GangState, member: Member, **changes: Any) -> GangState:
     members = tuple(
-        replace(known, **changes) if known.node == member.node else known
+        msgspec.structs.replace(known, **changes)
+        if known.node == member.node
+        else known
         for known in state.members
     )
-    return replace(state, members=members)
+    return msgspec.structs.replace(state, members=members)
 
 
 def _before(acts: Sequence[Act], result: Result) -> Result:

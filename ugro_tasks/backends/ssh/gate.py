@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from enum import Enum
 
+import msgspec
 from msgspec import Struct
-from msgspec.structs import replace
 
 from ...cluster.model import Cluster
 from ...errors import Interrupted, NotFit, UgroError
@@ -118,7 +118,7 @@ def step(state: GateState, event: Event | Common, now: float) -> Result:
             return state, [Probe(state.names)]
         case Begin():
             deadline = now + state.cluster.timeouts.return_seconds
-            return replace(state, deadline=deadline), [StopRemains()]
+            return msgspec.structs.replace(state, deadline=deadline), [StopRemains()]
         case Probed():
             return _probed(state, event, now)
         case EnvironmentsMade():
@@ -126,7 +126,7 @@ def step(state: GateState, event: Event | Common, now: float) -> Result:
         case StopAsked():
             return _stop_asked(state)
         case Tick() if state.look_at is not None and state.look_at <= now:
-            return replace(state, look_at=None), [StopRemains()]
+            return msgspec.structs.replace(state, look_at=None), [StopRemains()]
         case Tick():
             return state, []
 
@@ -143,7 +143,7 @@ def _probed(state: GateState, seen: Probed, now: float) -> Result:
 
 
 def _stop_asked(state: GateState) -> Result:
-    asked = replace(state, stop_asked=True)
+    asked = msgspec.structs.replace(state, stop_asked=True)
     if state.look_at is None:
         # What is under way ends soon.
         return asked, []
@@ -164,7 +164,7 @@ def _make_environments(state: GateState, seen: Probed) -> Result:
     said = [
         Say(f"environment: {why}; it is rebuilt", node) for node, why in late.items()
     ]
-    return replace(state, look=Look.ENVIRONMENTS), [
+    return msgspec.structs.replace(state, look=Look.ENVIRONMENTS), [
         *said,
         MakeEnvironments(tuple(late)),
     ]
@@ -177,7 +177,7 @@ def _made(state: GateState, fault: UgroError | None) -> Result:
     if fault:
         outcome = Outcome(phase=Phase.REFUSED, error=fault, words=fault.text)
         return _over(state, outcome)
-    return replace(state, look=Look.AGAIN), [Probe(state.names)]
+    return msgspec.structs.replace(state, look=Look.AGAIN), [Probe(state.names)]
 
 
 def _refusal(
@@ -216,7 +216,7 @@ def _looked_for_all(state: GateState, health: ClusterHealth, now: float) -> Resu
         limit = f"{state.cluster.timeouts.return_seconds:g}"
         said.append(Say(f"waiting for {', '.join(away)}, for {limit} s at most"))
     look_at = now + retry_pause(state.tries)
-    return replace(state, tries=state.tries + 1, look_at=look_at), said
+    return msgspec.structs.replace(state, tries=state.tries + 1, look_at=look_at), said
 
 
 def _looked_at_those_left(state: GateState, health: ClusterHealth) -> Result:
@@ -232,7 +232,7 @@ def _looked_at_those_left(state: GateState, health: ClusterHealth) -> Result:
 def _go_without(
     state: GateState, away: Collection[str], health: ClusterHealth
 ) -> Result:
-    fewer = replace(state, look=Look.WITHOUT, gone=(*state.gone, *away))
+    fewer = msgspec.structs.replace(state, look=Look.WITHOUT, gone=(*state.gone, *away))
     least = state.record.min_nodes or len(state.cluster.nodes)
     if len(fewer.names) < least:
         return _over(fewer, _not_back(fewer.gone, health))
@@ -270,4 +270,4 @@ def _stopped(words: str) -> Outcome:
 
 
 def _over(state: GateState, result: Admitted | Outcome) -> Result:
-    return replace(state, result=result), []
+    return msgspec.structs.replace(state, result=result), []
