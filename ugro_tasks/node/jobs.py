@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from typing import Any, List, Optional
 
@@ -21,6 +20,7 @@ from .processes import (
     of_rank,
     of_slot,
     slot_of,
+    supervisor_argv,
     supervisor_of,
 )
 from .protocol import Refusal
@@ -72,7 +72,7 @@ def start_supervisor(folder: str, request: Json) -> "subprocess.Popen[bytes]":
     log_path = os.path.join(folder, "supervisor.log")
     with open(log_path, "ab") as log, contextlib.ExitStack() as inherited:
         return subprocess.Popen(
-            [sys.executable, "-ES", program, "supervise", folder],
+            supervisor_argv(program, folder),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,

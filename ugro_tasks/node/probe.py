@@ -15,7 +15,14 @@ from .environment import built, cuda_available, look_at_torch
 from .files import Json, expand, state_folder
 from .gpu import APP_FIELDS, HEALTH_FIELDS, nvidia_smi
 from .lease import lease_holder
-from .processes import Process, boot_id, processes, slot_of, start_time
+from .processes import (
+    Process,
+    boot_id,
+    is_supervisor,
+    processes,
+    slot_of,
+    start_time,
+)
 from .programs import run_later
 
 # More than a process takes from its last file to its end.
@@ -70,7 +77,8 @@ def holders(slot: str, ours: List[Process]) -> Json:
     """Return {lease, jobs}: the holder of the slot, and the living processes of ranks in it.
 
     A job frees its lease after its last process. If there are processes but no lease, the job may
-    be just ending, so both are read again after a moment, and dead processes are left out.
+    be just ending, so both are read again after a moment, and dead processes are left out. A
+    supervisor without a lease is about to take it, or to end, and is no process of a rank.
     """
     lease, jobs = look_at_slot(slot, ours)
     if jobs and lease is None:
@@ -86,7 +94,9 @@ def look_at_slot(
     lease = lease_holder(slot)
     alive = []
     for process in ours:
-        if slot_of(process.token) == slot and start_time(process.pid) is not None:
+        if slot_of(process.token) != slot or start_time(process.pid) is None:
+            continue
+        if lease is not None or not is_supervisor(process.pid):
             alive.append(process)
     return lease, alive
 

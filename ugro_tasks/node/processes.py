@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import sys
 import time
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
@@ -79,6 +80,17 @@ def supervisor_of(folder: str) -> Optional[int]:
         return None
     pid: int = was["pid"]
     return pid
+
+
+def supervisor_argv(program: str, folder: str) -> List[str]:
+    """Return the command of a job's supervisor: node.zip with the job's folder."""
+    return [sys.executable, "-ES", program, "supervise", folder]
+
+
+def is_supervisor(pid: int) -> bool:
+    """Tell whether a process was started by `supervisor_argv`."""
+    words = read_text("/proc/%d/cmdline" % pid).split("\0")
+    return words[1:2] == ["-ES"] and words[3:4] == ["supervise"]
 
 
 def processes(wanted: Callable[[str], bool]) -> List[Process]:

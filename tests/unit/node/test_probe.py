@@ -1,10 +1,11 @@
-"""What a probe sees of a slot whose job ends in that moment."""
+"""What a probe sees of a slot whose job begins or ends in that moment."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,7 @@ from lab.tools import wait_until
 from ugro_tasks.node import probe
 from ugro_tasks.node.lease import take_lease
 from ugro_tasks.node.probe import holders
-from ugro_tasks.node.processes import Process, of_slot
+from ugro_tasks.node.processes import Process, of_slot, supervisor_argv
 
 
 @pytest.fixture
@@ -65,6 +66,24 @@ def test_what_goes_on_without_a_lease_is_told(
 ) -> None:
     found = holders(slot, of_slot(slot))
     assert (found["lease"], [job["pid"] for job in found["jobs"]]) == (None, [rank.pid])
+
+
+def test_a_supervisor_that_has_yet_to_take_its_lease_is_no_leftover(
+    slot: str, tmp_path: Path
+) -> None:
+    """Under load it takes longer to start than a probe waits."""
+    program = tmp_path / "node.zip"
+    program.write_text("import time; time.sleep(60)")
+    environment = {"PATH": os.environ["PATH"], "UGRO_TOKEN": f"exp1.c0ffee:gpu0:{slot}"}
+    argv = supervisor_argv(str(program), str(tmp_path))
+    with subprocess.Popen(argv, env=environment) as supervisor:
+        wait_until(lambda: bool(of_slot(slot)), "the supervisor to be seen")
+        free = holders(slot, of_slot(slot))
+        with take_lease(slot, {"job": "exp1"}) or pytest.fail("it is free"):
+            taken = holders(slot, of_slot(slot))
+        supervisor.kill()
+    assert free == {"lease": None, "jobs": []}
+    assert [job["pid"] for job in taken["jobs"]] == [supervisor.pid]
 
 
 def test_what_goes_on_with_a_lease_is_told(
