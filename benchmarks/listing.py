@@ -53,7 +53,7 @@ def fill(root: Path, jobs: int, log_bytes: int) -> Experiment:
         experiment.save_state(state)
         experiments.add_to_history(experiment, record, state)
     line = b"step %07d loss 2.34567 grad_norm 0.98765 learning_rate 0.0002 tokens_per_second 12345.6\n"
-    with experiment.log(0).open("wb") as log:
+    with experiment.log(0).path.open("wb") as log:
         block = b"".join(line % step for step in range(100_000))
         while log.tell() < log_bytes:
             log.write(block)

@@ -1,76 +1,309 @@
-"""Atomic writes, whole-line appends and free disk space on this machine."""
+"""UGRO's own files and folders on this machine, reached without following a link.
+
+    records = Folder(experiments, "exp1_20260120_120000")
+    records.file("state.json").replace(content)
+
+Each path is opened name by name below a folder of the user's choice (`node/tree.py`), and only
+regular files are opened. A link, a pipe or a device in their place is an OSError with these words,
+and is neither followed nor waited for: what fills these folders comes from other machines.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
+import posixpath
+import shutil
 import stat
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+from .node.tree import open_beneath
 
 # Disk space that data from nodes cannot fill; a small disk reserves 2 % instead.
 RESERVE_BYTES = 64 << 20
+# Of opening a link, a socket, a pipe without a reader, or a name below a file.
+NOT_PLAIN = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO)
+NO_FILE = "no file of UGRO's: a link, a pipe or the like, which is not followed"
+NO_FOLDER = "no folder of UGRO's: a link, a file or the like, which is not followed"
 _appending = threading.Lock()
 
 
-def append_lines(path: Path, lines: bytes) -> None:
-    """Append lines in one write, so that no reader sees half a line, not even after a kill.
+class File(NamedTuple):
+    """A file below a folder; it need not exist."""
 
-    Raises OSError if the disk is full; nothing is written then.
-    """
-    with _appending:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        with open(descriptor, "wb", buffering=0) as file:
-            size = os.fstat(descriptor).st_size
-            written = file.write(lines)
-            if written != len(lines):
+    root: Path
+    name: str
+
+    @property
+    def path(self) -> Path:
+        """Return the path to show; it is never opened."""
+        return self.root / self.name
+
+    def open(self) -> io.BufferedReader:
+        """Open the file for reading; raises OSError, FileNotFoundError if it is missing."""
+        return open(self._descriptor(os.O_RDONLY), "rb")
+
+    def open_to_change(self) -> io.FileIO:
+        """Open the file, made if missing, to read and write without a buffer; raises OSError."""
+        descriptor = self._descriptor(os.O_RDWR | os.O_CREAT)
+        return open(descriptor, "r+b", buffering=0)
+
+    def open_to_append(self) -> io.FileIO:
+        """Open the file, made if missing, to append without a buffer; raises OSError."""
+        descriptor = self._descriptor(os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        return open(descriptor, "ab", buffering=0)
+
+    def read(self, offset: int = 0) -> bytes:
+        """Return the bytes from an offset on, b"" if there is no file; raises OSError."""
+        try:
+            with self.open() as file:
+                file.seek(offset)
+                return file.read()
+        except FileNotFoundError:
+            return b""
+
+    def size(self) -> int:
+        """Return the bytes of the file, 0 if there is none; raises OSError."""
+        try:
+            with self.open() as file:
+                return os.fstat(file.fileno()).st_size
+        except FileNotFoundError:
+            return 0
+
+    def exists(self) -> bool:
+        """Return whether there is anything of this name, also a link."""
+        parent, name = self._place()
+        try:
+            with parent.opened() as at:
+                os.stat(name, dir_fd=at, follow_symlinks=False)
+        except OSError:
+            return False
+        return True
+
+    def append(self, content: bytes) -> None:
+        """Append to the file, made if missing, in one write; raises OSError.
+
+        No reader sees half of it, not even after a kill. On a full disk nothing is written.
+        """
+        with _appending, self.open_to_append() as file:
+            size = os.fstat(file.fileno()).st_size
+            written = file.write(content)
+            if written != len(content):
                 file.truncate(size)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+                raise self._error(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def append_stream(self, content: bytes) -> None:
+        """Append to the file, made if missing; raises OSError after as much as the disk takes.
+
+        A part of the disk stays free, see RESERVE_BYTES.
+        """
+        with self.open_to_append() as file:
+            leave_room(file.fileno(), self.path)
+            left = memoryview(content)
+            while left:
+                left = left[file.write(left) :]
+
+    def replace(self, content: bytes) -> None:
+        """Write the whole file by one rename; raises OSError and keeps the old one on a full disk."""
+        parent, name = self._place()
+        temporary = f".{name}.{os.getpid()}.{threading.get_ident()}"
+        with parent.opened() as at:
+            try:
+                descriptor = os.open(
+                    temporary,
+                    os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW,
+                    0o600,
+                    dir_fd=at,
+                )
+                with open(descriptor, "wb") as file:
+                    file.write(content)
+                os.replace(temporary, name, src_dir_fd=at, dst_dir_fd=at)
+            except OSError as error:
+                # The disk is full: a partial file must not stay.
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary, dir_fd=at)
+                raise self._error(error.errno, error.strerror) from error
+
+    def create(self, content: bytes) -> None:
+        """Write the file unless it exists, whole and durably; raises OSError."""
+        temporary = self.parent.file(f".{posixpath.basename(self.name)}.{os.getpid()}")
+        temporary.replace(content)
+        try:
+            with self.parent.opened() as at, contextlib.suppress(FileExistsError):
+                os.link(
+                    posixpath.basename(temporary.name),
+                    posixpath.basename(self.name),
+                    src_dir_fd=at,
+                    dst_dir_fd=at,
+                )
+                os.fsync(at)
+        finally:
+            temporary.remove()
+
+    def remove(self) -> None:
+        """Remove the file, or the link in its place, if it exists; raises OSError."""
+        parent, name = self._place()
+        with contextlib.suppress(FileNotFoundError), parent.opened() as at:
+            os.unlink(name, dir_fd=at)
+
+    @property
+    def parent(self) -> Folder:
+        """Return the folder of the file."""
+        return Folder(self.root, posixpath.dirname(self.name))
+
+    def _place(self) -> tuple[Folder, str]:
+        return self.parent, posixpath.basename(self.name)
+
+    def _descriptor(self, flags: int) -> int:
+        try:
+            # A pipe opened without O_NONBLOCK would wait for its other end.
+            descriptor = open_beneath(
+                str(self.root), self.name, flags | os.O_NONBLOCK | os.O_NOCTTY
+            )
+        except OSError as error:
+            words = NO_FILE if error.errno in NOT_PLAIN else error.strerror
+            raise self._error(error.errno, words) from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise self._error(errno.ELOOP, NO_FILE)
+        return descriptor
+
+    def _error(self, number: int | None, words: str | None) -> OSError:
+        return OSError(number, words, str(self.path))
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file atomically: raises OSError and keeps the old content if the disk is full."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(content)
-        temporary.replace(path)
-    except OSError:
-        # The disk is full: a partial file must not stay.
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+class Entry(NamedTuple):
+    """A name in a folder, and the facts about it; a link is told as a link."""
+
+    name: str
+    facts: os.stat_result
+
+    @property
+    def is_folder(self) -> bool:
+        """Return whether it is a folder, and no link to one."""
+        return stat.S_ISDIR(self.facts.st_mode)
+
+    @property
+    def is_file(self) -> bool:
+        """Return whether it is a regular file."""
+        return stat.S_ISREG(self.facts.st_mode)
 
 
-def tail_of(path: Path, offset: int) -> bytes:
-    """Return the bytes of a file from an offset on, b"" if there is no file."""
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            return file.read()
-    except FileNotFoundError:
-        return b""
+class Folder(NamedTuple):
+    """A folder below another one; it need not exist. With the name "" it is the root itself."""
+
+    root: Path
+    name: str = ""
+
+    @property
+    def path(self) -> Path:
+        """Return the path to show; it is never opened."""
+        return self.root / self.name
+
+    @property
+    def parent(self) -> Folder:
+        """Return the folder above it."""
+        return Folder(self.root, posixpath.dirname(self.name))
+
+    def file(self, name: str) -> File:
+        """Return a file in this folder; the name may have folders before it."""
+        return File(self.root, self._below(name))
+
+    def folder(self, name: str) -> Folder:
+        """Return a folder in this one; the name may have folders before it."""
+        return Folder(self.root, self._below(name))
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[int]:
+        """Make a context with the folder's descriptor; raises OSError."""
+        try:
+            at = open_beneath(
+                str(self.root), f"{self.name}/.", os.O_RDONLY | os.O_DIRECTORY
+            )
+        except OSError as error:
+            words = NO_FOLDER if error.errno in NOT_PLAIN else error.strerror
+            raise OSError(error.errno, words, str(self.path)) from error
+        try:
+            yield at
+        finally:
+            os.close(at)
+
+    def make(self) -> None:
+        """Make the folder, and those above it up to the root; raises OSError."""
+        if self.name:
+            self.parent.make()
+            name = posixpath.basename(self.name)
+            with self.parent.opened() as at, contextlib.suppress(FileExistsError):
+                os.mkdir(name, dir_fd=at)
+        with self.opened():
+            return
+
+    def exists(self) -> bool:
+        """Return whether it is there, and a folder."""
+        try:
+            with self.opened():
+                return True
+        except OSError:
+            return False
+
+    def move(self, name: str, into: Folder, new_name: str | None = None) -> None:
+        """Move a file, link or folder of this folder into another one; raises OSError."""
+        with self.opened() as at, into.opened() as target:
+            os.rename(name, new_name or name, src_dir_fd=at, dst_dir_fd=target)
+
+    def entries(self) -> list[Entry]:
+        """Return what is in the folder, sorted by name; nothing if it is missing or no folder."""
+        found = []
+        with contextlib.suppress(OSError), self.opened() as at:
+            for name in sorted(os.listdir(at)):  # noqa: PTH208  (a descriptor)
+                # It may vanish between the listing and the look at it.
+                with contextlib.suppress(OSError):
+                    facts = os.stat(name, dir_fd=at, follow_symlinks=False)
+                    found.append(Entry(name, facts))
+        return found
+
+    def size(self, name: str) -> int:
+        """Return the bytes of a file, or of all files below a folder; links count as 0."""
+        total = 0
+        with contextlib.suppress(OSError), self.opened() as at:
+            facts = os.stat(name, dir_fd=at, follow_symlinks=False)
+            if stat.S_ISREG(facts.st_mode):
+                total += facts.st_size
+            if stat.S_ISDIR(facts.st_mode):
+                for _, _, files, below in os.fwalk(name, dir_fd=at):
+                    for file in files:
+                        with contextlib.suppress(OSError):
+                            facts = os.stat(file, dir_fd=below, follow_symlinks=False)
+                            if stat.S_ISREG(facts.st_mode):
+                                total += facts.st_size
+        return total
+
+    def remove(self, name: str) -> None:
+        """Remove a file, a link, or a folder with all that is in it, if it exists; raises OSError."""
+        with contextlib.suppress(FileNotFoundError), self.opened() as at:
+            facts = os.stat(name, dir_fd=at, follow_symlinks=False)
+            if stat.S_ISDIR(facts.st_mode):
+                shutil.rmtree(name, dir_fd=at)
+            else:
+                os.unlink(name, dir_fd=at)
+
+    def _below(self, name: str) -> str:
+        return f"{self.name}/{name}" if self.name else name
 
 
-def leave_room(folder: Path) -> None:
-    """Raise OSError if the disk is nearly full: UGRO's own records need the rest."""
+def leave_room(folder: int | Path, shown: Path | None = None) -> None:
+    """Raise OSError if the disk of a folder or descriptor is nearly full.
+
+    UGRO's own records need the rest.
+    """
     disk = os.statvfs(folder)
     total_bytes = disk.f_blocks * disk.f_frsize
     free_bytes = disk.f_bavail * disk.f_frsize
     if free_bytes < min(RESERVE_BYTES, total_bytes // 50):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
-
-
-def size_of(path: Path) -> int:
-    """Return the bytes of a file, or of all files below a folder; links count as 0."""
-    total = 0
-    files = [path] if path.is_file() else path.rglob("*")
-    for file in files:
-        # A file may vanish between the listing and its lstat.
-        with contextlib.suppress(OSError):
-            facts = file.lstat()
-            if stat.S_ISREG(facts.st_mode):
-                total += facts.st_size
-    return total
+        words = os.strerror(errno.ENOSPC)
+        raise OSError(errno.ENOSPC, words, str(shown or folder))

@@ -25,8 +25,8 @@ OF_A_JOB = {
     "gpu.jsonl", "supervisor.log", "code", "output", "torchrun", "resume",
 }  # fmt: skip
 OF_A_HOME = {
-    "config.json", "state.json", "events.jsonl", "metrics.jsonl", "gpu.jsonl", "code", "logs", "ranks", "stop",
-    "checkpoints", "artifacts",
+    "config.json", "state.json", "events.jsonl", "metrics.jsonl", "gpu.jsonl", "code", "logs", "stop",
+    "outputs", "manifests", "checkpoints", "artifacts",
 }  # fmt: skip
 LINE = re.compile(rb"^(rank \d+ (?:begins|step|ends) .*)$", re.M)
 OF_A_NODE = re.compile(r"lease-node\.json|torch\.json|cuda_available\.json")
@@ -230,7 +230,7 @@ def _not_home(
             if attempt.number != last["number"]:
                 continue
             source = attempt.folder / "output" / "artifacts"
-            here = (folder if rank == 0 else folder / "ranks" / str(rank)) / "artifacts"
+            here = folder / "outputs" / str(rank) / "artifacts"
             for path in source.iterdir():
                 if not (here / path.name).exists():
                     yield f"{path.name} of rank {rank} has not come home"
@@ -240,11 +240,13 @@ def _not_home(
 
 def _checkpoints(folder: Path) -> Iterator[str]:
     """A manifest at home says that a rank's part is whole: so it is."""
-    for stored in folder.rglob("checkpoints/*.manifest.json"):
+    outputs = folder / "outputs"
+    for stored in folder.glob("manifests/*/*.json"):
         manifest = json.loads(stored.read_text())
         for name, part in manifest["files"].items():
             # What is the same on all ranks came from rank 0 alone.
-            places = [stored.parent / name, folder / "checkpoints" / name]
+            ranks = (stored.parent.name, "0")
+            places = [outputs / rank / "checkpoints" / name for rank in ranks]
             found = [
                 hashlib.sha256(path.read_bytes()).hexdigest()
                 for path in places

@@ -54,7 +54,8 @@ METRICS = [
     for n in (1, 2, 3)
 ]
 METRICS += [{"step": 3, "eval_loss": 1.5}]
-CHECKPOINT = "checkpoints/checkpoint-2.manifest.json"
+CHECKPOINT = "manifests/0/checkpoint-2.json"
+OTHERS_CHECKPOINT = "manifests/1/checkpoint-2.json"
 # The files of one job, and whether they are JSON as a whole, lines of JSON, or text.
 JOB_FILES = {
     "config.json": "json",
@@ -64,7 +65,7 @@ JOB_FILES = {
     "gpu.jsonl": "lines",
     "logs/training_rank0.log": "text",
     CHECKPOINT: "json",
-    "ranks/1/" + CHECKPOINT: "json",
+    OTHERS_CHECKPOINT: "json",
 }
 SHARED_FILES = {
     "../job_history.jsonl": "lines",
@@ -112,11 +113,13 @@ class World:
         )
         home.add_event(Event(time=1.0, message="checking 3 nodes"))
         home.add_event(Event(time=2.0, message="rank 0 runs", node="gpu0"))
-        home.metrics.write_text("".join(json.dumps(line) + "\n" for line in METRICS))
-        home.gpu.write_text(
+        home.metrics.path.write_text(
+            "".join(json.dumps(line) + "\n" for line in METRICS)
+        )
+        home.gpu.path.write_text(
             "".join(json.dumps(SAMPLE | {"node": f"gpu{n}"}) + "\n" for n in range(3))
         )
-        home.log(0).write_bytes(b"one\ntwo \x1b[31mred\n\xff\n" * 3)
+        home.log(0).path.write_bytes(b"one\ntwo \x1b[31mred\n\xff\n" * 3)
         for rank in (0, 1):
             store(home, "checkpoint-2", 2, rank, (0, 1), **{f"rank{rank}": b"weights"})
         return made
@@ -347,9 +350,7 @@ def test_a_job_that_goes_on_from_a_damaged_one_is_refused_or_drafted(
 
 @examples(3)
 @given(
-    name=st.sampled_from(
-        ["config.json", "state.json", CHECKPOINT, "ranks/1/" + CHECKPOINT]
-    ),
+    name=st.sampled_from(["config.json", "state.json", CHECKPOINT, OTHERS_CHECKPOINT]),
     data=st.data(),
 )
 def test_what_speaks_with_nodes_survives_damage(
@@ -394,7 +395,7 @@ def test_cleaning_and_gathering_beside_a_damaged_job_lose_nothing_of_it(
         lost = [
             key
             for key, value in before.items()
-            if after.get(key) != value and "/ranks/" not in key
+            if after.get(key) != value and "/outputs/" not in key
         ]
         assert [key for key in lost if not key.endswith("state.json")] == []
     finally:
@@ -446,7 +447,7 @@ def test_an_agent_ends_a_job_that_it_cannot_read_and_sees_to_the_others(
 
 def test_names_of_files_that_are_no_text_are_shown(world: World) -> None:
     made = [
-        os.fsencode(world.home.folder / "checkpoints") + name
+        os.fsencode(world.home.outputs.checkpoints(0).path) + name
         for name in (b"/\xff\xfe", b"/\x1b[31mred", b"/a\nb")
     ]
     for path in made:

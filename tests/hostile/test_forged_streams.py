@@ -169,7 +169,7 @@ def test_any_exit_record_is_a_cause_or_a_fault(
     folder = Path(tempfile.mkdtemp(dir=tmp_path)) / "exp1_20260120_120000"
     (folder / "logs").mkdir(parents=True)
     experiment = Experiment(folder)
-    experiment.log(0).write_bytes(
+    experiment.log(0).path.write_bytes(
         log if isinstance(log, bytes) else log.encode("utf-8", "replace")
     )
     plan = make_node_plan()

@@ -116,10 +116,12 @@ def write_plainly(path: bytes, content: bytes, mode: int) -> None:
 
 def outside(root: Path) -> dict[str, Any]:
     """Everything but the nodes' folders and what the job may have got."""
+    job = "experiments/exp1_20260120_120000/"
+    gets = ("outputs/", "manifests", "checkpoints", "artifacts", "tensorboard")
     return {
         name: value
         for name, value in tree(root).items()
-        if not name.startswith(("node", "experiments/exp1_20260120_120000/"))
+        if not name.startswith(("node", *(job + one for one in gets)))
     }
 
 
@@ -140,7 +142,7 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> EndedJob:
     root = tmp_path_factory.mktemp("trees")
     EndedJob(root, "other", stamp="20260120_120000", ranks=2)
     job = EndedJob(root, "exp1", stamp="20260120_120000", ranks=2)
-    job.home.log(0).write_bytes(b"log\n")
+    job.home.log(0).path.write_bytes(b"log\n")
     (root / "outside").mkdir()
     (root / "outside" / "precious").write_text("precious")
     return job
@@ -170,7 +172,10 @@ def test_what_a_node_gives_to_gather_stays_in_the_folder_of_its_job(
         [HostileHost(node, lambda *_: b"") for node in trees.cluster.nodes]
     )
     kept = shutil.copytree(
-        home.folder, home.folder.parent.parent / "kept", dirs_exist_ok=True
+        home.folder,
+        home.folder.parent.parent / "kept",
+        symlinks=True,
+        dirs_exist_ok=True,
     )
     before = outside(trees.home.folder.parent.parent)
     own = {
@@ -189,7 +194,7 @@ def test_what_a_node_gives_to_gather_stays_in_the_folder_of_its_job(
             assert not home.stop_asked
     finally:
         shutil.rmtree(home.folder)
-        shutil.copytree(kept, home.folder)
+        shutil.copytree(kept, home.folder, symlinks=True)
         shutil.rmtree(kept)
 
 
@@ -251,7 +256,7 @@ def test_what_a_manifest_names_stays_in_the_folder_of_its_job(
         )
     assert outside(home.folder.parent.parent) == before
     no_way_out(home.folder)
-    shutil.rmtree(home.folder / "checkpoints", ignore_errors=True)
+    shutil.rmtree(home.folder / "outputs" / "0", ignore_errors=True)
 
 
 def test_links_that_lead_out_by_way_of_others_are_removed(tmp_path: Path) -> None:

@@ -148,7 +148,9 @@ def test_a_launch_hands_every_word_to_the_script_and_to_no_shell(
     )
     try:
         assert done.returncode == 0, done.stdout + done.stderr
-        told = yaml.safe_load((ugro.job("n").folder / "told.json").read_text())
+        told = yaml.safe_load(
+            (ugro.job("n").folder / "outputs/0/told.json").read_text()
+        )
         assert told["argv"][-len(words) :] == words
         assert model in told["argv"]
         assert told["env"] == {"A": words[0], "B": words[8]}

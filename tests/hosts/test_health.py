@@ -91,7 +91,7 @@ def test_an_unknown_node_is_an_error_of_usage(home: Lab) -> None:
 
 def test_the_last_result_is_kept(home: Lab) -> None:
     _, answer = health()
-    kept = json.loads(Experiments(home.experiments).cluster_state.read_text())
+    kept = json.loads(Experiments(home.experiments).cluster_state.path.read_text())
     assert kept["probed_at"] == answer["probed_at"]
     assert kept["nodes"] == answer["nodes"]
 

@@ -70,7 +70,7 @@ def test_clean_frees_the_hosts_of_what_is_gathered_and_leaves_what_runs(
         f"ugro/jobs/{folders(hosts[1], runs)[0].name}/output/so-far"
     ).write_text("of rank 1")
     assert ugro.run("gather", "runs").returncode == 0
-    assert (runs.folder / "ranks" / "1" / "so-far").read_text() == "of rank 1"
+    assert (runs.folder / "outputs" / "1" / "so-far").read_text() == "of rank 1"
     assert runs.state()["gathered_at"] is None
     assert ugro.run("stop", "runs").returncode == 0
 
@@ -87,7 +87,9 @@ def test_a_gather_that_is_broken_off_leaves_nothing_half_and_goes_on(
     hosts[0].slow(delay_ms=20)  # else it is done before it can be broken off
     gathering = ugro.start("gather", "exp1")
     wait_until(
-        lambda: any(f.stat().st_size > MIB for f in job.folder.glob(".model.bin.*")),
+        lambda: any(
+            f.stat().st_size > MIB for f in job.folder.glob("outputs/0/.model.bin.*")
+        ),
         "some of it",
         30,
     )
@@ -101,10 +103,11 @@ def test_a_gather_that_is_broken_off_leaves_nothing_half_and_goes_on(
     _, err = gathering.communicate(timeout=150)
     assert gathering.returncode in {21, 25}, err
     assert "lab0: " in err
-    assert not (job.folder / "model.bin").exists()
-    assert (job.folder / ".ugro-partial" / "model.bin").stat().st_size > MIB
+    outputs = job.folder / "outputs" / "0"
+    assert not (outputs / "model.bin").exists()
+    assert (outputs / ".ugro-partial" / "model.bin").stat().st_size > MIB
     hosts[0].fast()
     assert ugro.run("gather", "exp1").returncode == 0
-    here = (job.folder / "model.bin").read_bytes()
+    here = (outputs / "model.bin").read_bytes()
     assert hashlib.sha256(here).hexdigest() == hashlib.sha256(content).hexdigest()
-    assert not (job.folder / ".ugro-partial").exists()
+    assert not (outputs / ".ugro-partial").exists()

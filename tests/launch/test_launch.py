@@ -278,6 +278,5 @@ def test_an_output_with_a_name_of_ugros_own_takes_nothings_place(ugro: Ugro) -> 
     assert ugro.launch("exp1", "--clash").returncode == 0
     job = ugro.job("exp1").folder
     assert json.loads((job / "config.json").read_text())["job_name"] == "exp1"
-    assert (job / "ranks" / "0" / "config.json").read_text() == "a model's"
-    assert not (job / "ranks" / "0" / "checkpoints").exists()
+    assert (job / "outputs" / "0" / "config.json").read_text() == "a model's"
     assert "succeeded" in ugro.run("status", "exp1").stdout

@@ -303,9 +303,7 @@ def test_the_folder_of_an_experiment_is_called_after_it_and_has_each_part(
     checkpoints = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert checkpoints == [
         "epoch_1.pt",
-        "epoch_1.pt.manifest.json",
         "epoch_2.pt",
-        "epoch_2.pt.manifest.json",
     ]
     assert all(there == here for there, here in session.job.digests())
 

@@ -39,12 +39,12 @@ def test_after_a_failed_rank_all_go_on_from_the_last_whole_checkpoint(
     assert [attempt["number"] for attempt in attempts] == [1, 2]
     assert attempts[0]["cause"]["rank"] == 1
     assert attempts[1]["resume"]["checkpoint"] == "checkpoint-10"
-    assert sorted(
-        path.name for path in (job.folder / "checkpoints").glob("*.json")
-    ) == [f"checkpoint-{step}.manifest.json" for step in (10, 15, 20, 5)]
+    assert sorted(path.name for path in (job.folder / "manifests/0").iterdir()) == [
+        f"checkpoint-{step}.json" for step in (10, 15, 20, 5)
+    ]
     # What all ranks have alike came once; their own parts came from each.
     assert sorted(
-        p.name for p in (job.folder / "ranks/1/checkpoints/checkpoint-20").iterdir()
+        p.name for p in (job.folder / "outputs/1/checkpoints/checkpoint-20").iterdir()
     ) == ["rng_1.json"]
     assert job.left() == []
 
@@ -66,14 +66,14 @@ def test_without_rsync_on_the_hosts_checkpoints_and_outputs_come_and_go_the_same
     assert job.state()["gathered_at"]
     for rank, host in enumerate(ugro.hosts):
         (there,) = host.path("ugro/jobs").glob(f"{job.folder.name}.*-2/output")
-        here = job.folder if rank == 0 else job.folder / "ranks" / str(rank)
+        here = job.folder / "outputs" / str(rank)
         parts = [path for path in there.glob("checkpoints/*/*") if path.is_file()]
         assert parts
         for path in parts:
             name = path.relative_to(there)
             ours = here / name
             if not ours.exists():  # what all ranks have alike comes once, from rank 0
-                ours = job.folder / name
+                ours = job.folder / "outputs/0" / name
             assert ours.read_bytes() == path.read_bytes(), name
 
 
@@ -134,7 +134,7 @@ def test_a_node_that_stays_away_is_left_behind(
         "--min-nodes",
         "1",
     )
-    whole = job.folder / "ranks/1/checkpoints/checkpoint-20.manifest.json"
+    whole = job.folder / "manifests/1/checkpoint-20.json"
     wait_until(whole.exists, "the first checkpoint to be whole at home", 40)
     hosts[away].cut()
     wait_until(lambda: len(job.state()["attempts"]) == 2, "the second attempt", 60)

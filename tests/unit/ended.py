@@ -171,7 +171,7 @@ def store(
     **files: bytes,
 ) -> None:
     """A rank's part of a checkpoint as the mirror leaves it at home."""
-    folder = job.checkpoint_folder(rank)
+    folder = job.outputs.checkpoints(rank).path
     (folder / name).mkdir(parents=True, exist_ok=True)
     told = {}
     for file, content in files.items():
@@ -188,7 +188,9 @@ def store(
         "ranks": ranks,
         "files": told,
     }
-    (folder / f"{name}.manifest.json").write_text(json.dumps(manifest))
+    stored = job.outputs.manifest(rank, name)
+    stored.parent.make()
+    stored.replace(json.dumps(manifest).encode())
 
 
 @contextmanager

@@ -6,9 +6,9 @@ import json
 import re
 import signal
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from ..files import File
 from ..jobs.experiment import Experiment
 from ..jobs.outcome import RankExit
 from ..jobs.state import Cause
@@ -47,7 +47,7 @@ def find_cause(ends: Sequence[RankExit], experiment: Experiment) -> Cause | None
     return causes[0] if causes else None
 
 
-def _cause(end: RankExit, log: Path) -> Cause:
+def _cause(end: RankExit, log: File) -> Cause:
     words, report = _tail(log)
     message, traceback = _exception(end.error)
     code = _exit_code(end, report)
@@ -112,11 +112,11 @@ def _exception(error_file: str | None) -> tuple[str, list[str]]:
     return first_line[:LINE_CHARACTERS], traceback
 
 
-def _tail(log: Path) -> tuple[list[str], str]:
+def _tail(log: File) -> tuple[list[str], str]:
     """Read the last lines of the rank's own, and torchrun's report behind them."""
     try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - TAIL_BYTES))
+        with log.open() as file:
+            file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
             text = NOISE.sub("", file.read().decode("utf-8", "replace"))
     except FileNotFoundError:
         return [], ""

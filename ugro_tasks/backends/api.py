@@ -24,8 +24,8 @@ class AttemptEnd(Struct, frozen=True, kw_only=True):
     """One for each rank. In a job that was given up, ranks of machines out of reach are missing."""
     asked: bool
     """Whether the ranks were stopped because somebody asked for it."""
-    wrote: dict[str, tuple[str, ...]]
-    """{node: the topmost names of its outputs, besides the metrics}; a node without outputs is missing."""
+    wrote: tuple[str, ...]
+    """The nodes that have outputs besides the metrics, or may have some."""
     unproven: Outcome | None = None
     """The outcome, if the ranks were stopped and a machine could not show that nothing is left."""
 

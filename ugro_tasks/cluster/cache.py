@@ -91,7 +91,7 @@ class CacheEntry:
         `logging_file` is the content of config/logging.yaml used for the cluster.
         """
         # Late: reading an entry, as most commands do, needs none of it.
-        from ..files import replace_file
+        from ..files import File
 
         if not self.home.is_dir():
             return
@@ -101,7 +101,7 @@ class CacheEntry:
             kept = {"cluster": cluster.as_json(), "seen": state}
             content = json.dumps(kept).encode()
             digest = hashlib.sha256(content).hexdigest().encode()
-            replace_file(self.path, digest + b"\n" + content)
+            File(self.folder, self.path.name).replace(digest + b"\n" + content)
             self._remove_old_entries()
 
     def _remove_old_entries(self) -> None:

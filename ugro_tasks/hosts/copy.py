@@ -72,8 +72,10 @@ class Copy:
         target: str,
         *,
         exclude: Sequence[str] = (),
+        never_links: Sequence[str] = (),
         only: Sequence[str] = (),
         files: Sequence[str] | None = None,
+        follow_links: bool = False,
         gently: bool = False,
         verify: bool = False,
         progress: Callable[[int], None] | None = None,
@@ -82,14 +84,19 @@ class Copy:
 
         Raises HostError, and OSError if the disk here is full. Files received so far are kept.
         """
-        asked = _pull_request(source, exclude, only, files, gently=gently)
+        links = "followed" if follow_links else "inside"
+        asked = _pull_request(
+            source, exclude, only, files, never_links, links=links, gently=gently
+        )
         with _Exchange(self.host, "send_files", asked) as exchange:
             receiver = Receiver(
                 target,
                 only=asked["only"],
                 files=asked["files"],
                 exclude=exclude,
+                never_links=never_links,
                 verify=verify,
+                links=links,
                 vanished=True,
                 room=lambda: leave_room(Path(target)),
                 alive=sign_of_life(exchange.put),
@@ -322,7 +329,9 @@ def _pull_request(
     exclude: Sequence[str],
     only: Sequence[str] = (),
     files: Sequence[str] | None = None,
+    never_links: Sequence[str] = (),
     *,
+    links: str = "inside",
     gently: bool = False,
 ) -> dict[str, Any]:
     return {
@@ -330,6 +339,8 @@ def _pull_request(
         "exclude": list(exclude),
         "only": [name.removeprefix("/") for name in only] or None,
         "files": _listed(files),
+        "never_links": list(never_links),
+        "links": links,
         "gently": gently,
     }
 

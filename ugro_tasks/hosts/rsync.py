@@ -118,15 +118,19 @@ class Rsync:
         target: str,
         *,
         exclude: Sequence[str] = (),
+        never_links: Sequence[str] = (),
         only: Sequence[str] = (),
         files: Sequence[str] | None = None,
+        follow_links: bool = False,
         gently: bool = False,
         verify: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> None:
         """Make `target` here like `source` on the host; a leading ~/ in it is the home there.
 
-        `only` are names in the top folder, `files` paths in the whole tree. `gently` lowers the
+        `never_links` are names in the top folder of folders, left out if they are anything else.
+        `only` are names in the top folder, `files` paths in the whole tree. `follow_links` takes the
+        content of links, instead of links leading to a path in the folder. `gently` lowers the
         priority on the host. `verify` compares contents, not only size and time. `progress`
         receives the percentage. Files vanishing meanwhile are skipped.
 
@@ -135,12 +139,17 @@ class Rsync:
         options, remote = self._remote()
         if gently and remote:
             options.append("--rsync-path=nice rsync")
+        for name in never_links:
+            # The slash at the end is for folders only.
+            options += [f"--include=/{name}/", f"--exclude=/{name}"]
         if only:
             options += [f"--include={name}" for name in only]
             options.append("--exclude=/*")
         else:
             options += _excluded(exclude)
         options += PULL_OPTIONS
+        if follow_links:
+            options += ["--copy-links", "--no-links"]
         if verify:
             options += ["--checksum", f"--timeout={CHECKSUM_SECONDS}"]
         arguments = [*options, "--", _at(remote, source), target]

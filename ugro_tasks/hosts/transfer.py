@@ -33,8 +33,10 @@ class PullOptions(TypedDict, total=False):
     """The keyword arguments of `Rsync.pull`."""
 
     exclude: Sequence[str]
+    never_links: Sequence[str]
     only: Sequence[str]
     files: Sequence[str] | None
+    follow_links: bool
     gently: bool
     verify: bool
     progress: Callable[[int], None] | None

@@ -5,7 +5,6 @@ Separate from `agent/`, so that commands do not import the agent's dependencies.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,15 +21,13 @@ def ensure_agent(experiments: Experiments) -> int | None:
     if experiments.agent_pid() is not None:
         return None
     try:
-        descriptor = os.open(
-            experiments.agent_stderr, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600
-        )
+        stderr = experiments.agent_stderr.open_to_append()
     except OSError as error:
         raise RecordError(
             f"{error.filename}: {error.strerror}; no agent can be started"
         ) from error
     folder = str(experiments.folder.absolute())
-    with open(descriptor, "ab") as stderr:
+    with stderr:
         agent = subprocess.Popen(
             [sys.executable, "-m", "ugro_tasks.agent", folder],
             # `-m` finds the package there, installed or not.

@@ -2,17 +2,17 @@
 
 A script writes a manifest beside a checkpoint once all its files are there (docs/checkpoints.md).
 Each rank has a manifest of its own; files equal to rank 0's are fetched from rank 0 alone. On the
-controller a manifest is stored last (`outputs/checkpoints.py`), so its presence means that the
-rank's files have arrived with the right hashes.
+controller a manifest is stored last, outside of the outputs (`outputs.py`), so its presence means
+that the rank's files have arrived with the right hashes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated
 
 import msgspec
@@ -20,7 +20,6 @@ from msgspec import Struct
 
 from ..codec import UNREADABLE, decode
 from ..errors import UsageError
-from ..files import tail_of
 from ..node.protocol import MANIFEST_SUFFIX
 from .experiment import Experiment
 from .metrics import read_metrics
@@ -146,7 +145,7 @@ def _first_damage(experiment: Experiment, checkpoint: Checkpoint) -> str | None:
 def metrics_until(experiment: Experiment, step: int) -> bytes:
     """Return the lines of metrics.jsonl up to a step, for a job that resumes there."""
     kept = []
-    for line in tail_of(experiment.metrics, 0).splitlines(keepends=True):
+    for line in experiment.metrics.read().splitlines(keepends=True):
         logged = read_metrics(line) or {}
         line_step = logged.get("step")
         if isinstance(line_step, int) and line_step <= step:
@@ -180,9 +179,9 @@ def resume_from(experiment: Experiment) -> Resume:
 def stored_manifests(experiment: Experiment, rank: int) -> dict[str, Manifest]:
     """Return {checkpoint: manifest} of a rank, damaged manifests left out."""
     found = {}
-    for path in experiment.checkpoint_folder(rank).glob(f"*{MANIFEST_SUFFIX}"):
+    for file in experiment.outputs.manifests(rank):
         with contextlib.suppress(OSError, ValueError):  # damaged: as good as absent
-            manifest = read_manifest(path.read_bytes())
+            manifest = read_manifest(file.read())
             found[manifest.checkpoint] = manifest
     return found
 
@@ -190,9 +189,15 @@ def stored_manifests(experiment: Experiment, rank: int) -> dict[str, Manifest]:
 def checkpoints_with_manifest(experiment: Experiment) -> set[str]:
     """Return the names of the checkpoints with a manifest of any rank."""
     names: set[str] = set()
-    for rank in experiment.ranks_gathered():
+    for rank in experiment.outputs.ranks():
         names.update(stored_manifests(experiment, rank))
     return names
+
+
+def checkpoint_bytes(experiment: Experiment, name: str, ranks: Iterable[int]) -> int:
+    """Return the bytes of a checkpoint's files here, of all these ranks."""
+    folders = [experiment.outputs.checkpoints(rank) for rank in ranks]
+    return sum(folder.size(name) for folder in folders)
 
 
 def _assembled(
@@ -247,17 +252,18 @@ def find_damage(
     Sizes are compared, with `read` the hashes as well.
     """
     for path, part in files.items():
-        file = experiment.checkpoint_folder(rank) / path
+        file = experiment.outputs.checkpoints(rank).file(path)
         try:
-            if file.stat().st_size != part.bytes:
-                return f"{file} has another size than its manifest says"
-            if read and _sha256(file) != part.sha256:
-                return f"{file} is not what its manifest says"
+            with file.open() as opened:
+                if opened.seek(0, 2) != part.bytes:
+                    return f"{file.path} has another size than its manifest says"
+                if read and _sha256(opened) != part.sha256:
+                    return f"{file.path} is not what its manifest says"
         except OSError as error:
-            return f"{file}: {error.strerror}"
+            return f"{file.path}: {error.strerror}"
     return None
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+def _sha256(content: io.BufferedReader) -> str:
+    content.seek(0)
+    return hashlib.file_digest(content, "sha256").hexdigest()

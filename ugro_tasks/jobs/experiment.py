@@ -8,12 +8,12 @@
       .agent.stderr             the last words of an agent that crashed
 
 Files are replaced whole or appended to in whole lines. UGRO's own are readable by their owner only.
+No path is followed through a link, see `files.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,25 +24,19 @@ import msgspec
 from ..cluster.model import Cluster
 from ..codec import UNREADABLE, decode
 from ..errors import RecordError
-from ..files import append_lines, replace_file, tail_of
+from ..files import File, Folder
+from .gpu_samples import GpuSamples
+from .outputs import HALF_WRITTEN, Outputs
 from .record import JobRecord
+from .snapshot import pack
 from .state import Event, JobState
 
 T = TypeVar("T")
 STAMP = re.compile(r"_\d{8}_\d{6}")
 STAMP_LENGTH = len("_20260120_120000")
-# See `files.replace_file`.
-HALF_WRITTEN = re.compile(r"\.(?:config|state)\.json\.(\d+)\.\d+")
 LOG_NAME = re.compile(r"training_rank(\d+)\.log")
-
-
 METRICS_NAME = "metrics.jsonl"
-GIVE_UP = "give up"
-SAMPLE_NODE = re.compile(rb'"node": "([^"]*)"')
-# UGRO's own files in a job's folder; a script's output must not replace them.
-OWN_NAMES = (
-    "config.json", "state.json", "events.jsonl", METRICS_NAME, "gpu.jsonl", "code", "logs", "ranks", "stop",
-)  # fmt: skip
+GIVE_UP = b"give up"
 
 
 class Experiment:
@@ -53,39 +47,36 @@ class Experiment:
     logs/              stdout and stderr of each rank, byte for byte
     metrics.jsonl      one object for each logged step, from rank 0
     gpu.jsonl          GPU samples of all nodes
-    checkpoints/ artifacts/ tensorboard/      gathered from rank 0; ranks/<rank>/ from the others
+    manifests/<rank>/  one file for each checkpoint of a rank that is here whole
+    outputs/<rank>/    the files written by a rank; nothing of UGRO's own is in there
+    checkpoints artifacts tensorboard      links to those of rank 0
     stop               exists once the job is asked to stop
+
+    The folder of a job made before format 2 has no outputs/, see `outputs.py`.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.job_id = folder.name
-        self.metrics = folder / METRICS_NAME
-        self.gpu = folder / "gpu.jsonl"
-        self.code = folder / "code"
-        self._config = folder / "config.json"
-        self._state = folder / "state.json"
-        self._events = folder / "events.jsonl"
-        self._stop = folder / "stop"
+        self.files = Folder(folder.parent, folder.name)
+        self.metrics = self.files.file(METRICS_NAME)
+        self.gpu = self.files.file("gpu.jsonl")
+        self.code = self.files.folder("code")
+        self._config = self.files.file("config.json")
+        self._state = self.files.file("state.json")
+        self._events = self.files.file("events.jsonl")
+        self._stop = self.files.file("stop")
+        self.outputs = Outputs(self.files)
+        self._samples = GpuSamples(self.gpu)
 
     @property
     def name(self) -> str:
         """Return the job's name: its id without the time stamp."""
         return name_of(self.job_id)
 
-    def log(self, rank: int) -> Path:
-        """Return the path of a rank's log."""
-        return self.folder / "logs" / f"training_rank{rank}.log"
-
-    def outputs(self, rank: int) -> Path:
-        """Return the folder for the gathered outputs of a rank."""
-        if rank == 0:
-            return self.folder
-        return self.folder / "ranks" / str(rank)
-
-    def checkpoint_folder(self, rank: int) -> Path:
-        """Return the folder for a rank's checkpoint files; shared files are in rank 0's."""
-        return self.outputs(rank) / "checkpoints"
+    def log(self, rank: int) -> File:
+        """Return a rank's log."""
+        return self.files.file(f"logs/training_rank{rank}.log")
 
     def record(self) -> JobRecord:
         """Read config.json; raises RecordError if it is damaged or not UGRO's."""
@@ -97,12 +88,12 @@ class Experiment:
             return Cluster.from_json(self.record().cluster)
         except ValueError as error:
             raise RecordError(
-                f"{self._config}: its cluster is none that this UGRO knows: {error}"
+                f"{self._config.path}: its cluster is none that this UGRO knows: {error}"
             ) from error
 
     def save_record(self, record: JobRecord) -> None:
         """Replace config.json."""
-        replace_file(self._config, msgspec.json.format(msgspec.json.encode(record)))
+        self._config.replace(msgspec.json.format(msgspec.json.encode(record)))
 
     def state(self) -> JobState:
         """Read state.json; raises RecordError if it is damaged or not UGRO's."""
@@ -110,23 +101,23 @@ class Experiment:
 
     def save_state(self, state: JobState) -> None:
         """Replace state.json."""
-        replace_file(self._state, msgspec.json.format(msgspec.json.encode(state)))
+        self._state.replace(msgspec.json.format(msgspec.json.encode(state)))
 
     def remove_half_written(self) -> None:
         """Remove the temporary files of records, left by killed processes."""
-        for path in self.folder.glob(".*.json.*"):
-            found = HALF_WRITTEN.fullmatch(path.name)
+        for entry in self.files.entries():
+            found = HALF_WRITTEN.fullmatch(entry.name)
             if found and not Path("/proc", found[1]).exists():
                 with contextlib.suppress(OSError):
-                    path.unlink()
+                    self.files.remove(entry.name)
 
     def add_event(self, event: Event) -> None:
         """Append to events.jsonl."""
-        append_lines(self._events, msgspec.json.encode(event) + b"\n")
+        self._events.append(msgspec.json.encode(event) + b"\n")
 
     def events(self, offset: int = 0) -> tuple[list[Event], int]:
         """Return the events from a byte offset on, and the offset after them."""
-        raw = tail_of(self._events, offset)
+        raw = self._events.read(offset)
         whole = raw[: raw.rfind(b"\n") + 1]
         return list(_events(whole)), offset + len(whole)
 
@@ -136,12 +127,10 @@ class Experiment:
         With `give_up` the job ends without waiting for unreachable nodes.
         """
         try:
-            self._stop.touch(mode=0o600)
-            if give_up:
-                self._stop.write_text(GIVE_UP)
+            self._stop.replace(GIVE_UP if give_up else b"")
         except OSError as error:
             raise RecordError(
-                f"{self._stop}: {error.strerror}; the job was not asked to stop"
+                f"{self._stop.path}: {error.strerror}; the job was not asked to stop"
             ) from error
 
     @property
@@ -153,53 +142,26 @@ class Experiment:
     def given_up(self) -> bool:
         """Return whether the job may end without the proof of unreachable nodes."""
         try:
-            return self._stop.read_text() == GIVE_UP
-        except (OSError, UnicodeError):
+            return self._stop.read() == GIVE_UP
+        except OSError:
             return False
 
     def code_archive(self) -> bytes:
-        """Pack the scripts as launched into a compressed tar."""
-        import tarfile  # late: only a launch needs it
-
-        packed = io.BytesIO()
-        with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1) as archive:
-            archive.add(self.code, arcname=".")
-        return packed.getvalue()
+        """Pack the scripts as launched into a compressed tar; raises RecordError if they changed."""
+        return pack(self.code, self.record().code)
 
     def gpu_bytes(self, node: str) -> int:
-        """Return the bytes of a node's GPU samples received so far.
+        """Return the bytes of a node's GPU samples received so far."""
+        return self._samples.bytes_of(node)
 
-        That is the total length of its lines, because they are stored as received.
-        """
-        *lines, _ = tail_of(self.gpu, 0).split(b"\n")
-        own = [line for line in lines if node_of_sample(line) == node]
-        return sum(len(line) + 1 for line in own)
-
-    def ranks_gathered(self) -> list[int]:
-        """Return rank 0 and every rank with a folder below ranks/."""
-        names = [path.name for path in self.folder.glob("ranks/*")]
-        others = [int(name) for name in names if name.isdecimal()]
-        return sorted({0, *others})
-
-    def checkpoints(self) -> dict[str, dict[int, Path]]:
-        """Return {checkpoint: {rank: its folder}}, whole or not."""
-        from ..node.protocol import MANIFEST_SUFFIX
-
-        found: dict[str, dict[int, Path]] = {}
-        for rank in self.ranks_gathered():
-            for path in self.checkpoint_folder(rank).glob("[!.]*"):
-                if not path.name.endswith(MANIFEST_SUFFIX):
-                    found.setdefault(path.name, {})[rank] = path
-        return found
-
-    def logs(self) -> dict[int, Path]:
+    def logs(self) -> dict[int, File]:
         """Return {rank: its log} in the order of the ranks, without foreign files."""
-        found: dict[int, Path] = {}
-        for path in sorted((self.folder / "logs").glob("*")):
-            match = LOG_NAME.fullmatch(path.name)
-            if match:
-                found[int(match[1])] = path
-        return dict(sorted(found.items()))
+        ranks = []
+        for entry in self.files.folder("logs").entries():
+            match = LOG_NAME.fullmatch(entry.name)
+            if match and entry.is_file:
+                ranks.append(int(match[1]))
+        return {rank: self.log(rank) for rank in sorted(ranks)}
 
 
 def name_of(job_id: str) -> str:
@@ -207,23 +169,15 @@ def name_of(job_id: str) -> str:
     return job_id[:-STAMP_LENGTH]
 
 
-def node_of_sample(line: bytes) -> str | None:
-    """Return the node of a line of gpu.jsonl, None unless the line names exactly one."""
-    nodes = SAMPLE_NODE.findall(line)
-    if len(nodes) != 1 or not line.startswith(b"{"):
-        return None
-    name: bytes = nodes[0]
-    return name.decode("utf-8", "replace")
-
-
-def _read(path: Path, kind: type[T]) -> T:
+def _read(file: File, kind: type[T]) -> T:
     try:
-        return decode(kind, path.read_bytes())
+        with file.open() as opened:
+            return decode(kind, opened.read())
     except OSError as error:
-        raise RecordError(f"{path}: {error.strerror}") from error
+        raise RecordError(f"{file.path}: {error.strerror}") from error
     except UNREADABLE as error:
         raise RecordError(
-            f"{path}: not written by UGRO, or damaged: {error}"
+            f"{file.path}: not written by UGRO, or damaged: {error}"
         ) from error
 
 

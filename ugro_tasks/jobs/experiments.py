@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from ..errors import JobNotFound, RecordError
-from ..files import append_lines, replace_file, tail_of
+from ..files import Folder
 from .experiment import STAMP, STAMP_LENGTH, Experiment, name_of
 from .record import JobRecord
 from .snapshot import snapshot
@@ -29,10 +29,11 @@ class Experiments:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.cluster_state = folder / "cluster_state.json"
-        self._history = folder / "job_history.jsonl"
-        self._lock = folder / ".agent.lock"
-        self.agent_stderr = folder / ".agent.stderr"
+        self.files = Folder(folder)
+        self.cluster_state = self.files.file("cluster_state.json")
+        self._history = self.files.file("job_history.jsonl")
+        self._lock = self.files.file(".agent.lock")
+        self.agent_stderr = self.files.file(".agent.stderr")
 
     # ---- jobs ----
 
@@ -58,10 +59,11 @@ class Experiments:
         making = self.folder / f"{ours}-{os.getpid()}-{time.time_ns()}"
         draft = Experiment(making)
         try:
-            code = snapshot(scripts, draft.code)
-            (making / "logs").mkdir()
+            code = snapshot(scripts, draft.code.path)
+            draft.files.folder("logs").make()
+            draft.files.folder("outputs").make()
             if metrics:
-                replace_file(draft.metrics, metrics)
+                draft.metrics.replace(metrics)
             return self._publish(draft, msgspec.structs.replace(record, code=code))
         except OSError as error:
             raise RecordError(
@@ -155,14 +157,12 @@ class Experiments:
             "seconds": state.seconds,
             "cause": state.cause.message if state.cause else None,
         }
-        append_lines(self._history, msgspec.json.encode(line) + b"\n")
+        self._history.append(msgspec.json.encode(line) + b"\n")
 
     def save_cluster_state(self, health: Any) -> None:
         """Store the results of the last probe."""
         self.make_folder()
-        replace_file(
-            self.cluster_state, msgspec.json.format(msgspec.json.encode(health))
-        )
+        self.cluster_state.replace(msgspec.json.format(msgspec.json.encode(health)))
 
     def make_folder(self) -> None:
         """Create the experiments folder; raises RecordError if that fails."""
@@ -181,7 +181,7 @@ class Experiments:
 
     def _ended(self) -> set[str]:
         # A pattern is quicker than parsing thousands of lines, and skips a torn one.
-        ids = re.findall(rb'^{"job_id":"([^"]+)"', tail_of(self._history, 0), re.M)
+        ids = re.findall(rb'^{"job_id":"([^"]+)"', self._history.read(), re.M)
         return {job_id.decode() for job_id in ids}
 
     # ---- the agent ----
@@ -192,8 +192,7 @@ class Experiments:
         The lock is held as long as the returned file is open.
         """
         self.make_folder()
-        descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600)
-        lock = open(descriptor, "r+b", buffering=0)  # noqa: SIM115
+        lock = self._lock.open_to_change()
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -205,18 +204,20 @@ class Experiments:
         """Return the pid of the running agent, None without one."""
         try:
             # Opened for reading, because the disk may be read-only.
-            with self._lock.open("rb") as lock:
+            with self._lock.open() as lock:
                 # Shared, so that two commands at once are not taken for an agent.
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return None
         except BlockingIOError:
-            return int(tail_of(self._lock, 0) or 0)
+            return int(self._lock.read() or 0)
         return None
 
 
 def _is_job(entry: os.DirEntry[str]) -> bool:
-    return bool(STAMP.fullmatch(_stamp(entry.name))) and entry.is_dir()
+    return bool(STAMP.fullmatch(_stamp(entry.name))) and entry.is_dir(
+        follow_symlinks=False
+    )
 
 
 def _stamp(job_id: str) -> str:

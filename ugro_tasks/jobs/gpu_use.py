@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable
-from pathlib import Path
 
 import msgspec
 
 from ..codec import UNREADABLE, decode
+from ..files import File
 
 
 class CardUse(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,11 +44,11 @@ class _Sample(msgspec.Struct):
     temperature: str = msgspec.field(default="", name="temperature.gpu")
 
 
-def card_use(path: Path) -> list[CardUse]:
+def card_use(file: File) -> list[CardUse]:
     """Return the use of each card, sorted by node and index; unreadable lines are skipped."""
     found: dict[tuple[str, int], list[_Sample]] = {}
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        for line in file:
+    with contextlib.suppress(FileNotFoundError), file.open() as opened:
+        for line in opened:
             with contextlib.suppress(*UNREADABLE):
                 sample = decode(_Sample, line)
                 found.setdefault((sample.node, int(sample.index)), []).append(sample)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from ..codec import UNREADABLE, decode
+from ..files import File
 
 LOSS = "loss"
 EVAL_LOSS = "eval_loss"
@@ -58,7 +58,7 @@ def read_metrics(line: str | bytes) -> dict[str, object] | None:
     return metrics if isinstance(metrics, dict) else None
 
 
-def measure(path: Path) -> Metrics:
+def measure(file: File) -> Metrics:
     """Compute the figures of a metrics.jsonl; without a file they are empty."""
     series: dict[str, dict[float, float]] = {
         LOSS: {},
@@ -66,7 +66,7 @@ def measure(path: Path) -> Metrics:
         TOKENS_PER_SECOND: {},
     }
     last: dict[str, Any] = {}
-    for line in _lines(path):
+    for line in _lines(file):
         metrics = read_metrics(line)
         if metrics is None:
             continue
@@ -121,10 +121,10 @@ def number(value: object) -> float | None:
         return None
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def _lines(file: File) -> Iterator[bytes]:
     try:
-        with path.open("rb") as file:
-            while line := file.readline(LINE_BYTES):
+        with file.open() as opened:
+            while line := opened.readline(LINE_BYTES):
                 yield line
     except FileNotFoundError:
         return

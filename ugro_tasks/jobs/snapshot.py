@@ -1,12 +1,15 @@
-"""Copies of the training scripts."""
+"""Copies of the training scripts: taken at launch, and packed for the nodes."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ..errors import UsageError
+from ..errors import RecordError, UsageError
+from ..files import Folder
 from .record import Code
 
 NOT_CODE = ("__pycache__", "*.pyc", ".git", ".*_cache", ".venv")
@@ -32,13 +35,61 @@ def snapshot(scripts: Path, target: Path) -> Code:
             f"{scripts}: {size >> 20} MiB would travel with each launch (limit {CODE_LIMIT_BYTES >> 20} MiB); "
             "keep data elsewhere and pass its path"
         )
-    digest = hashlib.sha256()
+    contents = {}
     for name in names:
         copy = target / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(scripts / name, copy)
-        digest.update(os.fsencode(name) + b"\0" + copy.read_bytes())
-    return Code(sha256=digest.hexdigest(), git_commit=_git_commit(scripts))
+        contents[str(name)] = copy.read_bytes()
+    return Code(sha256=_digest(contents), git_commit=_git_commit(scripts))
+
+
+def pack(code: Folder, launched: Code) -> bytes:
+    """Pack a copy of the scripts into a compressed tar.
+
+    Raises RecordError unless it is as launched: whoever can write into the experiments folder must
+    not be able to run code on the nodes.
+    """
+    import tarfile  # late: only a launch needs it
+
+    contents = {}
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1) as archive:
+        try:
+            for name in sorted(_files_in(code), key=Path):
+                with code.file(name).open() as file:
+                    facts = archive.gettarinfo(arcname=name, fileobj=file)
+                    contents[name] = file.read()
+                facts.size = len(contents[name])
+                archive.addfile(facts, io.BytesIO(contents[name]))
+        except OSError as error:
+            raise RecordError(f"{error.filename}: {error.strerror}") from error
+    if _digest(contents) != launched.sha256:
+        raise RecordError(
+            f"{code.path}: not the scripts as they were launched; they are not sent to any node. "
+            "Launch the job anew"
+        )
+    return packed.getvalue()
+
+
+def _files_in(folder: Folder, below: str = "") -> Iterator[str]:
+    """Yield the names of all files of the copy, without those that Python and tools add to it."""
+    for entry in folder.entries():
+        name = f"{below}{entry.name}"
+        if _is_ignored(Path(name)):
+            continue
+        if entry.is_folder:
+            yield from _files_in(folder.folder(entry.name), f"{name}/")
+        else:
+            yield name
+
+
+def _digest(contents: Mapping[str, bytes]) -> str:
+    """Hash files with their names, in the order given."""
+    digest = hashlib.sha256()
+    for name, content in contents.items():
+        digest.update(os.fsencode(name) + b"\0" + content)
+    return digest.hexdigest()
 
 
 def _git_commit(folder: Path) -> str | None:

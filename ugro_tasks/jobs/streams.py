@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..node.protocol import GPU, LOG, METRICS
 from .experiment import Experiment
@@ -15,8 +14,8 @@ def stream_sizes(experiment: Experiment, plans: Sequence[NodePlan]) -> dict[str,
     sizes = {}
     for plan in plans:
         names = stream_names(plan)
-        sizes[names[LOG]] = _size(experiment.log(plan.rank))
-        sizes[names[METRICS]] = _size(experiment.metrics)
+        sizes[names[LOG]] = experiment.log(plan.rank).size()
+        sizes[names[METRICS]] = experiment.metrics.size()
         sizes[names[GPU]] = experiment.gpu_bytes(plan.node)
     return sizes
 
@@ -24,7 +23,3 @@ def stream_sizes(experiment: Experiment, plans: Sequence[NodePlan]) -> dict[str,
 def stream_names(plan: NodePlan) -> dict[int, str]:
     """Give {kind of frame: name of the stream} of a rank."""
     return {LOG: f"log {plan.rank}", METRICS: "metrics", GPU: f"gpu {plan.node}"}
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from ..files import File
 
 READ_BYTES = 1 << 20
 LAST_LINES_BYTES = 64 << 20  # `last_lines` reads no more
@@ -12,17 +12,17 @@ LINE_BYTES = 1 << 16  # a longer line is split
 class Tail:
     """The whole lines added to a growing file."""
 
-    def __init__(self, path: Path, offset: int = 0) -> None:
-        self.path = path
+    def __init__(self, file: File, offset: int = 0) -> None:
+        self.file = file
         self.offset = offset
         self._rest = b""
 
     def read(self, *, rest_too: bool = False) -> list[str]:
         """Return the lines since the last call, with `rest_too` also an unfinished one."""
         try:
-            with self.path.open("rb") as file:
-                file.seek(self.offset)
-                new = file.read(READ_BYTES)
+            with self.file.open() as opened:
+                opened.seek(self.offset)
+                new = opened.read(READ_BYTES)
         except FileNotFoundError:
             return []
         self.offset += len(new)
@@ -38,29 +38,29 @@ class Tail:
         return lines.decode("utf-8", "replace").split("\n")
 
 
-def end_of_lines(path: Path) -> int:
+def end_of_lines(file: File) -> int:
     """Return the offset after the last whole line; the size if no line end is within LINE_BYTES."""
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - LINE_BYTES))
-        tail = file.read(LINE_BYTES)
+    with file.open() as opened:
+        size = opened.seek(0, 2)
+        opened.seek(max(0, size - LINE_BYTES))
+        tail = opened.read(LINE_BYTES)
     if b"\n" not in tail and size > LINE_BYTES:
         return size
     return size - len(tail) + tail.rfind(b"\n") + 1
 
 
-def last_lines(path: Path, count: int, end: int | None = None) -> list[str]:
+def last_lines(file: File, count: int, end: int | None = None) -> list[str]:
     """Return the last lines of a file before the offset `end`, by default its size."""
-    with path.open("rb") as file:
-        position = file.seek(0, 2) if end is None else end
+    with file.open() as opened:
+        position = opened.seek(0, 2) if end is None else end
         tail = b""
         while position > 0 and len(tail) < LAST_LINES_BYTES:
             if tail.count(b"\n") > count:
                 break
             step = min(1 << 16, position)
             position -= step
-            file.seek(position)
-            tail = file.read(step) + tail
+            opened.seek(position)
+            tail = opened.read(step) + tail
     if not tail or not count:
         return []
     lines = tail.decode("utf-8", "replace").removesuffix("\n").split("\n")

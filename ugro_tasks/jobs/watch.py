@@ -116,5 +116,5 @@ class _Agents:
                 raise
         if self._begun > AGENTS_TRIED:
             raise RecordError(
-                f"the agent dies as soon as it starts; it says why in {self.experiments.agent_stderr}"
+                f"the agent dies as soon as it starts; it says why in {self.experiments.agent_stderr.path}"
             )

@@ -46,7 +46,7 @@ def measure(cluster: Cluster) -> list[dict[str, Any]]:
         raise JobFailed(
             f"the all-reduce could not be timed: {cause}\n  see: inv logs {experiment.job_id}"
         )
-    found = decode_lines(dict[str, Any], experiment.metrics.read_bytes())
+    found = decode_lines(dict[str, Any], experiment.metrics.read())
     while experiment.folder.exists():  # the agent may still write into it
         shutil.rmtree(experiment.folder, ignore_errors=True)
     return found

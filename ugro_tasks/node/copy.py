@@ -82,8 +82,10 @@ class Unreadable(Exception):
 class Source:
     """The files of a folder, to be listed and sent.
 
-    `only` are names in the top folder, `files` paths; None stands for all. For `exclude` see
-    `is_excluded`. `links` is "inside" to send only links leading to a path in the folder, or "all".
+    `only` are names in the top folder, `files` paths; None stands for all. `never_links` are names
+    in the top folder of folders, left out if they are anything else. For `exclude` see
+    `is_excluded`. `links` is "inside" to send only links leading to a path in the folder, "all", or
+    "followed" to send what they lead to in their place.
     """
 
     def __init__(
@@ -93,12 +95,14 @@ class Source:
         only: Optional[List[str]] = None,
         files: Optional[List[str]] = None,
         exclude: Iterable[str] = (),
+        never_links: Iterable[str] = (),
         links: str = "inside",
     ) -> None:
         self.folder = expand(folder)
         self.only = only
         self.files = files
         self.exclude = list(exclude)
+        self.never_links = list(never_links)
         self.links = links
 
     def entries(self, alive: Callable[[], None]) -> Iterator[Entry]:
@@ -144,7 +148,9 @@ class Source:
         """
         full = os.path.join(self.folder, path)
         try:
-            facts = os.lstat(full)
+            facts = os.stat(full) if self.links == "followed" else os.lstat(full)
+            if path in self.never_links and not stat.S_ISDIR(facts.st_mode):
+                return
             if stat.S_ISLNK(facts.st_mode):
                 target = os.readlink(full)
                 if self.links == "all" or leads_inside(path, target):
@@ -157,12 +163,18 @@ class Source:
         except OSError as error:
             yield ["e", path, str(error.strerror)]
 
+    def _open(self, path: str) -> int:
+        flags = os.O_RDONLY | os.O_NONBLOCK
+        if self.links == "followed":
+            return os.open(os.path.join(self.folder, path), flags)
+        return open_beneath(self.folder, path, flags)
+
     def send(self, want: Want, put: Put, alive: Callable[[], None]) -> None:
         """Put the frames of a wanted file: NEXT, CONTENT of the missing bytes, and FILE."""
         path, offset, known, may_follow = want
         put(NEXT, 0, as_json(path))
         try:
-            descriptor = open_beneath(self.folder, path, os.O_RDONLY | os.O_NONBLOCK)
+            descriptor = self._open(path)
         except OSError as error:
             failed = {
                 "path": path,
@@ -235,6 +247,8 @@ def send_files(request: Json, stdin: BinaryIO) -> None:
         only=request["only"],
         files=request["files"],
         exclude=request["exclude"],
+        never_links=request["never_links"],
+        links=request["links"],
     )
     try:
         for batch in batches(source.entries(sign_of_life(send))):

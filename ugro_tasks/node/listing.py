@@ -14,7 +14,7 @@ CHARACTERS_MOST = 1 << 28
 class Listing:
     """The entries of a source, by path.
 
-    `only`, `files` and `exclude` are the choice given to the source; see `Source`. An entry outside
+    `only`, `files`, `exclude` and `never_links` are the choice given to the source; see `Source`. An entry outside
     that choice is refused: the folder may contain files from elsewhere.
     """
 
@@ -24,11 +24,13 @@ class Listing:
         only: Optional[Sequence[str]] = None,
         files: Optional[Sequence[str]] = None,
         exclude: Sequence[str] = (),
+        never_links: Sequence[str] = (),
     ) -> None:
         self.entries: Dict[str, Entry] = {}
         self._only = None if only is None else frozenset(only)
         self._files = None if files is None else frozenset(files)
         self._exclude = exclude
+        self._never_links = never_links
         self._told = 0
         self._characters = 0
 
@@ -48,7 +50,8 @@ class Listing:
                 name = path or "the folder itself"
                 unreadable.append("%.200s: %.200s" % (name, entry[2]))
                 continue
-            if not self._is_asked_for(path):
+            is_no_folder = entry[0] != "d" and path in self._never_links
+            if is_no_folder or not self._is_asked_for(path):
                 raise Unfit("it was not asked for: %.200r" % path)
             self.entries[path] = entry
         return unreadable

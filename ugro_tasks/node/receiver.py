@@ -64,8 +64,8 @@ class Receiver:
 
     `link_from` are folders, relative to this one, to link files of the same path, size and time
     from. `delete` removes files missing at the source, except those matching `exclude`. `verify`
-    compares contents, not only sizes and times. `only`, `files`, `exclude` and `links` are as in
-    `Source`: anything else from a source is refused. `vanished` allows files to disappear at the
+    compares contents, not only sizes and times. `only`, `files`, `exclude`, `never_links` and
+    `links` are as in `Source`: anything else from a source is refused. `vanished` allows files to disappear at the
     source. `room` is called before each piece and may raise OSError; `alive` is called during long
     work without frames.
     """
@@ -79,6 +79,7 @@ class Receiver:
         only: Optional[Sequence[str]] = None,
         files: Optional[Sequence[str]] = None,
         exclude: Sequence[str] = (),
+        never_links: Sequence[str] = (),
         verify: bool = False,
         links: str = "inside",
         vanished: bool = False,
@@ -97,7 +98,9 @@ class Receiver:
         self.errors: List[str] = []
         # Of the wanted files.
         self.bytes_to_come = 0
-        self._listing = Listing(only=only, files=files, exclude=exclude)
+        self._listing = Listing(
+            only=only, files=files, exclude=exclude, never_links=never_links
+        )
         self._entries = self._listing.entries
         self._hashed: Dict[str, HashedFile] = {}
         # Files that cannot be written here.
@@ -310,7 +313,8 @@ class Receiver:
             if entry[0] != "l":
                 continue
             target = entry[2]
-            if self.links == "all" or leads_inside(path, target):
+            is_inside = self.links == "inside" and leads_inside(path, target)
+            if self.links == "all" or is_inside:
                 with self._noting(path):
                     self._link(path, target)
         if self.delete:

@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 
 from ..errors import NodeFault, RecordError, UgroError
-from ..files import replace_file
 from ..hosts.fleet import Fleet
 from ..hosts.host import Host
 from ..hosts.operations import MakeFolder, Manifests
@@ -31,7 +30,6 @@ from ..jobs.checkpoints import (
 from ..jobs.experiment import Experiment
 from ..jobs.plan import NodePlan
 from ..jobs.spec import Resume
-from ..node.protocol import MANIFEST_SUFFIX
 
 MANIFESTS_MOST = 200  # queued for one rank
 FAULTS_TOLD = 100
@@ -155,10 +153,12 @@ def fetch_checkpoints(
             missing.append(manifest)
     if not missing:
         return
-    folder = experiment.checkpoint_folder(plan.rank)
-    folder.mkdir(parents=True, exist_ok=True)
+    outputs = experiment.outputs
+    outputs.make(plan.rank)
+    folder = outputs.checkpoints(plan.rank)
+    folder.make()
     for manifest in missing:  # without its manifest a checkpoint is not whole
-        (folder / f"{manifest.checkpoint}{MANIFEST_SUFFIX}").unlink(missing_ok=True)
+        outputs.manifest(plan.rank, manifest.checkpoint).remove()
     fault: UgroError | None = None
     files: list[str] = []
     for manifest in missing:
@@ -168,8 +168,9 @@ def fetch_checkpoints(
         try:
             Transfer(host).pull(
                 source,
-                f"{folder}/",
+                f"{folder.path}/",
                 files=sorted(files),
+                follow_links=True,
                 gently=gently,
                 verify=verify,
                 progress=progress,
@@ -182,8 +183,10 @@ def fetch_checkpoints(
             words = f"{manifest.checkpoint}: {found}"
             fault = fault or NodeFault(plan.node, words, "later: inv gather")
             continue
-        stored = folder / f"{manifest.checkpoint}{MANIFEST_SUFFIX}"
-        replace_file(stored, msgspec.json.encode(manifest))
+        stored = outputs.manifest(plan.rank, manifest.checkpoint)
+        stored.parent.make()
+        stored.replace(msgspec.json.encode(manifest))
+    outputs.link_for_people()
     if fault:
         raise fault
 
@@ -277,8 +280,8 @@ def deliver(
     first = checkpoint.manifests[0]
     transfer = Transfer(host)
     for rank, files in _layers(checkpoint, first, plan.rank):
-        folder = source.checkpoint_folder(rank)
-        transfer.push(f"{folder}/", target, files=files, link_from=link_from)
+        folder = source.outputs.checkpoints(rank)
+        transfer.push(f"{folder.path}/", target, files=files, link_from=link_from)
 
 
 def _layers(

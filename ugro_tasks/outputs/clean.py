@@ -8,7 +8,6 @@ lives in them; the node checks that.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -18,20 +17,23 @@ import msgspec
 
 from ..cluster.model import Cluster
 from ..errors import RecordError, UgroError
-from ..files import size_of
+from ..files import Entry, Folder
 from ..hosts.answers import CleanAnswer, CleanedFolder
 from ..hosts.fleet import Fleet
 from ..hosts.host import Host
 from ..hosts.operations import Clean
 from ..hosts.requests import ask
 from ..jobs.attempt_names import attempt_folder
-from ..jobs.checkpoints import checkpoints_with_manifest, fetched_checkpoints
+from ..jobs.checkpoints import (
+    checkpoint_bytes,
+    checkpoints_with_manifest,
+    fetched_checkpoints,
+)
 from ..jobs.experiment import Experiment
 from ..jobs.experiments import Experiments
 from ..jobs.metrics import measure
 from ..jobs.record import JobRecord
 from ..jobs.state import Event, JobState
-from ..node.protocol import MANIFEST_SUFFIX
 from ..node.tree import PARTIAL_FOLDER
 
 HOME = "home"
@@ -314,23 +316,23 @@ def _clean_here(
     job: _FinishedJob, needed: set[tuple[str, str]], *, dry_run: bool
 ) -> list[Removal]:
     experiment = job.experiment
-    checkpoints = experiment.checkpoints()
+    checkpoints = experiment.outputs.all_checkpoints()
     kept = _worth_keeping(experiment, checkpoints)
     gone = []
     for name, parts in checkpoints.items():
         if name in kept or (experiment.job_id, name) in needed:
             continue
-        size = sum(size_of(path) for path in parts.values())
+        size = checkpoint_bytes(experiment, name, parts)
         if not dry_run:
             _remove_checkpoint(experiment, name, parts)
-        path = experiment.checkpoint_folder(0) / name
+        path = experiment.outputs.checkpoints(0).path / name
         gone.append(_removal_here(job, path, size))
-    for folder in experiment.folder.rglob(PARTIAL_FOLDER):
+    for folder in _partial_folders(experiment):
         # Left by transfers that broke off.
-        size = size_of(folder)
+        size = folder.size(PARTIAL_FOLDER)
         if not dry_run:
-            shutil.rmtree(folder)
-        gone.append(_removal_here(job, folder, size))
+            folder.remove(PARTIAL_FOLDER)
+        gone.append(_removal_here(job, folder.path / PARTIAL_FOLDER, size))
     if gone and not dry_run:
         _add_event(job, gone)
     return gone
@@ -341,7 +343,7 @@ def _removal_here(job: _FinishedJob, path: Path, size: int) -> Removal:
 
 
 def _worth_keeping(
-    experiment: Experiment, checkpoints: Mapping[str, Mapping[int, Path]]
+    experiment: Experiment, checkpoints: Mapping[str, Mapping[int, Entry]]
 ) -> set[str]:
     """Return the names of the checkpoints to keep.
 
@@ -366,21 +368,29 @@ def _worth_keeping(
     times: dict[float, str] = {}
     for name, parts in checkpoints.items():
         if name not in with_manifest:
-            times[max(path.lstat().st_mtime for path in parts.values())] = name
+            times[max(part.facts.st_mtime for part in parts.values())] = name
     if times:
         kept.add(times[max(times)])
     return kept
 
 
 def _remove_checkpoint(
-    experiment: Experiment, name: str, parts: Mapping[int, Path]
+    experiment: Experiment, name: str, parts: Mapping[int, Entry]
 ) -> None:
     # The manifests first, so that a half-removed checkpoint does not count as one.
-    for rank in experiment.ranks_gathered():
-        manifest = experiment.checkpoint_folder(rank) / f"{name}{MANIFEST_SUFFIX}"
-        manifest.unlink(missing_ok=True)
-    for path in parts.values():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    for rank in experiment.outputs.ranks():
+        experiment.outputs.manifest(rank, name).remove()
+    for rank in parts:
+        experiment.outputs.checkpoints(rank).remove(name)
+
+
+def _partial_folders(experiment: Experiment) -> Iterator[Folder]:
+    """Yield the folders of a job's outputs with a folder of partial files in them."""
+    waiting = [experiment.outputs.of(rank) for rank in experiment.outputs.ranks()]
+    while waiting:
+        folder = waiting.pop()
+        for entry in folder.entries():
+            if entry.is_folder and entry.name == PARTIAL_FOLDER:
+                yield folder
+            elif entry.is_folder:
+                waiting.append(folder.folder(entry.name))

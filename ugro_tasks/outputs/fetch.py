@@ -11,16 +11,15 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 from ..errors import HostError, RecordError, UgroError
 from ..hosts.fleet import Fleet
 from ..hosts.host import Host
 from ..hosts.transfer import Transfer
 from ..jobs.checkpoints import stored_manifests
-from ..jobs.experiment import METRICS_NAME, OWN_NAMES, Experiment
+from ..jobs.experiment import METRICS_NAME, Experiment
+from ..jobs.outputs import CHECKPOINTS
 from ..jobs.plan import NodePlan
 from ..node.protocol import MANIFEST_SUFFIX
 
@@ -33,13 +32,11 @@ def fetch_outputs(
     fleet: Fleet,
     *,
     only: Collection[str] | None = None,
-    clashing: Collection[str] = OWN_NAMES,
     verify: bool = False,
     progress: Callable[[str, int], None] | None = None,
 ) -> list[UgroError]:
     """Pull each rank's output folder, all nodes at once; return the errors.
 
-    Files of rank 0 with a name of UGRO's own (`clashing`: those that may exist) go to ranks/0/.
     Mirrored checkpoints are left out. `verify` compares contents, not only sizes and times.
     `progress` gets (node, percent). Files that arrived before a failure are not pulled again. A
     full disk here is one error for all nodes.
@@ -57,7 +54,7 @@ def fetch_outputs(
 
         transfer = Transfer(host)
         try:
-            _pull(experiment, plan, transfer, clashing, verify, tell)
+            _pull(experiment, plan, transfer, verify, tell)
         except UgroError as error:
             errors.append(error)
         except OSError as error:
@@ -81,49 +78,25 @@ def _pull(
     experiment: Experiment,
     plan: NodePlan,
     transfer: Transfer,
-    clashing: Collection[str],
     verify: bool,
     tell: Callable[[int], None],
 ) -> None:
-    source = _source(plan)
-    target = experiment.outputs(plan.rank)
-    target.mkdir(parents=True, exist_ok=True)
-    aside: list[str] = []
-    if plan.rank == 0:
-        own = set(OWN_NAMES) - {METRICS_NAME}
-        aside = [name for name in clashing if name in own]
-    # Both at once: mostly nothing is aside, and waiting for that answer would cost a login.
-    with ThreadPoolExecutor(1) as beside:
-        other = None
-        if aside:
-            work = partial(_pull_aside, experiment, source, transfer, aside, verify)
-            other = beside.submit(work)
+    outputs = experiment.outputs
+    target = outputs.make(plan.rank)
+    try:
         transfer.pull(
-            source,
-            f"{target}/",
+            _source(plan),
+            f"{target.path}/",
             exclude=_left_out(experiment, plan),
+            never_links=[CHECKPOINTS],
             verify=verify,
             progress=tell,
         )
-        if other:
-            target = other.result()
-    with contextlib.suppress(OSError):
-        target.rmdir()  # of a rank that wrote nothing
-
-
-def _pull_aside(
-    experiment: Experiment,
-    source: str,
-    transfer: Transfer,
-    names: Sequence[str],
-    verify: bool,
-) -> Path:
-    target = experiment.folder / "ranks" / "0"
-    target.mkdir(parents=True, exist_ok=True)
-    transfer.pull(
-        source, f"{target}/", only=[f"/{name}" for name in names], verify=verify
-    )
-    return target
+    finally:
+        outputs.remove_link_at_checkpoints(plan.rank)
+        if plan.rank == 0:
+            outputs.link_for_people()
+    outputs.remove_if_empty(plan.rank)
 
 
 def _source(plan: NodePlan) -> str:
@@ -131,21 +104,20 @@ def _source(plan: NodePlan) -> str:
 
 
 def _left_out(experiment: Experiment, plan: NodePlan) -> list[str]:
-    # metrics.jsonl comes as a stream, and may still be growing.
-    own = OWN_NAMES if plan.rank == 0 else [METRICS_NAME]
-    mirrored = stored_manifests(experiment, plan.rank)
+    mirrored = sorted(stored_manifests(experiment, plan.rank))
     return [
-        *(f"/{name}" for name in own),
-        f"/checkpoints/*{MANIFEST_SUFFIX}",  # written by the mirror only, as the mark of a whole checkpoint
-        *(f"/checkpoints/{name}" for name in sorted(mirrored)),
+        # It comes as a stream, and may still be growing.
+        f"/{METRICS_NAME}",
+        f"/{CHECKPOINTS}/*{MANIFEST_SUFFIX}",
+        *(f"/{CHECKPOINTS}/{name}" for name in mirrored),
     ]
 
 
 def _to_come(experiment: Experiment, plan: NodePlan, transfer: Transfer) -> int | None:
     with contextlib.suppress(HostError, OSError):
-        target = experiment.outputs(plan.rank)
+        target = experiment.outputs.of(plan.rank)
         return transfer.bytes_to_come(
-            _source(plan), f"{target}/", exclude=_left_out(experiment, plan)
+            _source(plan), f"{target.path}/", exclude=_left_out(experiment, plan)
         )
     return None
 

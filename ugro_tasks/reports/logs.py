@@ -26,13 +26,13 @@ def log_tails(
             f"--rank {rank}: {experiment.job_id} has the ranks 0 to {ranks - 1}"
         )
     tails = {}
-    for number, path in logs.items():
+    for number, log in logs.items():
         if rank is None or rank == number:
             end = ends.get(number) if ends else None
-            tails[number] = last_lines(path, count, end)
+            tails[number] = last_lines(log, count, end)
     return tails
 
 
 def log_ends(experiment: Experiment) -> dict[int, int]:
     """Return {rank: bytes of its log that are whole lines}."""
-    return {number: end_of_lines(path) for number, path in experiment.logs().items()}
+    return {number: end_of_lines(log) for number, log in experiment.logs().items()}

@@ -5,15 +5,14 @@ They are read from the experiment folder; no node is asked.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import msgspec
 
-from ..files import size_of
+from ..files import Entry
 from ..jobs.checkpoints import (
     Checkpoint,
+    checkpoint_bytes,
     checkpoints_with_manifest,
     fetched_checkpoints,
 )
@@ -38,7 +37,9 @@ class CheckpointRow(msgspec.Struct, frozen=True, kw_only=True):
     """A checkpoint here. `whole` is None if the script wrote no manifest."""
 
     name: str
-    path: str  # of rank 0's files, in the job's folder; the others are in ranks/<rank>/
+    path: (
+        str  # of rank 0's files, in the job's folder; the others are in outputs/<rank>/
+    )
     bytes: int
     whole: bool | None
     missing: str | None  # the reason if it is not whole
@@ -67,8 +68,8 @@ def results(experiment: Experiment) -> Results:
     metrics = measure(experiment.metrics)
     cards = card_use(experiment.gpu)
     logs = {
-        str(path.relative_to(experiment.folder)): path.stat().st_size
-        for path in experiment.logs().values()
+        str(log.path.relative_to(experiment.folder)): log.size()
+        for log in experiment.logs().values()
     }
     return Results(
         job_id=experiment.job_id,
@@ -118,8 +119,8 @@ def checkpoint_rows(experiment: Experiment, record: JobRecord) -> list[Checkpoin
     Those without a manifest come first, by time, then the others by step.
     """
     nodes = {plan.rank: plan.node for plan in record.plan.nodes} if record.plan else {}
-    folder = experiment.checkpoint_folder(0).relative_to(experiment.folder)
-    parts = experiment.checkpoints()
+    folder = experiment.outputs.checkpoints(0).path.relative_to(experiment.folder)
+    parts = experiment.outputs.all_checkpoints()
     fetched = {one.name: one for one in fetched_checkpoints(experiment)}
     with_manifest = checkpoints_with_manifest(experiment)
     rows = []
@@ -129,7 +130,10 @@ def checkpoint_rows(experiment: Experiment, record: JobRecord) -> list[Checkpoin
             rows.append(_row(fetched[name], path, nodes))
         else:
             has_manifest = name in with_manifest
-            rows.append(_partial_row(name, path, parts[name], nodes, has_manifest))
+            size = checkpoint_bytes(experiment, name, parts[name])
+            rows.append(
+                _partial_row(name, path, size, sorted(parts[name]), nodes, has_manifest)
+            )
 
     def order(row: CheckpointRow) -> tuple[int, float]:
         step = -1 if row.step is None else row.step
@@ -156,16 +160,16 @@ def _row(checkpoint: Checkpoint, path: str, nodes: Mapping[int, str]) -> Checkpo
 def _partial_row(
     name: str,
     path: str,
-    parts: Mapping[int, Path],
+    size_bytes: int,
+    ranks: list[int],
     nodes: Mapping[int, str],
     has_manifest: bool,
 ) -> CheckpointRow:
     """Return the row of a checkpoint without rank 0's manifest; with another's it is not whole."""
-    ranks = sorted(parts)
     return CheckpointRow(
         name=name,
         path=path,
-        bytes=sum(map(size_of, parts.values())),
+        bytes=size_bytes,
         whole=False if has_manifest else None,
         missing="the part of rank 0 has not come" if has_manifest else None,
         step=None,
@@ -175,9 +179,5 @@ def _partial_row(
     )
 
 
-def _age(parts: dict[int, Path]) -> float:
-    times = []
-    for path in parts.values():
-        with contextlib.suppress(OSError):
-            times.append(path.lstat().st_mtime)
-    return min(times, default=0.0)
+def _age(parts: Mapping[int, Entry]) -> float:
+    return min((part.facts.st_mtime for part in parts.values()), default=0.0)

@@ -50,7 +50,7 @@ def replay(recording: Path, experiment: Experiment, first: int) -> list[RankExit
     """The recorded ranks' logs and ends, heard of in the order that begins with `first`."""
     ends = []
     for rank in json.loads(recording.read_text())["ranks"]:
-        experiment.log(rank["rank"]).write_text(rank["log"])
+        experiment.log(rank["rank"]).path.write_text(rank["log"])
         at = 100.0 if rank["rank"] == first else 100.4
         number = rank["rank"]
         ends.append(
@@ -133,7 +133,7 @@ def test_where_all_blame_their_peers_the_first_is_told_of(
     experiment: Experiment,
 ) -> None:
     for rank in range(3):
-        experiment.log(rank).write_text(
+        experiment.log(rank).path.write_text(
             "RuntimeError: Connection closed by peer [10.0.0.1]:1\n"
         )
     ends = [
@@ -209,7 +209,7 @@ def test_a_program_that_is_not_there_is_named(experiment: Experiment) -> None:
     ],
 )  # fmt: skip
 def test_an_error_file_may_hold_anything(error: str, experiment: Experiment) -> None:
-    experiment.log(1).write_text("last words\n")
+    experiment.log(1).path.write_text("last words\n")
     end = RankExit(node="gpu1", rank=1, at=1.0, code=3, error=error)
     assert cause_of(end, experiment=experiment).exit_code == 3
 
@@ -227,7 +227,7 @@ def test_an_error_file_may_hold_anything(error: str, experiment: Experiment) -> 
     ],
 )
 def test_a_log_may_hold_anything(log: bytes, experiment: Experiment) -> None:
-    experiment.log(1).write_bytes(log)
+    experiment.log(1).path.write_bytes(log)
     cause = cause_of(
         RankExit(node="gpu1", rank=1, at=1.0, code=3), experiment=experiment
     )
@@ -235,7 +235,7 @@ def test_a_log_may_hold_anything(log: bytes, experiment: Experiment) -> None:
 
 
 def test_only_the_last_lines_are_told(experiment: Experiment) -> None:
-    experiment.log(1).write_text(
+    experiment.log(1).path.write_text(
         "".join(f"line {number}\n\n" for number in range(100_000))
     )
     cause = cause_of(
@@ -250,7 +250,7 @@ def test_a_progress_bar_is_one_line_however_often_it_was_drawn(
     experiment: Experiment,
 ) -> None:
     bar = "".join(f"\r{percent} %" for percent in range(100))
-    experiment.log(1).write_bytes(f"cannot open text.txt\n{bar}\n".encode())
+    experiment.log(1).path.write_bytes(f"cannot open text.txt\n{bar}\n".encode())
     cause = cause_of(
         RankExit(node="gpu1", rank=1, at=1.0, code=1), experiment=experiment
     )
@@ -261,7 +261,7 @@ def test_a_warning_of_torch_about_host_names_is_no_last_word(
     experiment: Experiment,
 ) -> None:
     noise = "[W1122 16:20:10.1 socket.cpp:767] [c10d] The hostname of the client socket cannot be retrieved. err=-3\n"
-    experiment.log(1).write_text(f"{noise}KeyError: 'text'\n{noise}")
+    experiment.log(1).path.write_text(f"{noise}KeyError: 'text'\n{noise}")
     cause = cause_of(
         RankExit(node="gpu1", rank=1, at=1.0, code=1), experiment=experiment
     )

@@ -109,7 +109,7 @@ def test_an_agent_sees_a_queued_job_through_and_leaves(
     ensure_agent(experiments)
     assert ended(experiment).phase is Phase.REFUSED
     wait_until(lambda: experiments.agent_pid() is None, "the agent to leave")
-    assert experiments.agent_stderr.read_text() == ""
+    assert experiments.agent_stderr.path.read_text() == ""
 
 
 def test_an_agent_that_lingers_takes_the_next_job(experiments: Experiments) -> None:
@@ -152,7 +152,7 @@ def test_a_damaged_job_is_no_harm_to_the_next(experiments: Experiments) -> None:
     experiment = queue(experiments, linger_seconds=0.1, name="exp2")
     ensure_agent(experiments)
     assert ended(experiment).phase is Phase.REFUSED
-    assert damaged.job_id in experiments.agent_stderr.read_text()
+    assert damaged.job_id in experiments.agent_stderr.path.read_text()
 
 
 def test_a_job_is_not_run_again_by_the_next_agent(experiments: Experiments) -> None:

@@ -251,7 +251,7 @@ class FakeBackend:
             time.sleep(POLL_SECONDS)
             watch.look()
         exits = tuple(watch.exits.values())
-        wrote = {end.node: end.outputs for end in exits if end.outputs or end.lost}
+        wrote = tuple(end.node for end in exits if end.outputs or end.lost)
         return AttemptEnd(
             exits=exits, asked=watch.asked, wrote=wrote, unproven=watch.unproven()
         )
@@ -363,10 +363,8 @@ class _Watch:
         streams = {experiment.log(node.rank): machine.log}
         if node.rank == 0:
             streams[experiment.metrics] = machine.metrics
-        for path, content in streams.items():
-            have = path.stat().st_size if path.exists() else 0
-            with path.open("ab") as file:
-                file.write(content[have:])
+        for file, content in streams.items():
+            file.append_stream(content[file.size() :])
 
     def _note(self, node: NodePlan, record: dict[str, Any]) -> None:
         end = RankExit(

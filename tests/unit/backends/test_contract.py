@@ -385,7 +385,7 @@ def test_a_success_is_an_exit_code_of_0_from_each_rank(make_job: MakeJob) -> Non
         (2, "gpu2", 0),
     ]
     assert not any(rank_exit.failed for rank_exit in end.exits)
-    assert (end.asked, end.unproven, end.wrote) == (False, None, {})
+    assert (end.asked, end.unproven, end.wrote) == (False, None, ())
 
 
 def test_the_end_of_each_rank_stands_in_the_state(make_job: MakeJob) -> None:
@@ -460,9 +460,9 @@ def test_what_the_ranks_print_and_measure_comes_home(make_job: MakeJob) -> None:
     for name in NAMES:
         job.machines.end(name, code=0)
     run.end()
-    logs = [job.experiment.log(rank).read_bytes() for rank in (0, 2)]
+    logs = [job.experiment.log(rank).path.read_bytes() for rank in (0, 2)]
     assert logs == [b"begin\nend without a newline", b"\xff\x00 no text\n"]
-    assert job.experiment.metrics.read_bytes() == b'{"step": 1}\n'
+    assert job.experiment.metrics.path.read_bytes() == b'{"step": 1}\n'
 
 
 def test_the_names_of_what_a_rank_wrote_are_told(make_job: MakeJob) -> None:
@@ -471,7 +471,7 @@ def test_the_names_of_what_a_rank_wrote_are_told(make_job: MakeJob) -> None:
     job.machines.end("gpu0", code=0, outputs=["model.bin"])
     for name in NAMES[1:]:
         job.machines.end(name, code=0)
-    assert run.end().wrote == {"gpu0": ("model.bin",)}
+    assert run.end().wrote == ("gpu0",)
 
 
 # ---- a machine that is lost ----
@@ -489,7 +489,7 @@ def test_a_machine_out_of_reach_is_waited_for(make_job: MakeJob) -> None:
         job.machines.end(name, code=0)
     job.machines.mend("gpu2")
     assert [e.code for e in run.end().exits] == [0, 0, 0]
-    assert job.experiment.log(2).read_bytes() == b"while away\n"
+    assert job.experiment.log(2).path.read_bytes() == b"while away\n"
 
 
 def test_with_a_limit_a_machine_out_of_reach_is_lost_and_the_others_are_stopped(
@@ -555,7 +555,7 @@ def test_an_agent_that_comes_later_follows_to_the_end(make_job: MakeJob) -> None
     for name in NAMES:
         job.machines.end(name, code=0)
     assert len(run.end().exits) == 3
-    assert job.experiment.log(0).read_bytes() == b"before\nafter\n"
+    assert job.experiment.log(0).path.read_bytes() == b"before\nafter\n"
 
 
 def test_an_agent_that_comes_later_stops_as_asked(make_job: MakeJob) -> None:

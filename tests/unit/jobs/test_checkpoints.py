@@ -60,13 +60,14 @@ def keep(
     shared = {f"{name}/model.bin": b"weights %d" % step}
     for rank in ranks:
         own = {f"{name}/rng_{rank}": b"state %d" % rank}
-        folder = experiment.checkpoint_folder(rank)
+        folder = experiment.outputs.checkpoints(rank).path
         for path, content in {**own, **(shared if rank == 0 else {})}.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(content)
-        (folder / f"{name}.manifest.json").write_text(
-            json.dumps(manifest(step, rank, {**shared, **own}, **changes))
-        )
+        stored = experiment.outputs.manifest(rank, name)
+        stored.parent.make()
+        told = json.dumps(manifest(step, rank, {**shared, **own}, **changes))
+        stored.replace(told.encode())
 
 
 def test_the_newest_whole_checkpoint_is_taken(experiment: Experiment) -> None:
@@ -103,7 +104,8 @@ def test_a_checkpoint_with_a_changed_byte_is_passed_over(
 ) -> None:
     keep(experiment, 5)
     keep(experiment, 10)
-    file = experiment.checkpoint_folder(rank) / f"checkpoint-10/rng_{rank}"
+    folder = experiment.outputs.checkpoints(rank)
+    file = folder.file(f"checkpoint-10/rng_{rank}").path
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     found = newest_whole(experiment, lambda _: None)
     assert found
@@ -114,7 +116,7 @@ def test_parts_of_two_different_saves_make_no_checkpoint(
     experiment: Experiment,
 ) -> None:
     keep(experiment, 10)
-    path = experiment.checkpoint_folder(1) / "checkpoint-10.manifest.json"
+    path = experiment.outputs.manifest(1, "checkpoint-10").path
     path.write_text(json.dumps({**json.loads(path.read_text()), "step": 11}))
     assert [checkpoint.missing for checkpoint in fetched_checkpoints(experiment)] == [
         "the part of rank 1 has not come"
@@ -137,7 +139,7 @@ def test_without_a_whole_checkpoint_the_reason_is_told(experiment: Experiment) -
 
 
 def test_the_metrics_up_to_a_step_go_along(experiment: Experiment) -> None:
-    experiment.metrics.write_text(
+    experiment.metrics.path.write_text(
         '{"step": 1}\n{"step": 2, "loss": NaN}\n3\ngarbage\n{"step": 3}\n{"step": 2}\n'
     )
     assert (

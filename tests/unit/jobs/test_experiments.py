@@ -191,7 +191,7 @@ def test_the_snapshot_holds_the_scripts_and_nothing_that_is_made_of_them(
                  ".mypy_cache/x", ".venv/bin/python", "lib/util.py", ".env"):  # fmt: skip
         (scripts / path).parent.mkdir(parents=True, exist_ok=True)
         (scripts / path).write_text(path)
-    code = experiments.create(record, scripts).code
+    code = experiments.create(record, scripts).code.path
     assert files_in(code) == {"train.py", "data/text.txt", "lib/util.py", ".env"}
 
 
@@ -261,7 +261,7 @@ def test_an_oddity_among_the_scripts_does_no_harm(
     oddity: Callable[[Path], None],
 ) -> None:
     oddity(scripts)
-    assert (experiments.create(record, scripts).code / "train.py").is_file()
+    assert (experiments.create(record, scripts).code.path / "train.py").is_file()
 
 
 def test_a_link_to_a_file_travels_as_the_file(
@@ -269,7 +269,7 @@ def test_a_link_to_a_file_travels_as_the_file(
 ) -> None:
     (tmp_path / "shared.py").write_text("shared = 1\n")
     (scripts / "shared.py").symlink_to(tmp_path / "shared.py")
-    copy = experiments.create(record, scripts).code / "shared.py"
+    copy = experiments.create(record, scripts).code.path / "shared.py"
     assert (copy.read_text(), copy.is_symlink()) == ("shared = 1\n", False)
 
 
@@ -284,7 +284,7 @@ def test_the_archive_is_what_was_launched_whatever_became_of_the_scripts(
         [member] = [one for one in archive.getmembers() if one.isfile()]
         content = archive.extractfile(member)
         assert content
-        assert (member.name, content.read()) == ("./train.py", b"print('hello')\n")
+        assert (member.name, content.read()) == ("train.py", b"print('hello')\n")
 
 
 # ---- names ----
@@ -628,7 +628,7 @@ def test_asking_for_a_stop_twice_is_asking_once(job: Experiment) -> None:
 
 def test_logs_come_in_the_order_of_the_ranks(job: Experiment) -> None:
     for rank in (10, 2, 0):
-        job.log(rank).touch()
+        job.log(rank).path.touch()
     assert list(job.logs().values()) == [job.log(0), job.log(2), job.log(10)]
 
 

@@ -333,18 +333,18 @@ def trained(tmp_path: Path) -> EndedJob:
                 **{f"rank{rank}": b"x" * 1000},
             )
     losses = {10: 3.0, 20: 1.0, 30: 2.0, 40: 0.5, 25: 0.1}
-    job.home.metrics.write_text(
+    job.home.metrics.path.write_text(
         "".join(
             json.dumps({"step": step, "eval_loss": loss}) + "\n"
             for step, loss in losses.items()
         )
     )
-    (job.home.checkpoint_folder(1) / "checkpoint-40.manifest.json").unlink()
+    job.home.outputs.manifest(1, "checkpoint-40").remove()
     return job
 
 
 def names(job: EndedJob) -> list[str]:
-    return sorted(job.home.checkpoints())
+    return sorted(job.home.outputs.all_checkpoints())
 
 
 def test_at_home_the_newest_whole_checkpoint_and_the_best_are_left(
@@ -393,9 +393,11 @@ def test_at_home_a_link_is_removed_and_not_followed(
     trained: EndedJob, tmp_path: Path
 ) -> None:
     (tmp_path / "victim").mkdir()
-    (trained.home.checkpoint_folder(0) / "old").symlink_to(tmp_path / "victim")
-    os.utime(trained.home.checkpoint_folder(0) / "old", (1, 1), follow_symlinks=False)
-    (trained.home.checkpoint_folder(0) / "new.pt").touch()
+    (trained.home.outputs.checkpoints(0).path / "old").symlink_to(tmp_path / "victim")
+    os.utime(
+        trained.home.outputs.checkpoints(0).path / "old", (1, 1), follow_symlinks=False
+    )
+    (trained.home.outputs.checkpoints(0).path / "new.pt").touch()
     clean(trained, at_home=True)
     assert names(trained) == ["checkpoint-20", "checkpoint-30", "new.pt"]
     assert (tmp_path / "victim").is_dir()

@@ -30,8 +30,10 @@ def test_what_the_ranks_wrote_comes_home_and_is_marked_so(job: EndedJob) -> None
     before = time.time()
     assert job.gather() == []
     assert (job.home.folder / "artifacts" / "model.bin").read_bytes() == b"model"
-    assert (job.home.folder / "ranks" / "2" / "notes.txt").read_bytes() == b"of rank 2"
-    assert not (job.home.folder / "ranks" / "1").exists()
+    assert (
+        job.home.folder / "outputs" / "2" / "notes.txt"
+    ).read_bytes() == b"of rank 2"
+    assert not (job.home.folder / "outputs" / "1").exists()
     assert (job.home.state().gathered_at or 0) >= before
 
 
@@ -101,7 +103,7 @@ def test_of_a_restart_that_never_ran_the_attempt_before_is_gathered(
     job.write(2, "notes.txt", b"of the attempt before")
     job.gather()
     assert (
-        job.home.folder / "ranks" / "2" / "notes.txt"
+        job.home.folder / "outputs" / "2" / "notes.txt"
     ).read_bytes() == b"of the attempt before"
     assert job.home.state().gathered_at
 
@@ -130,8 +132,8 @@ def test_checkpoints_come_by_the_mirror_and_their_manifests_only_by_it(
     job.gather()
     [checkpoint] = fetched_checkpoints(job.home)
     assert (checkpoint.name, checkpoint.missing) == ("checkpoint-50", None)
-    assert (job.home.checkpoint_folder(0) / "last.pt").exists()
-    assert not (job.home.checkpoint_folder(0) / "torn.manifest.json").exists()
+    assert (job.home.outputs.checkpoints(0).path / "last.pt").exists()
+    assert not (job.home.outputs.checkpoints(0).path / "torn.manifest.json").exists()
 
 
 def test_while_a_job_runs_no_manifest_comes_that_the_mirror_has_not_brought(
@@ -147,7 +149,7 @@ def test_what_the_mirror_has_brought_is_not_pulled_again(job: EndedJob) -> None:
     for rank in range(3):
         job.write_checkpoint(rank, 50, b"weights")
     job.gather()
-    stored = job.home.checkpoint_folder(0) / "checkpoint-50" / "rank0.bin"
+    stored = job.home.outputs.checkpoints(0).path / "checkpoint-50" / "rank0.bin"
     stored.write_bytes(b"at home")  # as long as it was, but newer
     job.end(Phase.RUNNING)
     job.gather()
@@ -214,5 +216,5 @@ def test_a_full_disk_here_is_one_error_and_a_second_gather_completes(
         if checkpoint
         else "artifacts/model.bin"
     )
-    assert (job.home.folder / "ranks" / "2" / name).read_bytes() == content
+    assert (job.home.folder / "outputs" / "2" / name).read_bytes() == content
     assert list(job.home.folder.rglob(PARTIAL_FOLDER)) == []

@@ -30,7 +30,7 @@ def told(job: EndedJob) -> Gathering:
 
 def test_what_would_be_gathered_is_told_and_left_there(job: EndedJob) -> None:
     assert would_gather(job.home) == told(job)
-    assert not job.home.outputs(2).exists()
+    assert not job.home.outputs.of(2).exists()
 
 
 def test_what_was_gathered_is_told_with_how_far_each_node_was(job: EndedJob) -> None:
@@ -39,6 +39,6 @@ def test_what_was_gathered_is_told_with_how_far_each_node_was(job: EndedJob) -> 
         job.home, lambda node, percent: heard.append((node, percent)), verify=False
     )
     assert found == told(job)
-    assert (job.home.outputs(2) / "notes.txt").read_bytes() == b"of rank 2"
+    assert job.home.outputs.of(2).file("notes.txt").read() == b"of rank 2"
     assert {node for node, _ in heard} <= {"gpu0", "gpu2"}
     assert ("gpu2", 100) in heard

@@ -16,9 +16,9 @@ from ugro_tasks.reports.logs import log_ends, log_tails
 def job(tmp_path: Path) -> Experiment:
     """Rank 0 is in the midst of a line, and rank 2 has printed nothing yet."""
     made = EndedJob(tmp_path).home
-    made.log(0).parent.mkdir(exist_ok=True)
-    made.log(0).write_text("a\nb\nhal")
-    made.log(1).write_text("c\n")
+    made.log(0).parent.make()
+    made.log(0).path.write_text("a\nb\nhal")
+    made.log(1).path.write_text("c\n")
     return made
 
 

@@ -52,7 +52,7 @@ def job(tmp_path: Path) -> Experiment:
 def log(job: Experiment, *lines: dict[str, Any] | str) -> Metrics:
     """metrics.jsonl with these lines, in figures."""
     texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
-    job.metrics.write_text("".join(f"{text}\n" for text in texts))
+    job.metrics.path.write_text("".join(f"{text}\n" for text in texts))
     return measure(job.metrics)
 
 
@@ -143,7 +143,7 @@ def test_junk_among_the_metrics_is_no_point_and_no_harm(
 
 
 def test_a_line_that_is_no_text_is_no_harm(job: Experiment) -> None:
-    job.metrics.write_bytes(
+    job.metrics.path.write_bytes(
         b'\xff\xfe\n{"step": 1, "loss": 2.0, "note": "\xff"}\n{"step": 2, "loss": 1.0}\n{"st'
     )
     assert measure(job.metrics).train == [Point(2, 1.0)]
@@ -196,7 +196,7 @@ def test_the_use_of_a_card_in_figures(job: Experiment) -> None:
         "power.draw": "200.00",
         "temperature.gpu": "81",
     }
-    job.gpu.write_text(sample("gpu1") + sample("gpu0") + sample("gpu1", **busier))
+    job.gpu.path.write_text(sample("gpu1") + sample("gpu0") + sample("gpu1", **busier))
     first, card = card_use(job.gpu)
     assert (first.node, card.node, card.samples) == ("gpu0", "gpu1", 2)
     assert (card.utilization_mean_percent, card.utilization_max_percent) == (
@@ -209,7 +209,7 @@ def test_the_use_of_a_card_in_figures(job: Experiment) -> None:
 
 
 def test_what_a_card_does_not_tell_is_none(job: Experiment) -> None:
-    job.gpu.write_text(
+    job.gpu.path.write_text(
         sample("gpu0", **{"power.draw": "[N/A]", "utilization.gpu": "[Not Supported]"})
     )
     [card] = card_use(job.gpu)
@@ -224,7 +224,9 @@ def test_what_a_card_does_not_tell_is_none(job: Experiment) -> None:
     "junk", ["{\n", "[]\n", '{"node": 7}\n', '{"node": "gpu0", "index": "x"}\n', "\0\n"]
 )
 def test_junk_among_the_samples_is_passed_over(job: Experiment, junk: str) -> None:
-    job.gpu.write_text(sample("gpu0") + junk + sample("gpu0", **{"memory.used": "nan"}))
+    job.gpu.path.write_text(
+        sample("gpu0") + junk + sample("gpu0", **{"memory.used": "nan"})
+    )
     [card] = card_use(job.gpu)
     assert (card.samples, card.memory_peak_mib) == (2, 7000.0)
 
@@ -232,7 +234,7 @@ def test_junk_among_the_samples_is_passed_over(job: Experiment, junk: str) -> No
 def test_a_node_with_two_cards_has_a_line_for_each(
     job: Experiment, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job.gpu.write_text(
+    job.gpu.path.write_text(
         sample("gpu0") + sample("gpu0", index="1", name="NVIDIA GeForce RTX 3070 Ti")
     )
     show_results(results(job), as_json=False)
@@ -260,7 +262,7 @@ def test_a_checkpoint_is_whole_when_all_its_ranks_have_come(job: Experiment) -> 
         1030,
     )
     assert (line.ranks, line.nodes) == ([0, 1, 2], ["gpu0", "gpu1", "gpu2"])
-    assert line.path == "checkpoints/checkpoint-50"
+    assert line.path == "outputs/0/checkpoints/checkpoint-50"
 
 
 def test_a_checkpoint_that_lacks_a_rank_says_so(job: Experiment) -> None:
@@ -280,13 +282,13 @@ def test_without_manifests_nobody_can_tell_and_the_oldest_comes_first(
     job: Experiment,
 ) -> None:
     for number, name in enumerate(("later", "sooner")):
-        folder = job.checkpoint_folder(0) / name
+        folder = job.outputs.checkpoints(0).path / name
         (folder / "deep").mkdir(parents=True)
         (folder / "a").write_bytes(b"12345")
         (folder / "deep" / "b").write_bytes(b"123")
         os.utime(folder, (2000 - number, 2000 - number))
-    job.checkpoint_folder(2).mkdir(parents=True)
-    (job.checkpoint_folder(2) / "later").write_bytes(b"1")
+    job.outputs.checkpoints(2).path.mkdir(parents=True)
+    (job.outputs.checkpoints(2).path / "later").write_bytes(b"1")
     store(job, "checkpoint-1", 1, 0, (0,), adapter=b"y")
     found = [
         (line.name, line.bytes, line.whole, line.ranks)
@@ -303,9 +305,9 @@ def test_without_manifests_nobody_can_tell_and_the_oldest_comes_first(
 def test_a_link_that_leads_nowhere_is_no_harm_to_the_results(
     job: Experiment, target: str
 ) -> None:
-    job.checkpoint_folder(0).mkdir()
-    (job.checkpoint_folder(0) / "epoch_1.pt").write_bytes(b"123")
-    (job.checkpoint_folder(0) / "latest").symlink_to(target)
+    job.outputs.checkpoints(0).path.mkdir(parents=True)
+    (job.outputs.checkpoints(0).path / "epoch_1.pt").write_bytes(b"123")
+    (job.outputs.checkpoints(0).path / "latest").symlink_to(target)
     assert {line.name: line.bytes for line in results(job).checkpoints} == {
         "epoch_1.pt": 3,
         "latest": 0,

@@ -113,12 +113,12 @@ def test_one_damaged_job_is_a_record_error(job: Experiment) -> None:
 def test_the_last_lines_of_a_rank(
     job: Experiment, log: bytes, count: int, lines: list[str]
 ) -> None:
-    job.log(0).write_bytes(log)
+    job.log(0).path.write_bytes(log)
     assert log_tails(job, 0, count) == {0: lines}
 
 
 def test_the_end_of_a_huge_log_is_read_from_its_end(job: Experiment) -> None:
-    with job.log(0).open("wb") as file:
+    with job.log(0).path.open("wb") as file:
         file.truncate(1 << 33)  # sparse: it takes no room
         file.seek(0, os.SEEK_END)
         file.write(b"\nlast but one\nlast\n")
@@ -138,20 +138,19 @@ def test_the_end_of_a_huge_log_is_read_from_its_end(job: Experiment) -> None:
 def test_who_follows_goes_on_where_the_last_lines_ended(
     job: Experiment, log: bytes, end: int
 ) -> None:
-    path = job.log(0)
-    path.write_bytes(log)
-    assert end_of_lines(path) == end
-    with path.open("ab") as file:
-        file.write(b" more\nlast\n")
-    shown = log_tails(job, 0, 100, {0: end})[0] + Tail(path, end).read()
-    assert "\n".join(shown) == path.read_text().removesuffix("\n").replace(
+    file = job.log(0)
+    file.append(log)
+    assert end_of_lines(file) == end
+    file.append(b" more\nlast\n")
+    shown = log_tails(job, 0, 100, {0: end})[0] + Tail(file, end).read()
+    assert "\n".join(shown) == file.read().decode().removesuffix("\n").replace(
         "x more", "x\n more"
     )
 
 
 def test_all_ranks_are_told_in_their_order(job: Experiment) -> None:
     for rank in (10, 2, 0):
-        job.log(rank).write_text(f"{rank}\n")
+        job.log(rank).path.write_text(f"{rank}\n")
     assert list(log_tails(job, None, 5).items()) == [
         (0, ["0"]),
         (2, ["2"]),
@@ -172,6 +171,6 @@ def test_a_rank_that_the_job_does_not_have_is_refused(
     ["training_rank0_old.log", "training_rankX.log", "training_rank.log", "notes.log"],
 )
 def test_a_foreign_file_among_the_logs_is_skipped(job: Experiment, name: str) -> None:
-    job.log(0).write_text("mine\n")
+    job.log(0).path.write_text("mine\n")
     (job.folder / "logs" / name).write_text("foreign\n")
     assert log_tails(job, None, 5) == {0: ["mine"]}

@@ -161,16 +161,13 @@ class SshBackend:
         self, plan: LaunchPlan, end: AttemptEnd, nodes: Collection[str]
     ) -> list[UgroError]:
         """Fetch checkpoints and all other outputs."""
-        wrote = {node: names for node, names in end.wrote.items() if node in nodes}
+        wrote = [node for node in end.wrote if node in nodes]
         plans = [node for node in plan.nodes if node.node in wrote]
         if not plans:
             return []
         fleet = self._fleet(self._part([node.node for node in plan.nodes]))
-        clashing = {name for names in wrote.values() for name in names}
         errors = bring_all(self.experiment, plans, fleet)
-        errors += fetch_outputs(
-            self.experiment, plans, fleet, only=wrote, clashing=clashing
-        )
+        errors += fetch_outputs(self.experiment, plans, fleet, only=wrote)
         return errors
 
     def fetch_checkpoints(self, plan: LaunchPlan) -> list[UgroError]:

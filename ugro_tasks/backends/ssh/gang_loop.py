@@ -13,13 +13,12 @@ from ...hosts.host import Host
 from ...hosts.operations import Prepare, Start
 from ...hosts.requests import Talks, node_zip
 from ...jobs.attempt_names import attempt_folder
-from ...jobs.experiment import METRICS_NAME, OWN_NAMES, Experiment
+from ...jobs.experiment import METRICS_NAME, Experiment
 from ...jobs.journal import Journal
 from ...jobs.outcome import Outcome, RankExit
 from ...jobs.plan import LaunchPlan, NodePlan
 from ...jobs.spec import Resume
 from ...jobs.state import Phase, RankState
-from ...node.protocol import OUTPUTS_TOLD
 from ...outputs.checkpoints import Mirror, deliver
 from ..api import AttemptEnd
 from . import gang
@@ -80,7 +79,7 @@ class Gang:
         return self._loop.run(state, until=lambda now: now.stage in done).outcome
 
     def run_to_end(self, away_seconds: float | None) -> AttemptEnd:
-        """gang.Follow all ranks until each has ended; the first failure stops the others.
+        """Follow all ranks until each has ended; the first failure stops the others.
 
         A node out of reach is waited for. After `away_seconds` its rank counts as lost; with None it never does.
         """
@@ -92,15 +91,15 @@ class Gang:
         )
         over = self._loop.run(state, until=_is_over)
         self._mirror.close()
-        wrote = {
-            rank_exit.node: _topmost_names(rank_exit)
+        wrote = [
+            rank_exit.node
             for rank_exit in over.exits
             if set(rank_exit.outputs) - {METRICS_NAME} or rank_exit.lost
-        }
+        ]
         return AttemptEnd(
             exits=tuple(over.exits),
             asked=over.asked,
-            wrote=wrote,
+            wrote=tuple(wrote),
             unproven=over.outcome,
         )
 
@@ -256,12 +255,6 @@ class Gang:
         host = self._hosts[plan.node]
         result = tell_to_stop(host, plan.folder, plan.token, order)
         return gang.StopTold(plan.node, result)
-
-
-def _topmost_names(rank_exit: RankExit) -> tuple[str, ...]:
-    """Give the topmost names of a rank's outputs: all possible names for a lost rank, and for one with very many."""
-    told = rank_exit.outputs
-    return told if 0 < len(told) < OUTPUTS_TOLD else OWN_NAMES
 
 
 def _is_over(state: gang.GangState) -> bool:

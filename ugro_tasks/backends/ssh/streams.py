@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -12,15 +11,14 @@ import msgspec
 
 from ...codec import UNREADABLE, decode
 from ...errors import NodeFault
-from ...files import append_lines, leave_room
 from ...hosts.host import Host
 from ...hosts.requests import Conversation
 from ...hosts.streams import Frame, follow
-from ...jobs.experiment import Experiment, node_of_sample
+from ...jobs.experiment import Experiment
+from ...jobs.gpu_samples import node_of_sample
 from ...jobs.outcome import RankExit
 from ...jobs.plan import NodePlan
 from ...jobs.streams import stream_names, stream_sizes
-from ...node.files import write_all
 from ...node.protocol import EXIT, GPU, LOG, LOST, MANIFEST, METRICS
 
 NO_BASES: Mapping[str, int] = MappingProxyType({})
@@ -77,16 +75,9 @@ class RankFiles:
                     node,
                     f"it sends samples of no card of its own: {(lines or self._gpu_rest)[:100]!r}",
                 )
-            append_lines(self._gpu, lines + newline)
+            self._gpu.append(lines + newline)
             return
-        leave_room(self._files[frame.kind].parent)
-        descriptor = os.open(
-            self._files[frame.kind], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600
-        )
-        try:
-            write_all(descriptor, frame.payload)
-        finally:
-            os.close(descriptor)
+        self._files[frame.kind].append_stream(frame.payload)
 
 
 def follow_rank(

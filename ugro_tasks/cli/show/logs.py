@@ -17,6 +17,6 @@ def show_log_tails(experiment: Experiment, tails: dict[int, list[str]]) -> None:
         note(f"{experiment.job_id} has printed nothing yet")
     for rank, lines in tails.items():
         if len(tails) > 1:
-            print(f"--- {experiment.log(rank).name} ---")
+            print(f"--- {experiment.log(rank).path.name} ---")
         for line in lines:
             print(printable(line))

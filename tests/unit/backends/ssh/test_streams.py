@@ -49,12 +49,12 @@ def test_a_log_is_stored_byte_for_byte(experiment: Experiment) -> None:
     files = RankFiles(experiment, make_node_plan(1))
     files.store("gpu1", Frame(LOG, 0, b"a\r\n\0\xff"))
     files.store("gpu1", Frame(LOG, 5, b"no newline"))
-    assert experiment.log(1).read_bytes() == b"a\r\n\0\xffno newline"
+    assert experiment.log(1).path.read_bytes() == b"a\r\n\0\xffno newline"
 
 
 def test_a_log_is_readable_by_its_owner_only(experiment: Experiment) -> None:
     RankFiles(experiment, make_node_plan()).store("gpu0", Frame(LOG, 0, b"secret"))
-    assert stat.S_IMODE(experiment.log(0).stat().st_mode) == 0o600
+    assert stat.S_IMODE(experiment.log(0).path.stat().st_mode) == 0o600
 
 
 def test_streams_go_on_where_their_files_end(experiment: Experiment) -> None:
@@ -95,7 +95,7 @@ def test_a_later_attempt_appends_to_the_files_of_the_earlier(
     second = RankFiles(experiment, plan, bases)
     assert second.offsets == {LOG: 0, METRICS: 0, GPU: 0}
     second.store("gpu0", Frame(LOG, 0, b"678"))
-    assert experiment.log(0).read_bytes() == b"12345678"
+    assert experiment.log(0).path.read_bytes() == b"12345678"
     assert RankFiles(experiment, plan, bases).offsets[LOG] == 3
 
 
@@ -107,7 +107,7 @@ def test_a_piece_that_is_not_the_next_is_refused_and_not_stored(
     files.store("gpu0", Frame(LOG, 0, b"12345"))
     with pytest.raises(NodeFault, match="goes on at byte"):
         files.store("gpu0", Frame(LOG, offset, b"x"))
-    assert experiment.log(0).read_bytes() == b"12345"
+    assert experiment.log(0).path.read_bytes() == b"12345"
 
 
 @pytest.mark.parametrize("kind", [HEARTBEAT, EXIT, LOST, 77])
@@ -140,7 +140,7 @@ def test_samples_of_several_nodes_share_a_file_in_whole_lines(
         for node, stream in wanted.items():
             if piece := stream[offset : offset + 7]:
                 files[node].store(node, Frame(GPU, offset, piece))
-    lines = experiment.gpu.read_bytes().splitlines(keepends=True)
+    lines = experiment.gpu.path.read_bytes().splitlines(keepends=True)
     for node, stream in wanted.items():
         assert (
             b"".join(line for line in lines if json.loads(line)["node"] == node)
@@ -168,7 +168,7 @@ def test_a_log_goes_on_behind_what_a_full_disk_took(experiment: Experiment) -> N
         RankFiles(experiment, plan).store("gpu0", Frame(LOG, 0, stream))
     begun = RankFiles(experiment, plan).offsets[LOG]
     RankFiles(experiment, plan).store("gpu0", Frame(LOG, begun, stream[begun:]))
-    assert experiment.log(0).read_bytes() == stream
+    assert experiment.log(0).path.read_bytes() == stream
 
 
 def test_samples_go_on_behind_what_a_full_disk_took(experiment: Experiment) -> None:
@@ -177,7 +177,7 @@ def test_samples_go_on_behind_what_a_full_disk_took(experiment: Experiment) -> N
         RankFiles(experiment, plan).store("gpu0", Frame(GPU, 0, stream))
     begun = RankFiles(experiment, plan).offsets[GPU]
     RankFiles(experiment, plan).store("gpu0", Frame(GPU, begun, stream[begun:]))
-    assert experiment.gpu.read_bytes() == stream
+    assert experiment.gpu.path.read_bytes() == stream
 
 
 # ---- over as many connections as it takes ----
@@ -258,10 +258,10 @@ def ignored(_manifest: bytes) -> None:
 def test_a_log_is_whole_however_often_the_connection_breaks(
     experiment: Experiment, lives: list[int]
 ) -> None:
-    experiment.log(0).unlink(missing_ok=True)
+    experiment.log(0).path.unlink(missing_ok=True)
     log = bytes(range(256))
     end, _ = followed(Breaking(log, lives), experiment)
-    assert experiment.log(0).read_bytes() == log
+    assert experiment.log(0).path.read_bytes() == log
     assert (end.code, end.failed) == (0, False)
 
 

@@ -1,0 +1,192 @@
+"""UGRO's own files: no link, pipe, device or socket in their place is followed, and no write is half."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ugro_tasks.files import File, Folder
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Folder:
+    """Return a folder of records, beside files that must stay as they are."""
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "state.json").write_text("precious")
+    folder = Folder(tmp_path / "experiments", "exp1")
+    folder.path.mkdir(parents=True)
+    return folder
+
+
+def link(path: Path) -> None:
+    path.symlink_to("../../victim")
+
+
+def dangling(path: Path) -> None:
+    path.symlink_to("../../nothing")
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def folder(path: Path) -> None:
+    path.mkdir()
+
+
+def listener(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+PLANTED = [link, dangling, pipe, folder, listener]
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+@pytest.mark.parametrize("place", ["state.json", "logs/rank0.log"])
+def test_what_is_no_plain_file_is_neither_read_nor_written(
+    records: Folder, plant: Callable[[Path], None], place: str
+) -> None:
+    records.folder("logs").make()
+    file = records.file(place)
+    plant(file.path)
+    for work in (file.open, file.read, file.size, file.open_to_change):
+        with pytest.raises(OSError) as caught:
+            work()
+        assert caught.value.filename == str(file.path)
+    for write in (file.append, file.append_stream):
+        with pytest.raises(OSError, match=r"UGRO|Is a directory"):
+            write(b"forged")
+    assert (records.root.parent / "victim").read_text() == "precious"
+    assert not (records.root.parent / "nothing").exists()
+
+
+@pytest.mark.parametrize("plant", [link, dangling, pipe, listener])
+def test_a_replaced_file_takes_the_place_of_what_was_planted(
+    records: Folder, plant: Callable[[Path], None]
+) -> None:
+    file = records.file("state.json")
+    plant(file.path)
+    file.replace(b"{}")
+    assert stat.S_ISREG(file.path.lstat().st_mode)
+    assert file.read() == b"{}"
+    assert (records.root.parent / "victim").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["exp1", "exp1/deep", "exp1/deep/deeper"])
+def test_no_folder_on_the_way_may_be_a_link(records: Folder, name: str) -> None:
+    planted = records.root / name
+    planted.parent.mkdir(parents=True, exist_ok=True)
+    if planted.exists():
+        planted.rmdir()
+    planted.symlink_to(records.root.parent / "elsewhere")
+    folder = Folder(records.root, f"{name}")
+    file = folder.file("state.json")
+    acts: list[Callable[[], object]] = [
+        file.read,
+        lambda: file.append(b"forged"),
+        lambda: file.replace(b"forged"),
+        lambda: folder.file("new").append(b"x"),
+        folder.folder("new").make,
+        lambda: folder.remove("state.json"),
+        file.remove,
+    ]
+    for act in acts:
+        with pytest.raises(OSError, match=r"no f.* of UGRO's"):
+            act()
+    assert folder.entries() == []
+    assert folder.size("state.json") == 0
+    there = records.root.parent / "elsewhere"
+    assert [path.name for path in there.iterdir()] == ["state.json"]
+    assert (there / "state.json").read_text() == "precious"
+
+
+def test_the_root_may_be_reached_by_a_link(records: Folder, tmp_path: Path) -> None:
+    """The experiments folder is the user's choice."""
+    (tmp_path / "shortcut").symlink_to(records.root)
+    records.file("state.json").replace(b"{}")
+    assert Folder(tmp_path / "shortcut", "exp1").file("state.json").read() == b"{}"
+
+
+def test_a_missing_file_is_empty_and_cannot_be_opened(records: Folder) -> None:
+    file = records.file("none")
+    assert (file.read(), file.size(), file.exists()) == (b"", 0, False)
+    with pytest.raises(FileNotFoundError):
+        file.open()
+    file.remove()
+
+
+def test_files_are_made_for_their_owner_only(records: Folder) -> None:
+    made = [records.file(name) for name in ("a", "b", "c", "d")]
+    made[0].append(b"x")
+    made[1].append_stream(b"x")
+    made[2].replace(b"x")
+    made[3].create(b"x")
+    assert {stat.S_IMODE(file.path.stat().st_mode) for file in made} == {0o600}
+
+
+def test_a_file_is_created_once(records: Folder) -> None:
+    file = records.file("key")
+    file.create(b"first")
+    file.create(b"second")
+    assert file.read() == b"first"
+    assert [entry.name for entry in records.entries()] == ["key"]
+
+
+def test_a_removed_folder_takes_no_other_with_it(records: Folder) -> None:
+    (records.path / "old").mkdir()
+    (records.path / "old" / "out").symlink_to(records.root.parent / "elsewhere")
+    (records.path / "link").symlink_to(records.root.parent / "elsewhere")
+    records.remove("old")
+    records.remove("link")
+    records.remove("never there")
+    assert records.entries() == []
+    assert (records.root.parent / "elsewhere" / "state.json").exists()
+
+
+def test_sizes_count_no_links(records: Folder) -> None:
+    (records.path / "deep" / "deeper").mkdir(parents=True)
+    (records.path / "deep" / "a").write_bytes(b"12")
+    (records.path / "deep" / "deeper" / "b").write_bytes(b"345")
+    (records.path / "deep" / "link").symlink_to(records.root.parent / "victim")
+    assert records.size("deep") == 5
+    assert records.folder("deep").size("a") == 2
+
+
+def test_a_short_write_is_taken_back(
+    records: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = records.file("events.jsonl")
+    file.append(b"whole\n")
+
+    class Full:
+        """A file on a disk with room for three bytes."""
+
+        def __init__(self, opened: object) -> None:
+            self.opened = opened
+
+        def __enter__(self) -> Full:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.opened.close()  # type: ignore[attr-defined]
+
+        def write(self, content: bytes) -> int:
+            return self.opened.write(content[:3])  # type: ignore[attr-defined,no-any-return]
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.opened, name)
+
+    opened = file.open_to_append()
+    monkeypatch.setattr(File, "open_to_append", lambda _: Full(opened))
+    with pytest.raises(OSError) as caught:
+        file.append(b"half a line\n")
+    assert caught.value.errno == errno.ENOSPC
+    assert file.read() == b"whole\n"
