@@ -15,7 +15,8 @@ from benchmarks.common import in_turn, machine, quietly, seconds, table
 from tests.unit.factories import make_cluster, make_record
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.experiments import Experiments
-from ugro_tasks.jobs.state import JobState, Phase, RankState
+from ugro_tasks.jobs.phase import Phase
+from ugro_tasks.jobs.state import JobState, RankState
 
 
 def fill(root: Path, jobs: int, log_bytes: int) -> Experiment:
@@ -39,7 +40,7 @@ def fill(root: Path, jobs: int, log_bytes: int) -> Experiment:
         )
         (experiment.folder / "logs").mkdir(parents=True)
         record = msgspec.structs.replace(
-            make_record(cluster, job_name=experiment.name), job_id=experiment.job_id
+            make_record(cluster, name=experiment.name), job_id=experiment.job_id
         )
         state = JobState(
             phase=Phase.SUCCEEDED,

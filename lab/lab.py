@@ -49,6 +49,7 @@ TRAINING_ENV = ROOT / ".ugro" / "env"
 LOGIN_PATH = "/run/lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 INTERFACES = ("eth0", "enp3s0", "eno1")
 # Prefixes of variables of the user that would affect `inv` and `ugro`.
+SECRETS = "XDG_STATE_HOME"
 NOT_INHERITED = ("SSH_", "UGRO_", "XDG_", "PET_", "INVOKE_", "FABRIC_")
 GPUS = ("rtx5070ti", "rtx4070", "rtx3070ti")
 
@@ -164,7 +165,9 @@ class Lab:
         """Return the environment for `inv` and `ugro` as the lab's user."""
         environ = dict(self.exports)
         for name, value in os.environ.items():
-            if name not in environ and not name.startswith(NOT_INHERITED):
+            # A test's own process signs with the same secret.
+            inherited = name == SECRETS or not name.startswith(NOT_INHERITED)
+            if name not in environ and inherited:
                 environ[name] = value
         environ["PATH"] = f"{sys.prefix}/bin:{os.environ.get('PATH', '')}"
         return environ

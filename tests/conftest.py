@@ -41,6 +41,14 @@ def training_python() -> str:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def secret_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Sign with a secret of the tests', not with that of whoever runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def the_machines_own_accounts() -> Iterator[None]:
     """Fail where a run as root has changed files that only the machine's owner changes."""
     files = [Path("/etc") / name for name in ("passwd", "group", "shadow", "sudoers")]

@@ -269,7 +269,8 @@ def wake_agent(cluster: AnyCluster = None) -> str | None:
     from .jobs.agent_process import try_agent
 
     experiments = open_experiments(cluster)
-    return try_agent(experiments) if experiments.unfinished() else None
+    ours, _ = experiments.to_supervise()
+    return try_agent(experiments) if ours else None
 
 
 def logs(

@@ -12,6 +12,7 @@
     ├── EnvironmentFault         10   the training environment cannot be made or used
     ├── ToolMissing              11   a required program is not installed
     ├── RecordError              12   the experiment folder cannot be read or written
+    │   └── NotSigned            13   a job that this user did not launch here
     ├── HostError                20   any other trouble with a host
     │   ├── HostUnreachable      21   no route, refused, timed out, name unknown
     │   ├── HostKeyUnknown       22   known_hosts has no key for it
@@ -109,6 +110,12 @@ class RecordError(UgroError):
     """The experiment folder cannot be read or written."""
 
     exit_code = 12
+
+
+class NotSigned(RecordError):
+    """A job that this user neither launched on this machine nor adopted."""
+
+    exit_code = 13
 
 
 class HostError(UgroError):

@@ -111,39 +111,46 @@ class File(NamedTuple):
     def replace(self, content: bytes) -> None:
         """Write the whole file by one rename; raises OSError and keeps the old one on a full disk."""
         parent, name = self._place()
-        temporary = f".{name}.{os.getpid()}.{threading.get_ident()}"
-        with parent.opened() as at:
-            try:
-                descriptor = os.open(
-                    temporary,
-                    os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW,
-                    0o600,
-                    dir_fd=at,
-                )
-                with open(descriptor, "wb") as file:
-                    file.write(content)
-                os.replace(temporary, name, src_dir_fd=at, dst_dir_fd=at)
-            except OSError as error:
-                # The disk is full: a partial file must not stay.
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary, dir_fd=at)
-                raise self._error(error.errno, error.strerror) from error
+        with parent.opened() as at, _written(at, name, content, self.path) as written:
+            os.replace(written, name, src_dir_fd=at, dst_dir_fd=at)
+
+    def replace_durably(self, content: bytes, copy: File) -> None:
+        """Write the whole file and a copy beside it, for a power cut to leave one of them whole.
+
+        Both are on the disk when this returns. Raises OSError and keeps the old ones on a full disk.
+        """
+        parent, name = self._place()
+        other = posixpath.basename(copy.name)
+        with (
+            parent.opened() as at,
+            _written(at, other, content, copy.path, durably=True) as written_copy,
+            _written(at, name, content, self.path, durably=True) as written,
+        ):
+            os.replace(written_copy, other, src_dir_fd=at, dst_dir_fd=at)
+            os.replace(written, name, src_dir_fd=at, dst_dir_fd=at)
+            os.fsync(at)
+
+    def overwrite(self, content: bytes) -> None:
+        """Write over the start of the file, made if missing, in one write; raises OSError.
+
+        A full disk allows it, as far as the file was long enough before.
+        """
+        with self.open_to_change() as file:
+            if file.write(content) != len(content):
+                raise self._error(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
 
     def create(self, content: bytes) -> None:
         """Write the file unless it exists, whole and durably; raises OSError."""
-        temporary = self.parent.file(f".{posixpath.basename(self.name)}.{os.getpid()}")
-        temporary.replace(content)
-        try:
-            with self.parent.opened() as at, contextlib.suppress(FileExistsError):
-                os.link(
-                    posixpath.basename(temporary.name),
-                    posixpath.basename(self.name),
-                    src_dir_fd=at,
-                    dst_dir_fd=at,
-                )
-                os.fsync(at)
-        finally:
-            temporary.remove()
+        parent, name = self._place()
+        with (
+            parent.opened() as at,
+            _written(at, name, content, self.path, durably=True) as written,
+        ):
+            with contextlib.suppress(FileExistsError):
+                os.link(written, name, src_dir_fd=at, dst_dir_fd=at)
+            os.unlink(written, dir_fd=at)
+            os.fsync(at)
 
     def remove(self) -> None:
         """Remove the file, or the link in its place, if it exists; raises OSError."""
@@ -294,6 +301,32 @@ class Folder(NamedTuple):
 
     def _below(self, name: str) -> str:
         return f"{self.name}/{name}" if self.name else name
+
+
+@contextlib.contextmanager
+def _written(
+    at: int, name: str, content: bytes, shown: Path, *, durably: bool = False
+) -> Iterator[str]:
+    """Make a context with the name of a temporary file of this content, to be renamed to `name`.
+
+    An OSError in it removes the file, and gets the path `shown`.
+    """
+    temporary = f".{name}.{os.getpid()}.{threading.get_ident()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(temporary, flags, 0o600, dir_fd=at)
+        with open(descriptor, "wb", buffering=0) as file:
+            left = memoryview(content)
+            while left:
+                left = left[file.write(left) :]
+            if durably:
+                os.fsync(descriptor)
+        yield temporary
+    except OSError as error:
+        # The disk is full: a partial file must not stay.
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=at)
+        raise OSError(error.errno, error.strerror, str(shown)) from error
 
 
 def leave_room(folder: int | Path, shown: Path | None = None) -> None:

@@ -27,7 +27,8 @@ from ugro_tasks.errors import JobFailed, RecordError, UgroError
 from ugro_tasks.hosts.answers import ProbeAnswer
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.experiments import Experiments
-from ugro_tasks.jobs.state import Cause, Event, JobState, Phase
+from ugro_tasks.jobs.phase import Phase
+from ugro_tasks.jobs.state import Cause, Event, JobState
 from ugro_tasks.launch import submit
 from ugro_tasks.launch.spec import draft, spec_from
 from ugro_tasks.training.settings import resolve

@@ -33,8 +33,9 @@ from ugro_tasks.hosts.rsync import Rsync
 from ugro_tasks.hosts.streams import Frame
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.outcome import RankExit
+from ugro_tasks.jobs.phase import Phase
 from ugro_tasks.jobs.plan import NodePlan
-from ugro_tasks.jobs.state import JobState, Phase
+from ugro_tasks.jobs.state import JobState
 from ugro_tasks.node.protocol import (
     CHUNK_BYTES,
     EXIT,

@@ -40,7 +40,8 @@ from ugro_tasks.hosts.requests import ask
 from ugro_tasks.hosts.ssh import SshHost
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.experiments import Experiments
-from ugro_tasks.jobs.state import JobState, Phase
+from ugro_tasks.jobs.phase import Phase
+from ugro_tasks.jobs.state import JobState
 from ugro_tasks.outputs.fetch import fetch_outputs
 
 HERE = Path(__file__).parent

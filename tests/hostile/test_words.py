@@ -46,7 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     def check_only(spec: JobSpec, cluster: Cluster) -> Any:
         record = draft(spec, cluster)
-        assert NAME.fullmatch(record.job_name)
+        assert NAME.fullmatch(record.name)
         raise SystemExit(SUBMITTED)
 
     with pytest.MonkeyPatch.context() as patch:

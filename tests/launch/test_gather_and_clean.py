@@ -16,7 +16,8 @@ from lab.ugro import Job, Ugro
 from tests.unit.factories import make_node_plan, make_plan_of, make_record
 from ugro_tasks.cluster.file import load_cluster
 from ugro_tasks.jobs.experiments import Experiments
-from ugro_tasks.jobs.state import JobState, Phase, RankState
+from ugro_tasks.jobs.phase import Phase
+from ugro_tasks.jobs.state import JobState, RankState
 
 MIB = 1 << 20
 

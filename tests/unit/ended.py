@@ -27,7 +27,8 @@ from tests.unit.factories import (
 from ugro_tasks.cluster.model import Cluster
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.experiments import Experiments
-from ugro_tasks.jobs.state import Attempt, JobState, Phase, RankState
+from ugro_tasks.jobs.phase import Phase
+from ugro_tasks.jobs.state import Attempt, JobState, RankState
 from ugro_tasks.outputs.gather import gather
 
 
@@ -48,7 +49,7 @@ class EndedJob:
         self.experiments = Experiments(root / "experiments")
         # Of other tests in the same second, processes with this token must not count as the job's.
         nonce = f"{os.getpid():08x}"
-        record = make_record(self.cluster, job_name=name, nonce=nonce)
+        record = make_record(self.cluster, name=name, nonce=nonce)
         self.home = self.experiments.create(record, make_scripts(root / "scripts"))
         if stamp:
             self.home = Experiment(

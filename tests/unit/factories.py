@@ -10,9 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ugro_tasks.cluster.model import Cluster, Environment, Node, TrainingDefaults
 from ugro_tasks.codec import convert
 from ugro_tasks.hosts.answers import ProbeAnswer
+from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.plan import LaunchPlan, NodePlan
 from ugro_tasks.jobs.record import Code, JobRecord
 from ugro_tasks.jobs.spec import JobSpec
@@ -118,22 +121,9 @@ def make_spec(**changes: Any) -> JobSpec:
 def make_record(cluster: Cluster, **changes: Any) -> JobRecord:
     """The record of a job that has no id yet."""
     given: dict[str, Any] = {
+        **msgspec.structs.asdict(make_spec()),
         "job_id": "exp1_<time>",
         "nonce": "c0ffee00",
-        "job_name": "exp1",
-        "model": "tiny",
-        "dataset": "text",
-        "epochs": 3,
-        "learning_rate": 2e-4,
-        "script": "train.py",
-        "args": (),
-        "env": {},
-        "settings": {},
-        "force": False,
-        "sync": True,
-        "max_restarts": 0,
-        "min_nodes": None,
-        "resume": None,
         "started_at": "2026-01-20T12:00:00+01:00",
         "nodes": tuple(node.name for node in cluster.nodes),
         "code": Code(sha256="", git_commit=None),
@@ -168,6 +158,14 @@ def make_plan_of(plans: tuple[NodePlan, ...], **changes: Any) -> LaunchPlan:
         "nodes": plans,
     }
     return LaunchPlan(**{**given, **changes})
+
+
+def damage(job: Experiment, name: str, content: bytes | None) -> None:
+    """Damage a record and its copy; None stands for their loss."""
+    for path in (job.folder / name, job.folder / f".{name}.copy"):
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
 
 
 def file_told(path: str, content: bytes) -> dict[str, Any]:

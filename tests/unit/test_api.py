@@ -44,7 +44,7 @@ def test_a_launch_is_called_after_its_script_and_takes_plain_values(
 def test_a_job_is_found_by_name_or_is_one_already(folder: Path) -> None:
     cluster = load_cluster("local")
     made = Experiments(cluster.experiments).create(
-        make_record(cluster, job_name="exp1"), folder / "scripts"
+        make_record(cluster, name="exp1"), folder / "scripts"
     )
     found = api.find("exp1", "local")
     assert found.folder == made.folder

@@ -10,6 +10,7 @@ next one goes on. It leaves some time after the last job; until then its open co
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import threading
@@ -27,7 +28,8 @@ from ..jobs.experiment import Experiment
 from ..jobs.experiments import Experiments
 from ..jobs.journal import Journal
 from ..jobs.log import open_log
-from ..jobs.state import Cause, Phase
+from ..jobs.phase import Phase
+from ..jobs.state import Cause
 from .supervise import Supervision
 
 PACKAGE = Path(__file__).parents[1]
@@ -44,6 +46,7 @@ class Agent:
         self.experiments = experiments
         self._jobs: dict[str, threading.Thread] = {}
         self._hosts: dict[Node, Host] = {}
+        self._left_alone: dict[str, str] = {}
         self._seen = -1
         self._code = _newest_code()
         self._linger_seconds = 0.0
@@ -76,7 +79,12 @@ class Agent:
         return was != self._seen or self._seen == -1
 
     def _begin_new_jobs(self) -> None:
-        for experiment in self.experiments.unfinished():
+        ours, left_alone = self.experiments.to_supervise()
+        for job_id, why in left_alone.items():
+            if self._left_alone.get(job_id) != why:
+                sys.stderr.write(f"{why}\n")
+        self._left_alone = left_alone
+        for experiment in ours:
             if experiment.job_id not in self._jobs:
                 name = f"job-{experiment.job_id}"
                 thread = threading.Thread(
@@ -88,38 +96,34 @@ class Agent:
     def _supervise(self, experiment: Experiment) -> None:
         try:
             cluster = experiment.cluster()
-            self._linger_seconds = cluster.timeouts.agent_linger_seconds
-            log = open_log("agent", cluster)
-        except RecordError as error:
-            sys.stderr.write(f"{experiment.job_id}: {error}\n")
-            self._give_up(experiment, error.text)
-            return
-        try:
+            log = _log_of(cluster)
             journal = Journal(experiment, log)
+        except RecordError as error:
+            # It was readable a moment ago: somebody is changing it.
+            sys.stderr.write(f"{experiment.job_id}: {error}\n")
+            return
+        self._linger_seconds = cluster.timeouts.agent_linger_seconds
+        try:
             backend = SshBackend(journal, cluster, self._fleet(cluster))
             Supervision(self.experiments, journal, backend).run()
         except (
             Exception
         ) as error:  # a thread's edge: a bug must be seen, and its job must not hang
             log.exception("%s: a bug in UGRO", experiment.job_id)
-            self._give_up(experiment, f"UGRO itself failed ({error!r}); see agent.log")
+            self._give_up(journal, f"UGRO itself failed ({error!r}); see agent.log")
 
-    def _give_up(self, experiment: Experiment, why: str) -> None:
+    def _give_up(self, journal: Journal, why: str) -> None:
         """Write into the job's state why it is not supervised; a job with an end keeps it."""
+        if journal.state.phase.finished:
+            return
         cause = Cause(message=f"{why}\n    end what may be left of it: inv reset")
+        over = {"ended_at": time.time(), "cause": cause, "exit_code": 1}
+        failed = msgspec.structs.replace(journal.state, phase=Phase.FAILED, **over)
         try:
-            state = experiment.state()
-            if not state.phase.finished:
-                over = {
-                    "phase": Phase.FAILED,
-                    "ended_at": time.time(),
-                    "cause": cause,
-                    "exit_code": 1,
-                }
-                experiment.save_state(msgspec.structs.replace(state, **over))
-        except (RecordError, OSError) as error:
+            journal.experiment.save_state(failed)
+        except OSError as error:
             sys.stderr.write(
-                f"{experiment.job_id}: its state could not be written: {error}\n"
+                f"{journal.experiment.job_id}: its state could not be written: {error}\n"
             )
 
     def _fleet(self, cluster: Cluster) -> Fleet:
@@ -131,6 +135,18 @@ class Agent:
             [self._hosts[node] for node in cluster.nodes]
         )
         return fleet
+
+
+def _log_of(cluster: Cluster) -> logging.Logger:
+    """Open agent.log; without a folder for it, what it would say goes to the agent's last words."""
+    try:
+        return open_log("agent", cluster)
+    except RecordError as error:
+        sys.stderr.write(f"{error}\n")
+        log = logging.getLogger("ugro.agent.stderr")
+        if not log.handlers:
+            log.addHandler(logging.StreamHandler())
+        return log
 
 
 def _newest_code() -> int:

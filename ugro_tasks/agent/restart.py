@@ -6,8 +6,9 @@ import msgspec
 
 from ..errors import JobFailed, LaunchFailed, NodesBusy, NotFit, UgroError
 from ..jobs.outcome import Outcome
+from ..jobs.phase import Phase
 from ..jobs.record import JobRecord
-from ..jobs.state import JobState, Phase
+from ..jobs.state import JobState
 
 # What may go better with the next attempt.
 WORTH_A_RESTART: frozenset[type[UgroError]] = frozenset(

@@ -15,9 +15,10 @@ from ..jobs.checkpoints import newest_whole
 from ..jobs.experiments import Experiments
 from ..jobs.journal import Journal
 from ..jobs.outcome import Outcome
+from ..jobs.phase import Phase
 from ..jobs.plan import LaunchPlan
 from ..jobs.spec import Resume
-from ..jobs.state import Attempt, Phase
+from ..jobs.state import Attempt
 from ..jobs.streams import stream_sizes
 from ..training.batch_sizes import summary
 from .cause import find_cause

@@ -15,34 +15,51 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
 from ..cluster.model import Cluster
-from ..codec import UNREADABLE, decode
-from ..errors import RecordError
+from ..codec import UNREADABLE, convert, decode
+from ..errors import NotSigned, RecordError
 from ..files import File, Folder
 from .gpu_samples import GpuSamples
 from .outputs import HALF_WRITTEN, Outputs
-from .record import JobRecord
+from .phase import Reason
+from .record import JobRecord, Kind, in_present_format
+from .record_file import FORMAT, Document, RecordFile, with_unknown_fields
+from .signature import is_signed, sign
 from .snapshot import pack
 from .state import Event, JobState
 
-T = TypeVar("T")
 STAMP = re.compile(r"_\d{8}_\d{6}")
 STAMP_LENGTH = len("_20260120_120000")
 LOG_NAME = re.compile(r"training_rank(\d+)\.log")
 METRICS_NAME = "metrics.jsonl"
-GIVE_UP = b"give up"
+# What a signature is for.
+JOB = "job"
+STOP = "stop"
+# Of a request to stop. The file is there from the start, because a disk may be full by then.
+STOP_BYTES = 1024
+
+
+class StopOfJob(msgspec.Struct, frozen=True, kw_only=True):
+    """The request to stop a job; `at` is in Unix seconds."""
+
+    format: int = FORMAT
+    job_id: str
+    nonce: str
+    reason: Reason = Reason.ASKED
+    give_up: bool = False
+    at: float
 
 
 class Experiment:
     """One job's folder. No other class builds a path in it.
 
-    config.json        the JobRecord            state.json     the JobState
+    config.json        the JobRecord, signed    state.json     the JobState; both with a hidden copy
     code/              the scripts as launched  events.jsonl   the job's events
     logs/              stdout and stderr of each rank, byte for byte
     metrics.jsonl      one object for each logged step, from rank 0
@@ -50,7 +67,7 @@ class Experiment:
     manifests/<rank>/  one file for each checkpoint of a rank that is here whole
     outputs/<rank>/    the files written by a rank; nothing of UGRO's own is in there
     checkpoints artifacts tensorboard      links to those of rank 0
-    stop               exists once the job is asked to stop
+    stop               blank until the job is asked to stop
 
     The folder of a job made before format 2 has no outputs/, see `outputs.py`.
     """
@@ -62,8 +79,8 @@ class Experiment:
         self.metrics = self.files.file(METRICS_NAME)
         self.gpu = self.files.file("gpu.jsonl")
         self.code = self.files.folder("code")
-        self._config = self.files.file("config.json")
-        self._state = self.files.file("state.json")
+        self._config = RecordFile(self.files, "config.json")
+        self._state = RecordFile(self.files, "state.json")
         self._events = self.files.file("events.jsonl")
         self._stop = self.files.file("stop")
         self.outputs = Outputs(self.files)
@@ -79,29 +96,106 @@ class Experiment:
         return self.files.file(f"logs/training_rank{rank}.log")
 
     def record(self) -> JobRecord:
-        """Read config.json; raises RecordError if it is damaged or not UGRO's."""
-        return _read(self._config, JobRecord)
+        """Read config.json, whoever wrote it; raises RecordError if it makes no sense.
+
+        It is for showing: what is to be run or asked comes from `signed_record`.
+        """
+        return self._record_in(self._config.read())
+
+    def signed_record(self) -> JobRecord:
+        """Read config.json; raises NotSigned unless this user launched or adopted the job."""
+        document = self._config.read()
+        if not is_signed(document, JOB):
+            raise NotSigned(
+                f"{self.job_id}: not launched by you, or not on this machine; it is only shown. "
+                f"See what it would run where, and take it over: inv agent.adopt {self.job_id}"
+            )
+        record = self._record_in(document)
+        if record.job_id != self.job_id:
+            raise NotSigned(
+                f"{self.folder}: the record of another job, {record.job_id}; give the folder that name back"
+            )
+        return record
+
+    def check_supervisable(self) -> None:
+        """Raise RecordError if no agent of this user and this version may supervise the job.
+
+        Whatever cannot be understood is left as it is: another version of UGRO may have written it.
+        """
+        record = self.signed_record()
+        state = self.state()
+        self.cluster()
+        newest = max(record.format, state.format)
+        if newest > FORMAT:
+            why = f"its records have format {newest}, and this UGRO knows {FORMAT} at most"
+        elif record.kind is not Kind.TRAINING:
+            why = f"it is a job of kind {record.kind}, which this UGRO does not run"
+        elif not state.phase.known:
+            why = f"its state is {state.phase}, a word that this UGRO does not know"
+        else:
+            return
+        raise RecordError(f"{self.job_id}: {why}; it is left alone: update UGRO")
+
+    def _record_in(self, document: Document) -> JobRecord:
+        try:
+            return convert(JobRecord, in_present_format(document))
+        except UNREADABLE as error:
+            raise self._config.damaged(error) from error
 
     def cluster(self) -> Cluster:
-        """Return the cluster as it was at launch; raises RecordError."""
+        """Return the cluster as it was at launch; raises NotSigned and RecordError."""
         try:
-            return Cluster.from_json(self.record().cluster)
+            return Cluster.from_json(self.signed_record().cluster)
         except ValueError as error:
             raise RecordError(
-                f"{self._config.path}: its cluster is none that this UGRO knows: {error}"
+                f"{self._config.file.path}: its cluster is none that this UGRO knows: {error}"
             ) from error
 
     def save_record(self, record: JobRecord) -> None:
-        """Replace config.json."""
-        self._config.replace(msgspec.json.format(msgspec.json.encode(record)))
+        """Replace config.json, signed by this user; fields of other versions are kept.
+
+        Raises NotSigned if there is one without this user's signature: see `adopt`.
+        """
+        before = self._before(self._config)
+        if before and not is_signed(before, JOB):
+            self.signed_record()
+        self._write_signed(record, before)
+
+    def adopt(self) -> None:
+        """Sign the record as this user's own, in the present format; raises RecordError."""
+        record = self.record()
+        adopted = msgspec.structs.replace(record, format=max(record.format, FORMAT))
+        self._write_signed(adopted, self._before(self._config))
+
+    def _write_signed(self, record: JobRecord, before: Document) -> None:
+        document = with_unknown_fields(record, in_present_format(before))
+        self._config.write(sign(document, JOB))
+
+    def _before(self, file: RecordFile) -> Document:
+        """Return what a record says now; nothing if there is none, or it is torn beyond repair."""
+        try:
+            return file.read()
+        except RecordError:
+            return {}
 
     def state(self) -> JobState:
-        """Read state.json; raises RecordError if it is damaged or not UGRO's."""
-        return _read(self._state, JobState)
+        """Read state.json; raises RecordError if it makes no sense."""
+        try:
+            return convert(JobState, self._state.read())
+        except UNREADABLE as error:
+            raise self._state.damaged(error) from error
 
     def save_state(self, state: JobState) -> None:
-        """Replace state.json."""
-        self._state.replace(msgspec.json.format(msgspec.json.encode(state)))
+        """Replace state.json; fields of other versions are kept."""
+        before = self._before(self._state)
+        self._state.write(with_unknown_fields(state, before))
+
+    def mend_torn_records(self) -> list[str]:
+        """Write records torn by a power cut again, from their copies; return their names."""
+        torn = [record for record in (self._config, self._state) if record.is_torn()]
+        for record in torn:
+            record.write(record.read())
+        return [record.file.path.name for record in torn]
 
     def remove_half_written(self) -> None:
         """Remove the temporary files of records, left by killed processes."""
@@ -126,25 +220,46 @@ class Experiment:
 
         With `give_up` the job ends without waiting for unreachable nodes.
         """
+        record = self.record()
+        request = StopOfJob(
+            job_id=self.job_id, nonce=record.nonce, give_up=give_up, at=time.time()
+        )
+        signed = sign(msgspec.to_builtins(request), STOP)
         try:
-            self._stop.replace(GIVE_UP if give_up else b"")
+            self._stop.overwrite(msgspec.json.encode(signed).ljust(STOP_BYTES))
         except OSError as error:
             raise RecordError(
                 f"{self._stop.path}: {error.strerror}; the job was not asked to stop"
             ) from error
 
+    def make_room_for_stop(self) -> None:
+        """Make the file of a later request to stop; raises OSError."""
+        self._stop.replace(b" " * STOP_BYTES)
+
     @property
     def stop_asked(self) -> bool:
-        """Return whether the job was asked to stop, or its folder removed."""
-        return self._stop.exists() or not self.folder.is_dir()
+        """Return whether this user asked for the job to be stopped, or its folder was removed."""
+        return self._stop_request() is not None or not self.folder.is_dir()
 
     @property
     def given_up(self) -> bool:
         """Return whether the job may end without the proof of unreachable nodes."""
+        request = self._stop_request()
+        return request is not None and request.give_up
+
+    def _stop_request(self) -> StopOfJob | None:
+        """Read the request to stop; None if there is none, or none of this user for this job."""
         try:
-            return self._stop.read() == GIVE_UP
-        except OSError:
-            return False
+            raw = self._stop.read().strip()
+            document = decode(Document, raw) if raw else {}
+            if not is_signed(document, STOP):
+                return None
+            request = convert(StopOfJob, document)
+        except (OSError, *UNREADABLE):
+            return None
+        if request.job_id != self.job_id or request.nonce != self.record().nonce:
+            return None
+        return request
 
     def code_archive(self) -> bytes:
         """Pack the scripts as launched into a compressed tar; raises RecordError if they changed."""
@@ -167,18 +282,6 @@ class Experiment:
 def name_of(job_id: str) -> str:
     """Return the job's name: its id without the time stamp."""
     return job_id[:-STAMP_LENGTH]
-
-
-def _read(file: File, kind: type[T]) -> T:
-    try:
-        with file.open() as opened:
-            return decode(kind, opened.read())
-    except OSError as error:
-        raise RecordError(f"{file.path}: {error.strerror}") from error
-    except UNREADABLE as error:
-        raise RecordError(
-            f"{file.path}: not written by UGRO, or damaged: {error}"
-        ) from error
 
 
 def _events(lines: bytes) -> Iterator[Event]:

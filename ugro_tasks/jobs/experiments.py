@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ import msgspec
 from ..errors import JobNotFound, RecordError
 from ..files import Folder
 from .experiment import STAMP, STAMP_LENGTH, Experiment, name_of
+from .phase import Phase
 from .record import JobRecord
+from .record_file import FORMAT
 from .snapshot import snapshot
-from .state import JobState, Phase
+from .state import JobState
 
 
 class Experiments:
@@ -62,6 +64,7 @@ class Experiments:
             code = snapshot(scripts, draft.code.path)
             draft.files.folder("logs").make()
             draft.files.folder("outputs").make()
+            draft.make_room_for_stop()
             if metrics:
                 draft.metrics.replace(metrics)
             return self._publish(draft, msgspec.structs.replace(record, code=code))
@@ -75,10 +78,13 @@ class Experiments:
     def _publish(self, draft: Experiment, record: JobRecord) -> Experiment:
         """Rename the draft to an id of this second, or of the next if that is taken."""
         while True:
-            now = datetime.now().astimezone()
-            job_id = f"{record.job_name}_{now:%Y%m%d_%H%M%S}"
+            now = datetime.now(UTC)
+            job_id = f"{record.name}_{now:%Y%m%d_%H%M%S}"
             draft.save_record(msgspec.structs.replace(record, job_id=job_id))
-            draft.save_state(JobState(phase=Phase.QUEUED))
+            state = JobState(
+                format=FORMAT, phase=Phase.QUEUED, submitted_at=now.timestamp()
+            )
+            draft.save_state(state)
             try:
                 draft.folder.rename(self.folder / job_id)
             except OSError as error:
@@ -133,6 +139,25 @@ class Experiments:
                 found.append(job)
         return found
 
+    def to_supervise(self) -> tuple[list[Experiment], dict[str, str]]:
+        """Return the jobs an agent of this user works on, and {job id: why it leaves another alone}.
+
+        Both are of jobs that are under way, or whose state cannot be read.
+        """
+        ours = []
+        left_alone = {}
+        for job in self._not_in_history():
+            try:
+                phase = job.state().phase
+                if phase.known and not phase.supervised:
+                    continue
+                job.check_supervisable()
+            except RecordError as error:
+                left_alone[job.job_id] = error.text
+            else:
+                ours.append(job)
+        return ours, left_alone
+
     def complete_history(self) -> None:
         """Add finished jobs missing in the history because their agent was killed."""
         for job in self._not_in_history():
@@ -150,7 +175,9 @@ class Experiments:
         """Append a line about a finished job."""
         line = {
             "job_id": experiment.job_id,
-            "job_name": record.job_name,
+            "format": FORMAT,
+            "kind": record.kind,
+            "job_name": record.name,
             "state": state.phase,
             "nodes": record.nodes,
             "started_at": record.started_at,

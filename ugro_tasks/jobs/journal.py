@@ -21,10 +21,14 @@ class Journal:
     def __init__(self, experiment: Experiment, log: logging.Logger) -> None:
         self.experiment = experiment
         self.log = log
-        experiment.remove_half_written()
-        self.record: JobRecord = experiment.record()
-        self.state: JobState = experiment.state()
         self._changing = threading.RLock()
+        experiment.remove_half_written()
+        self.record: JobRecord = experiment.signed_record()
+        self.state: JobState = experiment.state()
+        torn: list[str] = []
+        self.insist(lambda: torn.extend(experiment.mend_torn_records()))
+        for name in torn:
+            self.say(f"{name} could not be read; it is as its copy says")
 
     def say(self, message: str, node: str | None = None) -> None:
         """Record an event for the user, in events.jsonl and in the agent's log."""
@@ -47,7 +51,12 @@ class Journal:
                 *earlier, last = self.state.attempts
                 changed = msgspec.structs.replace(last, **attempt)
                 changes["attempts"] = (*earlier, changed)
+            before = self.state.phase
             self.state = msgspec.structs.replace(self.state, **changes)
+            if not before.may_become(self.state.phase):
+                raise RuntimeError(
+                    f"a job cannot go from {before} to {self.state.phase}"
+                )
             self.insist(lambda: self.experiment.save_state(self.state))
 
     def change_rank(self, rank: int, **changes: Any) -> None:

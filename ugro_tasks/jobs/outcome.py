@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from ..errors import UgroError
-from .state import Cause, Phase
+from .phase import Phase
+from .state import Cause
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,11 +22,11 @@ from ..node.protocol import MANIFEST_SUFFIX
 LINKED = ("checkpoints", "artifacts", "tensorboard")
 CHECKPOINTS = "checkpoints"
 # See `File.replace`.
-HALF_WRITTEN = re.compile(r"\.(?:config|state)\.json\.(\d+)\.\d+")
+HALF_WRITTEN = re.compile(r"\.+(?:config|state)\.json(?:\.copy)?\.(\d+)\.\d+")
 # UGRO's own names in a folder made before format 2; all others were written by rank 0.
 OWN_BEFORE = {
     "config.json", "state.json", "events.jsonl", "metrics.jsonl", "gpu.jsonl", "code", "logs", "ranks", "stop",
-    "manifests",
+    "manifests", ".config.json.copy", ".state.json.copy",
 }  # fmt: skip
 
 

@@ -54,8 +54,8 @@ class NodePlan(Struct, frozen=True, kw_only=True):
     memory_unknown: str | None = None
 
 
-class LaunchPlan(Struct, frozen=True, kw_only=True):
-    """The plan of a launch, node by node in the order of the ranks."""
+class LaunchPlan(Struct, frozen=True, kw_only=True, tag_field="backend", tag="ssh"):
+    """The plan of a launch on SSH hosts, node by node in the order of the ranks."""
 
     job_id: str
     world_size: int

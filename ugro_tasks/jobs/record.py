@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any
 
-from msgspec import Struct, field
+from msgspec import Struct
 
 from .plan import LaunchPlan
-from .spec import JobSpec, Resume
+from .record_file import FIRST_FORMAT, FORMAT, Document
+from .spec import JobSpec
+from .words import kept_word
+
+
+class Kind(StrEnum):
+    """The sort of work a job does. A word of another version is kept, and is none of these."""
+
+    TRAINING = "training"
+    TRIAL = "trial"  # of a sweep
+    SERVING = "serving"
+    COMMAND = "command"
+    TEST = "test"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Kind | None:
+        return kept_word(cls, value)
 
 
 class Code(Struct, frozen=True, kw_only=True):
@@ -17,38 +34,21 @@ class Code(Struct, frozen=True, kw_only=True):
     git_commit: str | None
 
 
-class JobRecord(Struct, frozen=True, kw_only=True):
-    """config.json: the spec, its destination, and the plan once there is one."""
+class JobRecord(JobSpec, frozen=True, kw_only=True):
+    """config.json: the spec with its destination, and the plan once there is one."""
 
+    format: int = FORMAT
+    kind: Kind = Kind.TRAINING
     job_id: str
     nonce: str  # unlike that of a job with the same id from another controller
-    job_name: str
-    model: str
-    dataset: str
-    epochs: int
-    learning_rate: float
-    script: str
-    args: tuple[str, ...]
-    env: dict[str, str]
-    force: bool
-    started_at: str  # ISO 8601, local time of the launch command
+    started_at: str  # ISO 8601, local time of the launch command with its offset
     nodes: tuple[str, ...]
     code: Code
     cluster: dict[str, Any]  # the Cluster as it was in the file at launch
     ugro_version: str
-    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
-    sync: bool = True
-    max_restarts: int = 0
-    min_nodes: int | None = None
-    resume: Resume | None = None
     plan: LaunchPlan | None = None  # of the last attempt
 
-    @property
-    def spec(self) -> JobSpec:
-        """Return the user's request."""
-        shared = {
-            name: getattr(self, name)
-            for name in JobSpec.__struct_fields__
-            if name != "name"
-        }
-        return JobSpec(name=self.job_name, **shared)
+
+def in_present_format(document: Document) -> Document:
+    """Return a record as JSON data with its format, which the first one did not tell."""
+    return {"format": FIRST_FORMAT, **document}

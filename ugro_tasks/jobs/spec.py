@@ -27,7 +27,7 @@ class Resume(Struct, frozen=True, kw_only=True):
 class JobSpec(Struct, frozen=True, kw_only=True):
     """The user's request for a job."""
 
-    name: str
+    name: str = field(name="job_name")
     script: str
     model: str
     dataset: str

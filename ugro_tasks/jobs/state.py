@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 import time
-from enum import StrEnum
 
 from msgspec import Struct, field
 
+from .phase import Phase, Reason
 from .plan import Number, Rank
+from .record_file import FIRST_FORMAT
 from .spec import Resume
-
-
-class Phase(StrEnum):
-    """The phase of a job. The first four are unfinished; the others are final."""
-
-    QUEUED = "queued"
-    PREPARING = "preparing"
-    RUNNING = "running"
-    STOPPING = "stopping"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    STOPPED = "stopped"
-    REFUSED = "refused"  # by the health gate or a busy node; none of its ranks ever ran
-
-    @property
-    def finished(self) -> bool:
-        """Return whether the phase is final."""
-        return self in {Phase.SUCCEEDED, Phase.FAILED, Phase.STOPPED, Phase.REFUSED}
 
 
 class Cause(Struct, frozen=True, kw_only=True):
@@ -73,7 +56,10 @@ class Attempt(Struct, frozen=True, kw_only=True):
 class JobState(Struct, frozen=True, kw_only=True):
     """state.json: the progress of the job."""
 
+    format: int = FIRST_FORMAT
     phase: Phase = field(name="state")
+    # Of a stopped or paused job.
+    reason: Reason | None = None
     submitted_at: float = field(default_factory=time.time)
     started_at: float | None = None  # all ranks run
     ended_at: float | None = None

@@ -51,7 +51,7 @@ def watch(
     """
     logs: dict[int, Tail] = {}
     metrics = Tail(experiment.metrics)
-    agents = _Agents(experiments)
+    agents = _Agents(experiments, experiment)
     event_offset = 0
     last_state = None
     moved_at = time.monotonic()
@@ -92,20 +92,25 @@ def watch(
 class _Agents:
     """Keeps an agent running for an unfinished job."""
 
-    def __init__(self, experiments: Experiments) -> None:
+    def __init__(self, experiments: Experiments, experiment: Experiment) -> None:
         self.experiments = experiments
+        self.experiment = experiment
         now = time.monotonic()
         self._looked_at = now
         self._well_at = now
         self._begun = 0  # in a row
 
     def look(self) -> None:
-        """Start an agent if none runs; raises RecordError if starts keep failing."""
+        """Start an agent if none runs.
+
+        Raises RecordError if starts keep failing, or if no agent of this user may supervise the job.
+        """
         now = time.monotonic()
         # A second longer after each start: on a very busy machine an agent takes time to show up.
         if now - self._looked_at < AGENT_SECONDS * (1 + self._begun):
             return
         self._looked_at = now
+        self.experiment.check_supervisable()
         try:
             begun = ensure_agent(self.experiments) is not None
             self._begun = self._begun + 1 if begun else 0

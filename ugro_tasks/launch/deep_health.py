@@ -12,8 +12,9 @@ from ..cluster.model import Cluster
 from ..codec import decode_lines
 from ..errors import JobFailed
 from ..jobs.experiments import Experiments
+from ..jobs.phase import Phase
 from ..jobs.spec import JobSpec
-from ..jobs.state import JobState, Phase
+from ..jobs.state import JobState
 from ..jobs.watch import watch
 from . import submit
 

@@ -9,6 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from .. import __version__
 from ..cluster.model import Cluster
 from ..errors import UsageError
@@ -44,7 +46,7 @@ def spec_from(
     words = None if args is None else _words(args)
     variables = _variables(env)
     source = Experiments(cluster.experiments).find(resume) if resume else None
-    before = source.record() if source else None
+    before = source.signed_record() if source else None
     script = script or (before or cluster.training).script
     resolved = resolve(
         cluster,
@@ -57,7 +59,7 @@ def spec_from(
         base=before.settings if before else None,
     )
     if before:
-        name = before.job_name if name is None else name
+        name = before.name if name is None else name
         variables = before.env | variables
         words = before.args if words is None else words
     return JobSpec(
@@ -113,20 +115,7 @@ def draft(spec: JobSpec, cluster: Cluster) -> JobRecord:
     return JobRecord(
         job_id=f"{spec.name}_<time>",
         nonce=secrets.token_hex(4),
-        job_name=spec.name,
-        model=spec.model,
-        dataset=spec.dataset,
-        epochs=spec.epochs,
-        learning_rate=spec.learning_rate,
-        script=spec.script,
-        args=spec.args,
-        env=spec.env,
-        settings=spec.settings,
-        force=spec.force,
-        sync=spec.sync,
-        max_restarts=spec.max_restarts,
-        min_nodes=spec.min_nodes,
-        resume=spec.resume,
+        **msgspec.structs.asdict(spec),
         started_at=datetime.now().astimezone().isoformat(timespec="seconds"),
         nodes=tuple(node.name for node in cluster.nodes),
         code=Code(sha256="", git_commit=None),

@@ -162,7 +162,9 @@ def _choose(
         if not _is_named(experiment, wish):
             continue
         try:
-            job = _FinishedJob(experiment, experiment.record(), experiment.state())
+            job = _FinishedJob(
+                experiment, experiment.signed_record(), experiment.state()
+            )
         except RecordError as error:
             stays.append(Stay(job_id=experiment.job_id, reason=error.text))
             continue

@@ -46,7 +46,7 @@ def gather(
     `verify` compares contents, not only sizes and times. Raises the errors of nodes, RecordError if the job never ran
     or the disk here is full.
     """
-    record = experiment.record()
+    record = experiment.signed_record()
     state = experiment.state()
     everywhere = _plans(experiment, record, state)
     plans = [plan for plan in everywhere if plan.node not in state.cleaned]

@@ -11,12 +11,19 @@ from pathlib import Path
 import pytest
 
 from lab.tools import wait_until
-from tests.unit.factories import make_cluster, make_node, make_record, make_scripts
+from tests.unit.factories import (
+    damage,
+    make_cluster,
+    make_node,
+    make_record,
+    make_scripts,
+)
 from ugro_tasks.cluster.model import Environment, Timeouts
 from ugro_tasks.jobs.agent_process import ensure_agent
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.experiments import Experiments
-from ugro_tasks.jobs.state import JobState, Phase
+from ugro_tasks.jobs.phase import Phase
+from ugro_tasks.jobs.state import JobState
 
 # An agent outlives the command that started it: nobody waits for it.
 pytestmark = pytest.mark.filterwarnings(
@@ -58,7 +65,7 @@ def queue(
         root, (node,), timeouts=Timeouts(agent_linger_seconds=linger_seconds)
     )
     scripts = make_scripts(root / "scripts")
-    return experiments.create(make_record(cluster, job_name=name), scripts)
+    return experiments.create(make_record(cluster, name=name), scripts)
 
 
 def agent_of(experiments: Experiments) -> int:
@@ -148,11 +155,12 @@ def test_an_agent_lives_in_a_session_of_its_own(experiments: Experiments) -> Non
 
 def test_a_damaged_job_is_no_harm_to_the_next(experiments: Experiments) -> None:
     damaged = queue(experiments, linger_seconds=0.1)
-    (damaged.folder / "config.json").write_bytes(b"{")
+    damage(damaged, "config.json", b"{")
     experiment = queue(experiments, linger_seconds=0.1, name="exp2")
     ensure_agent(experiments)
     assert ended(experiment).phase is Phase.REFUSED
     assert damaged.job_id in experiments.agent_stderr.path.read_text()
+    assert damaged.state().phase is Phase.QUEUED
 
 
 def test_a_job_is_not_run_again_by_the_next_agent(experiments: Experiments) -> None:

@@ -23,7 +23,8 @@ from ugro_tasks.errors import (
     UgroError,
 )
 from ugro_tasks.jobs.outcome import Outcome
-from ugro_tasks.jobs.state import Attempt, JobState, Phase
+from ugro_tasks.jobs.phase import Phase
+from ugro_tasks.jobs.state import Attempt, JobState
 
 SUCCESS = Outcome(phase=Phase.SUCCEEDED)
 RANK_FAILED = Outcome(

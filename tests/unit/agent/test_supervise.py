@@ -20,7 +20,8 @@ from ugro_tasks.cluster.model import Timeouts
 from ugro_tasks.hosts.fleet import Fleet
 from ugro_tasks.jobs.experiments import Experiments
 from ugro_tasks.jobs.journal import Journal
-from ugro_tasks.jobs.state import JobState, Phase
+from ugro_tasks.jobs.phase import Phase
+from ugro_tasks.jobs.state import JobState
 
 DONE = {"code": 0}
 FAILED = {"code": 3}

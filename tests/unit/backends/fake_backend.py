@@ -21,9 +21,10 @@ from ugro_tasks.errors import (
 )
 from ugro_tasks.jobs.journal import Journal
 from ugro_tasks.jobs.outcome import Outcome, RankExit
+from ugro_tasks.jobs.phase import Phase
 from ugro_tasks.jobs.plan import LaunchPlan, NodePlan
 from ugro_tasks.jobs.spec import Resume
-from ugro_tasks.jobs.state import Phase, RankState
+from ugro_tasks.jobs.state import RankState
 
 POLL_SECONDS = 0.01
 

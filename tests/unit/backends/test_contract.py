@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from lab.tools import wait_until
@@ -21,9 +22,10 @@ from ugro_tasks.errors import (
     StopUnproven,
 )
 from ugro_tasks.jobs.outcome import Outcome
+from ugro_tasks.jobs.phase import Phase
 from ugro_tasks.jobs.plan import LaunchPlan
 from ugro_tasks.jobs.spec import Resume
-from ugro_tasks.jobs.state import Attempt, Phase
+from ugro_tasks.jobs.state import Attempt
 
 CHECKPOINT = Resume(job_id="exp0", checkpoint="checkpoint-7", step=7)
 MakeJob = Callable[..., Job]
@@ -349,9 +351,16 @@ def test_an_undo_that_leaves_something_names_it(make_job: MakeJob) -> None:
     assert proven_gone(job) == [True, True, False]
 
 
+def die_while_starting(job: Job) -> None:
+    """Leave the state of an agent that was killed before it could note that the ranks run."""
+    state = msgspec.structs.replace(job.journal.state, phase=Phase.PREPARING)
+    job.experiment.save_state(state)
+
+
 def test_ranks_that_an_earlier_agent_began_go_on(make_job: MakeJob) -> None:
     job = make_job()
     plan = started(job)
+    die_while_starting(job)
     journal, later = job.another()
     assert later.start(plan, begun_before=True) is None
     assert [job.machines.runs(name) for name in NAMES] == [True] * 3
@@ -364,6 +373,7 @@ def test_ranks_that_an_earlier_agent_began_count_as_run_after_an_undo(
     job = make_job()
     plan = started(job)
     job.journal.change_attempt(ran=False)
+    die_while_starting(job)
     journal, later = job.another()
     job.machines.refuse("gpu1", busy=False)
     assert later.start(plan, begun_before=True)

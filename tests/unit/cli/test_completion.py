@@ -25,7 +25,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UGRO_CLUSTER", "local")
     cluster = load_cluster("local")
-    record = make_record(cluster, job_name="exp1")
+    record = make_record(cluster, name="exp1")
     return (
         Experiments(cluster.experiments)
         .create(record, make_scripts(tmp_path / "scripts"))

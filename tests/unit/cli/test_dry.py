@@ -44,9 +44,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("UGRO_CLUSTER", "local")
     cluster = load_cluster("local")
     scripts = make_scripts(tmp_path / "scripts")
-    Experiments(cluster.experiments).create(
-        make_record(cluster, job_name="exp1"), scripts
-    )
+    Experiments(cluster.experiments).create(make_record(cluster, name="exp1"), scripts)
 
     def act(*_: object, **__: object) -> None:
         pytest.fail("something was done")

@@ -18,7 +18,8 @@ from ugro_tasks.jobs.checkpoints import (
     resume_from,
 )
 from ugro_tasks.jobs.experiment import Experiment
-from ugro_tasks.jobs.state import JobState, Phase
+from ugro_tasks.jobs.phase import Phase
+from ugro_tasks.jobs.state import JobState
 
 
 @pytest.fixture

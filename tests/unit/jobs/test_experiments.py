@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.unit.factories import (
+    damage,
     disk_full_beyond,
     make_cluster,
     make_node_plan,
@@ -23,8 +24,9 @@ from tests.unit.factories import (
 from ugro_tasks.errors import JobNotFound, RecordError, UsageError
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.experiments import Experiments
+from ugro_tasks.jobs.phase import Phase
 from ugro_tasks.jobs.record import JobRecord
-from ugro_tasks.jobs.state import Cause, Event, JobState, Phase, RankState
+from ugro_tasks.jobs.state import Cause, Event, JobState, RankState
 
 
 @pytest.fixture
@@ -208,7 +210,7 @@ def test_the_hash_follows_names_and_contents(
     for number, (variant, files) in enumerate(variants.items()):
         make_scripts(tmp_path / variant, **files)
         experiments.create(
-            make_record(make_cluster(tmp_path), job_name=f"{variant}{number}"),
+            make_record(make_cluster(tmp_path), name=f"{variant}{number}"),
             tmp_path / variant,
         )
     hashes = {job.name[:-1]: job.record().code.sha256 for job in experiments.all()}
@@ -493,7 +495,7 @@ READERS: dict[str, Callable[[Experiment], Any]] = {
     "state.json": Experiment.state,
 }
 JUNK = [
-    b"", b"\0", b"\xff\xfe", b"null", b"[]", b"7", b'"x"', b"{", b"{}", b'{"state": "dancing"}', b"[" * 100_000,
+    b"", b"\0", b"\xff\xfe", b"null", b"[]", b"7", b'"x"', b"{", b"{}", b'{"state": 7}', b"[" * 100_000,
     b'{"cluster": ' + b"[" * 100_000, b'{"state": "queued", "ranks": [' + b"[" * 100_000,
     b'{"state": "queued", "submitted_at": NaN}', b'{"state": "queued", "exit_code": 1e400}',
     b'{"state": "queued", "cause": {"message": "\xff"}}',
@@ -504,10 +506,9 @@ JUNK = [
 def test_a_record_torn_at_any_byte_is_a_record_error(
     full: Experiment, name: str
 ) -> None:
-    path = full.folder / name
-    whole = path.read_bytes().rstrip()
+    whole = (full.folder / name).read_bytes().rstrip()
     for length in range(len(whole)):
-        path.write_bytes(whole[:length])
+        damage(full, name, whole[:length])
         try:
             READERS[name](full)
         except RecordError:
@@ -520,7 +521,7 @@ def test_a_record_torn_at_any_byte_is_a_record_error(
 def test_junk_in_a_record_is_a_record_error(
     full: Experiment, name: str, junk: bytes
 ) -> None:
-    (full.folder / name).write_bytes(junk)
+    damage(full, name, junk)
     with pytest.raises(RecordError, match=name):
         READERS[name](full)
 
@@ -531,7 +532,7 @@ def test_a_record_that_is_no_file_is_a_record_error(
     full: Experiment, name: str, what: str
 ) -> None:
     path = full.folder / name
-    path.unlink()
+    damage(full, name, None)
     if what == "a folder":
         path.mkdir()
     elif what == "a loop":
@@ -573,7 +574,7 @@ def test_a_damaged_job_is_not_unfinished_and_no_harm_to_others(
     experiments: Experiments,
 ) -> None:
     lay(experiments, "a_20260120_120000", "b_20260121_120000", phase=Phase.QUEUED)
-    (experiments.folder / "b_20260121_120000" / "state.json").write_bytes(b"{")
+    damage(Experiment(experiments.folder / "b_20260121_120000"), "state.json", b"{")
     assert [job.name for job in experiments.unfinished()] == ["a"]
     assert experiments.find("b").job_id == "b_20260121_120000"
 
@@ -600,7 +601,7 @@ def test_what_ugro_writes_is_readable_by_its_owner_only(
     open_to_others = {
         path for path in written if (experiments.folder / path).stat().st_mode & 0o077
     }
-    assert len(written) == 7
+    assert len(written) == 9
     assert open_to_others == set()
 
 
@@ -682,6 +683,7 @@ def test_the_history_says_what_ended_and_how(
     experiments.add_to_history(job, record, state)
     [line] = (experiments.folder / "job_history.jsonl").read_text().splitlines()
     assert json.loads(line) == {
-        "job_id": job.job_id, "job_name": "exp1", "state": "failed", "nodes": ["gpu0", "gpu1", "gpu2"],
+        "job_id": job.job_id, "format": 2, "kind": "training", "job_name": "exp1", "state": "failed",
+        "nodes": ["gpu0", "gpu1", "gpu2"],
         "started_at": record.started_at, "seconds": 2.0, "cause": "why",
     }  # fmt: skip

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from tests.unit.factories import make_cluster, make_record, make_spec
 from ugro_tasks.errors import UsageError
+from ugro_tasks.jobs.phase import Phase
 from ugro_tasks.jobs.spec import JobSpec
-from ugro_tasks.jobs.state import JobState, Phase
+from ugro_tasks.jobs.state import JobState
 
 
 def refusal(**changes: Any) -> str:
@@ -125,12 +126,12 @@ def test_arguments_and_variables_may_hold_any_text(word: str) -> None:
     make_spec(args=(word,), env={"A": word}).checked()
 
 
-def test_the_spec_can_be_read_back_from_the_record(tmp_path: Any) -> None:
-    record = make_record(
-        make_cluster(tmp_path), args=("-x",), env={"A": "b"}, force=True
-    )
-    assert record.spec == make_spec(args=("-x",), env={"A": "b"}, force=True)
-    assert isinstance(record.spec, JobSpec)
+def test_a_record_is_its_spec_and_more(tmp_path: Any) -> None:
+    spec = make_spec(args=("-x",), env={"A": "b"}, force=True)
+    record = make_record(make_cluster(tmp_path), **msgspec.structs.asdict(spec))
+    assert isinstance(record, JobSpec)
+    for name, value in msgspec.structs.asdict(spec).items():
+        assert getattr(record, name) == value
 
 
 @pytest.mark.parametrize("phase", list(Phase))

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.ended import EndedJob
 from ugro_tasks.errors import StopUnproven, UgroError
 from ugro_tasks.jobs import stop_request
-from ugro_tasks.jobs.state import Phase
+from ugro_tasks.jobs.phase import Phase
 from ugro_tasks.jobs.stop_request import stop
 
 

@@ -12,12 +12,12 @@ import pytest
 from msgspec.structs import replace
 
 from tests.unit.ended import EndedJob, small_disk, store
-from tests.unit.factories import make_node
+from tests.unit.factories import damage, make_node
 from ugro_tasks.cli.show.clean import show_clean
 from ugro_tasks.errors import HostError, JobNotFound
 from ugro_tasks.jobs.checkpoints import fetched_checkpoints
+from ugro_tasks.jobs.phase import Phase
 from ugro_tasks.jobs.spec import Resume
-from ugro_tasks.jobs.state import Phase
 from ugro_tasks.node import clean as node_cleaning
 from ugro_tasks.node.processes import identity
 from ugro_tasks.outputs import clean as cleaning
@@ -72,7 +72,7 @@ def test_a_job_that_is_over_and_gathered_goes_from_all_nodes_and_stays_at_home(
     ]
     assert 100_000 <= found.removals[1].bytes <= 150_000
     assert gang.home.state().cleaned == ("gpu0", "gpu1", "gpu2")
-    assert gang.home.record().job_name == "exp1"
+    assert gang.home.record().name == "exp1"
     assert any(
         "inv clean removed its folder there" in event.message
         for event in gang.home.events()[0]
@@ -113,11 +113,11 @@ def test_a_job_of_which_nothing_ever_ran_needs_no_gathering(job: EndedJob) -> No
     assert there(job) == [False]
 
 
-@pytest.mark.parametrize("damage", ["config.json", "state.json"])
-def test_a_job_that_cannot_be_read_is_not_touched(job: EndedJob, damage: str) -> None:
-    (job.home.folder / damage).write_text("{")
+@pytest.mark.parametrize("name", ["config.json", "state.json"])
+def test_a_job_that_cannot_be_read_is_not_touched(job: EndedJob, name: str) -> None:
+    damage(job.home, name, b"{")
     [reason] = reasons(clean(job, at_home=True))
-    assert damage in reason
+    assert name in reason
     assert there(job) == [True]
 
 

@@ -13,7 +13,8 @@ import pytest
 from tests.unit.ended import EndedJob, small_disk
 from ugro_tasks.errors import HostError, RecordError
 from ugro_tasks.jobs.checkpoints import fetched_checkpoints
-from ugro_tasks.jobs.state import Attempt, Phase
+from ugro_tasks.jobs.phase import Phase
+from ugro_tasks.jobs.state import Attempt
 from ugro_tasks.node.tree import PARTIAL_FOLDER
 
 MIB = 1 << 20

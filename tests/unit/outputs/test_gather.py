@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.ended import EndedJob
-from ugro_tasks.jobs.state import Phase
+from ugro_tasks.jobs.phase import Phase
 from ugro_tasks.outputs.gather import Gathering, gather, would_gather
 
 

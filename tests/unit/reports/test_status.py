@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.factories import make_cluster, make_record, make_scripts
+from tests.unit.factories import damage, make_cluster, make_record, make_scripts
 from ugro_tasks.errors import RecordError, UsageError
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.experiments import Experiments
-from ugro_tasks.jobs.state import Event, Phase
+from ugro_tasks.jobs.phase import Phase
+from ugro_tasks.jobs.state import Event
 from ugro_tasks.jobs.tail import LINE_BYTES, Tail, end_of_lines
 from ugro_tasks.reports.logs import log_tails
 from ugro_tasks.reports.status import all_jobs, one_job
@@ -44,16 +45,15 @@ def test_a_job_has_a_line(experiments: Experiments, job: Experiment) -> None:
     )
 
 
-@pytest.mark.parametrize("damage", ["config.json", "state.json"])
+@pytest.mark.parametrize("name", ["config.json", "state.json"])
 @pytest.mark.parametrize("junk", [None, b"", b"{", b"\xff", b'{"state": 7}', b"null"])
 def test_a_damaged_job_is_a_line_with_the_reason(
-    experiments: Experiments, job: Experiment, damage: str, junk: bytes | None
+    experiments: Experiments, job: Experiment, name: str, junk: bytes | None
 ) -> None:
-    path = job.folder / damage
-    path.unlink() if junk is None else path.write_bytes(junk)
+    damage(job, name, junk)
     [line] = all_jobs(experiments, None)
     assert (line.job_id, line.state) == (job.job_id, None)
-    assert damage in (line.damaged or "")
+    assert name in (line.damaged or "")
 
 
 def test_a_foreign_folder_does_not_hide_the_jobs(
@@ -87,7 +87,7 @@ def test_a_job_without_a_plan_has_no_nodes_to_ask(job: Experiment) -> None:
 
 
 def test_one_damaged_job_is_a_record_error(job: Experiment) -> None:
-    (job.folder / "config.json").write_bytes(b"{")
+    damage(job, "config.json", b"{")
     with pytest.raises(RecordError):
         one_job(job, live=False)
 

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from ...errors import UgroError
 from ...jobs.outcome import Outcome, RankExit
-from ...jobs.state import Phase
+from ...jobs.phase import Phase
 from .loop import Say
 from .stop import StopOrder, StopResult
 

@@ -16,9 +16,10 @@ from ...jobs.attempt_names import attempt_folder
 from ...jobs.experiment import METRICS_NAME, Experiment
 from ...jobs.journal import Journal
 from ...jobs.outcome import Outcome, RankExit
+from ...jobs.phase import Phase
 from ...jobs.plan import LaunchPlan, NodePlan
 from ...jobs.spec import Resume
-from ...jobs.state import Phase, RankState
+from ...jobs.state import RankState
 from ...outputs.checkpoints import Mirror, deliver
 from ..api import AttemptEnd
 from . import gang

@@ -14,7 +14,7 @@ import msgspec
 from ...errors import Interrupted, LaunchFailed, NodesBusy, StopUnproven
 from ...hosts.retry import retry_pause
 from ...jobs.outcome import Outcome, RankExit
-from ...jobs.state import Phase
+from ...jobs.phase import Phase
 from .gang import (
     Act,
     ChangePhase,

@@ -17,9 +17,9 @@ from ...errors import Interrupted, NotFit, UgroError
 from ...health.report import ClusterHealth
 from ...hosts.retry import retry_pause
 from ...jobs.outcome import Outcome
+from ...jobs.phase import Phase
 from ...jobs.plan import LaunchPlan
 from ...jobs.record import JobRecord
-from ...jobs.state import Phase
 from ...training.batch_sizes import refusals
 from .loop import Begin, Common, Say, StopAsked, Tick
 from .plan import make_plan

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from ...errors import Interrupted, JobEnded, StopUnproven
 from ...jobs.experiment import Experiment
 from ...jobs.experiments import Experiments
-from ...jobs.state import JobState, Phase
+from ...jobs.phase import Phase
+from ...jobs.state import JobState
 from ...jobs.stop_request import StopRequest
 from ...jobs.watch import watch
 from ..interrupts import Interrupts

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Self
 
 from ...jobs.experiment import Experiment
-from ...jobs.state import Event, JobState, Phase
+from ...jobs.phase import Phase
+from ...jobs.state import Event, JobState
 from ...jobs.watch import Line, Progress
 from ...text import printable_lines
 from ..task import as_called

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...jobs.state import JobState, Phase, RankState
+from ...jobs.phase import Phase
+from ...jobs.state import JobState, RankState
 from ...text import printable_lines
 from .console import Printer, open_console, style
 from .format import coloured, columns, note, show_json

@@ -28,7 +28,8 @@ from ugro_tasks.hosts.requests import Talks
 from ugro_tasks.jobs.experiments import Experiments
 from ugro_tasks.jobs.journal import Journal
 from ugro_tasks.jobs.outcome import Outcome, RankExit
-from ugro_tasks.jobs.state import Attempt, JobState, Phase
+from ugro_tasks.jobs.phase import Phase
+from ugro_tasks.jobs.state import Attempt, JobState
 
 STOP_GRACE_SECONDS = 7.0
 BUSY = {"error": "busy", "message": "taken", "holder": {"job": "exp0"}}

@@ -42,7 +42,7 @@ from ugro_tasks.errors import (
     StopUnproven,
 )
 from ugro_tasks.jobs.outcome import RankExit
-from ugro_tasks.jobs.state import Phase
+from ugro_tasks.jobs.phase import Phase
 
 FOR_EVER = float("inf")
 NO_ROOM = NodeFault("gpu1", "no space left")

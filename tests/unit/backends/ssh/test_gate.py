@@ -33,7 +33,7 @@ from ugro_tasks.errors import (
 from ugro_tasks.health.node_checks import Check
 from ugro_tasks.health.report import ClusterHealth, NodeHealth
 from ugro_tasks.jobs.outcome import Outcome
-from ugro_tasks.jobs.state import Phase
+from ugro_tasks.jobs.phase import Phase
 
 RETURN_SECONDS = 10.0
 ALL = ("gpu0", "gpu1", "gpu2")

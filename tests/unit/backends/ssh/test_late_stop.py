@@ -18,7 +18,8 @@ from ugro_tasks.hosts.fleet import Fleet
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.experiments import Experiments
 from ugro_tasks.jobs.journal import Journal
-from ugro_tasks.jobs.state import Attempt, JobState, Phase
+from ugro_tasks.jobs.phase import Phase
+from ugro_tasks.jobs.state import Attempt, JobState
 
 ALL = ("gpu0", "gpu1", "gpu2")
 GONE: dict[str, Any] = {"left": [], "exit": None}

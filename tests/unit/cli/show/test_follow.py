@@ -13,7 +13,8 @@ from ugro_tasks.errors import JobEnded, StopUnproven
 from ugro_tasks.jobs import stop_request
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.experiments import Experiments
-from ugro_tasks.jobs.state import Cause, JobState, Phase, RankState
+from ugro_tasks.jobs.phase import Phase
+from ugro_tasks.jobs.state import Cause, JobState, RankState
 
 
 class Ending(Experiment):

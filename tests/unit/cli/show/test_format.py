@@ -25,7 +25,8 @@ from ugro_tasks.hosts.nvidia import Gpu
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.gpu_use import CardUse
 from ugro_tasks.jobs.metrics import Metrics, Point
-from ugro_tasks.jobs.state import Cause, Event, JobState, Phase, RankState
+from ugro_tasks.jobs.phase import Phase
+from ugro_tasks.jobs.state import Cause, Event, JobState, RankState
 from ugro_tasks.launch.dry_run import Rehearsal
 from ugro_tasks.outputs.clean import Cleaning, Removal, Stay
 from ugro_tasks.reports.results import CheckpointRow, NodeUse, Results

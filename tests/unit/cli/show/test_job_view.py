@@ -18,7 +18,8 @@ from ugro_tasks.cli.show.job_view import JobView
 from ugro_tasks.errors import JobEnded
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.experiments import Experiments
-from ugro_tasks.jobs.state import Cause, Event, JobState, Phase, RankState
+from ugro_tasks.jobs.phase import Phase
+from ugro_tasks.jobs.state import Cause, Event, JobState, RankState
 from ugro_tasks.jobs.watch import Line, Progress
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
