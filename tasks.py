@@ -7,5 +7,7 @@ from ugro_tasks.cli.collection import ns as shipped
 
 __all__ = ["ns"]
 
-ns = Collection(*shipped.tasks.values(), check, test, chaos)
+ns = Collection(
+    *shipped.tasks.values(), *shipped.collections.values(), check, test, chaos
+)
 ns.configure(shipped.configuration())

@@ -76,7 +76,7 @@ def pages() -> dict[Path, str]:
     """Generate every page; return {path: text}."""
     from tasks import ns
 
-    tasks: dict[str, Any] = dict(ns.tasks)
+    tasks: dict[str, Any] = {name: ns[name] for name in ns.task_names}
     made = {
         COMMANDS / f"{name}.md": command_block(task) for name, task in tasks.items()
     }

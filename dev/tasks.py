@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
@@ -101,7 +102,7 @@ def chaos(
         verbose=verbose,
     )
     if json:
-        show_json(summary)
+        show_json(dataclasses.asdict(summary))
     else:
         note(suite.sum_up(summary))
     if summary.violations:

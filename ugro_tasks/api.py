@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .health.init import FirstTime
     from .health.report import ClusterHealth
     from .hosts.answers import Process
+    from .jobs.adoption import Adoption
     from .jobs.experiment import Experiment
     from .jobs.experiments import Experiments
     from .jobs.spec import JobSpec
@@ -243,6 +244,31 @@ def stoppable(job: AnyJob, cluster: AnyCluster = None) -> Experiment:
     from .jobs.stop_request import stoppable
 
     return stoppable(find(job, cluster))
+
+
+def adoption(job: AnyJob, cluster: AnyCluster = None) -> Adoption:
+    """Return what a job that this user did not launch here would run, and where; nothing is done."""
+    from .jobs.adoption import would_adopt
+
+    return would_adopt(find(job, cluster))
+
+
+def adopt(job: AnyJob, cluster: AnyCluster = None) -> Adoption:
+    """Take over a job that this user did not launch here, and return what that means.
+
+    From now on it counts as launched by this user: an agent goes on with it if it is not over. Raises UgroError if it
+    is this user's already.
+    """
+    from .jobs.adoption import adopt, would_adopt
+    from .jobs.agent_process import try_agent
+    from .jobs.experiments import Experiments
+
+    experiment = find(job, cluster)
+    found = would_adopt(experiment)
+    adopt(experiment)
+    if not found.ends_at_once:
+        try_agent(Experiments(experiment.folder.parent))
+    return found
 
 
 # ---- look ----

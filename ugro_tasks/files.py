@@ -250,6 +250,11 @@ class Folder(NamedTuple):
         with self.opened():
             return
 
+    def sync(self) -> None:
+        """Have the disk keep which names are in the folder; raises OSError."""
+        with self.opened() as at:
+            os.fsync(at)
+
     def exists(self) -> bool:
         """Return whether it is there, and a folder."""
         try:

@@ -206,7 +206,7 @@ def test_reset_of_some_nodes_leaves_the_others(home: Lab, hosts: list[LabHost]) 
 
 def test_reset_in_json(home: Lab, hosts: list[LabHost]) -> None:
     with background(hosts[0], f"env {TOKEN} sleep 82") as pid:
-        answer = json.loads(ugro("reset", "--json").stdout)
+        answer = json.loads(ugro("reset", "--json").stdout)["nodes"]
     assert [process["pid"] for process in answer["lab0"]["ended"]] == [pid]
     assert answer["lab1"] == answer["lab2"] == {"ended": []}
 

@@ -5,6 +5,7 @@ import gc
 
 from invoke.collection import Collection
 
+from .agent_adopt import adopt
 from .attach import attach
 from .clean import clean
 from .gather import gather
@@ -34,6 +35,7 @@ ns = Collection(
     gather,
     clean,
     reset,
+    Collection("agent", adopt),
 )
 # Invoke reads INVOKE_UGRO_CLUSTER only if the key exists.
 ns.configure({"ugro": {"cluster": None}})

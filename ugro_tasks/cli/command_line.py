@@ -30,7 +30,7 @@ CORE_VALUED = {
     "-r", "--search-root", "-T", "--command-timeout", "--print-completion-script",
 }  # fmt: skip
 # A task named in a message, as in `inv logs exp1` or `inv --help logs`.
-COMMAND = re.compile(r"\binv (?=-|[a-z])(--help )?([a-z][a-z-]*)?")
+COMMAND = re.compile(r"\binv (?=-|[a-z])(--help )?([a-z][a-z-]*(?:\.[a-z-]+)*)?")
 
 
 class ExtraArguments(Struct, frozen=True, kw_only=True):
@@ -80,8 +80,10 @@ class UgroTask(invoke.tasks.Task[Any]):
         help: dict[str, str],  # noqa: A002
         group: str,
         extra: ExtraArguments,
+        collection: str = "",
     ) -> None:
         self.extra = extra
+        self.collection = collection
         super().__init__(body, help=help, iterable=list(extra.iterable))
         self.group = group
         _tasks[self.typed_name] = self
@@ -89,7 +91,8 @@ class UgroTask(invoke.tasks.Task[Any]):
     @property
     def typed_name(self) -> str:
         """Return the name on a command line, without the prefix of a mounted collection."""
-        return str(self.name).strip("_").replace("_", "-")
+        name = str(self.name).strip("_").replace("_", "-")
+        return f"{self.collection}.{name}" if self.collection else name
 
     def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
         """Return the arguments for the call on the command line. Invoke's parser calls this."""
@@ -255,12 +258,13 @@ def calls(words: Sequence[str]) -> list[Call]:
 
 
 def _call_of(word: str) -> Call | None:
-    mounted, _, name = word.rpartition(".")
-    task = _tasks.get(name)
-    if task is None:
-        return None
-    prefix = f"{mounted}." if mounted else ""
-    return Call(task, prefix, [])
+    parts = word.split(".")
+    # UGRO's own collections have a dot in their tasks' names, too.
+    for count in range(len(parts)):
+        task = _tasks.get(".".join(parts[count:]))
+        if task is not None:
+            return Call(task, "".join(f"{part}." for part in parts[:count]), [])
+    return None
 
 
 def _takes_word(call: Call, *, names_task: bool) -> bool:

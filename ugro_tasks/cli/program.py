@@ -132,9 +132,9 @@ class UgroProgram(Program):
         """Print the tasks by group."""
         for group in GROUPS:
             members = [
-                (name, helpline(task))
-                for name, task in self.collection.tasks.items()
-                if task.group == group
+                (name, helpline(self.collection[name]))
+                for name in self.collection.task_names
+                if self.collection[name].group == group
             ]
             if members:
                 print(f"{group}:")  # noqa: T201

@@ -36,6 +36,7 @@ def task(
     help: dict[str, str],  # noqa: A002
     *,
     group: str = "",
+    collection: str = "",
     word: str | None = None,
     words: str | None = None,
     pairs: Sequence[str] = (),
@@ -43,7 +44,8 @@ def task(
 ) -> Callable[[Callable[..., Any]], UgroTask]:
     """Make a task of a function; its result is its output as data, its errors become TaskFailed.
 
-    `group` is its section in `ugro --help`. Parameters without a default are required bare words.
+    `group` is its section in `ugro --help`, `collection` the one it is in, as `agent` in
+    `inv agent.adopt`. Parameters without a default are required bare words.
     `word` names an optional bare word, `words` a parameter for any number of bare words, `pairs`
     flags with two words, `iterable` repeatable flags.
     """
@@ -75,7 +77,7 @@ def task(
                 ) from error
             return result
 
-        return UgroTask(checked, help, group, extra)
+        return UgroTask(checked, help, group, extra, collection)
 
     return decorate
 

@@ -102,6 +102,10 @@ class Experiment:
         """
         return self._record_in(self._config.read())
 
+    def is_signed(self) -> bool:
+        """Return whether this user launched or adopted the job; raises RecordError."""
+        return is_signed(self._config.read(), JOB)
+
     def signed_record(self) -> JobRecord:
         """Read config.json; raises NotSigned unless this user launched or adopted the job."""
         document = self._config.read()

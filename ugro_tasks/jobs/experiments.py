@@ -25,6 +25,9 @@ from .record_file import FORMAT
 from .snapshot import snapshot
 from .state import JobState
 
+# More than two clocks on this planet differ.
+ZONES_SECONDS = 27 * 3600.0
+
 
 class Experiments:
     """All jobs of one controller."""
@@ -76,22 +79,27 @@ class Experiments:
             shutil.rmtree(making, ignore_errors=True)
 
     def _publish(self, draft: Experiment, record: JobRecord) -> Experiment:
-        """Rename the draft to an id of this second, or of the next if that is taken."""
+        """Rename the draft to an id of this second in UTC, or of the next if that is taken.
+
+        It is later than each other job of its name, also where the clock was set back.
+        """
+        newest = self._by_submission(self._named(record.name))
+        last = newest[0][0] if newest else 0.0
         while True:
-            now = datetime.now(UTC)
-            job_id = f"{record.name}_{now:%Y%m%d_%H%M%S}"
+            at = max(time.time(), last + 0.001)
+            job_id = f"{record.name}_{datetime.fromtimestamp(at, UTC):%Y%m%d_%H%M%S}"
             draft.save_record(msgspec.structs.replace(record, job_id=job_id))
-            state = JobState(
-                format=FORMAT, phase=Phase.QUEUED, submitted_at=now.timestamp()
-            )
+            state = JobState(format=FORMAT, phase=Phase.QUEUED, submitted_at=at)
             draft.save_state(state)
             try:
                 draft.folder.rename(self.folder / job_id)
             except OSError as error:
                 if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
                     raise
+                last = at + 0.1
                 time.sleep(0.1)
             else:
+                self.files.sync()
                 return self._job(job_id)
 
     def all(self) -> Iterator[Experiment]:
@@ -102,7 +110,7 @@ class Experiments:
         return Experiment(self.folder / job_id)
 
     def _ids(self) -> list[str]:
-        """Return the ids of all jobs, the newest first.
+        """Return the ids of all jobs, the newest first as far as their times tell.
 
         Ids only: of thousands of folders, a command needs one or twenty.
         """
@@ -114,14 +122,14 @@ class Experiments:
         return sorted(ids, key=lambda job_id: (_stamp(job_id), job_id), reverse=True)
 
     def find(self, name: str) -> Experiment:
-        """Return the job with this id, or the newest with this name, refused ones last.
+        """Return the job with this id, or the one of this name submitted last, refused ones last.
 
         Raises JobNotFound with the nearest names.
         """
         ids = self._ids()
         if name in ids:
             return self._job(name)
-        found = [self._job(job_id) for job_id in ids if name_of(job_id) == name]
+        found = [job for _, job in self._by_submission(self._named(name))]
         if not found:
             hint = _nearest_names(name, ids)
             raise JobNotFound(f"no job called {name!r} in {self.folder}; {hint}")
@@ -129,6 +137,25 @@ class Experiments:
             if _phase(job) is not Phase.REFUSED:
                 return job
         return found[0]
+
+    def _named(self, name: str) -> list[str]:
+        return [job_id for job_id in self._ids() if name_of(job_id) == name]
+
+    def _by_submission(self, ids: list[str]) -> list[tuple[float, Experiment]]:
+        """Return (time of submission, job) for these ids, the last one first.
+
+        The times in ids were local before format 2, so those within ZONES of the newest are read.
+        """
+        jobs = [(_seconds_in(job_id), self._job(job_id)) for job_id in ids]
+        newest = jobs[0][0] if jobs else 0.0
+        found = []
+        for at, job in jobs:
+            if newest - at < ZONES_SECONDS:
+                with contextlib.suppress(RecordError):
+                    found.append((job.state().submitted_at, job))
+                    continue
+            found.append((at, job))
+        return sorted(found, key=lambda pair: pair[0], reverse=True)
 
     def unfinished(self) -> list[Experiment]:
         """Return the jobs that are queued or under way, oldest first, without unreadable ones."""
@@ -249,6 +276,15 @@ def _is_job(entry: os.DirEntry[str]) -> bool:
 
 def _stamp(job_id: str) -> str:
     return job_id[-STAMP_LENGTH:]
+
+
+def _seconds_in(job_id: str) -> float:
+    """Return the time in an id in Unix seconds, read as UTC; 0.0 if it is none."""
+    try:
+        moment = datetime.strptime(f"{_stamp(job_id)}+0000", "_%Y%m%d_%H%M%S%z")
+    except ValueError:
+        return 0.0
+    return moment.timestamp()
 
 
 def _nearest_names(name: str, ids: list[str]) -> str:

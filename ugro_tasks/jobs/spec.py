@@ -10,6 +10,8 @@ from msgspec import Struct, field
 from ..errors import UsageError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# Of servings and trials.
+RESERVED = re.compile(r"\.(?:serve|\d+)\Z")
 SCRIPT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*\.py")
 
 
@@ -66,6 +68,10 @@ class JobSpec(Struct, frozen=True, kw_only=True):
         if not SCRIPT.fullmatch(self.script) or ".." in self.script.split("/"):
             faults.append(
                 f"--script {self.script!r}: name a .py file inside the scripts folder"
+            )
+        if RESERVED.search(self.name):
+            faults.append(
+                f"--name {self.name!r}: names that end in .serve or .<number> are UGRO's own"
             )
         for key in self.env:
             if not VARIABLE.fullmatch(key):

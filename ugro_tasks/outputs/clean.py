@@ -157,7 +157,7 @@ def _choose(
         experiments.find(name)
     over: list[_FinishedJob] = []
     stays: list[Stay] = []
-    seen = 0
+    found: list[_FinishedJob] = []
     for experiment in experiments.all():
         if not _is_named(experiment, wish):
             continue
@@ -170,10 +170,12 @@ def _choose(
             continue
         if job.record.plan is None and job.state.phase.finished:
             continue  # it never ran, so it has no files on nodes
-        seen += 1
-        reason = _reason_to_stay(job, wish, seen)
+        found.append(job)
+    found.sort(key=lambda job: job.state.submitted_at, reverse=True)
+    for place, job in enumerate(found, start=1):
+        reason = _reason_to_stay(job, wish, place)
         if reason:
-            stays.append(Stay(job_id=experiment.job_id, reason=reason))
+            stays.append(Stay(job_id=job.experiment.job_id, reason=reason))
         else:
             over.append(job)
     return over, stays

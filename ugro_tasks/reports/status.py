@@ -58,7 +58,13 @@ def all_jobs(experiments: Experiments, limit: int | None) -> list[JobLine]:
             )
         except RecordError as error:
             lines.append(JobLine(job_id=experiment.job_id, damaged=error.text))
+    # The times in older ids are local ones. Without a state, a job stays behind the others.
+    lines.sort(key=_submitted_at, reverse=True)
     return lines
+
+
+def _submitted_at(line: JobLine) -> float:
+    return line.state.submitted_at if line.state else 0.0
 
 
 def one_job(experiment: Experiment, *, live: bool) -> JobReport:

@@ -2,14 +2,17 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.unit.factories import (
@@ -20,6 +23,7 @@ from tests.unit.factories import (
     make_plan_of,
     make_record,
     make_scripts,
+    make_spec,
 )
 from ugro_tasks.errors import JobNotFound, RecordError, UsageError
 from ugro_tasks.jobs.experiment import Experiment
@@ -687,3 +691,67 @@ def test_the_history_says_what_ended_and_how(
         "nodes": ["gpu0", "gpu1", "gpu2"],
         "started_at": record.started_at, "seconds": 2.0, "cause": "why",
     }  # fmt: skip
+
+
+# ---- which is the newest ----
+
+
+def test_ids_have_their_time_in_utc(
+    experiments: Experiments,
+    record: JobRecord,
+    scripts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = []
+    for zone in ("Asia/Tokyo", "America/New_York", "Pacific/Kiritimati"):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        made.append(experiments.create(record, scripts))
+    monkeypatch.delenv("TZ")
+    time.tzset()
+    assert experiments.find("exp1").job_id == made[-1].job_id
+    assert [job.job_id for job in experiments.all()] == [
+        job.job_id for job in reversed(made)
+    ]
+    at = made[0].state().submitted_at
+    assert made[0].job_id == f"exp1_{time.strftime('%Y%m%d_%H%M%S', time.gmtime(at))}"
+
+
+def test_the_newest_is_the_one_submitted_last_where_ids_are_local_times(
+    experiments: Experiments, record: JobRecord, scripts: Path
+) -> None:
+    """Before format 2: launched in Tokyo first, then in New York."""
+    newest = experiments.create(record, scripts)
+    lay(experiments, "exp1_20260120_230000", "exp1_20260120_100000")
+    earlier = Experiment(experiments.folder / "exp1_20260120_230000")
+    later = Experiment(experiments.folder / "exp1_20260120_100000")
+    shutil.rmtree(newest.folder)
+    for job, at in ((earlier, 1000.0), (later, 2000.0)):
+        job.save_state(msgspec.structs.replace(job.state(), submitted_at=at))
+    assert experiments.find("exp1").job_id == later.job_id
+
+
+def test_a_clock_that_was_set_back_makes_no_older_job(
+    experiments: Experiments,
+    record: JobRecord,
+    scripts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = experiments.create(record, scripts)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 86400.0)
+    second = experiments.create(record, scripts)
+    assert second.state().submitted_at > first.state().submitted_at
+    assert second.job_id > first.job_id
+    assert experiments.find("exp1").job_id == second.job_id
+
+
+@pytest.mark.parametrize("name", ["exp1.serve", "s1.7", "a.b.12"])
+def test_names_of_servings_and_trials_are_reserved(name: str) -> None:
+    with pytest.raises(UsageError, match="UGRO's own"):
+        make_spec(name=name).checked()
+
+
+@pytest.mark.parametrize("name", ["exp1.server", "v1.7b", "serve", "7", "a.7.b"])
+def test_other_names_with_dots_are_free(name: str) -> None:
+    assert make_spec(name=name).checked().name == name

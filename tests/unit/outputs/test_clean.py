@@ -23,6 +23,8 @@ from ugro_tasks.node.processes import identity
 from ugro_tasks.outputs import clean as cleaning
 from ugro_tasks.outputs.clean import HOME, Cleaning, Wish
 
+# Of other tests at the same time, processes with this token must not count.
+NAME = f"exp1_20260120_120000.{os.getpid():08x}"
 DAY = 86400.0
 
 
@@ -257,7 +259,7 @@ def ask_node(project: Path, *names: str) -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_a_node_removes_nothing_but_a_jobs_folder(tmp_path: Path, name: str) -> None:
-    folder = tmp_path / "jobs" / "exp1_20260120_120000.c0ffee00" / "output"
+    folder = tmp_path / "jobs" / NAME / "output"
     folder.mkdir(parents=True)
     (tmp_path / "jobs" / "exp1").mkdir()
     assert ask_node(tmp_path, name)["folders"] == {}
@@ -266,7 +268,7 @@ def test_a_node_removes_nothing_but_a_jobs_folder(tmp_path: Path, name: str) -> 
 
 
 def test_a_link_is_neither_followed_nor_removed(tmp_path: Path) -> None:
-    name, victim = "exp1_20260120_120000.c0ffee00", tmp_path / "victim"
+    name, victim = NAME, tmp_path / "victim"
     (victim / "deep").mkdir(parents=True)
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / name).symlink_to(victim)
@@ -275,7 +277,7 @@ def test_a_link_is_neither_followed_nor_removed(tmp_path: Path) -> None:
 
 
 def test_a_link_inside_is_removed_and_not_followed(tmp_path: Path) -> None:
-    name, victim = "exp1_20260120_120000.c0ffee00", tmp_path / "victim"
+    name, victim = NAME, tmp_path / "victim"
     victim.mkdir()
     (victim / "file").write_bytes(b"x" * 1_000_000)
     (tmp_path / "jobs" / name).mkdir(parents=True)
@@ -287,7 +289,7 @@ def test_a_link_inside_is_removed_and_not_followed(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_the_plan_of_another_job_stays(tmp_path: Path) -> None:
-    name = "exp1_20260120_120000.c0ffee00"
+    name = NAME
     folder = tmp_path / "jobs" / name
     folder.mkdir(parents=True)
     (folder / "plan.json").write_text(
@@ -301,9 +303,7 @@ def test_a_folder_with_the_plan_of_another_job_stays(tmp_path: Path) -> None:
 
 def test_a_file_with_two_names_is_counted_once(tmp_path: Path) -> None:
     """As in `resume/` of a second attempt, which shares the first one's checkpoint."""
-    first, second = (
-        f"exp1_20260120_120000.c0ffee00{attempt}" for attempt in ("", "-2")
-    )
+    first, second = (f"{NAME}{attempt}" for attempt in ("", "-2"))
     for name in (first, second):
         (tmp_path / "jobs" / name).mkdir(parents=True)
     (tmp_path / "jobs" / first / "weights").write_bytes(os.urandom(1_000_000))

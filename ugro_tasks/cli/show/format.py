@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -15,6 +15,8 @@ from ..task import as_called
 from .console import CONTROLS, Piece, Printer, Style, style
 
 LINE_BREAKS = re.compile(r"[\n\t]+")
+# Of all --json: names keep their meaning, and a number grows where that cannot be.
+JSON_FORMAT = 2
 COLUMN_GAP = "  "
 # Coloured words of tables: states of jobs, signs of checks, fits of ranks on cards.
 COLOURS: dict[str, Style] = {
@@ -67,8 +69,11 @@ def _without_empty_end(cells: list[str]) -> list[str]:
     return cells
 
 
-def show_json(value: Any) -> None:
-    """Print the value as JSON on stdout, control characters escaped."""
+def show_json(fields: Mapping[str, Any] | msgspec.Struct) -> None:
+    """Print an object as JSON on stdout with its format, control characters escaped."""
+    if isinstance(fields, msgspec.Struct):
+        fields = msgspec.structs.asdict(fields)
+    value = {"format": JSON_FORMAT, **fields}
     try:
         encoded = msgspec.json.encode(value)
     except UnicodeEncodeError:  # the name of a file that is no UTF-8
@@ -94,10 +99,10 @@ def note(message: str) -> None:
     sys.stderr.flush()
 
 
-def agree(question: str) -> bool:
-    """Ask a yes-or-no question; without a terminal the answer is no."""
+def agree(question: str, unattended: str = "--accept-new-host-keys") -> bool:
+    """Ask a yes-or-no question; without a terminal the answer is no, unless by the flag `unattended`."""
     if not sys.stdin.isatty():
-        note(f"{question} nobody is here to say yes (use --accept-new-host-keys)")
+        note(f"{question} nobody is here to say yes (use {unattended})")
         return False
     try:
         answer = input(f"{question} [y/N] ")

@@ -16,7 +16,8 @@ if TYPE_CHECKING:  # for annotations only, to load fast
 def show_reset(ended: dict[str, list[Process] | HostError], *, as_json: bool) -> None:
     """Print the processes ended on each node."""
     if as_json:
-        return show_json({node: _as_json(answer) for node, answer in ended.items()})
+        nodes = {node: _as_json(answer) for node, answer in ended.items()}
+        return show_json({"nodes": nodes})
     console = open_console()
     for node, answer in ended.items():
         if isinstance(answer, HostError):

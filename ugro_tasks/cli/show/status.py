@@ -22,7 +22,7 @@ JOB_HEADS = ["job", "state", "nodes", "started", "duration", "cause"]
 def show_jobs(lines: list[JobLine], *, as_json: bool) -> None:
     """Print a row for each job."""
     if as_json:
-        return show_json(lines)
+        return show_json({"jobs": lines})
     if not lines:
         note("no job yet; begin one: inv launch --name exp1")
         return None
