@@ -200,7 +200,9 @@ def _registered() -> Iterator[Path]:
 
 def _may_live(creator: dict[str, Any]) -> bool:
     """Return whether a lab's creator lives, or may live in another container."""
-    if creator["pid_namespace"] != namespace(os.getpid(), "pid"):
+    # An older lab did not tell its namespace.
+    here = namespace(os.getpid(), "pid")
+    if creator.get("pid_namespace", here) != here:
         return True
     return bool(_started_at(creator["pid"]) == creator["started_at"])
 

@@ -15,7 +15,6 @@ import errno
 import io
 import os
 import posixpath
-import shutil
 import stat
 import threading
 from collections.abc import Iterator
@@ -297,6 +296,8 @@ class Folder(NamedTuple):
 
     def remove(self, name: str) -> None:
         """Remove a file, a link, or a folder with all that is in it, if it exists; raises OSError."""
+        import shutil  # late: few commands remove anything
+
         with contextlib.suppress(FileNotFoundError), self.opened() as at:
             facts = os.stat(name, dir_fd=at, follow_symlinks=False)
             if stat.S_ISDIR(facts.st_mode):

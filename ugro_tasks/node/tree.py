@@ -11,9 +11,7 @@ import contextlib
 import errno
 import fnmatch
 import os
-import shutil
 import stat
-import subprocess
 from typing import (
     Any,
     Callable,
@@ -254,6 +252,10 @@ def _remove(path: str, is_folder: bool) -> None:
     if not is_folder:
         os.unlink(path)
         return
+    # Late: most users of this module remove nothing.
+    import shutil
+    import subprocess
+
     try:
         shutil.rmtree(path)
     except RecursionError:
