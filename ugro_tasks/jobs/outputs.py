@@ -144,5 +144,6 @@ class Outputs:
     def _is_old(self) -> bool:
         """Return whether the folder was made before format 2."""
         if not self._is_new:
-            self._is_new = self._outputs.exists() or not self._files.exists()
+            here = self._files.file("outputs").exists()
+            self._is_new = here or not self._files.exists()
         return not self._is_new
