@@ -25,7 +25,7 @@ from ..cluster.model import Cluster
 from ..codec import UNREADABLE, convert, decode
 from ..errors import NotSigned, RecordError
 from ..files import File, Folder
-from .gpu_samples import GpuSamples
+from .gpu_use import GpuSamples
 from .outputs import HALF_WRITTEN, Outputs
 from .phase import Reason
 from .record import JobRecord, Kind, in_present_format

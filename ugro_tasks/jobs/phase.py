@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from ..errors import Interrupted, JobFailed, NotFit
-from .words import kept_word
+from .record_file import kept_word
 
 
 class Phase(StrEnum):

@@ -8,9 +8,8 @@ from typing import Any
 from msgspec import Struct
 
 from .plan import LaunchPlan
-from .record_file import FIRST_FORMAT, FORMAT, Document
+from .record_file import FIRST_FORMAT, FORMAT, Document, kept_word
 from .spec import JobSpec
-from .words import kept_word
 
 
 class Kind(StrEnum):

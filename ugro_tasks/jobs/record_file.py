@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from enum import StrEnum
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -16,6 +17,7 @@ FORMAT = 2
 FIRST_FORMAT = 1
 
 Document = dict[str, Any]
+W = TypeVar("W", bound=StrEnum)
 
 
 class RecordFile:
@@ -109,3 +111,16 @@ def _same(item: object, known: Sequence[object]) -> object:
         if isinstance(found, dict) and found.get(written) == wanted:
             return found
     return None
+
+
+def kept_word(words: type[W], value: object) -> W | None:
+    """Return an unknown word as a nameless member, to be shown and written again as it is.
+
+    It is for `_missing_` of an enumeration; None stands for anything but a text.
+    """
+    if not isinstance(value, str):
+        return None
+    unknown = str.__new__(words, value)
+    unknown._name_ = "UNKNOWN"
+    unknown._value_ = value
+    return unknown

@@ -15,7 +15,7 @@ from ...hosts.host import Host
 from ...hosts.requests import Conversation
 from ...hosts.streams import Frame, follow
 from ...jobs.experiment import Experiment
-from ...jobs.gpu_samples import node_of_sample
+from ...jobs.gpu_use import node_of_sample
 from ...jobs.outcome import RankExit
 from ...jobs.plan import NodePlan
 from ...jobs.streams import stream_names, stream_sizes
