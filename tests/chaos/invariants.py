@@ -26,7 +26,7 @@ OF_A_JOB = {
 }  # fmt: skip
 OF_A_HOME = {
     "config.json", "state.json", "events.jsonl", "metrics.jsonl", "gpu.jsonl", "code", "logs", "stop",
-    "outputs", "manifests", "checkpoints", "artifacts",
+    ".config.json.copy", ".state.json.copy", "outputs", "manifests", "checkpoints", "artifacts",
 }  # fmt: skip
 LINE = re.compile(rb"^(rank \d+ (?:begins|step|ends) .*)$", re.M)
 OF_A_NODE = re.compile(r"lease-node\.json|torch\.json|cuda_available\.json")

@@ -53,7 +53,7 @@ def test_a_launch_works_despite_all_that_does_no_harm(stage: Stage) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("the sum is 6") == 3
     job = stage.ugro.job("despite")
-    assert (job.folder / "sum").read_text() == "6\n"
+    assert (job.folder / "outputs/0/sum").read_text() == "6\n"
     assert (
         json.loads((job.folder / "config.json").read_text())["plan"]["master_port"]
         == 29501
