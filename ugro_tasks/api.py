@@ -290,13 +290,16 @@ def job_report(
     return one_job(find(job, cluster), live=live)
 
 
-def wake_agent(cluster: AnyCluster = None) -> str | None:
-    """Start an agent where jobs are unfinished and none lives; return why that could not be done."""
+def wake_agent(cluster: AnyCluster = None) -> tuple[str | None, dict[str, str]]:
+    """Start an agent where jobs of this user are under way and none lives.
+
+    Returns why that could not be done, and {job id: why no agent of this user goes on with it}.
+    """
     from .jobs.agent_process import try_agent
 
     experiments = open_experiments(cluster)
-    ours, _ = experiments.to_supervise()
-    return try_agent(experiments) if ours else None
+    ours, left_alone = experiments.to_supervise()
+    return try_agent(experiments) if ours else None, left_alone
 
 
 def logs(

@@ -23,8 +23,9 @@ from typing import NamedTuple
 
 from .node.tree import open_beneath
 
-# Disk space that data from nodes cannot fill; a small disk reserves 2 % instead.
+# Disk space, and numbers of files, that data from nodes cannot fill; a small disk reserves 2 %.
 RESERVE_BYTES = 64 << 20
+RESERVE_FILES = 1000
 # Of opening a link, a socket, a pipe without a reader, or a name below a file.
 NOT_PLAIN = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO)
 NO_FILE = "no file of UGRO's: a link, a pipe or the like, which is not followed"
@@ -84,12 +85,15 @@ class File(NamedTuple):
             return False
         return True
 
-    def append(self, content: bytes) -> None:
+    def append(self, content: bytes, *, leaving_room: bool = False) -> None:
         """Append to the file, made if missing, in one write; raises OSError.
 
-        No reader sees half of it, not even after a kill. On a full disk nothing is written.
+        No reader sees half of it, not even after a kill. On a full disk nothing is written, with
+        `leaving_room` (for what nodes send) already on one that is nearly full.
         """
         with _appending, self.open_to_append() as file:
+            if leaving_room:
+                leave_room(file.fileno(), self.path)
             size = os.fstat(file.fileno()).st_size
             written = file.write(content)
             if written != len(content):
@@ -343,6 +347,8 @@ def leave_room(folder: int | Path, shown: Path | None = None) -> None:
     disk = os.statvfs(folder)
     total_bytes = disk.f_blocks * disk.f_frsize
     free_bytes = disk.f_bavail * disk.f_frsize
-    if free_bytes < min(RESERVE_BYTES, total_bytes // 50):
+    # Some file systems have no number of files.
+    files_full = disk.f_favail < min(RESERVE_FILES, disk.f_files // 50)
+    if files_full or free_bytes < min(RESERVE_BYTES, total_bytes // 50):
         words = os.strerror(errno.ENOSPC)
         raise OSError(errno.ENOSPC, words, str(shown or folder))

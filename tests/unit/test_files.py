@@ -8,6 +8,7 @@ import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -190,3 +191,36 @@ def test_a_short_write_is_taken_back(
         file.append(b"half a line\n")
     assert caught.value.errno == errno.ENOSPC
     assert file.read() == b"whole\n"
+
+
+@pytest.mark.parametrize(
+    ("disk", "full"),
+    [
+        ({"f_bavail": 10**9, "f_files": 10**6, "f_favail": 10**6}, False),
+        ({"f_bavail": 1000, "f_files": 10**6, "f_favail": 10**6}, True),
+        ({"f_bavail": 10**9, "f_files": 10**6, "f_favail": 900}, True),
+        ({"f_bavail": 10**9, "f_files": 3000, "f_favail": 59}, True),
+        ({"f_bavail": 10**9, "f_files": 3000, "f_favail": 61}, False),
+        ({"f_bavail": 10**9, "f_files": 0, "f_favail": 0}, False),
+    ],
+    ids=str,
+)
+def test_room_is_left_for_bytes_and_for_files(
+    records: Folder,
+    monkeypatch: pytest.MonkeyPatch,
+    disk: dict[str, int],
+    full: bool,
+) -> None:
+    """Thousands of empty files from a node must not take the last ones either."""
+    told = SimpleNamespace(f_blocks=10**9, f_frsize=4096, **disk)
+    monkeypatch.setattr(os, "statvfs", lambda _: told)
+    file = records.file("gpu.jsonl")
+    if full:
+        with pytest.raises(OSError, match="No space left"):
+            file.append(b"x", leaving_room=True)
+        with pytest.raises(OSError, match="No space left"):
+            file.append_stream(b"x")
+    else:
+        file.append(b"x", leaving_room=True)
+    file.append(b"own", leaving_room=False)
+    assert file.read() == (b"own" if full else b"xown")

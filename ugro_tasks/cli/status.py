@@ -38,9 +38,12 @@ def status(
 
     chosen = api.open_cluster(cluster)
     if not is_dry(context):
-        no_agent = api.wake_agent(chosen)
+        no_agent, left_alone = api.wake_agent(chosen)
         if no_agent:
             note(no_agent)
+        if name is None:
+            for why in left_alone.values():
+                note(why)
     if name is None:
         if live:
             raise UsageError("--live needs the name of a job")

@@ -111,6 +111,12 @@ def test_no_command_runs_what_lies_in_a_strangers_folder(
     assert (stranger.folder / "config.json").read_bytes() == before
 
 
+def test_the_list_of_jobs_says_why_nothing_goes_on(stranger: Experiment) -> None:
+    done = ugro(stranger, "status")
+    assert "queued" in done.stdout
+    assert f"ugro agent.adopt {stranger.job_id}" in done.stderr
+
+
 def test_an_agent_that_is_there_leaves_it_alone(stranger: Experiment) -> None:
     ours, left_alone = Experiments(stranger.folder.parent).to_supervise()
     assert ours == []

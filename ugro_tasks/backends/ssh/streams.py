@@ -75,7 +75,7 @@ class RankFiles:
                     node,
                     f"it sends samples of no card of its own: {(lines or self._gpu_rest)[:100]!r}",
                 )
-            self._gpu.append(lines + newline)
+            self._gpu.append(lines + newline, leaving_room=True)
             return
         self._files[frame.kind].append_stream(frame.payload)
 
