@@ -21,10 +21,13 @@ class StopRequest:
     """Asks for a job to be stopped, and knows the deadline for the proof."""
 
     def __init__(self, experiment: Experiment, *, give_up: bool = False) -> None:
-        """Ask to stop, with `give_up` without waiting for unreachable nodes; raises RecordError."""
+        """Ask to stop, with `give_up` without waiting for unreachable nodes.
+
+        Raises RecordError, and NotSigned for a job that no agent of this user would stop.
+        """
         self.experiment = experiment
-        experiment.ask_to_stop(give_up=give_up)
         grace = experiment.cluster().timeouts.stop_grace_seconds
+        experiment.ask_to_stop(give_up=give_up)
         self.patience_seconds = grace + PATIENCE_SECONDS
         self._deadline = time.monotonic() + self.patience_seconds
 

@@ -109,6 +109,8 @@ def test_no_command_runs_what_lies_in_a_strangers_folder(
         assert "ugro agent.adopt exp1_" in done.stderr
     nothing_was_run(stranger)
     assert (stranger.folder / "config.json").read_bytes() == before
+    # A stop that was refused must not come into force when the job is adopted.
+    assert not (stranger.folder / "stop").read_bytes().strip()
 
 
 def test_the_list_of_jobs_says_why_nothing_goes_on(stranger: Experiment) -> None:
