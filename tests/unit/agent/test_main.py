@@ -1,12 +1,14 @@
 """The agent as a process: one, when there is something to do, and it may be killed."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,10 +21,12 @@ from tests.unit.factories import (
     make_scripts,
 )
 from ugro_tasks.cluster.model import Environment, Timeouts
+from ugro_tasks.errors import RecordError
 from ugro_tasks.jobs.agent_process import ensure_agent
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.experiments import Experiments
 from ugro_tasks.jobs.phase import Phase
+from ugro_tasks.jobs.signature import sign
 from ugro_tasks.jobs.state import JobState
 
 # An agent outlives the command that started it: nobody waits for it.
@@ -161,6 +165,38 @@ def test_a_damaged_job_is_no_harm_to_the_next(experiments: Experiments) -> None:
     assert ended(experiment).phase is Phase.REFUSED
     assert damaged.job_id in experiments.agent_stderr.path.read_text()
     assert damaged.state().phase is Phase.QUEUED
+
+
+LATER: list[tuple[str, dict[str, Any], str]] = [
+    ("state.json", {"format": 3, "queue": {"place": 7}}, "format 3"),
+    ("state.json", {"state": "hibernating"}, "hibernating"),
+    ("config.json", {"format": 3, "cards": [0]}, "format 3"),
+    ("config.json", {"kind": "symphony"}, "symphony"),
+]
+
+
+@pytest.mark.parametrize(("name", "fields", "word"), LATER, ids=str)
+def test_what_a_later_version_wrote_is_left_alone_and_the_next_job_is_run(
+    experiments: Experiments, name: str, fields: dict[str, Any], word: str
+) -> None:
+    later = queue(experiments, linger_seconds=0.1)
+    told = json.loads((later.folder / name).read_text()) | fields
+    if name == "config.json":
+        told = sign(told, "job")
+    (later.folder / name).write_text(json.dumps(told))
+    before = {path.name: path.read_bytes() for path in later.folder.glob("*.json*")}
+    experiment = queue(experiments, linger_seconds=0.1, name="exp2")
+    ensure_agent(experiments)
+    assert ended(experiment).phase is Phase.REFUSED
+    wait_until(lambda: experiments.agent_pid() is None, "the agent to leave")
+    assert {
+        path.name: path.read_bytes() for path in later.folder.glob("*.json*")
+    } == before
+    said = experiments.agent_stderr.path.read_text()
+    assert later.job_id in said
+    assert word in said
+    with pytest.raises(RecordError, match="update UGRO"):
+        later.check_supervisable()
 
 
 def test_a_job_is_not_run_again_by_the_next_agent(experiments: Experiments) -> None:
