@@ -250,6 +250,7 @@ class _Disk:
     """What statvfs tells of a disk that is nearly full."""
 
     f_frsize, f_blocks, f_bavail = 4096, 100_000_000, 1000
+    f_files, f_favail = 1_000_000, 900_000
 
 
 def test_a_node_cannot_take_the_last_room_of_the_disk(
