@@ -267,7 +267,7 @@ class Experiment:
 
     def code_archive(self) -> bytes:
         """Pack the scripts as launched into a compressed tar; raises RecordError if they changed."""
-        return pack(self.code, self.record().code)
+        return pack(self.code, self.signed_record().code)
 
     def gpu_bytes(self, node: str) -> int:
         """Return the bytes of a node's GPU samples received so far."""

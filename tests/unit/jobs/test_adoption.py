@@ -19,6 +19,7 @@ from ugro_tasks.jobs.adoption import adopt, would_adopt
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.experiments import Experiments
 from ugro_tasks.jobs.phase import Phase
+from ugro_tasks.jobs.snapshot import snapshot
 
 ROOT = Path(__file__).resolve().parents[3]
 CLUSTER = """
@@ -165,6 +166,17 @@ def test_a_changed_record_is_nobodys(tmp_path: Path, changes: dict[str, Any]) ->
     forge(job, **changes)
     with pytest.raises(NotSigned):
         job.signed_record()
+
+
+def test_scripts_that_were_changed_with_their_hash_are_sent_nowhere(
+    tmp_path: Path,
+) -> None:
+    job = EndedJob(tmp_path).home
+    (job.folder / "code" / "train.py").write_text("print('pwned')\n")
+    code = snapshot(job.folder / "code", tmp_path / "again")
+    forge(job, code={"sha256": code.sha256, "git_commit": None})
+    with pytest.raises(NotSigned):
+        job.code_archive()
 
 
 def test_a_record_in_another_jobs_folder_is_not_taken(tmp_path: Path) -> None:
