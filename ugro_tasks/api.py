@@ -253,21 +253,23 @@ def adoption(job: AnyJob, cluster: AnyCluster = None) -> Adoption:
     return would_adopt(find(job, cluster))
 
 
-def adopt(job: AnyJob, cluster: AnyCluster = None) -> Adoption:
+def adopt(
+    job: AnyJob, cluster: AnyCluster = None, *, shown: Adoption | None = None
+) -> Adoption:
     """Take over a job that this user did not launch here, and return what that means.
 
     From now on it counts as launched by this user: an agent goes on with it if it is not over. Raises UgroError if it
-    is this user's already.
+    is this user's already, and RecordError if it is no longer what `adoption` has shown.
     """
     from .jobs.adoption import adopt, would_adopt
-    from .jobs.agent_process import try_agent
+    from .jobs.agent_process import ensure_agent
     from .jobs.experiments import Experiments
 
     experiment = find(job, cluster)
-    found = would_adopt(experiment)
-    adopt(experiment)
-    if not found.ends_at_once:
-        try_agent(Experiments(experiment.folder.parent))
+    found = shown or would_adopt(experiment)
+    adopt(experiment, found)
+    if not found.over:
+        ensure_agent(Experiments(experiment.folder.parent))
     return found
 
 

@@ -287,15 +287,10 @@ class Folder(NamedTuple):
         total = 0
         with contextlib.suppress(OSError), self.opened() as at:
             facts = os.stat(name, dir_fd=at, follow_symlinks=False)
-            if stat.S_ISREG(facts.st_mode):
-                total += facts.st_size
-            if stat.S_ISDIR(facts.st_mode):
-                for _, _, files, below in os.fwalk(name, dir_fd=at):
-                    for file in files:
-                        with contextlib.suppress(OSError):
-                            facts = os.stat(file, dir_fd=below, follow_symlinks=False)
-                            if stat.S_ISREG(facts.st_mode):
-                                total += facts.st_size
+            if not stat.S_ISDIR(facts.st_mode):
+                return _bytes_of(name, at)
+            for _, _, files, below in os.fwalk(name, dir_fd=at):
+                total += sum(_bytes_of(file, below) for file in files)
         return total
 
     def remove(self, name: str) -> None:
@@ -311,6 +306,16 @@ class Folder(NamedTuple):
 
     def _below(self, name: str) -> str:
         return f"{self.name}/{name}" if self.name else name
+
+
+def _bytes_of(name: str, at: int) -> int:
+    """Return the bytes of a regular file in a folder's descriptor, 0 for anything else."""
+    try:
+        facts = os.stat(name, dir_fd=at, follow_symlinks=False)
+    except OSError:
+        # It may vanish between the listing and the look at it.
+        return 0
+    return facts.st_size if stat.S_ISREG(facts.st_mode) else 0
 
 
 @contextlib.contextmanager

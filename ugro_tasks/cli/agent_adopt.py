@@ -43,6 +43,6 @@ def adopt(
     question = f"Sign {found.job_id} as yours?"
     if not yes and not agree(question, unattended="--yes"):
         raise NotSigned(f"{found.job_id} was not taken over; nothing was changed")
-    api.adopt(job)
+    api.adopt(job, shown=found)
     note(f"{found.job_id} is yours now")
     return found

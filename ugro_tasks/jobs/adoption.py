@@ -5,10 +5,11 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-from ..cluster.model import Cluster, Node
+from ..cluster.model import Node
 from ..errors import RecordError, UgroError
 from .experiment import Experiment
 from .phase import Phase
+from .record import JobRecord
 from .record_file import FORMAT
 
 
@@ -19,9 +20,10 @@ class AdoptedNode(Struct, frozen=True, kw_only=True):
     reached: str
     """`local`, or the word for SSH: user@address, port and jump host."""
     python: str
+    """The program that runs UGRO's own there."""
+    interpreter: str
+    """The program that runs the training there."""
     project: str
-    command: tuple[str, ...] = ()
-    """The last attempt's; empty if there was none."""
 
 
 class Adoption(Struct, frozen=True, kw_only=True):
@@ -30,11 +32,11 @@ class Adoption(Struct, frozen=True, kw_only=True):
     job_id: str
     folder: str
     state: Phase
-    ends_at_once: bool
-    """Whether the job is over, so that nothing is run but what its user asks for later."""
-    script: str
-    code_sha256: str
+    over: bool
+    """Whether the job has ended, so that nothing is run but what its user asks for later."""
     nodes: list[AdoptedNode]
+    record: JobRecord
+    """All of it, as it will be signed."""
 
 
 def would_adopt(experiment: Experiment) -> Adoption:
@@ -45,38 +47,26 @@ def would_adopt(experiment: Experiment) -> Adoption:
     if experiment.is_signed():
         raise UgroError(f"{experiment.job_id} is yours already; nothing was changed")
     record = experiment.record()
+    experiment.check_is_of(record)
     state = experiment.state()
-    if record.job_id != experiment.job_id:
-        raise RecordError(
-            f"{experiment.folder}: the record of another job, {record.job_id}; give the folder that name back"
-        )
-    try:
-        cluster = Cluster.from_json(record.cluster)
-    except ValueError as error:
-        raise RecordError(
-            f"{experiment.job_id}: its cluster is none that this UGRO knows: {error}"
-        ) from error
-    plans = record.plan.nodes if record.plan else ()
-    commands = {plan.node: plan.argv for plan in plans}
     nodes = []
-    for node in cluster.nodes:
+    for node in experiment.cluster_in(record).nodes:
         nodes.append(
             AdoptedNode(
                 name=node.name,
                 reached=_way_to(node),
                 python=node.python,
+                interpreter=node.environment.interpreter(node.project),
                 project=node.project,
-                command=commands.get(node.name, ()),
             )
         )
     return Adoption(
         job_id=experiment.job_id,
         folder=str(experiment.folder),
         state=state.phase,
-        ends_at_once=state.phase.finished,
-        script=record.script,
-        code_sha256=record.code.sha256,
+        over=state.phase.finished,
         nodes=nodes,
+        record=record,
     )
 
 
@@ -89,16 +79,16 @@ def _way_to(node: Node) -> str:
     return f"{way} by way of {node.jump}" if node.jump else way
 
 
-def adopt(experiment: Experiment) -> None:
+def adopt(experiment: Experiment, shown: Adoption) -> None:
     """Sign a job's record as this user's own, and bring its folder to the present format.
 
-    Raises RecordError.
+    Raises RecordError, also if the record is no longer the one that was shown.
     """
     try:
+        experiment.adopt(shown.record)
         experiment.outputs.upgrade()
         state = experiment.state()
         newest = max(state.format, FORMAT)
         experiment.save_state(msgspec.structs.replace(state, format=newest))
-        experiment.adopt()
     except OSError as error:
         raise RecordError(f"{error.filename}: {error.strerror}") from error

@@ -115,11 +115,15 @@ class Experiment:
                 f"See what it would run where, and take it over: inv agent.adopt {self.job_id}"
             )
         record = self._record_in(document)
+        self.check_is_of(record)
+        return record
+
+    def check_is_of(self, record: JobRecord) -> None:
+        """Raise NotSigned for the record of another job, in a folder that was renamed or filled by hand."""
         if record.job_id != self.job_id:
             raise NotSigned(
                 f"{self.folder}: the record of another job, {record.job_id}; give the folder that name back"
             )
-        return record
 
     def check_supervisable(self) -> None:
         """Raise RecordError if no agent of this user and this version may supervise the job.
@@ -128,7 +132,7 @@ class Experiment:
         """
         record = self.signed_record()
         state = self.state()
-        self.cluster()
+        self.cluster_in(record)
         newest = max(record.format, state.format)
         if newest > FORMAT:
             why = f"its records have format {newest}, and this UGRO knows {FORMAT} at most"
@@ -148,8 +152,12 @@ class Experiment:
 
     def cluster(self) -> Cluster:
         """Return the cluster as it was at launch; raises NotSigned and RecordError."""
+        return self.cluster_in(self.signed_record())
+
+    def cluster_in(self, record: JobRecord) -> Cluster:
+        """Return the cluster of a record; raises RecordError if it is none that this UGRO knows."""
         try:
-            return Cluster.from_json(self.signed_record().cluster)
+            return Cluster.from_json(record.cluster)
         except ValueError as error:
             raise RecordError(
                 f"{self._config.file.path}: its cluster is none that this UGRO knows: {error}"
@@ -165,11 +173,16 @@ class Experiment:
             self.signed_record()
         self._write_signed(record, before)
 
-    def adopt(self) -> None:
-        """Sign the record as this user's own, in the present format; raises RecordError."""
-        record = self.record()
-        adopted = msgspec.structs.replace(record, format=max(record.format, FORMAT))
-        self._write_signed(adopted, self._before(self._config))
+    def adopt(self, shown: JobRecord) -> None:
+        """Sign the record as this user's own, in the present format.
+
+        Raises RecordError unless it is still the one that was shown.
+        """
+        before = self._config.read()
+        if self._record_in(before) != shown:
+            raise RecordError(f"{self.job_id}: changed since it was shown; look again")
+        adopted = msgspec.structs.replace(shown, format=max(shown.format, FORMAT))
+        self._write_signed(adopted, before)
 
     def _write_signed(self, record: JobRecord, before: Document) -> None:
         document = with_unknown_fields(record, in_present_format(before))

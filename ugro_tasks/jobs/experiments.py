@@ -83,7 +83,7 @@ class Experiments:
 
         It is later than each other job of its name, also where the clock was set back.
         """
-        newest = self._by_submission(self._named(record.name))
+        newest = self._by_submission(_named(record.name, self._ids()))
         last = newest[0][0] if newest else 0.0
         while True:
             at = max(time.time(), last + 0.001)
@@ -129,7 +129,7 @@ class Experiments:
         ids = self._ids()
         if name in ids:
             return self._job(name)
-        found = [job for _, job in self._by_submission(self._named(name))]
+        found = [job for _, job in self._by_submission(_named(name, ids))]
         if not found:
             hint = _nearest_names(name, ids)
             raise JobNotFound(f"no job called {name!r} in {self.folder}; {hint}")
@@ -138,13 +138,10 @@ class Experiments:
                 return job
         return found[0]
 
-    def _named(self, name: str) -> list[str]:
-        return [job_id for job_id in self._ids() if name_of(job_id) == name]
-
     def _by_submission(self, ids: list[str]) -> list[tuple[float, Experiment]]:
         """Return (time of submission, job) for these ids, the last one first.
 
-        The times in ids were local before format 2, so those within ZONES of the newest are read.
+        The times in ids were local before format 2, so those within ZONES_SECONDS of the newest are read.
         """
         jobs = [(_seconds_in(job_id), self._job(job_id)) for job_id in ids]
         newest = jobs[0][0] if jobs else 0.0
@@ -276,6 +273,10 @@ def _is_job(entry: os.DirEntry[str]) -> bool:
 
 def _stamp(job_id: str) -> str:
     return job_id[-STAMP_LENGTH:]
+
+
+def _named(name: str, ids: list[str]) -> list[str]:
+    return [job_id for job_id in ids if name_of(job_id) == name]
 
 
 def _seconds_in(job_id: str) -> float:

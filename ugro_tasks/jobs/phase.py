@@ -64,7 +64,7 @@ class Reason(StrEnum):
 
 
 class Rule(NamedTuple):
-    """What may follow a state, and the exit code if its job's record has none; None while it waits."""
+    """What may follow a state, and the exit code of an end; a job's record may have its own."""
 
     follows: frozenset[Phase]
     exit_code: int | None = None

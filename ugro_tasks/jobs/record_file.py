@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -32,10 +33,8 @@ class RecordFile:
         try:
             return _parsed(self.file)
         except RecordError:
-            try:
+            with contextlib.suppress(RecordError):
                 return _parsed(self.copy)
-            except RecordError:
-                pass
             raise
 
     def is_torn(self) -> bool:
@@ -53,9 +52,7 @@ class RecordFile:
 
     def damaged(self, why: object) -> RecordError:
         """Make the error of a record that makes no sense."""
-        return RecordError(
-            f"{self.file.path}: not written by this UGRO, or damaged: {why}"
-        )
+        return _damaged(self.file, why)
 
 
 def _parsed(file: File) -> Document:
@@ -65,9 +62,11 @@ def _parsed(file: File) -> Document:
     except OSError as error:
         raise RecordError(f"{file.path}: {error.strerror}") from error
     except UNREADABLE as error:
-        raise RecordError(
-            f"{file.path}: not written by UGRO, or damaged: {error}"
-        ) from error
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: File, why: object) -> RecordError:
+    return RecordError(f"{file.path}: not written by this UGRO, or damaged: {why}")
 
 
 def with_unknown_fields(value: object, before: object) -> Any:

@@ -14,8 +14,8 @@ CHARACTERS_MOST = 1 << 28
 class Listing:
     """The entries of a source, by path.
 
-    `only`, `files`, `exclude` and `never_links` are the choice given to the source; see `Source`. An entry outside
-    that choice is refused: the folder may contain files from elsewhere.
+    `only`, `files`, `exclude` and `never_links` are the choice given to the source; see `Source`. An
+    entry outside that choice is refused: the folder may contain files from elsewhere.
     """
 
     def __init__(

@@ -65,9 +65,9 @@ class Receiver:
     `link_from` are folders, relative to this one, to link files of the same path, size and time
     from. `delete` removes files missing at the source, except those matching `exclude`. `verify`
     compares contents, not only sizes and times. `only`, `files`, `exclude`, `never_links` and
-    `links` are as in `Source`: anything else from a source is refused. `vanished` allows files to disappear at the
-    source. `room` is called before each piece and may raise OSError; `alive` is called during long
-    work without frames.
+    `links` are as in `Source`: anything else from a source is refused. `vanished` allows files to
+    disappear at the source. `room` is called before each piece and may raise OSError; `alive` is
+    called during long work without frames.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ import pytest
 
 from tests.unit.ended import EndedJob
 from tests.unit.factories import make_cluster, make_node, make_record, make_scripts
-from ugro_tasks.errors import NotSigned, UgroError
+from ugro_tasks.errors import NotSigned, RecordError, UgroError
 from ugro_tasks.jobs.adoption import adopt, would_adopt
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.experiments import Experiments
@@ -129,6 +129,7 @@ def test_an_agent_that_is_there_leaves_it_alone(stranger: Experiment) -> None:
 def test_what_it_would_run_is_shown_before_it_is_adopted(stranger: Experiment) -> None:
     found = would_adopt(stranger)
     [node] = found.nodes
+    assert found.record == stranger.record()
     assert (node.name, node.reached) == ("here", "local")
     assert node.python.endswith("pwn.sh")
     said = ugro(stranger, "agent.adopt", "exp1").stdout
@@ -139,12 +140,21 @@ def test_what_it_would_run_is_shown_before_it_is_adopted(stranger: Experiment) -
 
 
 def test_an_adopted_job_counts_as_launched_here(stranger: Experiment) -> None:
-    adopt(stranger)
+    adopt(stranger, would_adopt(stranger))
     assert stranger.signed_record().name == "exp1"
     ours, left_alone = Experiments(stranger.folder.parent).to_supervise()
     assert ([job.job_id for job in ours], left_alone) == ([stranger.job_id], {})
     with pytest.raises(UgroError, match="yours already"):
         would_adopt(stranger)
+
+
+def test_only_what_was_shown_is_adopted(stranger: Experiment) -> None:
+    shown = would_adopt(stranger)
+    forge(stranger, env={"LD_PRELOAD": "/tmp/pwn.so"})
+    with pytest.raises(RecordError, match="changed since it was shown"):
+        adopt(stranger, shown)
+    assert not stranger.is_signed()
+    assert "LD_PRELOAD" in ugro(stranger, "agent.adopt", "exp1").stdout
 
 
 @pytest.mark.parametrize(

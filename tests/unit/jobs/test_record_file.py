@@ -140,7 +140,7 @@ def test_a_record_of_the_first_format_is_read(job: Experiment) -> None:
         job.signed_record()
     with pytest.raises(NotSigned):
         job.save_record(record)
-    job.adopt()
+    job.adopt(record)
     assert job.signed_record().format == 2
 
 
