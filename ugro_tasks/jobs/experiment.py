@@ -272,9 +272,11 @@ class Experiment:
             if not is_signed(document, STOP):
                 return None
             request = convert(StopOfJob, document)
-        except (OSError, *UNREADABLE):
+            nonce = self.record().nonce
+        except (OSError, RecordError, *UNREADABLE):
+            # Neither a lost secret nor a torn record is a request, nor the end of the job.
             return None
-        if request.job_id != self.job_id or request.nonce != self.record().nonce:
+        if request.job_id != self.job_id or request.nonce != nonce:
             return None
         return request
 

@@ -216,6 +216,19 @@ def test_a_stop_that_is_not_signed_stops_nothing(
     assert (job.stop_asked, job.given_up) == (True, True)
 
 
+def test_a_secret_that_cannot_be_used_is_no_request_and_no_end_of_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    job = EndedJob(tmp_path).home
+    job.ask_to_stop()
+    key = tmp_path / "state" / "ugro" / "signing.key"
+    key.chmod(0o644)
+    assert not job.stop_asked
+    key.chmod(0o600)
+    assert job.stop_asked
+
+
 def test_a_stop_can_be_asked_for_on_a_full_disk(tmp_path: Path) -> None:
     """Its file is there from the start, with room for the request."""
     job = EndedJob(tmp_path).home
