@@ -34,7 +34,7 @@ from .signature import is_signed, sign
 from .snapshot import pack
 from .state import Event, JobState
 
-STAMP = re.compile(r"_\d{8}_\d{6}")
+JOB_ID = re.compile(r".+_\d{8}_\d{6}", re.ASCII | re.DOTALL)
 STAMP_LENGTH = len("_20260120_120000")
 LOG_NAME = re.compile(r"training_rank(\d+)\.log")
 METRICS_NAME = "metrics.jsonl"
@@ -298,9 +298,19 @@ class Experiment:
         return {rank: self.log(rank) for rank in sorted(ranks)}
 
 
+def is_id(name: str) -> bool:
+    """Return whether a folder's name is a job's id: its name, and a time stamp."""
+    return bool(JOB_ID.fullmatch(name))
+
+
 def name_of(job_id: str) -> str:
     """Return the job's name: its id without the time stamp."""
     return job_id[:-STAMP_LENGTH]
+
+
+def stamp_of(job_id: str) -> str:
+    """Return the time stamp of an id, which begins with an underscore."""
+    return job_id[-STAMP_LENGTH:]
 
 
 def _events(lines: bytes) -> Iterator[Event]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-import secrets
 import stat
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,7 @@ def _key(*, make: bool) -> bytes:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.make()
             # Of two first launches at once, one makes the key.
-            file.create(secrets.token_bytes(KEY_BYTES))
+            file.create(os.urandom(KEY_BYTES))
         with file.open() as opened:
             facts = os.fstat(opened.fileno())
             key = opened.read()
