@@ -73,6 +73,21 @@ GROUPS = (
         by_default=True,
     ),
     Group(
+        name="power",
+        about="whatever a power cut leaves of a job's folder, the next agent goes on from it",
+        paths=("tests/unit/agent/test_power_cut.py",),
+        minutes=2,
+    ),
+    Group(
+        name="hostile",
+        about="ranks and nodes that turn against their controller, and people who share a folder",
+        paths=(
+            "tests/launch/test_hostile_rank.py",
+            "tests/launch/test_shapeshifter.py",
+        ),
+        minutes=3,
+    ),
+    Group(
         name="fresh",
         about="the README's first command in a fresh checkout, with next to nothing on PATH",
         paths=("tests/fresh",),

@@ -6,6 +6,9 @@
 Each path is opened name by name below a folder of the user's choice (`node/tree.py`), and only
 regular files are opened. A link, a pipe or a device in their place is an OSError with these words,
 and is neither followed nor waited for: what fills these folders comes from other machines.
+
+They are readable by their owner only; in a folder shared by a group, one with the setgid bit, also
+by the group (see docs/sharing.md). The umask is obeyed, and nobody but the owner may change them.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from .node.tree import open_beneath
 # Disk space, and numbers of files, that data from nodes cannot fill; a small disk reserves 2 %.
 RESERVE_BYTES = 64 << 20
 RESERVE_FILES = 1000
+TAIL_BYTES = 1 << 16
 # Of opening a link, a socket, a pipe without a reader, or a name below a file.
 NOT_PLAIN = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO)
 NO_FILE = "no file of UGRO's: a link, a pipe or the like, which is not followed"
@@ -50,8 +54,7 @@ class File(NamedTuple):
 
     def open_to_change(self) -> io.FileIO:
         """Open the file, made if missing, to read and write without a buffer; raises OSError."""
-        descriptor = self._descriptor(os.O_RDWR | os.O_CREAT)
-        return open(descriptor, "r+b", buffering=0)
+        return self._opened(os.O_RDWR | os.O_CREAT)
 
     def open_to_append(self) -> io.FileIO:
         """Open the file, made if missing, to append without a buffer; raises OSError."""
@@ -77,28 +80,36 @@ class File(NamedTuple):
 
     def exists(self) -> bool:
         """Return whether there is anything of this name, also a link."""
+        return self.owner() is not None
+
+    def owner(self) -> int | None:
+        """Return the user id of who owns the file, or the link in its place; None without one."""
         parent, name = self._place()
         try:
             with parent.opened() as at:
-                os.stat(name, dir_fd=at, follow_symlinks=False)
+                return os.stat(name, dir_fd=at, follow_symlinks=False).st_uid
         except OSError:
-            return False
-        return True
+            return None
 
-    def append(self, content: bytes, *, leaving_room: bool = False) -> None:
-        """Append to the file, made if missing, in one write; raises OSError.
+    def append_lines(self, lines: bytes, *, leaving_room: bool = False) -> int:
+        """Append whole lines to the file, made if missing, in one write; raises OSError.
 
-        No reader sees half of it, not even after a kill. On a full disk nothing is written, with
-        `leaving_room` (for what nodes send) already on one that is nearly full.
+        No reader sees half of them, not even after a kill. On a full disk nothing is written, with
+        `leaving_room` (for what nodes send) already on one that is nearly full. After a power cut
+        half a line may be there, or NULs in its place: it is cut off first. Return its bytes.
         """
-        with _appending, self.open_to_append() as file:
+        with _appending, self._opened(os.O_RDWR | os.O_APPEND | os.O_CREAT) as file:
             if leaving_room:
                 leave_room(file.fileno(), self.path)
             size = os.fstat(file.fileno()).st_size
-            written = file.write(content)
-            if written != len(content):
-                file.truncate(size)
+            whole = _end_of_lines(file, size)
+            if whole < size:
+                file.truncate(whole)
+            written = file.write(lines)
+            if written != len(lines):
+                file.truncate(whole)
                 raise self._error(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return size - whole
 
     def append_stream(self, content: bytes) -> None:
         """Append to the file, made if missing; raises OSError after as much as the disk takes.
@@ -107,15 +118,23 @@ class File(NamedTuple):
         """
         with self.open_to_append() as file:
             leave_room(file.fileno(), self.path)
-            left = memoryview(content)
-            while left:
-                left = left[file.write(left) :]
+            _write_all(file, content)
 
     def replace(self, content: bytes) -> None:
         """Write the whole file by one rename; raises OSError and keeps the old one on a full disk."""
         parent, name = self._place()
         with parent.opened() as at, _written(at, name, content, self.path) as written:
             os.replace(written, name, src_dir_fd=at, dst_dir_fd=at)
+
+    def write_new(self, content: bytes, mode: int) -> None:
+        """Write a file that is not there yet, with these permissions; raises OSError.
+
+        It is on the disk when this returns, but for its name: see `Folder.sync`.
+        """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        with open(self._descriptor(flags, mode), "wb", buffering=0) as file:
+            _write_all(file, content)
+            os.fsync(file.fileno())
 
     def replace_durably(self, content: bytes, copy: File) -> None:
         """Write the whole file and a copy beside it, for a power cut to leave one of them whole.
@@ -132,6 +151,22 @@ class File(NamedTuple):
             os.replace(written_copy, other, src_dir_fd=at, dst_dir_fd=at)
             os.replace(written, name, src_dir_fd=at, dst_dir_fd=at)
             os.fsync(at)
+
+    def cut_nuls(self, keep: int) -> None:
+        """Cut off the NULs at the end, down to `keep` bytes; raises OSError.
+
+        A power cut may leave NULs in place of what was written last.
+        """
+        with contextlib.suppress(FileNotFoundError), self._opened(os.O_RDWR) as file:
+            size = os.fstat(file.fileno()).st_size
+            content = _end_of_content(file, size)
+            if max(content, keep) < size:
+                file.truncate(max(content, keep))
+
+    def sync(self) -> None:
+        """Have the disk keep the content, if the file exists; raises OSError."""
+        with contextlib.suppress(FileNotFoundError), self.open() as file:
+            os.fsync(file.fileno())
 
     def overwrite(self, content: bytes) -> None:
         """Write over the start of the file, made if missing, in one write; raises OSError.
@@ -169,12 +204,17 @@ class File(NamedTuple):
     def _place(self) -> tuple[Folder, str]:
         return self.parent, posixpath.basename(self.name)
 
-    def _descriptor(self, flags: int) -> int:
+    def _opened(self, flags: int) -> io.FileIO:
+        """Open the file to read and write without a buffer."""
+        return open(self._descriptor(flags), "r+b", buffering=0)
+
+    def _descriptor(self, flags: int, mode: int | None = None) -> int:
+        parent, name = self._place()
+        # A pipe opened without O_NONBLOCK would wait for its other end.
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
         try:
-            # A pipe opened without O_NONBLOCK would wait for its other end.
-            descriptor = open_beneath(
-                str(self.root), self.name, flags | os.O_NONBLOCK | os.O_NOCTTY
-            )
+            with parent.opened() as at:
+                descriptor = os.open(name, flags, mode or _mode_in(at), dir_fd=at)
         except OSError as error:
             words = NO_FILE if error.errno in NOT_PLAIN else error.strerror
             raise self._error(error.errno, words) from error
@@ -197,6 +237,11 @@ class Entry(NamedTuple):
     def is_folder(self) -> bool:
         """Return whether it is a folder, and no link to one."""
         return stat.S_ISDIR(self.facts.st_mode)
+
+    @property
+    def is_link(self) -> bool:
+        """Return whether it is a link."""
+        return stat.S_ISLNK(self.facts.st_mode)
 
     @property
     def is_file(self) -> bool:
@@ -249,7 +294,7 @@ class Folder(NamedTuple):
             self.parent.make()
             name = posixpath.basename(self.name)
             with self.parent.opened() as at, contextlib.suppress(FileExistsError):
-                os.mkdir(name, dir_fd=at)
+                os.mkdir(name, 0o755, dir_fd=at)
         with self.opened():
             return
 
@@ -269,7 +314,11 @@ class Folder(NamedTuple):
     def move(self, name: str, into: Folder, new_name: str | None = None) -> None:
         """Move a file, link or folder of this folder into another one; raises OSError."""
         with self.opened() as at, into.opened() as target:
-            os.rename(name, new_name or name, src_dir_fd=at, dst_dir_fd=target)
+            try:
+                os.rename(name, new_name or name, src_dir_fd=at, dst_dir_fd=target)
+            except OSError as error:
+                path = str(self.path / name)
+                raise OSError(error.errno, error.strerror, path) from error
 
     def entries(self) -> list[Entry]:
         """Return what is in the folder, sorted by name; nothing if it is missing or no folder."""
@@ -318,6 +367,43 @@ def _bytes_of(name: str, at: int) -> int:
     return facts.st_size if stat.S_ISREG(facts.st_mode) else 0
 
 
+def _end_of_lines(file: io.FileIO, size: int) -> int:
+    """Return the place after the last line feed of a file."""
+    end = size
+    while end:
+        begin = max(0, end - TAIL_BYTES)
+        found = os.pread(file.fileno(), end - begin, begin).rfind(b"\n")
+        if found >= 0:
+            return begin + found + 1
+        end = begin
+    return 0
+
+
+def _end_of_content(file: io.FileIO, size: int) -> int:
+    """Return the place after the last byte of a file that is no NUL."""
+    end = size
+    while end:
+        begin = max(0, end - TAIL_BYTES)
+        content = os.pread(file.fileno(), end - begin, begin).rstrip(b"\0")
+        if content:
+            return begin + len(content)
+        end = begin
+    return 0
+
+
+def _mode_in(folder: int) -> int:
+    """Return the permissions of a new file in a folder's descriptor."""
+    if os.fstat(folder).st_mode & stat.S_ISGID:
+        return 0o640
+    return 0o600
+
+
+def _write_all(file: io.FileIO, content: bytes) -> None:
+    left = memoryview(content)
+    while left:
+        left = left[file.write(left) :]
+
+
 @contextlib.contextmanager
 def _written(
     at: int, name: str, content: bytes, shown: Path, *, durably: bool = False
@@ -329,11 +415,9 @@ def _written(
     temporary = f".{name}.{os.getpid()}.{threading.get_ident()}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
     try:
-        descriptor = os.open(temporary, flags, 0o600, dir_fd=at)
+        descriptor = os.open(temporary, flags, _mode_in(at), dir_fd=at)
         with open(descriptor, "wb", buffering=0) as file:
-            left = memoryview(content)
-            while left:
-                left = left[file.write(left) :]
+            _write_all(file, content)
             if durably:
                 os.fsync(descriptor)
         yield temporary

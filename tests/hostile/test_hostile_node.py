@@ -25,6 +25,7 @@ from tests.hostile.running import ugro
 from tests.hostile.test_hostile_trees import no_way_out
 from tests.hosts.helpers import sshd_on
 from tests.unit.factories import (
+    asked_to_stop,
     make_cluster,
     make_node,
     make_node_plan,
@@ -179,7 +180,7 @@ def test_an_rsync_that_sends_other_things_changes_nothing_outside_the_jobs_outpu
         assert {
             path.name: path.read_bytes() for path in job.folder.glob("*.json*")
         } == own
-        assert not job.stop_asked
+        assert not asked_to_stop(job)
         assert not job.log(0).exists()
         assert {path: path.read_bytes() for path in others} == others
 

@@ -19,6 +19,7 @@ from tests.hostile.profiles import examples
 from tests.hostile.running import tree
 from tests.hostile.strategies import changed, dumped
 from tests.unit.ended import EndedJob
+from tests.unit.factories import asked_to_stop
 from ugro_tasks.errors import HostError, UgroError
 from ugro_tasks.hosts.fleet import Fleet
 from ugro_tasks.hosts.stray_links import remove_stray_links
@@ -191,7 +192,7 @@ def test_what_a_node_gives_to_gather_stays_in_the_folder_of_its_job(
             assert outside(home.folder.parent.parent) == before
             no_way_out(home.folder)
             assert {name: (home.folder / name).read_bytes() for name in own} == own
-            assert not home.stop_asked
+            assert not asked_to_stop(home)
     finally:
         shutil.rmtree(home.folder)
         shutil.copytree(kept, home.folder, symlinks=True)

@@ -97,7 +97,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> EndedJob:
     for step in (1, 2, 3):
         store(job.home, f"checkpoint-{step}", step, 0, (0,), rank0=b"weights")
     for file in (job.home.log(0), job.home.metrics, job.home.gpu):
-        file.append(b"{}\n")
+        file.append_lines(b"{}\n")
     job.home.add_event(Event(time=1.0, message="x"))
     job.home.outputs.link_for_people()
     job.write(0, "artifacts/model.bin", b"model")

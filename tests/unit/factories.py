@@ -14,6 +14,7 @@ import msgspec
 
 from ugro_tasks.cluster.model import Cluster, Environment, Node, TrainingDefaults
 from ugro_tasks.codec import convert
+from ugro_tasks.errors import RecordError
 from ugro_tasks.hosts.answers import ProbeAnswer
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.plan import LaunchPlan, NodePlan
@@ -131,6 +132,15 @@ def make_record(cluster: Cluster, **changes: Any) -> JobRecord:
         "ugro_version": "0.1.0",
     }
     return JobRecord(**{**given, **changes})
+
+
+def asked_to_stop(job: Experiment, *, give_up: bool = False) -> bool:
+    """Whether this user asked for the job to be stopped."""
+    try:
+        request = job.stop_request()
+    except RecordError:
+        return False
+    return request is not None and request.give_up is give_up
 
 
 def make_node_plan(rank: int = 0, **changes: Any) -> NodePlan:

@@ -62,7 +62,7 @@ def test_what_is_no_plain_file_is_neither_read_nor_written(
         with pytest.raises(OSError) as caught:
             work()
         assert caught.value.filename == str(file.path)
-    for write in (file.append, file.append_stream):
+    for write in (file.append_lines, file.append_stream):
         with pytest.raises(OSError, match=r"UGRO|Is a directory"):
             write(b"forged")
     assert (records.root.parent / "victim").read_text() == "precious"
@@ -92,9 +92,9 @@ def test_no_folder_on_the_way_may_be_a_link(records: Folder, name: str) -> None:
     file = folder.file("state.json")
     acts: list[Callable[[], object]] = [
         file.read,
-        lambda: file.append(b"forged"),
+        lambda: file.append_lines(b"forged"),
         lambda: file.replace(b"forged"),
-        lambda: folder.file("new").append(b"x"),
+        lambda: folder.file("new").append_lines(b"x\n"),
         folder.folder("new").make,
         lambda: folder.remove("state.json"),
         file.remove,
@@ -126,7 +126,7 @@ def test_a_missing_file_is_empty_and_cannot_be_opened(records: Folder) -> None:
 
 def test_files_are_made_for_their_owner_only(records: Folder) -> None:
     made = [records.file(name) for name in ("a", "b", "c", "d")]
-    made[0].append(b"x")
+    made[0].append_lines(b"x\n")
     made[1].append_stream(b"x")
     made[2].replace(b"x")
     made[3].create(b"x")
@@ -165,7 +165,7 @@ def test_a_short_write_is_taken_back(
     records: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = records.file("events.jsonl")
-    file.append(b"whole\n")
+    file.append_lines(b"whole\n")
 
     class Full:
         """A file on a disk with room for three bytes."""
@@ -185,10 +185,10 @@ def test_a_short_write_is_taken_back(
         def __getattr__(self, name: str) -> object:
             return getattr(self.opened, name)
 
-    opened = file.open_to_append()
-    monkeypatch.setattr(File, "open_to_append", lambda _: Full(opened))
+    opened = file._opened(os.O_RDWR | os.O_APPEND)
+    monkeypatch.setattr(File, "_opened", lambda *_: Full(opened))
     with pytest.raises(OSError) as caught:
-        file.append(b"half a line\n")
+        file.append_lines(b"half a line\n")
     assert caught.value.errno == errno.ENOSPC
     assert file.read() == b"whole\n"
 
@@ -217,10 +217,10 @@ def test_room_is_left_for_bytes_and_for_files(
     file = records.file("gpu.jsonl")
     if full:
         with pytest.raises(OSError, match="No space left"):
-            file.append(b"x", leaving_room=True)
+            file.append_lines(b"x\n", leaving_room=True)
         with pytest.raises(OSError, match="No space left"):
-            file.append_stream(b"x")
+            file.append_stream(b"x\n")
     else:
-        file.append(b"x", leaving_room=True)
-    file.append(b"own", leaving_room=False)
-    assert file.read() == (b"own" if full else b"xown")
+        file.append_lines(b"x\n", leaving_room=True)
+    file.append_lines(b"own\n", leaving_room=False)
+    assert file.read() == (b"own\n" if full else b"x\nown\n")

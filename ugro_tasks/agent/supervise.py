@@ -62,7 +62,7 @@ class Supervision:
             return outcome, End(phase=Phase.FAILED)
 
     def _next_step(self, outcome: Outcome) -> Restart | End:
-        stop_asked = self.experiment.stop_asked
+        stop_asked = self.journal.stop_asked
         return next_step(
             outcome, self.journal.record, self.journal.state, stop_asked=stop_asked
         )
@@ -102,9 +102,8 @@ class Supervision:
         return Outcome(phase=Phase.SUCCEEDED)
 
     def _end_attempt(self, outcome: Outcome, restart: Restart) -> None:
-        """Write down how the attempt ended, and fetch the outputs of its ranks; another follows."""
-        if self.journal.attempt:
-            self.journal.change_attempt(ended_at=time.time(), cause=outcome.as_cause())
+        """Fetch the outputs of the attempt's ranks, and write down how it ended; another follows."""
+        ended = {"ended_at": time.time(), "cause": outcome.as_cause()}
         reached = {rank.node for rank in self.journal.state.ranks if rank.proven_gone}
         for error in self._fetch(reached):
             self.journal.say(f"not gathered: {error.text}")
@@ -113,7 +112,12 @@ class Supervision:
         self.journal.say(
             f"{why}; restart {restart.number} of {self.journal.record.max_restarts}"
         )
-        self.journal.change(phase=Phase.QUEUED)
+        # Nobody asks the nodes for the rest of an attempt that has ended.
+        self.journal.insist(self.experiment.sync_streams)
+        # In one write, and last: an agent that dies before goes on with this attempt, whose end is known.
+        self.journal.change(
+            attempt=ended if self.journal.attempt else None, phase=Phase.QUEUED
+        )
 
     # ---- the plan of an attempt ----
 
@@ -195,7 +199,17 @@ class Supervision:
         if ran and ran[-1].gathered and all(rank.proven_gone for rank in state.ranks):
             self.journal.change(gathered_at=time.time())
 
+    def _add_to_history(self) -> None:
+        """Add a line about the job; the next agent does it if it cannot be done now."""
+        record, state = self.journal.record, self.journal.state
+        try:
+            self.experiments.add_to_history(self.experiment, record, state)
+        except OSError as error:
+            self.journal.log.warning("%s: %s", error.filename, error.strerror)
+
     def _finish(self, outcome: Outcome, end: End) -> None:
+        # Nobody asks the nodes for the rest of a job that has ended.
+        self.journal.insist(self.experiment.sync_streams)
         now = time.time()
         cause = outcome.as_cause()
         # In one write: whoever finds a job that runs and no attempt under way begins another.
@@ -206,10 +220,7 @@ class Supervision:
             cause=cause,
             exit_code=outcome.exit_code,
         )
-        record, state = self.journal.record, self.journal.state
-        self.journal.insist(
-            lambda: self.experiments.add_to_history(self.experiment, record, state)
-        )
+        self._add_to_history()
         self.journal.say(
             f"{end.phase}: {outcome.words}" if outcome.words else f"{end.phase}"
         )

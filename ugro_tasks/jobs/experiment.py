@@ -7,6 +7,9 @@
       .agent.lock               locked by the agent of this folder, with its pid inside
       .agent.stderr             the last words of an agent that crashed
 
+Where several people share the folder, each further one has files of the last two and a history with
+their user id in the name, and an agent of their own.
+
 Files are replaced whole or appended to in whole lines. UGRO's own are readable by their owner only.
 No path is followed through a link, see `files.py`.
 """
@@ -14,6 +17,7 @@ No path is followed through a link, see `files.py`.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -110,13 +114,20 @@ class Experiment:
         """Read config.json; raises NotSigned unless this user launched or adopted the job."""
         document = self._config.read()
         if not is_signed(document, JOB):
-            raise NotSigned(
-                f"{self.job_id}: not launched by you, or not on this machine; it is only shown. "
-                f"See what it would run where, and take it over: inv agent.adopt {self.job_id}"
-            )
+            raise NotSigned(f"{self.job_id}: {self._whose()}")
         record = self._record_in(document)
         self.check_is_of(record)
         return record
+
+    def _whose(self) -> str:
+        """Say why the job is only shown, and what may be done."""
+        owner = self._config.file.owner()
+        if owner != os.geteuid() and not os.access(self.folder, os.W_OK):
+            return f"launched by {user_name(owner)}, who alone can stop, resume or clean it"
+        return (
+            "not launched by you, or not on this machine; it is only shown. "
+            f"See what it would run where, and take it over: inv agent.adopt {self.job_id}"
+        )
 
     def check_is_of(self, record: JobRecord) -> None:
         """Raise NotSigned for the record of another job, in a folder that was renamed or filled by hand."""
@@ -222,9 +233,9 @@ class Experiment:
                 with contextlib.suppress(OSError):
                     self.files.remove(entry.name)
 
-    def add_event(self, event: Event) -> None:
-        """Append to events.jsonl."""
-        self._events.append(msgspec.json.encode(event) + b"\n")
+    def add_event(self, event: Event) -> int:
+        """Append to events.jsonl; return the bytes of half a line cut off before. Raises OSError."""
+        return self._events.append_lines(msgspec.json.encode(event) + b"\n")
 
     def events(self, offset: int = 0) -> tuple[list[Event], int]:
         """Return the events from a byte offset on, and the offset after them."""
@@ -253,36 +264,38 @@ class Experiment:
         """Make the file of a later request to stop; raises OSError."""
         self._stop.replace(b" " * STOP_BYTES)
 
-    @property
-    def stop_asked(self) -> bool:
-        """Return whether this user asked for the job to be stopped, or its folder was removed."""
-        return self._stop_request() is not None or not self.folder.is_dir()
+    def stop_request(self) -> StopOfJob | None:
+        """Read the request to stop, None if there is none.
 
-    @property
-    def given_up(self) -> bool:
-        """Return whether the job may end without the proof of unreachable nodes."""
-        request = self._stop_request()
-        return request is not None and request.give_up
-
-    def _stop_request(self) -> StopOfJob | None:
-        """Read the request to stop; None if there is none, or none of this user for this job."""
+        Raises RecordError for what is none of this user for this job: neither a lost secret nor
+        another user's words are a request, nor the end of the job.
+        """
         try:
-            raw = self._stop.read().strip()
-            document = decode(Document, raw) if raw else {}
-            if not is_signed(document, STOP):
+            raw = self._stop.read().strip(b" \0")
+            if not raw:
                 return None
+            document = decode(Document, raw)
             request = convert(StopOfJob, document)
-            nonce = self.record().nonce
-        except (OSError, RecordError, *UNREADABLE):
-            # Neither a lost secret nor a torn record is a request, nor the end of the job.
-            return None
-        if request.job_id != self.job_id or request.nonce != nonce:
-            return None
+        except OSError as error:
+            raise RecordError(f"{self._stop.path}: {error.strerror}") from error
+        except UNREADABLE as error:
+            raise RecordError(f"{self._stop.path}: {error}") from error
+        if not is_signed(document, STOP):
+            raise NotSigned(f"{self._stop.path}: not written by you on this machine")
+        if request.job_id != self.job_id or request.nonce != self.record().nonce:
+            raise NotSigned(f"{self._stop.path}: for another job, {request.job_id}")
         return request
 
     def code_archive(self) -> bytes:
         """Pack the scripts as launched into a compressed tar; raises RecordError if they changed."""
         return pack(self.code, self.signed_record().code)
+
+    def sync_streams(self) -> None:
+        """Have the disk keep what has come of logs, metrics and samples; raises OSError."""
+        for file in (*self.logs().values(), self.metrics, self.gpu):
+            file.sync()
+        for folder in (self.files.folder("logs"), self.files):
+            folder.sync()
 
     def gpu_bytes(self, node: str) -> int:
         """Return the bytes of a node's GPU samples received so far."""
@@ -301,6 +314,16 @@ class Experiment:
 def is_id(name: str) -> bool:
     """Return whether a folder's name is a job's id: its name, and a time stamp."""
     return bool(JOB_ID.fullmatch(name))
+
+
+def user_name(user_id: int | None) -> str:
+    """Return the name of a user of this machine, for showing."""
+    import pwd  # late: few commands meet other people's files
+
+    try:
+        return pwd.getpwuid(-1 if user_id is None else user_id).pw_name
+    except (KeyError, OverflowError):
+        return f"user {user_id}"
 
 
 def name_of(job_id: str) -> str:

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import io
 import os
+import re
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from typing import Any
 import msgspec
 
 from ..errors import JobNotFound, RecordError
-from ..files import Folder
+from ..files import File, Folder
 from .experiment import Experiment, is_id, name_of, stamp_of
 from .phase import Phase
 from .record import JobRecord
@@ -24,8 +25,12 @@ from .record_file import FORMAT
 from .snapshot import snapshot
 from .state import JobState
 
-# How a line of the history begins.
-ENDED = '{"job_id":"'
+LOCK = ".agent.lock"
+HISTORY = "job_history.jsonl"
+# One of each who shares the folder.
+HISTORIES = re.compile(r"job_history(\.\d+)?\.jsonl")
+# How a line of a history begins.
+HISTORY_LINE = '{"job_id":"'
 # More than two clocks on this planet differ.
 ZONES_SECONDS = 27 * 3600.0
 
@@ -37,9 +42,6 @@ class Experiments:
         self.folder = folder
         self.files = Folder(folder)
         self.cluster_state = self.files.file("cluster_state.json")
-        self._history = self.files.file("job_history.jsonl")
-        self._lock = self.files.file(".agent.lock")
-        self.agent_stderr = self.files.file(".agent.stderr")
 
     # ---- jobs ----
 
@@ -65,7 +67,8 @@ class Experiments:
         making = self.folder / f"{ours}-{os.getpid()}-{time.time_ns()}"
         draft = Experiment(making)
         try:
-            code = snapshot(scripts, draft.code.path)
+            draft.files.make()
+            code = snapshot(scripts, draft.code)
             draft.files.folder("logs").make()
             draft.files.folder("outputs").make()
             draft.make_room_for_stop()
@@ -93,7 +96,7 @@ class Experiments:
             state = JobState(format=FORMAT, phase=Phase.QUEUED, submitted_at=at)
             draft.save_state(state)
             try:
-                draft.folder.rename(self.folder / job_id)
+                self.files.move(draft.job_id, self.files, job_id)
             except OSError as error:
                 if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
                     raise
@@ -115,14 +118,24 @@ class Experiments:
 
         Ids only: of thousands of folders, a command needs one or twenty.
         """
-        return _newest_first(self._unsorted_ids())
+        return _newest_first(
+            [entry.name for entry in self._entries() if _is_job(entry)]
+        )
 
-    def _unsorted_ids(self) -> list[str]:
+    def _entries(self) -> list[os.DirEntry[str]]:
         try:
             with os.scandir(self.folder) as entries:
-                return [entry.name for entry in entries if _is_job(entry)]
+                return list(entries)
         except FileNotFoundError:
             return []
+
+    def _own(self, name: str) -> File:
+        """Return this user's file of a name: in a shared folder, the first user has the plain one."""
+        file = self.files.file(name)
+        if file.owner() in {None, os.geteuid()}:
+            return file
+        stem, dot, suffix = name.rpartition(".")
+        return self.files.file(f"{stem}.{os.geteuid()}{dot}{suffix}")
 
     def find(self, name: str) -> Experiment:
         """Return the job with this id, or the one of this name submitted last, refused ones last.
@@ -134,12 +147,22 @@ class Experiments:
             return self._job(name)
         found = [job for _, job in self._by_submission(_named(name, ids))]
         if not found:
-            hint = _nearest_names(name, ids)
+            hint = self._linked(name) or _nearest_names(name, ids)
             raise JobNotFound(f"no job called {name!r} in {self.folder}; {hint}")
         for job in found:
             if _phase(job) is not Phase.REFUSED:
                 return job
         return found[0]
+
+    def _linked(self, name: str) -> str | None:
+        """Return what is to be done about a link in place of the folder of a job, None without one."""
+        for entry in self.files.entries():
+            if entry.is_link and name in {entry.name, name_of(entry.name)}:
+                return (
+                    f"{entry.name} is a link, which is not followed. Move the folder it leads to here, "
+                    "or set paths.experiments to the one it is in"
+                )
+        return None
 
     def _by_submission(self, ids: list[str]) -> list[tuple[float, Experiment]]:
         """Return (time of submission, job) for these ids, the last one first.
@@ -199,7 +222,7 @@ class Experiments:
     def add_to_history(
         self, experiment: Experiment, record: JobRecord, state: JobState
     ) -> None:
-        """Append a line about a finished job."""
+        """Append a line about a finished job; raises OSError."""
         line = {
             "job_id": experiment.job_id,
             "format": FORMAT,
@@ -211,7 +234,7 @@ class Experiments:
             "seconds": state.seconds,
             "cause": state.cause.message if state.cause else None,
         }
-        self._history.append(msgspec.json.encode(line) + b"\n")
+        self._own(HISTORY).append_lines(msgspec.json.encode(line) + b"\n")
 
     def save_cluster_state(self, health: Any) -> None:
         """Store the results of the last probe."""
@@ -229,29 +252,31 @@ class Experiments:
 
     def _not_in_history(self) -> list[Experiment]:
         """Return the jobs without an entry in the history, oldest first."""
-        ended = self._ended()
-        ids = [job_id for job_id in self._unsorted_ids() if job_id not in ended]
-        return [self._job(job_id) for job_id in reversed(_newest_first(ids))]
-
-    def _ended(self) -> set[str]:
-        # Quicker than parsing thousands of lines, and a torn one is none.
-        lines = self._history.read().decode("utf-8", "replace").split("\n")
-        begin = len(ENDED)
-        return {
-            line[begin : line.find('"', begin)]
-            for line in lines
-            if line.startswith(ENDED)
-        }
+        entries = self._entries()
+        ended: set[str] = set()
+        for entry in entries:
+            if HISTORIES.fullmatch(entry.name):
+                # Of others who share the folder, it may not be readable.
+                with contextlib.suppress(OSError):
+                    ended.update(_ids_in(self.files.file(entry.name).read()))
+        ids = [entry.name for entry in entries if _is_job(entry)]
+        left = [job_id for job_id in ids if job_id not in ended]
+        return [self._job(job_id) for job_id in reversed(_newest_first(left))]
 
     # ---- the agent ----
 
+    @property
+    def agent_stderr(self) -> File:
+        """Return the file with the last words of an agent that crashed."""
+        return self._own(".agent.stderr")
+
     def take_agent_lock(self) -> io.FileIO | None:
-        """Take the lock of this folder's agent; None if an agent runs.
+        """Take the lock of this user's agent of the folder; None if an agent runs.
 
         The lock is held as long as the returned file is open.
         """
         self.make_folder()
-        lock = self._lock.open_to_change()
+        lock = self._own(LOCK).open_to_change()
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -260,21 +285,31 @@ class Experiments:
         return lock
 
     def agent_pid(self) -> int | None:
-        """Return the pid of the running agent, None without one."""
+        """Return the pid of this user's running agent, None without one."""
+        file = self._own(LOCK)
         try:
             # Opened for reading, because the disk may be read-only.
-            with self._lock.open() as lock:
+            with file.open() as lock:
                 # Shared, so that two commands at once are not taken for an agent.
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return None
         except BlockingIOError:
-            return int(self._lock.read() or 0)
+            return int(file.read() or 0)
         return None
 
 
 def _is_job(entry: os.DirEntry[str]) -> bool:
     return is_id(entry.name) and entry.is_dir(follow_symlinks=False)
+
+
+def _ids_in(history: bytes) -> Iterator[str]:
+    """Yield the ids in a history."""
+    # Quicker than parsing thousands of lines, and a torn one is none.
+    begin = len(HISTORY_LINE)
+    for line in history.decode("utf-8", "replace").split("\n"):
+        if line.startswith(HISTORY_LINE):
+            yield line[begin : line.find('"', begin)]
 
 
 def _newest_first(ids: list[str]) -> list[str]:

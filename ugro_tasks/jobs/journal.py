@@ -10,9 +10,13 @@ from typing import Any
 
 import msgspec
 
-from .experiment import Experiment
+from ..errors import RecordError
+from .experiment import Experiment, StopOfJob
 from .record import JobRecord
 from .state import Attempt, Event, JobState
+
+# At the first look a request may be half written.
+LOOKS_AT_STOP = 3
 
 
 class Journal:
@@ -22,6 +26,7 @@ class Journal:
         self.experiment = experiment
         self.log = log
         self._changing = threading.RLock()
+        self._ignored = 0
         experiment.remove_half_written()
         self.record: JobRecord = experiment.signed_record()
         self.state: JobState = experiment.state()
@@ -35,7 +40,10 @@ class Journal:
         words = f"{node}: {message}" if node else message
         self.log.info("%s %s", self.experiment.job_id, words)
         event = Event(time=time.time(), node=node, message=message)
-        self.insist(lambda: self.experiment.add_event(event))
+        cut: list[int] = []
+        self.insist(lambda: cut.append(self.experiment.add_event(event)))
+        if any(cut):
+            self.say(f"events.jsonl: half a line of {sum(cut)} bytes was cut off")
 
     def save(self, **changes: Any) -> None:
         """Change fields of the record."""
@@ -67,6 +75,29 @@ class Journal:
                 for r in self.state.ranks
             ]
             self.change(ranks=tuple(ranks))
+
+    @property
+    def stop_asked(self) -> bool:
+        """Return whether this user asked for the job to be stopped, or its folder was removed."""
+        return self._stop_request() is not None or not self.experiment.folder.is_dir()
+
+    @property
+    def given_up(self) -> bool:
+        """Return whether the job may end without the proof of unreachable nodes."""
+        request = self._stop_request()
+        return request is not None and request.give_up
+
+    def _stop_request(self) -> StopOfJob | None:
+        """Read the request to stop; what is none of this user's is said, once."""
+        try:
+            request = self.experiment.stop_request()
+        except RecordError as error:
+            self._ignored += 1
+            if self._ignored == LOOKS_AT_STOP:
+                self.say(f"a request to stop is ignored: {error.text}")
+            return None
+        self._ignored = 0
+        return request
 
     @property
     def attempt(self) -> Attempt | None:

@@ -42,6 +42,7 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     first_nonfinite: Point | None  # of the loss
     # Summed over all nodes; the median of the logged steps.
     tokens_per_second: float | None
+    unreadable_lines: int  # which are no JSON object, as half a line is none
 
 
 def read_metrics(line: str | bytes) -> dict[str, object] | None:
@@ -66,9 +67,11 @@ def measure(file: File) -> Metrics:
         TOKENS_PER_SECOND: {},
     }
     last: dict[str, Any] = {}
+    unreadable = 0
     for line in _lines(file):
         metrics = read_metrics(line)
         if metrics is None:
+            unreadable += 1
             continue
         for key, logged in metrics.items():
             if key != "time":
@@ -89,6 +92,7 @@ def measure(file: File) -> Metrics:
         best=best,
         first_nonfinite=nonfinite[0] if nonfinite else None,
         tokens_per_second=_median(rates) if rates else None,
+        unreadable_lines=unreadable,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,13 +17,12 @@ NOT_CODE = ("__pycache__", "*.pyc", ".git", ".*_cache", ".venv")
 CODE_LIMIT_BYTES = 64 << 20
 
 
-def snapshot(scripts: Path, target: Path) -> Code:
-    """Copy the scripts; return their hash and git commit.
+def snapshot(scripts: Path, target: Folder) -> Code:
+    """Copy the scripts into a folder not there yet; return their hash and git commit.
 
-    Raises UsageError if the folder is missing or too large.
+    The copy is on the disk when this returns, but for the name of its folder. Raises UsageError if
+    the scripts' folder is missing or too large, OSError if they cannot be copied.
     """
-    import shutil  # late: only a launch needs it
-
     if not scripts.is_dir():
         raise UsageError(
             f"{scripts}: no such folder; set paths.scripts in the cluster file"
@@ -36,12 +36,26 @@ def snapshot(scripts: Path, target: Path) -> Code:
             "keep data elsewhere and pass its path"
         )
     contents = {}
+    folders = {target}
+    target.make()
     for name in names:
-        copy = target / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(scripts / name, copy)
-        contents[str(name)] = copy.read_bytes()
+        content = (scripts / name).read_bytes()
+        copy = target.file(str(name))
+        copy.parent.make()
+        mode = (scripts / name).stat().st_mode
+        copy.write_new(content, stat.S_IMODE(mode) & 0o777 | stat.S_IWUSR)
+        contents[str(name)] = content
+        folders.update(_folders_to(copy.parent, target))
+    for folder in folders:
+        folder.sync()
     return Code(sha256=_digest(contents), git_commit=_git_commit(scripts))
+
+
+def _folders_to(folder: Folder, top: Folder) -> Iterator[Folder]:
+    """Yield a folder and those above it, up to another one."""
+    while folder != top:
+        yield folder
+        folder = folder.parent
 
 
 def pack(code: Folder, launched: Code) -> bytes:

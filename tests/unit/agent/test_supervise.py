@@ -3,74 +3,19 @@
 from __future__ import annotations
 
 import json
-import logging
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lab.tools import wait_until
+from tests.unit.agent.world import DONE, FAILED, World
 from tests.unit.backends.ssh.fake_hosts import FakeNode
-from tests.unit.factories import make_cluster, make_record, make_scripts
-from ugro_tasks.agent.supervise import Supervision
 from ugro_tasks.backends.ssh.backend import SshBackend
-from ugro_tasks.cluster.model import Timeouts
-from ugro_tasks.hosts.fleet import Fleet
-from ugro_tasks.jobs.experiments import Experiments
-from ugro_tasks.jobs.journal import Journal
+from ugro_tasks.errors import UgroError
 from ugro_tasks.jobs.phase import Phase
-from ugro_tasks.jobs.state import JobState
 
-DONE = {"code": 0}
-FAILED = {"code": 3}
 BUSY = {"error": "busy", "message": "taken", "holder": {"job": "exp0"}}
-TIMEOUTS = Timeouts(away_seconds=0.2, return_seconds=0.3)
-
-
-class World:
-    """A queued job of three nodes; `exits` says how the ranks end, attempt by attempt."""
-
-    def __init__(self, root: Path, **record: Any) -> None:
-        self.cluster = make_cluster(root, timeouts=TIMEOUTS)
-        self.experiments = Experiments(root / "experiments")
-        made = make_record(self.cluster, sync=False, **record)
-        self.experiment = self.experiments.create(made, make_scripts(root / "scripts"))
-        self.nodes = [FakeNode(node) for node in self.cluster.nodes]
-
-    def exits(self, *attempts: dict[str, Any] | None) -> None:
-        for node in self.nodes:
-            node.exits = list(attempts)
-
-    def begin(self) -> threading.Thread:
-        fleet = Fleet.from_connections(self.nodes)
-        log = logging.getLogger("test")
-        journal = Journal(self.experiment, log)
-        backend = SshBackend(journal, self.cluster, fleet)
-        supervision = Supervision(self.experiments, journal, backend)
-        thread = threading.Thread(target=supervision.run, daemon=True)
-        thread.start()
-        return thread
-
-    def run(self) -> JobState:
-        return self.end_of(self.begin())
-
-    def end_of(self, thread: threading.Thread) -> JobState:
-        thread.join(30)
-        assert not thread.is_alive(), self.said()
-        return self.experiment.state()
-
-    def is_followed(self) -> bool:
-        ranks = self.experiment.state().ranks
-        return bool(ranks) and all(rank.connected for rank in ranks)
-
-    def said(self) -> list[str]:
-        return [event.message for event in self.experiment.events()[0]]
-
-    def prepared(self) -> list[int]:
-        """How often each node was told to prepare."""
-        return [node.told.count("prepare") for node in self.nodes]
 
 
 def test_a_success_is_one_attempt_and_a_line_of_history(tmp_path: Path) -> None:
@@ -211,3 +156,54 @@ def test_an_agent_that_comes_later_goes_on_with_the_attempt_under_way(
     state = world.end_of(thread)
     assert (state.phase, len(state.attempts)) == (Phase.SUCCEEDED, 1)
     assert world.prepared() == [1, 1, 1]
+
+
+def test_an_agent_that_is_killed_at_a_restart_leaves_the_restart_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fetching the outputs of a failed attempt may take long: its end is not written down before."""
+    world = World(tmp_path, max_restarts=1)
+    world.exits(None, DONE)
+    world.nodes[1].exits = [{**FAILED, "outputs": ["model.bin"]}, DONE]
+    killed = iter([True, False])
+
+    def fetch(*_: object) -> list[UgroError]:
+        if next(killed):
+            raise SystemExit
+        return []
+
+    monkeypatch.setattr(SshBackend, "fetch", fetch)
+    with pytest.raises(SystemExit):
+        world.supervision().run()
+    state = world.run()
+    assert (state.phase, len(state.attempts)) == (Phase.SUCCEEDED, 2)
+    assert world.prepared() == [2, 2, 2]
+
+
+def test_a_request_to_stop_of_somebody_else_is_ignored_and_said(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path)
+    thread = world.begin()
+    wait_until(world.is_followed, "all ranks to be followed")
+    (world.experiment.folder / "stop").write_text('{"job_id": "exp1", "give_up": true}')
+    wait_until(
+        lambda: any("a request to stop is ignored" in words for words in world.said()),
+        "the word of it",
+    )
+    for node in world.nodes:
+        node.end(**DONE)
+    assert world.end_of(thread).phase is Phase.SUCCEEDED
+    assert sum("is ignored" in words for words in world.said()) == 1
+
+
+def test_half_a_line_of_an_event_is_cut_off_and_said(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.exits(DONE)
+    events = world.experiment.folder / "events.jsonl"
+    events.write_bytes(b'{"time": 1.0, "message": "whole"}\n{"time": 2.0, "mess')
+    assert world.run().phase is Phase.SUCCEEDED
+    said = world.said()
+    assert said[0] == "whole"
+    assert "events.jsonl: half a line of 19 bytes was cut off" in said
+    assert b"mess\n" not in events.read_bytes()

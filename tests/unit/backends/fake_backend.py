@@ -157,7 +157,7 @@ class FakeBackend:
         return make_plan_of(nodes, attempt=number, resume=resume())
 
     def _refusal(self, names: Sequence[str]) -> Outcome | None:
-        if self.experiment.stop_asked:
+        if self.journal.stop_asked:
             return _stopped("before it started")
         held = [name for name in names if self.machines[name].held]
         if held:
@@ -184,7 +184,7 @@ class FakeBackend:
             ]
             if not away:
                 return None, names
-            if self.experiment.stop_asked:
+            if self.journal.stop_asked:
                 return _stopped("before it started again"), []
             if time.monotonic() > deadline:
                 return self._go_without(away, names)
@@ -210,7 +210,7 @@ class FakeBackend:
         ranks = tuple(RankState(rank=node.rank, node=node.node) for node in plan.nodes)
         self.journal.change(phase=Phase.PREPARING, ranks=ranks)
         faults = [fault for node in plan.nodes if (fault := self._fault(node))]
-        if faults or self.experiment.stop_asked:
+        if faults or self.journal.stop_asked:
             return self._undo(plan, faults, begun_before=begun_before)
         for node in plan.nodes:
             self.machines[node.node].start()
@@ -325,7 +325,7 @@ class _Watch:
 
     def is_over(self) -> bool:
         """Say whether nothing more is waited for."""
-        given_up = self.journal.experiment.given_up
+        given_up = self.journal.given_up
         all_ended = len(self.exits) == len(self.plan.nodes)
         if self._stopping and len(self._stopped) < len(self.plan.nodes):
             return given_up
@@ -337,7 +337,7 @@ class _Watch:
             if node.node not in self.exits:
                 self._look_at(node, self.backend.machines[node.node])
         failed = any(rank_exit.failed for rank_exit in self.exits.values())
-        asked = self.journal.experiment.stop_asked
+        asked = self.journal.stop_asked
         if not self._stopping and (failed or asked):
             self._stopping = True
             self.asked = not failed
@@ -398,7 +398,7 @@ class _Watch:
 
     def unproven(self) -> Outcome | None:
         """Give the outcome where something may be left."""
-        given_up = self.journal.experiment.given_up
+        given_up = self.journal.given_up
         missing = [
             f"{node.node} cannot be told to stop; later: inv reset --nodes {node.node}"
             for node in self.plan.nodes

@@ -13,8 +13,15 @@ from typing import Any
 import pytest
 
 from tests.unit.ended import EndedJob
-from tests.unit.factories import make_cluster, make_node, make_record, make_scripts
+from tests.unit.factories import (
+    asked_to_stop,
+    make_cluster,
+    make_node,
+    make_record,
+    make_scripts,
+)
 from ugro_tasks.errors import NotSigned, RecordError, UgroError
+from ugro_tasks.files import Folder
 from ugro_tasks.jobs.adoption import adopt, would_adopt
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.experiments import Experiments
@@ -183,7 +190,7 @@ def test_scripts_that_were_changed_with_their_hash_are_sent_nowhere(
 ) -> None:
     job = EndedJob(tmp_path).home
     (job.folder / "code" / "train.py").write_text("print('pwned')\n")
-    code = snapshot(job.folder / "code", tmp_path / "again")
+    code = snapshot(job.folder / "code", Folder(tmp_path, "again"))
     forge(job, code={"sha256": code.sha256, "git_commit": None})
     with pytest.raises(NotSigned):
         job.code_archive()
@@ -204,16 +211,16 @@ def test_a_stop_that_is_not_signed_stops_nothing(
     stop = job.folder / "stop"
     for forged in (b"", b"give up", b"{}", b'{"job_id": "exp1"}', b"\0" * 1024):
         stop.write_bytes(forged)
-        assert not job.stop_asked
+        assert not asked_to_stop(job)
     other.ask_to_stop()
     stop.write_bytes((other.folder / "stop").read_bytes())
-    assert not job.stop_asked
+    assert not asked_to_stop(job)
     with monkeypatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path / "their-state"))
         job.ask_to_stop()
-    assert not job.stop_asked
+    assert not asked_to_stop(job)
     job.ask_to_stop(give_up=True)
-    assert (job.stop_asked, job.given_up) == (True, True)
+    assert asked_to_stop(job, give_up=True)
 
 
 def test_a_secret_that_cannot_be_used_is_no_request_and_no_end_of_the_job(
@@ -224,9 +231,9 @@ def test_a_secret_that_cannot_be_used_is_no_request_and_no_end_of_the_job(
     job.ask_to_stop()
     key = tmp_path / "state" / "ugro" / "signing.key"
     key.chmod(0o644)
-    assert not job.stop_asked
+    assert not asked_to_stop(job)
     key.chmod(0o600)
-    assert job.stop_asked
+    assert asked_to_stop(job)
 
 
 def test_a_stop_can_be_asked_for_on_a_full_disk(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from tests.unit.factories import (
+    asked_to_stop,
     damage,
     disk_full_beyond,
     make_cluster,
@@ -625,10 +626,10 @@ def test_a_line_that_does_not_fit_is_an_error_and_no_half_line(job: Experiment) 
 
 
 def test_asking_for_a_stop_twice_is_asking_once(job: Experiment) -> None:
-    assert not job.stop_asked
+    assert not asked_to_stop(job)
     job.ask_to_stop()
     job.ask_to_stop()
-    assert job.stop_asked
+    assert asked_to_stop(job)
 
 
 def test_logs_come_in_the_order_of_the_ranks(job: Experiment) -> None:

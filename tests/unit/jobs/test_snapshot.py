@@ -25,7 +25,7 @@ def launched(tmp_path: Path) -> tuple[Folder, Code]:
     (scripts / "run.sh").chmod(0o755)
     (scripts / "deep" / "a.py").write_text("a = 1\n")
     folder = Folder(tmp_path, "code")
-    return folder, snapshot(scripts, folder.path)
+    return folder, snapshot(scripts, folder)
 
 
 def test_the_archive_has_the_scripts_as_they_were_launched(

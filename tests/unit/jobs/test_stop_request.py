@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.ended import EndedJob
+from tests.unit.factories import asked_to_stop
 from ugro_tasks.errors import StopUnproven, UgroError
 from ugro_tasks.jobs import stop_request
 from ugro_tasks.jobs.phase import Phase
@@ -30,7 +31,7 @@ def test_a_stop_returns_the_last_state(
 
     monkeypatch.setattr(stop_request, "watch", seen)
     assert stop(job.home).phase is Phase.STOPPED
-    assert job.home.stop_asked
+    assert asked_to_stop(job.home)
 
 
 def test_a_stop_without_proof_says_so(
@@ -41,10 +42,10 @@ def test_a_stop_without_proof_says_so(
     monkeypatch.setattr(stop_request, "watch", lambda *_: iter([None]))
     with pytest.raises(StopUnproven, match=r"gpu0, gpu1, gpu2 .*the agent goes on"):
         stop(job.home)
-    assert job.home.stop_asked
+    assert asked_to_stop(job.home)
 
 
 def test_a_job_that_has_ended_is_not_stopped(job: EndedJob) -> None:
     with pytest.raises(UgroError, match="has ended already"):
         stop(job.home)
-    assert not job.home.stop_asked
+    assert not asked_to_stop(job.home)

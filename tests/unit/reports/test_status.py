@@ -139,9 +139,9 @@ def test_who_follows_goes_on_where_the_last_lines_ended(
     job: Experiment, log: bytes, end: int
 ) -> None:
     file = job.log(0)
-    file.append(log)
+    file.append_stream(log)
     assert end_of_lines(file) == end
-    file.append(b" more\nlast\n")
+    file.append_stream(b" more\nlast\n")
     shown = log_tails(job, 0, 100, {0: end})[0] + Tail(file, end).read()
     assert "\n".join(shown) == file.read().decode().removesuffix("\n").replace(
         "x more", "x\n more"

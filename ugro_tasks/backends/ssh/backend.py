@@ -48,7 +48,7 @@ class SshBackend:
         self._talks = Talks()
         self._late_stops = LateStops(journal, fleet)
         self._gate: Loop[GateState, gate.Event, gate.Act] = Loop(
-            gate.step, self._carry_out, self.experiment
+            gate.step, self._carry_out, self.journal
         )
 
     def begin(self) -> None:
@@ -118,7 +118,7 @@ class SshBackend:
         phases: dict[str, str] = {}
 
         def tell(node: str, progress: Progress) -> None:
-            if self.experiment.stop_asked:
+            if self.journal.stop_asked:
                 raise Interrupted("as asked")
             if phases.get(node) != progress.phase:
                 phases[node] = progress.phase

@@ -53,7 +53,7 @@ class Gang:
         self._plans = {plan.node: plan for plan in plan.nodes}
         self._mirror: Mirror | None = None
         self._loop: Loop[gang.GangState, gang.Event, gang.Act] = Loop(
-            step, self._carry_out, self.experiment
+            step, self._carry_out, self.journal
         )
 
     # ---- from the start to the end ----

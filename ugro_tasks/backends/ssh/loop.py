@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from msgspec import Struct
 
-from ...jobs.experiment import Experiment
+from ...jobs.journal import Journal
 
 # A request to stop, or the end of a pause, is noticed within this time.
 TICK_SECONDS = 0.1
@@ -56,11 +56,11 @@ class Loop(Generic[S, E, A]):
         self,
         step: Callable[[S, E | Common, float], tuple[S, list[A]]],
         carry_out: Callable[[A], None],
-        experiment: Experiment,
+        journal: Journal,
     ) -> None:
         self._step = step
         self._carry_out = carry_out
-        self._experiment = experiment
+        self._journal = journal
         self._events: queue.SimpleQueue[E | Exception] = queue.SimpleQueue()
         self._told: StopAsked | None = None
 
@@ -96,9 +96,9 @@ class Loop(Generic[S, E, A]):
 
     def _stop_request(self) -> StopAsked | None:
         """Give the event of a new request to stop, if there is one."""
-        if not self._experiment.stop_asked:
+        if not self._journal.stop_asked:
             return None
-        asked = StopAsked(given_up=self._experiment.given_up)
+        asked = StopAsked(given_up=self._journal.given_up)
         if asked == self._told:
             return None
         self._told = asked

@@ -45,8 +45,11 @@ class RankFiles:
         self._files = {LOG: experiment.log(plan.rank)}
         if plan.rank == 0:
             self._files[METRICS] = experiment.metrics
-        now = stream_sizes(experiment, [plan])
         names = stream_names(plan)
+        for kind, file in self._files.items():
+            # The node has what a power cut took.
+            file.cut_nuls(bases.get(names[kind], 0))
+        now = stream_sizes(experiment, [plan])
         self.offsets = {
             kind: max(0, now[name] - bases.get(name, 0))
             for kind, name in names.items()
@@ -75,7 +78,7 @@ class RankFiles:
                     node,
                     f"it sends samples of no card of its own: {(lines or self._gpu_rest)[:100]!r}",
                 )
-            self._gpu.append(lines + newline, leaving_room=True)
+            self._gpu.append_lines(lines + newline, leaving_room=True)
             return
         self._files[frame.kind].append_stream(frame.payload)
 

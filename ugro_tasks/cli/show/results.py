@@ -84,6 +84,11 @@ def _show_curve(console: Printer, metrics: Metrics) -> None:
     if metrics.first_nonfinite:
         words = f"the loss was no number from step {metrics.first_nonfinite.step:.12g} on, or at times"
         console.print(style(words, "red"))
+    if metrics.unreadable_lines:
+        words = (
+            f"lines of metrics.jsonl that could not be read: {metrics.unreadable_lines}"
+        )
+        console.print(style(words, "yellow"))
 
 
 def _parameters(found: Results) -> dict[str, str]:

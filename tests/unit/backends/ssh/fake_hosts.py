@@ -91,6 +91,8 @@ class FakeNode:
         self.seen: dict[str, Any] = {}
         self.streams = {LOG: b"", METRICS: b""}
         self.runs = False
+        # The folder of the attempt it was told of last, and whether that was started: once at most.
+        self.folder = ""
         self._started = False
 
     @property
@@ -145,9 +147,11 @@ class FakeNode:
             return self.facts()
         if operation == "manifests":
             return {"manifests": []}
-        if operation == "prepare":
+        if operation == "prepare" and request["folder"] != self.folder:
+            self.folder = request["folder"]
+            self._started = False
             self.exit = self.exit if self.runs else None
-        if operation == "start":
+        if operation == "start" and not self._started:
             self._started = self.runs = True
             record = self.exits.pop(0) if self.exits else None
             if record:

@@ -181,6 +181,7 @@ def an_example_of_results(tmp_path: Path) -> None:
         record=make_record(make_cluster(tmp_path)),
         state=hostile_state(),
         metrics=Metrics(
+            unreadable_lines=0,
             train=[Point(1.0, 2.0)],
             evaluation=[],
             last={HOSTILE: HOSTILE, "loss": 1.0},
