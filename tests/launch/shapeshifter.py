@@ -28,7 +28,7 @@ PLACES = [
     "output", "output/checkpoints", "output/checkpoints/step", "output/checkpoints/step/rank",
     "output/checkpoints/step.manifest.json", "output/checkpoints/config.json", "output/artifacts",
     "output/artifacts/model.bin", "output/tensorboard", "output/metrics.jsonl", "output/config.json",
-    "output/logs", "output/code", "log", "gpu.jsonl", "exit.json", "error.json", "code", "code/honest.py",
+    "output/logs", "output/code", "log", "gpu.jsonl", "exit.json", "error.json", "stop.json", "torchrun.json",
     "manifests", "outputs",
 ]  # fmt: skip
 
@@ -97,7 +97,7 @@ def main() -> None:
     kinds = list(shapes().values())
     done, shifted = 0, 0
     while done < int(cycles) or not select.select([sys.stdin], [], [], 0)[0]:
-        for folder in (HOME / "ugro/jobs").glob(f"{job}*"):
+        for folder in (HOME / "ugro/jobs").glob(f"{job}*.*"):
             for place in random.sample(PLACES, len(PLACES)):
                 for kind in random.sample(kinds, len(kinds)):
                     shifted += shift(folder / place, kind)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
-from typing import Any, Dict, Optional
+import stat
+from typing import Any, BinaryIO, Dict, Optional
 
 Json = Dict[str, Any]
 
@@ -17,10 +19,29 @@ def expand(path: str) -> str:
     return path
 
 
+def open_plain(path: str) -> BinaryIO:
+    """Open a regular file for reading; raises FileNotFoundError for anything else, or OSError.
+
+    A script may put a named pipe in its place, whose opening would block, or a link to a device
+    without an end.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ELOOP):
+            # A socket, or a link to itself.
+            raise FileNotFoundError(errno.ENOENT, "no regular file", path) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileNotFoundError(errno.ENOENT, "no regular file", path)
+    return open(descriptor, "rb")
+
+
 def read_text(path: str) -> str:
     """Read a file as UTF-8, with invalid bytes replaced; return "" if it cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             return file.read().decode("utf-8", "replace")
     except OSError:
         return ""

@@ -15,7 +15,7 @@ import zlib
 from functools import partial
 from typing import BinaryIO, Dict, List, Optional
 
-from .files import Json, expand, read_json
+from .files import Json, expand, open_plain, read_json
 from .processes import boot_id, end_all, of_rank, supervisor_of
 from .protocol import (
     CHUNK_BYTES,
@@ -111,10 +111,7 @@ def forward(folder: str, kind: int, offsets: "dict[int, int]") -> bool:
     """
     path = os.path.join(folder, STREAMS[kind])
     try:
-        if not os.path.isfile(path):
-            # Opening a named pipe, made by a script, would block.
-            return False
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             chunk = os.pread(file.fileno(), CHUNK_BYTES, offsets[kind])
     except FileNotFoundError:
         return False
@@ -148,12 +145,11 @@ def find_manifests(folder: str) -> "Dict[str, bytes]":
     found: Dict[str, bytes] = {}
     for name in names:
         path = os.path.join(checkpoints, name)
-        # Opening a named pipe would block.
-        if not name.endswith(MANIFEST_SUFFIX) or not os.path.isfile(path):
+        if not name.endswith(MANIFEST_SUFFIX):
             continue
         # A checkpoint may be rotated away at this moment.
         with contextlib.suppress(OSError):
-            with open(path, "rb") as file:
+            with open_plain(path) as file:
                 content = file.read(MANIFEST_BYTES + 1)
             if len(content) <= MANIFEST_BYTES:
                 found[name] = content
