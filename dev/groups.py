@@ -84,6 +84,7 @@ GROUPS = (
         paths=(
             "tests/launch/test_hostile_rank.py",
             "tests/launch/test_shapeshifter.py",
+            "tests/launch/test_shared_folder.py",
         ),
         minutes=3,
     ),

@@ -21,7 +21,6 @@ from tests.hosts.helpers import (
     value,
 )
 from ugro_tasks.cluster.file import load_cluster
-from ugro_tasks.jobs.experiments import Experiments
 
 TORCH_VERSION = "2.13.0"
 
@@ -91,7 +90,7 @@ def test_an_unknown_node_is_an_error_of_usage(home: Lab) -> None:
 
 def test_the_last_result_is_kept(home: Lab) -> None:
     _, answer = health()
-    kept = json.loads(Experiments(home.experiments).cluster_state.path.read_text())
+    kept = json.loads((home.experiments / "cluster_state.json").read_text())
     assert kept["probed_at"] == answer["probed_at"]
     assert kept["nodes"] == answer["nodes"]
 

@@ -7,8 +7,8 @@
       .agent.lock               locked by the agent of this folder, with its pid inside
       .agent.stderr             the last words of an agent that crashed
 
-Where several people share the folder, each further one has files of the last two and a history with
-their user id in the name, and an agent of their own.
+Where several people share the folder, each further one has these four with their user id in the
+name, and an agent of their own.
 
 Files are replaced whole or appended to in whole lines. UGRO's own are readable by their owner only.
 No path is followed through a link, see `files.py`.

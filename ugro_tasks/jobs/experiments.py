@@ -41,7 +41,6 @@ class Experiments:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files = Folder(folder)
-        self.cluster_state = self.files.file("cluster_state.json")
 
     # ---- jobs ----
 
@@ -237,9 +236,10 @@ class Experiments:
         self._own(HISTORY).append_lines(msgspec.json.encode(line) + b"\n")
 
     def save_cluster_state(self, health: Any) -> None:
-        """Store the results of the last probe."""
+        """Store the results of this user's last probe; raises OSError."""
         self.make_folder()
-        self.cluster_state.replace(msgspec.json.format(msgspec.json.encode(health)))
+        content = msgspec.json.format(msgspec.json.encode(health))
+        self._own("cluster_state.json").replace(content)
 
     def make_folder(self) -> None:
         """Create the experiments folder; raises RecordError if that fails."""

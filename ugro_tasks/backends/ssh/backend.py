@@ -111,7 +111,11 @@ class SshBackend:
         fleet = self._fleet(cluster)
         health = examine(fleet, cluster, self._talks.ask, model, keep_port=True)
         experiments = Experiments(self.experiment.folder.parent)
-        self.journal.insist(lambda: experiments.save_cluster_state(health))
+        try:
+            experiments.save_cluster_state(health)
+        except OSError as error:
+            # Nothing depends on it.
+            self.journal.log.warning("%s: %s", error.filename, error.strerror)
         return health
 
     def _make(self, nodes: tuple[str, ...]) -> gate.EnvironmentsMade:
