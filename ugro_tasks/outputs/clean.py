@@ -166,7 +166,8 @@ def _choose(
                 experiment, experiment.signed_record(), experiment.state()
             )
         except RecordError as error:
-            stays.append(Stay(job_id=experiment.job_id, reason=error.text))
+            why = error.text.removeprefix(f"{experiment.job_id}: ")
+            stays.append(Stay(job_id=experiment.job_id, reason=why))
             continue
         if job.record.plan is None and job.state.phase.finished:
             continue  # it never ran, so it has no files on nodes

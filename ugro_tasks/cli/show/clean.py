@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ...text import printable_lines
+from ..task import as_called
 from .console import open_console, style
 from .format import columns, show_json
 from .values import byte_size
@@ -26,7 +27,7 @@ def show_clean(found: Cleaning, *, as_json: bool) -> None:
         columns(console, rows, heads=False, indent="  ")
     if found.stays:
         console.print(style("stays", "bold"))
-        rows = [[stay.job_id, stay.reason] for stay in found.stays]
+        rows = [[stay.job_id, as_called(stay.reason)] for stay in found.stays]
         columns(console, rows, heads=False, indent="  ")
     for node, count in found.foreign.items():
         console.print(
