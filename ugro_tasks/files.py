@@ -32,6 +32,9 @@ RESERVE_FILES = 1000
 TAIL_BYTES = 1 << 16
 # Of opening a link, a socket, a pipe without a reader, or a name below a file.
 NOT_PLAIN = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO)
+# Of file systems that cannot synchronise a folder, or have no hard links: SMB, exFAT, some FUSE.
+NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
 NO_FILE = "no file of UGRO's: a link, a pipe or the like, which is not followed"
 NO_FOLDER = "no folder of UGRO's: a link, a file or the like, which is not followed"
 _appending = threading.Lock()
@@ -134,7 +137,7 @@ class File(NamedTuple):
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         with open(self._descriptor(flags, mode), "wb", buffering=0) as file:
             _write_all(file, content)
-            os.fsync(file.fileno())
+            _sync(file.fileno())
 
     def replace_durably(self, content: bytes, copy: File) -> None:
         """Write the whole file and a copy beside it, for a power cut to leave one of them whole.
@@ -150,7 +153,7 @@ class File(NamedTuple):
         ):
             os.replace(written_copy, other, src_dir_fd=at, dst_dir_fd=at)
             os.replace(written, name, src_dir_fd=at, dst_dir_fd=at)
-            os.fsync(at)
+            _sync(at)
 
     def cut_nuls(self, keep: int) -> None:
         """Cut off the NULs at the end, down to `keep` bytes; raises OSError.
@@ -166,7 +169,7 @@ class File(NamedTuple):
     def sync(self) -> None:
         """Have the disk keep the content, if the file exists; raises OSError."""
         with contextlib.suppress(FileNotFoundError), self.open() as file:
-            os.fsync(file.fileno())
+            _sync(file.fileno())
 
     def overwrite(self, content: bytes) -> None:
         """Write over the start of the file, made if missing, in one write; raises OSError.
@@ -176,7 +179,7 @@ class File(NamedTuple):
         with self.open_to_change() as file:
             if file.write(content) != len(content):
                 raise self._error(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(file.fileno())
+            _sync(file.fileno())
 
     def create(self, content: bytes) -> None:
         """Write the file unless it exists, whole and durably; raises OSError."""
@@ -185,10 +188,17 @@ class File(NamedTuple):
             parent.opened() as at,
             _written(at, name, content, self.path, durably=True) as written,
         ):
-            with contextlib.suppress(FileExistsError):
+            try:
                 os.link(written, name, src_dir_fd=at, dst_dir_fd=at)
+            except FileExistsError:
+                pass
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                with contextlib.suppress(FileExistsError):
+                    self.write_new(content, _mode_in(at))
             os.unlink(written, dir_fd=at)
-            os.fsync(at)
+            _sync(at)
 
     def remove(self) -> None:
         """Remove the file, or the link in its place, if it exists; raises OSError."""
@@ -301,7 +311,7 @@ class Folder(NamedTuple):
     def sync(self) -> None:
         """Have the disk keep which names are in the folder; raises OSError."""
         with self.opened() as at:
-            os.fsync(at)
+            _sync(at)
 
     def exists(self) -> bool:
         """Return whether it is there, and a folder."""
@@ -398,6 +408,15 @@ def _mode_in(folder: int) -> int:
     return 0o600
 
 
+def _sync(descriptor: int) -> None:
+    """Have the disk keep a file or folder, where the file system can say so; raises OSError."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
+
+
 def _write_all(file: io.FileIO, content: bytes) -> None:
     left = memoryview(content)
     while left:
@@ -419,7 +438,7 @@ def _written(
         with open(descriptor, "wb", buffering=0) as file:
             _write_all(file, content)
             if durably:
-                os.fsync(descriptor)
+                _sync(descriptor)
         yield temporary
     except OSError as error:
         # The disk is full: a partial file must not stay.

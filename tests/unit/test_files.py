@@ -224,3 +224,45 @@ def test_room_is_left_for_bytes_and_for_files(
         file.append_lines(b"x\n", leaving_room=True)
     file.append_lines(b"own\n", leaving_room=False)
     assert file.read() == (b"own\n" if full else b"x\nown\n")
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_that_cannot_synchronise_folders_is_written_to(
+    records: Folder, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    records.file("state.json").replace_durably(b"{}", records.file(".state.json.copy"))
+    records.sync()
+    assert records.file("state.json").read() == b"{}"
+
+
+def test_a_disk_that_fails_is_not_passed_over(
+    records: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="Input/output error"):
+        records.file("x").replace_durably(b"{}", records.file(".x.copy"))
+
+
+def test_a_file_is_created_once_without_hard_links_too(
+    records: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", link)
+    file = records.file("signing.key")
+    file.create(b"first")
+    file.create(b"second")
+    assert file.read() == b"first"
+    assert {entry.name for entry in records.entries()} == {"signing.key"}
