@@ -139,7 +139,7 @@ REQUESTS: dict[str, Request[Any]] = {
     "start": Start(folder="/x"),
     "stop": Stop(folder="/x", token="a:b:c", grace_seconds=1.0, reason="stop"),
     "state": State(folder="/x", token="a:b:c"),
-    "reset": Reset(slot="node", grace_seconds=1.0),
+    "reset": Reset(slot="node", grace_seconds=1.0, by="ada@home"),
     "make_folder": MakeFolder(project="/x"),
     "manifests": Manifests(folder="/x"),
     "environment": Environment(

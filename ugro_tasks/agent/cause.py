@@ -33,18 +33,22 @@ NOISE = re.compile(
 EXIT_CODE = re.compile(r"exitcode\s*:\s*(-?[0-9]{1,9})\b")
 
 
-def find_cause(ends: Sequence[RankExit], experiment: Experiment) -> Cause | None:
-    """Find the cause of the failure among these ends; None if no rank failed.
+def find_cause(ends: Sequence[RankExit], experiment: Experiment) -> Cause:
+    """Find the cause of the failure among these ends, of which one at least was no success.
 
     Of the ranks whose words are their own, and not about a lost peer, the first to end is the cause.
     """
-    failures = sorted((end for end in ends if end.failed), key=lambda end: end.at)
+    failures = [end for end in ends if end.failed]
+    if not failures:
+        # A node says that its rank was stopped, though nobody has asked for it.
+        failures = [end for end in ends if not end.succeeded]
+    failures.sort(key=lambda end: end.at)
     causes = [_cause(end, experiment.log(end.rank)) for end in failures]
     for cause in causes:
         said = "\n".join((cause.message, *cause.last_lines))
         if not SECONDARY_ERRORS.search(said):
             return cause
-    return causes[0] if causes else None
+    return causes[0]
 
 
 def _cause(end: RankExit, log: File) -> Cause:
@@ -71,18 +75,28 @@ def _exit_code(end: RankExit, report: str) -> int | None:
 
 
 def _signal_name(end: RankExit, code: int | None) -> str | None:
-    number = end.signal
+    number = end.interrupted or end.signal
     if number is None and code is not None and code < 0:
         number = -code
+    return _name_of(number) if number else None
+
+
+def _name_of(number: int) -> str | None:
     known = {known.value: known.name for known in signal.Signals}
-    return known.get(number) if number else None
+    return known.get(number)
 
 
 def _how(end: RankExit, code: int | None, signal_name: str | None, message: str) -> str:
     if end.lost:
         return end.lost
+    if end.interrupted:
+        return _interruption(end, end.interrupted)
+    if end.stopped:
+        return "it was stopped, and nobody here asked for it"
     if end.code is None and end.signal is None:
         return (end.error or "it would not end and was killed")[:LINE_CHARACTERS]
+    if signal_name == "SIGKILL" and end.oom_kills:
+        return f"killed by SIGKILL: {end.node} ran out of memory"
     if signal_name == "SIGKILL":
         return "killed by SIGKILL (out of memory, or somebody's kill -9)"
     if signal_name:
@@ -90,6 +104,16 @@ def _how(end: RankExit, code: int | None, signal_name: str | None, message: str)
     if message:
         return f"exit code {code}: {message}"
     return f"exit code {code}"
+
+
+def _interruption(end: RankExit, number: int) -> str:
+    name = _name_of(number) or f"signal {number}"
+    if end.shutting_down:
+        return f"ended by {name}: {end.node} was shutting down"
+    return (
+        f"ended by {name}, which UGRO did not send. Was {end.node} shut down, or a session ended there? "
+        "See: journalctl -b -1 -e; loginctl show-user"
+    )
 
 
 def _exception(error_file: str | None) -> tuple[str, list[str]]:

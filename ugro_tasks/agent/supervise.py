@@ -15,7 +15,7 @@ from ..jobs.checkpoints import newest_whole
 from ..jobs.experiments import Experiments
 from ..jobs.journal import Journal
 from ..jobs.outcome import Outcome
-from ..jobs.phase import Phase
+from ..jobs.phase import Phase, Reason
 from ..jobs.plan import LaunchPlan
 from ..jobs.spec import Resume
 from ..jobs.state import Attempt
@@ -90,16 +90,17 @@ class Supervision:
         self._to_fetch = plan, end
         if end.unproven:
             return end.unproven
-        if end.asked:
-            words = "as asked; nothing of it is left on any node"
-            return Outcome(phase=Phase.STOPPED, error=Interrupted, words=words)
+        proven = [rank_exit for rank_exit in end.exits if rank_exit.succeeded]
+        if len(proven) == len(plan.nodes):
+            # Also where a request to stop came too late.
+            self._fetch_all()
+            return Outcome(phase=Phase.SUCCEEDED)
+        if end.stopped_for:
+            return _stopped(end, end.stopped_for)
         cause = find_cause(end.exits, self.experiment)
-        if cause is not None:
-            return Outcome(
-                phase=Phase.FAILED, error=JobFailed, words=cause.message, cause=cause
-            )
-        self._fetch_all()
-        return Outcome(phase=Phase.SUCCEEDED)
+        return Outcome(
+            phase=Phase.FAILED, error=JobFailed, words=cause.message, cause=cause
+        )
 
     def _end_attempt(self, outcome: Outcome, restart: Restart) -> None:
         """Fetch the outputs of the attempt's ranks, and write down how it ended; another follows."""
@@ -216,6 +217,7 @@ class Supervision:
         self.journal.change(
             attempt={"ended_at": now, "cause": cause} if self.journal.attempt else None,
             phase=end.phase,
+            reason=outcome.reason,
             ended_at=now,
             cause=cause,
             exit_code=outcome.exit_code,
@@ -232,3 +234,15 @@ class Supervision:
                 f"is still away; once it is back, end what it may still run: inv reset --nodes {name}",
                 name,
             )
+
+
+def _stopped(end: AttemptEnd, reason: Reason) -> Outcome:
+    words = "as asked; nothing of it is left on any node"
+    resets = [
+        f"{rank_exit.node} was reset by {rank_exit.stopped_by or 'somebody'}"
+        for rank_exit in end.exits
+        if rank_exit.was_reset and rank_exit.stopped_by
+    ]
+    if resets:
+        words = f"{', '.join(resets)}; nothing of it is left on any node"
+    return Outcome(phase=Phase.STOPPED, error=Interrupted, words=words, reason=reason)

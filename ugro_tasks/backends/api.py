@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from ..errors import UgroError
 from ..jobs.outcome import Outcome, RankExit
+from ..jobs.phase import Reason
 from ..jobs.plan import LaunchPlan
 from ..jobs.spec import Resume
 
@@ -22,8 +23,8 @@ class AttemptEnd(Struct, frozen=True, kw_only=True):
 
     exits: tuple[RankExit, ...]
     """One for each rank. In a job that was given up, ranks of machines out of reach are missing."""
-    asked: bool
-    """Whether the ranks were stopped because somebody asked for it."""
+    stopped_for: Reason | None
+    """Why the ranks were stopped on request; None if nobody asked for it."""
     wrote: tuple[str, ...]
     """The nodes that have outputs besides the metrics, or may have some."""
     unproven: Outcome | None = None

@@ -185,6 +185,8 @@ class Reset(Request[ResetAnswer], frozen=True, kw_only=True, tag="reset"):
 
     slot: str
     grace_seconds: float
+    by: str
+    """The person who asks, for the ranks' exit records."""
 
 
 class Manifests(Request[ManifestsAnswer], frozen=True, kw_only=True, tag="manifests"):

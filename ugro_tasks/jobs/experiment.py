@@ -29,6 +29,7 @@ from ..cluster.model import Cluster
 from ..codec import UNREADABLE, convert, decode
 from ..errors import NotSigned, RecordError
 from ..files import File, Folder
+from ..text import user_name
 from .gpu_use import GpuSamples
 from .outputs import HALF_WRITTEN, Outputs
 from .phase import Reason
@@ -314,16 +315,6 @@ class Experiment:
 def is_id(name: str) -> bool:
     """Return whether a folder's name is a job's id: its name, and a time stamp."""
     return bool(JOB_ID.fullmatch(name))
-
-
-def user_name(user_id: int | None) -> str:
-    """Return the name of a user of this machine, for showing."""
-    import pwd  # late: few commands meet other people's files
-
-    try:
-        return pwd.getpwuid(-1 if user_id is None else user_id).pw_name
-    except (KeyError, OverflowError):
-        return f"user {user_id}"
 
 
 def name_of(job_id: str) -> str:

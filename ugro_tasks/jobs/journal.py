@@ -12,6 +12,7 @@ import msgspec
 
 from ..errors import RecordError
 from .experiment import Experiment, StopOfJob
+from .phase import Phase
 from .record import JobRecord
 from .state import Attempt, Event, JobState
 
@@ -65,6 +66,8 @@ class Journal:
                 raise RuntimeError(
                     f"a job cannot go from {before} to {self.state.phase}"
                 )
+            if not before.finished and self.state.phase is Phase.SUCCEEDED:
+                _check_success(self.state)
             self.insist(lambda: self.experiment.save_state(self.state))
 
     def change_rank(self, rank: int, **changes: Any) -> None:
@@ -129,3 +132,12 @@ class Journal:
                     self.log.error("%s: %s; trying again", path, error.strerror)
                 warned = True
                 time.sleep(1)
+
+
+def _check_success(state: JobState) -> None:
+    """Raise RuntimeError unless every rank has proved its success."""
+    for rank in state.ranks:
+        if rank.exit_code != 0 or rank.signal is not None or rank.lost is not None:
+            raise RuntimeError(f"a job with this rank cannot have succeeded: {rank}")
+    if not state.ranks:
+        raise RuntimeError("a job without ranks cannot have succeeded")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from ..errors import UgroError
-from .phase import Phase
+from .phase import Phase, Reason
 from .state import Cause
 
 
@@ -17,6 +17,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """The error with the exit code; None for a success."""
     words: str = ""
     cause: Cause | None = None
+    reason: Reason | None = None
+    """Why it was stopped."""
     final: bool = False
     """Whether a restart cannot help."""
 
@@ -35,8 +37,10 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 class RankExit(msgspec.Struct, frozen=True, kw_only=True):
     """The end of a rank: torchrun's exit code or signal, and the text of its error file.
 
-    `lost` is the reason if there is no exit record: the supervisor was killed, the node rebooted,
-    or, with `gave_up`, the node stayed out of reach for too long.
+    `stopped` is the reason of an order to stop; `interrupted` is the number of a signal that was no
+    order, which somebody else has sent to the supervisor. `lost` is the reason if there is no exit
+    record: the supervisor was killed, the node rebooted, or, with `gave_up`, the node stayed out of
+    reach for too long.
     """
 
     node: str
@@ -46,6 +50,13 @@ class RankExit(msgspec.Struct, frozen=True, kw_only=True):
     signal: int | None = None
     error: str | None = None
     stopped: str | None = None
+    stopped_by: str | None = None
+    """The person who asked for a reset."""
+    interrupted: int | None = None
+    shutting_down: bool = False
+    """Whether the node was, when its rank was interrupted."""
+    oom_kills: int = 0
+    """How many processes the node's kernel has killed for lack of memory meanwhile."""
     lost: str | None = None
     gave_up: bool = False
     outputs: tuple[str, ...] = ()
@@ -57,6 +68,17 @@ class RankExit(msgspec.Struct, frozen=True, kw_only=True):
         return cls(node=node, rank=rank, at=at, lost=why, gave_up=True)
 
     @property
+    def succeeded(self) -> bool:
+        """Return whether the rank has ended by itself and well; the proof that a job needs from each."""
+        disturbed = self.signal or self.interrupted or self.stopped or self.lost
+        return self.code == 0 and not disturbed
+
+    @property
     def failed(self) -> bool:
         """Return whether the rank ended badly without being stopped by UGRO."""
-        return self.stopped is None and self.code != 0
+        return self.stopped is None and not self.succeeded
+
+    @property
+    def was_reset(self) -> bool:
+        """Return whether somebody has reset the node, which is a request to stop."""
+        return self.stopped == Reason.RESET

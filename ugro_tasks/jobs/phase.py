@@ -85,7 +85,8 @@ RULES: dict[Phase, Rule] = {
         _END | _AGAIN | {Phase.STOPPING, Phase.PAUSED, Phase.SUCCEEDED, Phase.PRUNED}
     ),
     Phase.PAUSED: Rule(_END | _AGAIN | {Phase.PRUNED}),
-    Phase.STOPPING: Rule(_END | _AGAIN | {Phase.PAUSED, Phase.PRUNED}),
+    # A stop may be asked for when all ranks have just ended well.
+    Phase.STOPPING: Rule(_END | _AGAIN | {Phase.SUCCEEDED, Phase.PAUSED, Phase.PRUNED}),
     Phase.SUCCEEDED: Rule(frozenset(), 0),
     Phase.FAILED: Rule(frozenset(), JobFailed.exit_code),
     Phase.STOPPED: Rule(frozenset(), Interrupted.exit_code),

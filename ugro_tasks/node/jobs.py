@@ -17,6 +17,7 @@ from .lease import lease_holder
 from .processes import (
     clean_environment,
     end_all,
+    folder_of,
     of_rank,
     of_slot,
     slot_of,
@@ -154,18 +155,8 @@ def stop(request: Json) -> Json:
     """
     begun = time.monotonic()
     folder = expand(request["folder"])
-    supervisor = supervisor_of(folder)
-    if supervisor:
-        order = {key: request[key] for key in ("grace_seconds", "reason")}
-        # On a full disk the signal must be sent all the same.
-        with contextlib.suppress(OSError):
-            write_json(os.path.join(folder, "stop.json"), order)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(supervisor, signal.SIGTERM)
-        # Beyond the grace: the supervisor's own KILL comes first.
-        deadline = begun + request["grace_seconds"] + 8
-        while supervisor_of(folder) and time.monotonic() < deadline:
-            time.sleep(0.01)
+    order = {key: request[key] for key in ("grace_seconds", "reason")}
+    stop_supervisors([folder], order)
     left = end_all(lambda: of_rank(request["token"]), 1.0)
     ended = read_json(os.path.join(folder, "exit.json"))
     if request.get("discard") and not left:
@@ -189,10 +180,47 @@ def state(request: Json) -> Json:
     }
 
 
+def stop_supervisors(folders: List[str], order: Json) -> None:
+    """Give the supervisors of these folders an order to stop, and wait until they have left."""
+    for folder in folders:
+        supervisor = supervisor_of(folder)
+        if supervisor:
+            # On a full disk the signal must be sent all the same.
+            with contextlib.suppress(OSError):
+                write_json(os.path.join(folder, "stop.json"), order)
+            with contextlib.suppress(ProcessLookupError):
+                send_order(supervisor)
+    # Beyond the grace: the supervisor's own KILL comes first.
+    deadline = time.monotonic() + order["grace_seconds"] + 8
+    while any(map(supervisor_of, folders)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def send_order(supervisor: int) -> None:
+    """Send TERM in the way by which a supervisor knows an order; see `supervisor.stop_of`."""
+    # Late: only a stop needs it.
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.sigqueue(supervisor, signal.SIGTERM, None) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
 def reset(request: Json) -> Json:
-    """End every process with a UGRO token in this slot, and so free its lease: {ended, left}."""
+    """End every process with a UGRO token in this slot, and so free its lease: {ended, left}.
+
+    The exit records of ranks say that it was a reset, and by whom.
+    """
     slot = request["slot"]
     ended = of_slot(slot)
+    folders = [folder for folder in map(folder_of, ended) if folder]
+    order = {
+        "grace_seconds": request["grace_seconds"],
+        "reason": "reset",
+        "by": request["by"],
+    }
+    stop_supervisors(folders, order)
     left = end_all(lambda: of_slot(slot), request["grace_seconds"])
     return {
         "ended": [process.facts() for process in ended],

@@ -87,6 +87,14 @@ def supervisor_argv(program: str, folder: str) -> List[str]:
     return [sys.executable, "-ES", program, "supervise", folder]
 
 
+def folder_of(process: Process) -> Optional[str]:
+    """Return the job's folder of a supervisor, None for any other process."""
+    if not is_supervisor(process.pid):
+        return None
+    words = read_text("/proc/%d/cmdline" % process.pid).split("\0")
+    return words[4] if len(words) > 4 else None
+
+
 def is_supervisor(pid: int) -> bool:
     """Tell whether a process was started by `supervisor_argv`."""
     words = read_text("/proc/%d/cmdline" % pid).split("\0")

@@ -6,12 +6,13 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import time
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from .files import Json, expand, read_json, read_text, write_json
 from .gpu import GPU_FIELDS, nvidia_smi
@@ -30,6 +31,9 @@ from .protocol import MISLEADING, OUTPUTS_TOLD
 GO = signal.SIGUSR1
 STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 WATCHED = {GO, signal.SIGCHLD, *STOP}
+# How a signal was sent, see sigaction(2): by sigqueue(3), as orders are.
+SI_QUEUE = -1
+SHUTDOWN_SIGNS = ("/run/nologin", "/run/systemd/shutdown/scheduled")
 # See prctl(2).
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -75,13 +79,13 @@ def run_when_told(folder: str, plan: Json) -> Json:
         "started_at": None,
         "stopped": None,
     }
-    signum = wait_for((GO, *STOP), hold_seconds)
-    if signum == GO:
-        record.update(run(folder, plan))
-    elif signum is None:
+    got = wait_for((GO, *STOP), hold_seconds)
+    if got is None:
         record["error"] = "prepared, but not told to start within %g s" % hold_seconds
+    elif got.si_signo == GO:
+        record.update(run(folder, plan))
     else:
-        record["stopped"] = stop_order(folder)["reason"]
+        record.update(stop_of(folder, got).facts())
     return record
 
 
@@ -96,10 +100,45 @@ def write_exit_record(folder: str, record: Json) -> None:
             time.sleep(1.0)
 
 
-def stop_order(folder: str) -> Json:
-    """Return the reason and grace of a stop; defaults for a bare signal or a full disk."""
+class StopOfRank(NamedTuple):
+    """Why a rank was ended from outside: by an order of UGRO's, or by a signal that is not UGRO's.
+
+    A machine that shuts down, a session that ends and an impatient person all send signals: none of
+    them is an order.
+    """
+
+    grace_seconds: float
+    reason: Optional[str] = None
+    by: Optional[str] = None
+    signal: Optional[int] = None
+    shutting_down: bool = False
+
+    def facts(self) -> Json:
+        """Return the stop as in the exit record."""
+        return {
+            "stopped": self.reason,
+            "stopped_by": self.by,
+            "interrupted": self.signal,
+            "shutting_down": self.shutting_down,
+        }
+
+
+def stop_of(folder: str, got: signal.struct_siginfo) -> StopOfRank:
+    """Return the stop that a signal stands for.
+
+    On a full disk there is no stop.json: then the way it was sent shows that it is an order.
+    """
     order = read_json(os.path.join(folder, "stop.json"))
-    return order or {"grace_seconds": LEFTOVER_GRACE_SECONDS, "reason": "asked"}
+    if order:
+        return StopOfRank(order["grace_seconds"], order["reason"], order.get("by"))
+    if got.si_code == SI_QUEUE:
+        return StopOfRank(LEFTOVER_GRACE_SECONDS, "asked")
+    return StopOfRank(
+        LEFTOVER_GRACE_SECONDS,
+        signal=got.si_signo,
+        # See systemd's shutdown(8): there is no login any more.
+        shutting_down=any(os.path.exists(path) for path in SHUTDOWN_SIGNS),
+    )
 
 
 def run(folder: str, plan: Json) -> Json:
@@ -121,6 +160,7 @@ def run(folder: str, plan: Json) -> Json:
             return {"code": 127, "error": words}
     started_at = time.time()
     write_json(os.path.join(folder, "torchrun.json"), identity(torchrun.pid))
+    oom_kills_before = oom_kills()
     status, stopped = watch(folder, plan, torchrun.pid)
     # Without a status the grace is used up; otherwise only leftovers of the script are alive.
     grace_seconds = 0.0 if status is None else LEFTOVER_GRACE_SECONDS
@@ -137,9 +177,16 @@ def run(folder: str, plan: Json) -> Json:
         "signal": signum,
         "error": last_words(os.path.join(folder, "error.json")),
         "started_at": started_at,
-        "stopped": stopped,
         "outputs": outputs[:OUTPUTS_TOLD],
+        "oom_kills": oom_kills() - oom_kills_before,
+        **(stopped.facts() if stopped else {}),
     }
+
+
+def oom_kills() -> int:
+    """Return how many processes of this machine the kernel has killed for lack of memory."""
+    found = re.search(r"^oom_kill (\d+)$", read_text("/proc/vmstat"), re.M)
+    return int(found[1]) if found else 0
 
 
 def environment_of_rank(folder: str, plan: Json) -> Dict[str, str]:
@@ -187,14 +234,14 @@ def names_in(folder: str) -> List[str]:
 
 def watch(
     folder: str, plan: Json, torchrun: int
-) -> Tuple[Optional[int], Optional[str]]:
-    """Wait for torchrun and return (its wait status, the reason of a stop).
+) -> Tuple[Optional[int], Optional[StopOfRank]]:
+    """Wait for torchrun and return (its wait status, what stopped it).
 
-    The status is None if the grace ran out, the reason None without a stop. Meanwhile orphans are
-    reaped and the GPU is sampled.
+    The status is None if the grace ran out, the stop None without one. Meanwhile orphans are reaped
+    and the GPU is sampled.
     """
     deadline = float("inf")
-    stopped: Optional[str] = None
+    stopped: Optional[StopOfRank] = None
     sampler: Optional[subprocess.Popen[bytes]] = None
     next_sample = float("inf")
     if shutil.which("nvidia-smi"):
@@ -221,10 +268,12 @@ def watch(
                         stderr=subprocess.DEVNULL,
                     )
         wake_at = min(next_sample, deadline, now + 3600)
-        if wait_for(WATCHED, wake_at - now) in STOP:
-            order = stop_order(folder)
-            stopped = order["reason"]
-            deadline = min(deadline, time.monotonic() + order["grace_seconds"])
+        got = wait_for(WATCHED, wake_at - now)
+        if got and got.si_signo in STOP:
+            stop = stop_of(folder, got)
+            # What came first is why: a machine that shuts down may be told to stop as well.
+            stopped = stopped or stop
+            deadline = min(deadline, time.monotonic() + stop.grace_seconds)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(torchrun, signal.SIGTERM)
 
@@ -262,7 +311,6 @@ def be_a_child() -> None:
 
 def wait_for(
     signals: "set[signal.Signals] | tuple[signal.Signals, ...]", seconds: float
-) -> Optional[int]:
+) -> Optional[signal.struct_siginfo]:
     """Wait for one of the signals and return it, None after `seconds`."""
-    got = signal.sigtimedwait(signals, max(0.0, seconds))
-    return got.si_signo if got else None
+    return signal.sigtimedwait(signals, max(0.0, seconds))

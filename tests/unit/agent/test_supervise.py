@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from lab.tools import wait_until
@@ -13,7 +15,8 @@ from tests.unit.agent.world import DONE, FAILED, World
 from tests.unit.backends.ssh.fake_hosts import FakeNode
 from ugro_tasks.backends.ssh.backend import SshBackend
 from ugro_tasks.errors import UgroError
-from ugro_tasks.jobs.phase import Phase
+from ugro_tasks.jobs.phase import Phase, Reason
+from ugro_tasks.jobs.state import RankState
 
 BUSY = {"error": "busy", "message": "taken", "holder": {"job": "exp0"}}
 
@@ -207,3 +210,86 @@ def test_half_a_line_of_an_event_is_cut_off_and_said(tmp_path: Path) -> None:
     assert said[0] == "whole"
     assert "events.jsonl: half a line of 19 bytes was cut off" in said
     assert b"mess\n" not in events.read_bytes()
+
+
+# ---- success is proven ----
+
+# Exit records that are none of a success, though some have the code 0.
+NO_SUCCESS: list[dict[str, Any]] = [
+    {"code": 1, "interrupted": 15},
+    {"code": 0, "interrupted": 1},
+    {"code": None, "signal": 15, "interrupted": 15, "shutting_down": True},
+    {"code": 0, "signal": 9},
+    {"code": 0, "stopped": "asked"},
+    {"code": 0, "stopped": "failure"},
+    {"code": 0, "stopped": "a word of another version"},
+    {"code": None},
+]
+
+
+@pytest.mark.parametrize("record", NO_SUCCESS, ids=str)
+def test_a_rank_without_the_proof_of_success_fails_the_job_and_stops_the_others(
+    tmp_path: Path, record: dict[str, Any]
+) -> None:
+    world = World(tmp_path)
+    world.nodes[1].exits = [record]
+    state = world.run()
+    assert (state.phase, state.exit_code, state.reason) == (Phase.FAILED, 7, None)
+    assert state.cause
+    assert state.cause.message.startswith("rank 1 on gpu1: ")
+    assert all("stop" in node.told for node in world.nodes)
+
+
+def test_an_interrupted_rank_is_worth_a_restart(tmp_path: Path) -> None:
+    world = World(tmp_path, max_restarts=1)
+    world.exits(None, DONE)
+    world.nodes[2].exits = [{"code": 1, "interrupted": 15}, DONE]
+    state = world.run()
+    assert (state.phase, len(state.attempts)) == (Phase.SUCCEEDED, 2)
+    assert "rank 2 ended: interrupted by signal 15" in world.said()
+
+
+def test_a_reset_is_a_request_to_stop_and_not_worth_a_restart(tmp_path: Path) -> None:
+    world = World(tmp_path, max_restarts=3)
+    reset = {"code": None, "stopped": "reset", "stopped_by": "ada@home"}
+    world.nodes[1].exits = [reset]
+    state = world.run()
+    assert (state.phase, state.reason) == (Phase.STOPPED, Reason.RESET)
+    assert (state.exit_code, len(state.attempts)) == (130, 1)
+    assert "rank 1 ended: reset by ada@home" in world.said()
+    assert world.said()[-1] == (
+        "stopped: gpu1 was reset by ada@home; nothing of it is left on any node"
+    )
+    assert world.nodes[0].last("stop")["reason"] == "reset"
+
+
+def test_a_stop_that_comes_after_all_have_ended_well_is_too_late(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path)
+    thread = world.begin()
+    wait_until(world.is_followed, "all ranks to be followed")
+    world.nodes[2].cut()
+    for node in world.nodes[:2]:
+        node.end(**DONE)
+    world.experiment.ask_to_stop()
+    wait_until(
+        lambda: world.experiment.state().phase is Phase.STOPPING, "the stop to begin"
+    )
+    world.nodes[2].end(**DONE)
+    world.nodes[2].mend()
+    state = world.end_of(thread)
+    assert (state.phase, state.exit_code) == (Phase.SUCCEEDED, 0)
+
+
+def test_a_success_that_is_not_proven_cannot_be_written_down(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    journal = world.supervision().journal
+    journal.change(phase=Phase.PREPARING)
+    journal.change(phase=Phase.RUNNING)
+    for ranks in ((), (RankState(rank=0, node="gpu0", exit_code=0, signal=15),)):
+        journal.change(ranks=ranks)
+        with pytest.raises(RuntimeError, match="cannot have succeeded"):
+            journal.change(phase=Phase.SUCCEEDED)
+        journal.state = msgspec.structs.replace(journal.state, phase=Phase.RUNNING)
+    assert world.experiment.state().phase is Phase.RUNNING

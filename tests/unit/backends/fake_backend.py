@@ -21,7 +21,7 @@ from ugro_tasks.errors import (
 )
 from ugro_tasks.jobs.journal import Journal
 from ugro_tasks.jobs.outcome import Outcome, RankExit
-from ugro_tasks.jobs.phase import Phase
+from ugro_tasks.jobs.phase import Phase, Reason
 from ugro_tasks.jobs.plan import LaunchPlan, NodePlan
 from ugro_tasks.jobs.spec import Resume
 from ugro_tasks.jobs.state import RankState
@@ -254,7 +254,10 @@ class FakeBackend:
         exits = tuple(watch.exits.values())
         wrote = tuple(end.node for end in exits if end.outputs or end.lost)
         return AttemptEnd(
-            exits=exits, asked=watch.asked, wrote=wrote, unproven=watch.unproven()
+            exits=exits,
+            stopped_for=Reason.ASKED if watch.asked else None,
+            wrote=wrote,
+            unproven=watch.unproven(),
         )
 
     def stop(self) -> None:

@@ -22,7 +22,7 @@ from ugro_tasks.errors import (
     StopUnproven,
 )
 from ugro_tasks.jobs.outcome import Outcome
-from ugro_tasks.jobs.phase import Phase
+from ugro_tasks.jobs.phase import Phase, Reason
 from ugro_tasks.jobs.plan import LaunchPlan
 from ugro_tasks.jobs.spec import Resume
 from ugro_tasks.jobs.state import Attempt
@@ -395,7 +395,7 @@ def test_a_success_is_an_exit_code_of_0_from_each_rank(make_job: MakeJob) -> Non
         (2, "gpu2", 0),
     ]
     assert not any(rank_exit.failed for rank_exit in end.exits)
-    assert (end.asked, end.unproven, end.wrote) == (False, None, ())
+    assert (end.stopped_for, end.unproven, end.wrote) == (None, None, ())
 
 
 def test_the_end_of_each_rank_stands_in_the_state(make_job: MakeJob) -> None:
@@ -423,7 +423,7 @@ def test_the_first_failure_stops_the_others(
         "gpu2": "failure",
     }
     assert [e.node for e in end.exits if e.failed] == ["gpu1"]
-    assert (end.asked, end.unproven) == (False, None)
+    assert (end.stopped_for, end.unproven) == (None, None)
     assert not any(job.machines.runs(name) for name in NAMES)
 
 
@@ -433,7 +433,7 @@ def test_a_stop_that_was_asked_for_stops_all(make_job: MakeJob) -> None:
     job.experiment.ask_to_stop()
     end = run.end()
     assert {e.stopped for e in end.exits} == {"asked"}
-    assert (end.asked, end.unproven) == (True, None)
+    assert (end.stopped_for, end.unproven) == (Reason.ASKED, None)
     assert job.experiment.state().phase is Phase.STOPPING
     assert all(rank.proven_gone for rank in job.experiment.state().ranks)
 
@@ -574,7 +574,7 @@ def test_an_agent_that_comes_later_stops_as_asked(make_job: MakeJob) -> None:
     job.experiment.ask_to_stop()
     _, later = job.another()
     end = later.run_to_end(plan, None)
-    assert end.asked
+    assert end.stopped_for is Reason.ASKED
     assert not any(job.machines.runs(name) for name in NAMES)
 
 

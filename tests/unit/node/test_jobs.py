@@ -790,6 +790,49 @@ def test_daemons_do_not_outlive_a_script_that_ended(rank: Rank) -> None:
     wait_until(lambda: not rank.processes(), "the supervisor to leave")
 
 
+FOREIGN = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+
+
+@pytest.mark.parametrize("signum", FOREIGN)
+def test_a_signal_that_is_no_order_interrupts_the_rank(
+    rank: Rank, signum: signal.Signals
+) -> None:
+    """So do a shutdown, the end of a session, and a person."""
+    rank.script("echo ready; sleep 60")
+    os.kill(rank.supervisor, signum)
+    record = rank.ended()
+    assert (record["stopped"], record["interrupted"]) == (None, signum.value)
+    assert (record["code"], record["signal"]) == (None, signal.SIGTERM.value)
+    assert rank.processes() == []
+
+
+@pytest.mark.parametrize("signum", FOREIGN)
+def test_a_signal_before_the_start_is_no_order_either(
+    rank: Rank, signum: signal.Signals
+) -> None:
+    rank.prepare()
+    os.kill(rank.supervisor, signum)
+    record = rank.ended()
+    assert (record["stopped"], record["interrupted"]) == (None, signum.value)
+    assert record["started_at"] is None
+
+
+def test_a_signal_that_a_script_survives_is_recorded_all_the_same(rank: Rank) -> None:
+    rank.script("trap '' TERM; echo ready; sleep 0.5; exit 0")
+    os.kill(rank.supervisor, signal.SIGTERM)
+    record = rank.ended()
+    assert (record["code"], record["interrupted"]) == (0, signal.SIGTERM.value)
+
+
+def test_an_order_is_known_on_a_full_disk_too(rank: Rank) -> None:
+    rank.script("echo ready; sleep 60")
+    # Nothing can take the place of a folder that is not empty.
+    (rank.folder / "stop.json" / "full").mkdir(parents=True)
+    answer = rank.stop()
+    assert answer["left"] == []
+    assert (answer["exit"]["stopped"], answer["exit"]["interrupted"]) == ("asked", None)
+
+
 def test_stopping_what_is_only_prepared_starts_nothing(rank: Rank) -> None:
     rank.prepare("sh", "-c", "echo begun")
     answer = rank.stop()
@@ -878,10 +921,13 @@ def test_a_reset_ends_everything_in_its_slot_and_nothing_else(
     rank.script("trap '' TERM; echo ready; sleep 60")
     neighbour = spawn(SLEEP, f"exp9.c0ffee:gpu0:{slot}-2")
     supervisor = rank.supervisor
-    answer = ask(rank.host, Reset(slot=slot, grace_seconds=0.1))
+    answer = ask(rank.host, Reset(slot=slot, grace_seconds=0.1, by="ada@home"))
     assert supervisor in [process.pid for process in answer.ended]
     assert (answer.left, of_slot(slot), lease_holder(slot)) == ([], [], None)
     assert neighbour.poll() is None
+    record = rank.ended()
+    assert (record["stopped"], record["stopped_by"]) == ("reset", "ada@home")
+    assert record["interrupted"] is None
 
 
 # ---- follow ----

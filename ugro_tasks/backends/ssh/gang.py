@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from ...errors import UgroError
 from ...jobs.outcome import Outcome, RankExit
-from ...jobs.phase import Phase
+from ...jobs.phase import Phase, Reason
 from .loop import Say
 from .stop import StopOrder, StopResult
 
@@ -113,9 +113,12 @@ class GangState(Struct, frozen=True, kw_only=True):
     """How it ended where that is not a matter of its ranks' exits."""
 
     @property
-    def asked(self) -> bool:
-        """Whether its ranks were stopped because somebody asked for it."""
-        return self.order is not None and self.order.reason == "asked"
+    def stopped_for(self) -> Reason | None:
+        """Why its ranks were stopped on request, None if nobody asked for it."""
+        requests = {Reason.ASKED, Reason.RESET}
+        if self.order is None or self.order.reason not in requests:
+            return None
+        return Reason(self.order.reason)
 
     @property
     def exits(self) -> list[RankExit]:

@@ -99,7 +99,7 @@ class Gang:
         ]
         return AttemptEnd(
             exits=tuple(over.exits),
-            asked=over.asked,
+            stopped_for=over.stopped_for,
             wrote=tuple(wrote),
             unproven=over.outcome,
         )

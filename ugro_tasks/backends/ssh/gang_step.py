@@ -14,7 +14,7 @@ import msgspec
 from ...errors import Interrupted, LaunchFailed, NodesBusy, StopUnproven
 from ...hosts.retry import retry_pause
 from ...jobs.outcome import Outcome, RankExit
-from ...jobs.phase import Phase
+from ...jobs.phase import Phase, Reason
 from .gang import (
     Act,
     ChangePhase,
@@ -201,15 +201,21 @@ def _exited(
         return _before(disconnected, _settle(caught_up, now))
     ended = _with_member(state, member, exit=rank_exit, follow_at=None)
     acts: list[Act] = []
-    if rank_exit.failed and state.stage is Stage.RUNNING:
+    if state.stage is Stage.RUNNING and rank_exit.was_reset:
+        ended, acts = _stop_after_reset(ended)
+    elif state.stage is Stage.RUNNING and not rank_exit.succeeded:
         ended, acts = _stop_after_failure(ended)
     noted = [*acts, *_notes_of_exit(rank_exit)]
     return _before(noted, _settle(ended, now))
 
 
 def _notes_of_exit(rank_exit: RankExit) -> list[Act]:
-    if rank_exit.stopped:
+    if rank_exit.was_reset:
+        how = f"reset by {rank_exit.stopped_by or 'somebody'}"
+    elif rank_exit.stopped:
         how = "stopped"
+    elif rank_exit.interrupted:
+        how = f"interrupted by signal {rank_exit.interrupted}"
     elif rank_exit.lost:
         how = rank_exit.lost
     elif rank_exit.signal:
@@ -219,7 +225,7 @@ def _notes_of_exit(rank_exit: RankExit) -> list[Act]:
     changes = {
         "connected": False,
         "exit_code": rank_exit.code,
-        "signal": rank_exit.signal,
+        "signal": rank_exit.signal or rank_exit.interrupted,
         "ended_at": rank_exit.at,
         "lost": rank_exit.lost,
         "proven_gone": not rank_exit.lost,
@@ -241,13 +247,18 @@ def _stop_after_failure(state: GangState) -> Result:
     return _stop(state, order, tries, "a rank failed: stopping the others")
 
 
+def _stop_after_reset(state: GangState) -> Result:
+    order = StopOrder(reason=Reason.RESET)
+    return _stop(state, order, None, "a node was reset: stopping the others")
+
+
 def _stop_asked(state: GangState, now: float, *, given_up: bool) -> Result:
     state = msgspec.structs.replace(
         state, stop_asked=True, given_up=state.given_up or given_up
     )
     if state.stage is Stage.RUNNING:
         grace = state.limits.stop_grace_seconds
-        order = StopOrder(reason="asked", grace_seconds=grace)
+        order = StopOrder(reason=Reason.ASKED, grace_seconds=grace)
         return _stop(state, order, None, "stopping all ranks, as asked")
     if not state.given_up:
         return state, []
@@ -355,7 +366,7 @@ def _outcome_of_stop(state: GangState) -> Outcome | None:
     left = _left(state)
     if not left:
         return None
-    if state.asked:
+    if state.stopped_for:
         phase = Phase.STOPPED
     elif state.given_up or state.limits.away_seconds is None:
         phase = Phase.FAILED

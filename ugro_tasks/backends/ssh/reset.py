@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from ...cluster.model import Cluster
 from ...errors import HostError, StopUnproven
 from ...hosts.answers import Process, ResetAnswer
@@ -9,6 +11,7 @@ from ...hosts.fleet import Fleet
 from ...hosts.host import Host
 from ...hosts.operations import Reset
 from ...hosts.requests import ask
+from ...text import user_name
 
 RESET_GRACE_SECONDS = 3.0
 
@@ -18,9 +21,11 @@ def reset(cluster: Cluster) -> dict[str, list[Process] | HostError]:
 
     Raises StopUnproven with host and pids if something would not end.
     """
+    by = f"{user_name(os.geteuid())}@{os.uname().nodename}"
 
     def end(host: Host) -> ResetAnswer:
-        return ask(host, Reset(slot=host.node.slot, grace_seconds=RESET_GRACE_SECONDS))
+        slot = host.node.slot
+        return ask(host, Reset(slot=slot, grace_seconds=RESET_GRACE_SECONDS, by=by))
 
     with Fleet.of(cluster) as fleet:
         answers = fleet.map(end)

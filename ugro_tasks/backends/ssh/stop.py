@@ -21,7 +21,7 @@ class StopOrder(msgspec.Struct, frozen=True, kw_only=True):
     """The order to a node to stop its rank."""
 
     reason: str
-    """For the rank's exit record: `asked`, `failure` or `undone`."""
+    """For the rank's exit record: `asked`, `reset`, `failure` or `undone`."""
     grace_seconds: float = FAILURE_GRACE_SECONDS
     """From TERM to KILL."""
     discard: bool = False

@@ -131,6 +131,10 @@ class _ExitRecord(msgspec.Struct, frozen=True):
     signal: Small | None = None
     error: str | None = None
     stopped: str | None = None
+    stopped_by: str | None = None
+    interrupted: Small | None = None
+    shutting_down: bool = False
+    oom_kills: Small = 0
     outputs: tuple[str, ...] = ()  # the topmost names of what it wrote
 
 

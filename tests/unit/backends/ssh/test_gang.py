@@ -28,7 +28,7 @@ from ugro_tasks.hosts.requests import Talks
 from ugro_tasks.jobs.experiments import Experiments
 from ugro_tasks.jobs.journal import Journal
 from ugro_tasks.jobs.outcome import Outcome, RankExit
-from ugro_tasks.jobs.phase import Phase
+from ugro_tasks.jobs.phase import Phase, Reason
 from ugro_tasks.jobs.state import Attempt, JobState
 
 STOP_GRACE_SECONDS = 7.0
@@ -95,7 +95,8 @@ class Run(threading.Thread):
         """Give {node: how its rank ended}, and whether a stop was asked for; the end is proven."""
         end = self.end()
         assert end.unproven is None
-        return {rank_exit.node: rank_exit for rank_exit in end.exits}, end.asked
+        asked = end.stopped_for is Reason.ASKED
+        return {rank_exit.node: rank_exit for rank_exit in end.exits}, asked
 
     def outcome(self) -> Outcome:
         """Give the outcome of an end that is not proven."""

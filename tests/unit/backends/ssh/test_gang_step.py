@@ -42,7 +42,7 @@ from ugro_tasks.errors import (
     StopUnproven,
 )
 from ugro_tasks.jobs.outcome import RankExit
-from ugro_tasks.jobs.phase import Phase
+from ugro_tasks.jobs.phase import Phase, Reason
 
 FOR_EVER = float("inf")
 NO_ROOM = NodeFault("gpu1", "no space left")
@@ -232,7 +232,7 @@ def test_an_asked_stop_gives_the_ranks_the_grace_of_the_cluster_file() -> None:
     simulation = Simulation(stop_grace_seconds=7.0)
     simulation.at(5.0, simulation.ask_to_stop)
     state = simulation.run()
-    assert state.asked
+    assert state.stopped_for is Reason.ASKED
     assert state.outcome is None
     for _, act in simulation.of_kind(TellToStop):
         assert (act.order.reason, act.order.grace_seconds) == ("asked", 7.0)
@@ -440,7 +440,7 @@ def _check_round(chance: random.Random, seed: int) -> None:
         named = node.name in words or node.name in lost
         assert not node.runs or named, (seed, node.name, state)
     failed = any(rank_exit.failed for rank_exit in state.exits)
-    if state.outcome is None and not state.asked and not failed:
+    if state.outcome is None and state.stopped_for is None and not failed:
         ends = [node.exit.code if node.exit else None for node in simulation.nodes]
         assert ends == [0, 0, 0], (seed, state)
     if failed:
