@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from lab.tools import LabError, checked, lab_token, pids, read_proc, wait_until
 HERE = Path(__file__).parent
 RECORDINGS = HERE / "recordings"
 PRIVATE = "run/lab"  # of a host: see init.py
+# From TERM to KILL, as a machine that is in a hurry has it.
+SHUTDOWN_SECONDS = 1.0
 VOLATILE = ("/tmp", "/dev/shm")
 SSH_PORT_HEX = "0016"
 TCP_LISTEN = "0A"
@@ -261,6 +264,18 @@ class LabHost:
         for process in self._all_processes():
             if process.argv[0].startswith("sshd:"):
                 self._signal(process, signal.SIGKILL)
+
+    def end_sessions(self, sig: int = signal.SIGTERM) -> None:
+        """Send a signal to all processes but process 1, as a shutdown and the end of a session do."""
+        for process in self._all_processes():
+            if process.pid != 1:
+                self._signal(process, sig)
+
+    def shut_down(self) -> None:
+        """Shut down in good order and start again: each process gets TERM, and a second later KILL."""
+        self.end_sessions()
+        time.sleep(SHUTDOWN_SECONDS)
+        self.reboot()
 
     def reboot(self) -> None:
         """Power off and on: no process is left, the boot id is new, /tmp is empty; the disk stays.

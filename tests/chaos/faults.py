@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ Undo = Callable[[], None]
 Moment = Literal["before", "launching", "running", "ending"]
 MASTER_PORT = 29500
 WAIT_FOR_PROCESS_SECONDS = 20.0
+POLITE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Missed(Exception):
@@ -150,21 +152,28 @@ def port_taken(stage: Stage, fault: Fault) -> Undo:
 # ---- processes on a node ----
 
 
-def _killed(word: str) -> Callable[[Stage, Fault], Undo]:
+def _signalled(word: str, *signals: signal.Signals) -> Callable[[Stage, Fault], Undo]:
+    """Send one of the signals, chosen by the fault's moment, to a process of the job."""
+
     def do(stage: Stage, fault: Fault) -> Undo:
         host, deadline = (
             host_of(stage, fault),
             time.monotonic() + WAIT_FOR_PROCESS_SECONDS,
         )
+        signum = signals[int(fault.delay * 1e6) % len(signals)]
         while not (
-            pid := nodes.kill_one(host, stage.job_id, word) if stage.job_id else 0
+            pid := nodes.signal_one(host, stage.job_id, word, signum)
+            if stage.job_id
+            else 0
         ):
             if time.monotonic() > deadline or stage.home.state(stage.name).get(
                 "ended_at"
             ):
                 raise Missed(f"no process with {word}")
             time.sleep(0.03)
-        stage.timeline.note("suite", f"killed pid {pid} ({word}) on {host.name}")
+        stage.timeline.note(
+            "suite", f"{signum.name} to pid {pid} ({word}) on {host.name}"
+        )
         return nothing
 
     return do
@@ -172,6 +181,26 @@ def _killed(word: str) -> Callable[[Stage, Fault], Undo]:
 
 def node_rebooted(stage: Stage, fault: Fault) -> Undo:
     host_of(stage, fault).reboot()
+    return nothing
+
+
+def node_shut_down(stage: Stage, fault: Fault) -> Undo:
+    host_of(stage, fault).shut_down()
+    return nothing
+
+
+def session_ended(stage: Stage, fault: Fault) -> Undo:
+    host = host_of(stage, fault)
+    for signum in (signal.SIGHUP, signal.SIGTERM):
+        host.end_sessions(signum)
+    # sshd has ended with them.
+    nodes.kill_sshd(host)
+    host.start_sshd()
+    return nothing
+
+
+def reset_under_job(stage: Stage, fault: Fault) -> Undo:
+    stage.home.run("reset", "--nodes", host_of(stage, fault).name)
     return nothing
 
 
@@ -273,7 +302,7 @@ KINDS: dict[str, Kind] = {
         until_over=True,
     ),
     "rank-killed": Kind(
-        does=_killed("workload.py"),
+        does=_signalled("workload.py", signal.SIGKILL),
         words="kill -9 of a rank",
         promise="the others are stopped, the rank is named",
         moments=("running", "running", "running", "ending"),
@@ -281,14 +310,14 @@ KINDS: dict[str, Kind] = {
         weight=1.5,
     ),
     "torchrun-killed": Kind(
-        does=_killed(nodes.TORCHRUN),
+        does=_signalled(nodes.TORCHRUN, signal.SIGKILL),
         words="kill -9 of a torchrun",
         promise="the same",
         moments=("running", "running", "launching", "ending"),
         deadly=True,
     ),
     "supervisor-killed": Kind(
-        does=_killed("node.zip"),
+        does=_signalled("node.zip", signal.SIGKILL),
         words="kill -9 of a node's supervisor",
         promise="the same",
         moments=("running", "running", "launching", "ending"),
@@ -299,6 +328,53 @@ KINDS: dict[str, Kind] = {
         does=node_rebooted,
         words="all processes of a node are gone, it has another boot id",
         promise="the same; the cause says that it was rebooted",
+        moments=("running", "running", "launching", "ending"),
+        deadly=True,
+        hinders=True,
+    ),
+    "rank-terminated": Kind(
+        does=_signalled("workload.py", *POLITE),
+        words="TERM, INT or HUP to a rank",
+        promise="the same, unless its script goes on",
+        moments=("running", "running", "running", "ending"),
+        deadly=True,
+    ),
+    "torchrun-terminated": Kind(
+        does=_signalled(nodes.TORCHRUN, *POLITE),
+        words="TERM, INT or HUP to a torchrun",
+        promise="the same",
+        moments=("running", "running", "launching", "ending"),
+        deadly=True,
+    ),
+    "supervisor-terminated": Kind(
+        does=_signalled("node.zip", *POLITE),
+        words="TERM, INT or HUP to a node's supervisor",
+        promise="the same: no signal of somebody else is an order to stop",
+        moments=("running", "running", "launching", "ending"),
+        deadly=True,
+        hinders=True,
+    ),
+    "node-shut-down": Kind(
+        does=node_shut_down,
+        words="all processes of a node get TERM, a second later KILL; it has another boot id",
+        promise="the same",
+        moments=("running", "running", "launching", "ending"),
+        deadly=True,
+        hinders=True,
+        weight=1.5,
+    ),
+    "session-ended": Kind(
+        does=session_ended,
+        words="all processes of a node get HUP and TERM, sshd too; sshd comes back",
+        promise="the same",
+        moments=("running", "running", "launching", "ending"),
+        deadly=True,
+        hinders=True,
+    ),
+    "reset-under-job": Kind(
+        does=reset_under_job,
+        words="`inv reset` of a node on which the job runs",
+        promise="the job ends as stopped, with the reason, and is not restarted",
         moments=("running", "running", "launching", "ending"),
         deadly=True,
         hinders=True,

@@ -7,7 +7,6 @@ import fcntl
 import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -133,15 +132,15 @@ def kill_sshd(host: LabHost) -> None:
     host.stop_sshd(sessions=True)
 
 
-def kill_one(host: LabHost, job_id: str, word: str) -> int:
-    """kill -9 of the job's process whose command has the word; its pid there, 0 where there is none."""
+def signal_one(host: LabHost, job_id: str, word: str, signum: int) -> int:
+    """Send a signal to the job's process whose command has the word; its pid there, 0 where there is none."""
     for pid, argv in reversed(host.processes(token=f"UGRO_TOKEN={job_id}".encode())):
         # torchrun's command names the script, too.
         if any(word in part for part in argv) and (
             word in TORCHRUN or TORCHRUN not in argv
         ):
             with contextlib.suppress(ProcessLookupError):
-                host.kill(pid, signal.SIGKILL)
+                host.kill(pid, signum)
                 return pid
     return 0
 

@@ -32,8 +32,13 @@ def lies(played: Played, found: Mapping[str, list[Attempt]]) -> Iterator[str]:
         if code != 0 or state["cause"]:
             yield f"succeeded with exit code {code} and the cause {state['cause']}"
     elif phase == "stopped":
-        if not played.stopped_by:
+        resets = [hit for hit in played.hits if hit.fault.kind == "reset-under-job"]
+        if not played.stopped_by and not resets:
             yield "stopped, and nobody asked for it"
+        if state["reason"] not in {"asked", "reset"}:
+            yield f"stopped for the reason {state['reason']}"
+        if state["reason"] == "reset" and not resets:
+            yield "stopped by a reset, and there was none"
         if code != STOPPED:
             yield f"stopped with exit code {code}"
     elif phase in {"failed", "refused"}:
@@ -138,6 +143,8 @@ def lies_of_second(played: Played) -> Iterator[str]:
     allowed = {0, 6}
     if len(early) > 1:  # something else is broken as well
         allowed |= {5, 7, 8, 9}
+    if "reset-under-job" in early:
+        allowed |= {STOPPED}
     if code not in allowed:
         yield f"the second launch ended with {code}: {played.second_said[-800:]}"
     if (

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import time
 
 import pytest
@@ -69,6 +70,54 @@ def test_what_is_killed_on_one_node_ends_the_others_soon(
     state = job.wait_for("failed")
     assert state["cause"]["node"] == "lab1"
     assert words in state["cause"]["message"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "victim",
+    ["rehearse.py", "torch.distributed.run", "node.zip"],
+    ids=["rank", "torchrun", "supervisor"],
+)
+def test_a_signal_that_nobody_asked_for_is_no_success(
+    ugro: Ugro, hosts: list[LabHost], victim: str, signum: signal.Signals
+) -> None:
+    job = ugro.detach("exp1", "--seconds 600")
+    job.wait_for_log("step 1", rank=1)
+    hosts[1].kill(job.pid(hosts[1], victim), signum)
+    assert job.seconds_until_gone(limit=30) < 30
+    state = job.wait_for("failed", "succeeded", "stopped")
+    assert state["state"] == "failed"
+    assert state["cause"]["node"] == "lab1"
+    assert ugro.run("attach", "exp1").returncode == 7
+
+
+def test_a_node_that_is_shut_down_is_the_cause_and_the_job_begins_again(
+    ugro: Ugro, hosts: list[LabHost]
+) -> None:
+    job = ugro.detach("exp1", "--seconds 15", "--max-restarts", "1")
+    job.wait_for_log("step 1", rank=1)
+    hosts[1].shut_down()
+    state = job.wait_for("failed", "succeeded", "stopped")
+    assert state["state"] == "succeeded"
+    first, second = state["attempts"]
+    assert first["cause"]["node"] == "lab1"
+    assert second["cause"] is None
+    assert all(rank["exit_code"] == 0 for rank in state["ranks"])
+
+
+def test_a_reset_under_a_job_stops_it_for_good(
+    ugro: Ugro, hosts: list[LabHost]
+) -> None:
+    job = ugro.detach("exp1", "--seconds 600", "--max-restarts", "3")
+    job.wait_for_log("step 1", rank=1)
+    assert ugro.run("reset", "--nodes", "lab1").returncode == 0
+    state = job.wait_for("failed", "succeeded", "stopped")
+    assert (state["state"], state["reason"]) == ("stopped", "reset")
+    assert len(state["attempts"]) == 1
+    assert job.left() == []
+    done = ugro.run("attach", "exp1")
+    assert done.returncode == 130
+    assert "lab1 was reset by root@" in done.stderr + done.stdout
 
 
 def test_a_node_that_reboots_is_the_cause(ugro: Ugro, hosts: list[LabHost]) -> None:

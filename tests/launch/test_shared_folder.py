@@ -133,7 +133,8 @@ class Person:
 @pytest.fixture
 def people() -> Iterator[tuple[Person, Person]]:
     require_means()
-    root = Path(tempfile.mkdtemp(prefix="ugro-shared-"))
+    # Where others may enter, too: pytest's folders are their owner's.
+    root = Path(tempfile.mkdtemp(prefix="ugro-shared-", dir="/var/tmp"))
     root.chmod(0o755)
     shared = root / "experiments"
     shared.mkdir()
