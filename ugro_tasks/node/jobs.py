@@ -144,8 +144,17 @@ def start(request: Json) -> Json:
         time.sleep(0.005)
     if not os.path.exists(running):
         record = read_json(ended) or {"error": "the supervisor is gone"}
-        raise Refusal("not started", str(record["error"]), exit=record)
+        raise Refusal("not started", why_not_started(record), exit=record)
     return {"torchrun": read_json(running)}
+
+
+def why_not_started(record: Json) -> str:
+    """Return why the exit record of a rank is there before its start."""
+    if record.get("stopped_by"):
+        return "the node was reset by %s" % record["stopped_by"]
+    if record.get("interrupted"):
+        return "its supervisor got signal %d" % record["interrupted"]
+    return str(record.get("error") or "it was stopped")
 
 
 def stop(request: Json) -> Json:
