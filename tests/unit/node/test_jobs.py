@@ -803,7 +803,7 @@ def test_a_signal_that_is_no_order_interrupts_the_rank(
     record = rank.ended()
     assert (record["stopped"], record["interrupted"]) == (None, signum.value)
     assert (record["code"], record["signal"]) == (None, signal.SIGTERM.value)
-    assert rank.processes() == []
+    wait_until(lambda: not rank.processes(), "the supervisor to leave")
 
 
 @pytest.mark.parametrize("signum", FOREIGN)
