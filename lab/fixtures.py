@@ -26,10 +26,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 @pytest.fixture
 def hosts(lab: Lab) -> Iterator[list[LabHost]]:
-    """Reset the lab's hosts: whole links, no firewall, sshd running, known keys and no GPU.
+    """Reset the lab: whole links, no firewall, sshd running, known keys and no GPU.
 
     Afterwards no process of UGRO may be left on any of them.
     """
+    lab.go_online()
     for host in lab.hosts:
         host.reset()
     lab.trust()

@@ -182,6 +182,14 @@ class Lab:
         lines = [f"{host.address} {host.public_key}\n" for host in self.hosts]
         self.known_hosts.write_text("".join(lines), "utf-8")
 
+    def go_offline(self) -> None:
+        """Pull the cable of this machine: no host reaches it, while they reach each other."""
+        _ip([f"link set ulab{self.number} down"])
+
+    def go_online(self) -> None:
+        """Plug this machine's cable in again."""
+        _ip([f"link set ulab{self.number} up"])
+
     # Bring-up
 
     def _make_home(self) -> None:

@@ -133,6 +133,11 @@ def host_key_changed(stage: Stage, fault: Fault) -> Undo:
     return stage.lab.trust
 
 
+def controller_offline(stage: Stage, fault: Fault) -> Undo:
+    stage.lab.go_offline()
+    return stage.lab.go_online
+
+
 def port_taken(stage: Stage, fault: Fault) -> Undo:
     """It waits for the plan by itself."""
     host = stage.hosts[0]
@@ -283,6 +288,15 @@ KINDS: dict[str, Kind] = {
         promise="as with the cable",
         hinders=True,
         lasts=True,
+    ),
+    "controller-offline": Kind(
+        does=controller_offline,
+        words="the cable of the controller is pulled: the nodes reach each other, and it reaches none",
+        promise="the same, however long and with restarts too: no node counts as lost while none answers",
+        on_node=False,
+        hinders=True,
+        lasts=True,
+        weight=1.5,
     ),
     "host-key-changed": Kind(
         does=host_key_changed,

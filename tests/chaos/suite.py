@@ -144,6 +144,7 @@ class Suite:
     def _tidy(self, *, by_force: bool) -> None:
         """Nothing of the round is left for the next one to stumble over, but the agent and its connections."""
         if by_force:
+            self.lab.go_online()
             self.home.end_all()
             self.other.end_all()
         for host in self.lab.hosts:

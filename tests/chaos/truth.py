@@ -74,7 +74,12 @@ def _blame(played: Played) -> Iterator[Hit]:
     """The faults that may be why it did not succeed."""
     for hit in played.hits:
         kind = KINDS[hit.fault.kind]
-        away = played.plan.restarts and kind.lasts and hit.fault.seconds > 3
+        away = (
+            played.plan.restarts
+            and kind.lasts
+            and kind.on_node
+            and hit.fault.seconds > 3
+        )
         if kind.deadly or (kind.hinders and not hit.ran) or (away and kind.hinders):
             yield hit
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from lab import LabHost
+from lab import Lab, LabHost
 from lab.tools import wait_until
 from lab.ugro import Ugro
 
@@ -23,6 +23,21 @@ def test_a_link_cut_for_twenty_seconds_loses_no_byte(
     assert job.wait_for("succeeded", "failed")["state"] == "succeeded"
     assert all(there == here for there, here in job.digests())
     assert "connected again" in (job.folder / "events.jsonl").read_text()
+
+
+def test_an_offline_controller_gives_no_job_up(
+    ugro: Ugro, lab: Lab, hosts: list[LabHost]
+) -> None:
+    ugro.set_timeouts(away_seconds=2, return_seconds=2, connect_seconds=1)
+    job = ugro.detach("exp1", "--seconds 25", "--max-restarts", "2")
+    job.wait_for_log("step 1", rank=1)
+    lab.go_offline()
+    time.sleep(15)  # seven times as long as a node may be away
+    lab.go_online()
+    state = job.wait_for("succeeded", "failed", "stopped")
+    assert (state["state"], len(state["attempts"])) == ("succeeded", 1)
+    assert all(there == here for there, here in job.digests())
+    assert "no node answers" in (job.folder / "events.jsonl").read_text()
 
 
 def test_an_agent_killed_in_mid_run_is_replaced_and_loses_nothing(ugro: Ugro) -> None:

@@ -55,12 +55,18 @@ class Member(Struct, frozen=True, kw_only=True):
 
     node: str
     rank: int
+    local: bool = False
+    """Whether it is this machine, whose answer says nothing about the network."""
     exit: RankExit | None = None
     """How the rank ended, None while it may run."""
     connected_at: float = 0.0
     """When its stream was last connected, or first asked for."""
+    in_touch: bool = False
+    """Whether its stream is connected."""
     away_since: float | None = None
     """Since when the node is out of reach, None while it is followed."""
+    missed_since: float | None = None
+    """Since when it is out of reach while another node answers, so that this machine is not the reason."""
     follow_tries: int = 0
     """How often its stream was asked for in vain."""
     follow_at: float | None = None
@@ -73,6 +79,11 @@ class Member(Struct, frozen=True, kw_only=True):
     """When it is told again, None while a try is under way or where none is needed."""
     catching_up: bool = False
     """Whether the rest of its streams is fetched, after it was given up and has answered since."""
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether its stream is connected, so that its node is known to answer."""
+        return self.in_touch and not self.local
 
     @property
     def stop_is_known(self) -> bool:
@@ -102,13 +113,17 @@ class GangState(Struct, frozen=True, kw_only=True):
     order: StopOrder | None = None
     """What the nodes are told at an undo or a stop."""
     tries: int | None = None
-    """How often a node out of reach is told; None: for as long as it takes."""
+    """How often a node out of reach is told, while another one answers; None: for as long as it takes."""
     stop_asked: bool = False
     """Whether somebody asked for a stop."""
     given_up: bool = False
     """Whether somebody said that nodes out of reach are not to be waited for."""
     faults: tuple[UgroError, ...] = ()
     """Why a step could not be done."""
+    offline: bool = False
+    """Whether a node is missed and none answers, which may be this machine's own fault."""
+    looking: bool = False
+    """Whether nodes whose ranks have ended are being asked if they answer."""
     outcome: Outcome | None = None
     """How it ended where that is not a matter of its ranks' exits."""
 
@@ -154,6 +169,12 @@ class Disconnected(Struct, frozen=True):
     """When, in Unix seconds."""
 
 
+class Looked(Struct, frozen=True):
+    """Whether any of the nodes that were looked at answers."""
+
+    any_answers: bool
+
+
 class Exited(Struct, frozen=True):
     """The end of a rank is known."""
 
@@ -167,7 +188,7 @@ class StopTold(Struct, frozen=True):
     result: StopResult
 
 
-Event = StepDone | Connected | Disconnected | Exited | StopTold
+Event = StepDone | Connected | Disconnected | Looked | Exited | StopTold
 
 
 # ---- acts ----
@@ -183,6 +204,12 @@ class Follow(Struct, frozen=True):
     """Ask for the streams of a node's rank; `Connected`, `Exited` and `Disconnected` bring the news."""
 
     node: str
+
+
+class Look(Struct, frozen=True):
+    """Ask these nodes whether they answer at all; `Looked` brings the result."""
+
+    nodes: tuple[str, ...]
 
 
 class TellToStop(Struct, frozen=True):
@@ -211,4 +238,4 @@ class NoteRan(Struct, frozen=True):
     phase: Phase | None = None
 
 
-Act = DoStep | Follow | TellToStop | ChangePhase | ChangeRank | NoteRan | Say
+Act = DoStep | Follow | Look | TellToStop | ChangePhase | ChangeRank | NoteRan | Say

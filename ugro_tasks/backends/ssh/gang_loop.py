@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection
 from functools import partial
 
 from ...cluster.model import Cluster
-from ...errors import HostError, UgroError
+from ...errors import HostError, HostUnreachable, UgroError
 from ...hosts.fleet import Fleet
 from ...hosts.host import Host
-from ...hosts.operations import Prepare, Start
-from ...hosts.requests import Talks, node_zip
+from ...hosts.operations import Prepare, Start, State
+from ...hosts.requests import Talks, ask, node_zip
 from ...jobs.attempt_names import attempt_folder
 from ...jobs.experiment import METRICS_NAME, Experiment
 from ...jobs.journal import Journal
@@ -30,6 +30,8 @@ from .streams import follow_rank
 
 # How long a prepared node waits for the start, beyond the time that the slowest may take to prepare.
 HOLD_SECONDS = 30.0
+# What a node may take to show that it answers.
+LOOK_SECONDS = 10.0
 
 
 class Gang:
@@ -120,13 +122,18 @@ class Gang:
             limits=self._limits(),
             stage=gang.Stage.STOPPING,
             order=StopOrder(reason="failure"),
-            tries=1,
+            # Each is told once: whoever asked for this looks again.
+            given_up=True,
         )
         self._loop.run(state, until=_is_over)
 
     def _members(self, nodes: Collection[str]) -> tuple[gang.Member, ...]:
         return tuple(
-            gang.Member(node=plan.node, rank=plan.rank)
+            gang.Member(
+                node=plan.node,
+                rank=plan.rank,
+                local=self._hosts[plan.node].node.transport == "local",
+            )
             for plan in self.plan.nodes
             if plan.node in nodes
         )
@@ -148,6 +155,8 @@ class Gang:
             case gang.Follow():
                 plan = self._plans[act.node]
                 self._loop.in_thread(f"follow-{act.node}", partial(self._follow, plan))
+            case gang.Look():
+                self._loop.in_thread("look", partial(self._look, act.nodes))
             case gang.TellToStop():
                 plan = self._plans[act.node]
                 self._loop.in_thread(
@@ -251,6 +260,22 @@ class Gang:
         # Without a mirror, checkpoints come when all others do.
         if self._mirror:
             self._mirror.take(plan, content)
+
+    def _look(self, nodes: Collection[str]) -> gang.Looked:
+        def answers(plan: NodePlan, host: Host) -> bool:
+            request = State(folder=plan.folder, token=plan.token)
+            try:
+                ask(host, request, timeout_seconds=LOOK_SECONDS)
+            except HostUnreachable:
+                host.close()
+                return False
+            except UgroError:
+                return True
+            return True
+
+        work = {node: partial(answers, self._plans[node]) for node in nodes}
+        found = self.fleet.each(work).values()
+        return gang.Looked(any(answer is True for answer in found))
 
     def _tell(self, plan: NodePlan, order: StopOrder) -> gang.StopTold:
         host = self._hosts[plan.node]

@@ -26,6 +26,7 @@ from .gang import (
     Exited,
     Follow,
     GangState,
+    Looked,
     Member,
     NoteRan,
     Stage,
@@ -34,12 +35,21 @@ from .gang import (
     TellToStop,
 )
 from .loop import Begin, Common, Say, StopAsked, Tick
+from .reach import is_missed_for, judge, may_be_offline
 from .stop import STOP_TRIES, StopOrder, StopResult
 
 # A connection that broke sooner was none: the pause before the next try goes on growing.
 STEADY_SECONDS = 10.0
 
 Result = tuple[GangState, list[Act]]
+
+# What is so of a member whose stream has ended.
+_NOT_FOLLOWED: dict[str, Any] = {
+    "in_touch": False,
+    "away_since": None,
+    "missed_since": None,
+    "follow_at": None,
+}
 
 
 def step(state: GangState, event: Event | Common, now: float) -> Result:
@@ -65,6 +75,9 @@ def _take(state: GangState, event: Event | Common, now: float) -> Result:
             return _connected(state, state.member(event.node), now)
         case Disconnected():
             return _disconnected(state, state.member(event.node), event, now)
+        case Looked():
+            looked = msgspec.structs.replace(state, looking=False)
+            return judge(looked, now, looked=event.any_answers)
         case Exited():
             return _exited(state, state.member(event.exit.node), event.exit, now)
         case StopTold():
@@ -150,36 +163,43 @@ def _connected(state: GangState, member: Member, now: float) -> Result:
         seconds = now - member.away_since
         acts.append(Say(f"connected again after {seconds:.0f} s", member.node))
     acts.append(ChangeRank(member.rank, {"connected": True}))
-    return _with_member(state, member, away_since=None, connected_at=now), acts
+    connected = _with_member(
+        state, member, in_touch=True, away_since=None, connected_at=now
+    )
+    if member.stop and member.stop.unreached:
+        # It was given up, and can be told after all.
+        connected = _with_member(connected, member, stop_at=now)
+    return _before(acts, judge(connected, now))
 
 
 def _disconnected(
     state: GangState, member: Member, event: Disconnected, now: float
 ) -> Result:
     acts: list[Act] = []
-    away_since = member.away_since
     tries = member.follow_tries
-    if away_since is None:
-        away_since = now
+    if member.away_since is None:
         if now - member.connected_at > STEADY_SECONDS:
             tries = 0
         lost = f"not in touch, trying again; the rank goes on meanwhile. {event.words}"
         acts = [ChangeRank(member.rank, {"connected": False}), Say(lost, member.node)]
-    limit = _away_limit(state, member)
-    if limit is not None and now - away_since > limit:
-        why = f"{member.node} has been out of reach for {limit:g} s"
-        given_up = RankExit.given_up(member.node, member.rank, event.at, why)
-        ended, more = _exited(state, member, given_up, now)
-        return ended, [*more, *acts]
-    again_at = now + retry_pause(tries)
     waiting = _with_member(
         state,
         member,
-        away_since=away_since,
+        in_touch=False,
+        away_since=now if member.away_since is None else member.away_since,
         follow_tries=tries + 1,
-        follow_at=again_at,
+        follow_at=now + retry_pause(tries),
     )
-    return waiting, acts
+    judged, more = judge(waiting, now)
+    acts += more
+    member = judged.member(member.node)
+    limit = _away_limit(judged, member)
+    if limit is None or not is_missed_for(judged, member, now, limit):
+        return judged, acts
+    why = f"{member.node} has been out of reach for {limit:g} s"
+    given_up = RankExit.given_up(member.node, member.rank, event.at, why)
+    ended, more = _exited(judged, member, given_up, now)
+    return ended, [*more, *acts]
 
 
 def _away_limit(state: GangState, member: Member) -> float | None:
@@ -196,10 +216,10 @@ def _exited(
 ) -> Result:
     if member.catching_up:
         # How its rank ended was known before; only its streams were not.
-        caught_up = _with_member(state, member, catching_up=False, follow_at=None)
+        caught_up = _with_member(state, member, catching_up=False, **_NOT_FOLLOWED)
         disconnected: list[Act] = [ChangeRank(member.rank, {"connected": False})]
         return _before(disconnected, _settle(caught_up, now))
-    ended = _with_member(state, member, exit=rank_exit, follow_at=None)
+    ended = _with_member(state, member, exit=rank_exit, **_NOT_FOLLOWED)
     acts: list[Act] = []
     if state.stage is Stage.RUNNING and rank_exit.was_reset:
         ended, acts = _stop_after_reset(ended)
@@ -291,7 +311,8 @@ def _stop_told(
     again_at = None
     if result.unreached is not None:
         tries += 1
-        last = tries == state.tries or state.given_up
+        enough = state.tries is not None and tries >= state.tries
+        last = state.given_up or (enough and not may_be_offline(state, member))
         if not last:
             again_at = now + retry_pause(tries - 1)
         if not last and tries == 1:

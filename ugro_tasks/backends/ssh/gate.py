@@ -55,7 +55,9 @@ class GateState(Struct, frozen=True, kw_only=True):
     look_at: float | None = None
     """When they are looked for again, None while a look is under way."""
     deadline: float = 0.0
-    """Until when nodes that are away are waited for."""
+    """Until when nodes that are away are waited for, while others answer."""
+    offline: bool = False
+    """Whether no node has answered, which may be this machine's own fault."""
     gone: tuple[str, ...] = ()
     """The nodes that are not waited for any more."""
     stop_asked: bool = False
@@ -136,7 +138,7 @@ def _probed(state: GateState, seen: Probed, now: float) -> Result:
         case Look.BACK:
             return _looked_for_all(state, seen.health, now)
         case Look.WITHOUT:
-            return _looked_at_those_left(state, seen.health)
+            return _looked_at_those_left(state, seen.health, now)
         case Look.FIRST if seen.late and not seen.health.busy():
             return _make_environments(state, seen)
     return _over(state, _refusal(state, seen.health) or _admitted(state, seen.health))
@@ -209,18 +211,51 @@ def _looked_for_all(state: GateState, health: ClusterHealth, now: float) -> Resu
         return _over(state, _admitted(state, health))
     if state.stop_asked:
         return _over(state, _stopped("before it started again"))
+    if not _any_answers(state, health):
+        return _wait_for_any(state, now)
     if now > state.deadline:
         return _go_without(state, away, health)
     said: list[Act] = []
-    if state.tries == 0:
+    if state.tries == 0 or state.offline:
         limit = f"{state.cluster.timeouts.return_seconds:g}"
         said.append(Say(f"waiting for {', '.join(away)}, for {limit} s at most"))
+    return _wait(msgspec.structs.replace(state, offline=False), now), said
+
+
+def _wait_for_any(state: GateState, now: float) -> Result:
+    """Wait for as long as no node answers: this machine may be the one that is offline."""
+    said: list[Act] = []
+    if not state.offline:
+        said.append(Say("no node answers: is this machine offline? All are waited for"))
+    deadline = now + state.cluster.timeouts.return_seconds
+    return _wait(
+        msgspec.structs.replace(state, offline=True, deadline=deadline), now
+    ), said
+
+
+def _wait(state: GateState, now: float) -> GateState:
     look_at = now + retry_pause(state.tries)
-    return msgspec.structs.replace(state, tries=state.tries + 1, look_at=look_at), said
+    return msgspec.structs.replace(state, tries=state.tries + 1, look_at=look_at)
 
 
-def _looked_at_those_left(state: GateState, health: ClusterHealth) -> Result:
+def _any_answers(state: GateState, health: ClusterHealth) -> bool:
+    """Return whether a node that is away can be told from a machine here that is offline.
+
+    This machine's own answer says nothing, unless there is but one other to wait for.
+    """
+    local = {node.name for node in state.cluster.nodes if node.transport == "local"}
+    others = [node for node in health.nodes if node.node not in local]
+    is_only_one = len(others) == 1 and len(health.nodes) > 1
+    return not others or is_only_one or any(node.reachable for node in others)
+
+
+def _looked_at_those_left(
+    state: GateState, health: ClusterHealth, now: float
+) -> Result:
     """Go on without the missing nodes, once the others are fit for their new ranks."""
+    if not _any_answers(state, health):
+        everybody = msgspec.structs.replace(state, look=Look.BACK, gone=())
+        return _wait_for_any(everybody, now)
     away = _away(state, health)
     if away:
         return _go_without(state, away, health)

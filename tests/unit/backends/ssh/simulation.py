@@ -17,6 +17,8 @@ from ugro_tasks.backends.ssh.gang import (
     Follow,
     GangState,
     Limits,
+    Look,
+    Looked,
     Member,
     Stage,
     Step,
@@ -32,6 +34,8 @@ from ugro_tasks.jobs.outcome import RankExit
 
 TICK_SECONDS = 0.1
 ANSWER_SECONDS = 0.2
+# From an order to its arrival on the node.
+ARRIVAL_SECONDS = 0.1
 # What a try takes that reaches nobody.
 CONNECT_SECONDS = 3.0
 STOP_SECONDS = 1.0
@@ -68,13 +72,18 @@ class SimulatedNode:
 
 
 class Simulation:
-    """Drives `step` until the gang is over; `acts` has each act with its time."""
+    """Drives `step` until the gang is over; `acts` has each act with its time.
+
+    The first `local` of the ranks are on this machine.
+    """
 
     def __init__(
         self,
         *,
         steps: tuple[Step, ...] = (Step.PREPARE, Step.START),
         begun_before: bool = False,
+        ranks: int = 3,
+        local: int = 0,
         **limits: Any,
     ) -> None:
         known: dict[str, Any] = {
@@ -82,9 +91,12 @@ class Simulation:
             "away_seconds": None,
             "catch_up_seconds": 30.0,
         }
-        self.nodes = [SimulatedNode(rank) for rank in range(3)]
+        self.nodes = [SimulatedNode(rank) for rank in range(ranks)]
         self.state = GangState(
-            members=tuple(Member(node=n.name, rank=n.rank) for n in self.nodes),
+            members=tuple(
+                Member(node=n.name, rank=n.rank, local=n.rank < local)
+                for n in self.nodes
+            ),
             limits=Limits(**known | limits),
             stage=Stage.STARTING,
             steps=steps,
@@ -92,11 +104,18 @@ class Simulation:
         )
         self.now = 0.0
         self.acts: list[tuple[float, Act]] = []
+        self.is_looking = False
         self._by_name = {node.name: node for node in self.nodes}
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
 
     # ---- what a test does ----
+
+    def go_offline(self, since: float, until: float) -> None:
+        """Let the cable of this machine be out meanwhile: no node is reached but this machine itself."""
+        for node in self.nodes:
+            if not self.state.members[node.rank].local:
+                node.away.append((since, until))
 
     def at(self, seconds: float, happens: Callable[[], None]) -> None:
         """Let something happen at this time."""
@@ -147,6 +166,8 @@ class Simulation:
                     self._follow(self._by_name[act.node])
                 case TellToStop():
                     self._tell(self._by_name[act.node], act)
+                case Look():
+                    self._look([self._by_name[name] for name in act.nodes])
 
     def _tick(self) -> None:
         self.take(Tick())
@@ -193,22 +214,38 @@ class Simulation:
         node.is_followed = False
         self.take(Disconnected(node.name, away(node).text, at=EPOCH + self.now))
 
+    def _look(self, nodes: list[SimulatedNode]) -> None:
+        assert not self.is_looking, "looked twice at once"
+        self.is_looking = True
+        found = any(not node.is_away(self.now) for node in nodes)
+
+        def looked() -> None:
+            self.is_looking = False
+            self.take(Looked(found))
+
+        self.at(self.now + (ANSWER_SECONDS if found else CONNECT_SECONDS), looked)
+
     def _tell(self, node: SimulatedNode, act: TellToStop) -> None:
         assert not node.is_told, "told twice at once"
         node.is_told = True
-        unreached = away(node) if node.is_away(self.now) else None
-        seconds = CONNECT_SECONDS if unreached else STOP_SECONDS
+
+        def arrives() -> None:
+            if node.is_away(self.now):
+                self.at(self.now + CONNECT_SECONDS, unreached)
+                return
+            node.end(signal=15, stopped=act.order.reason)
+            self.at(self.now + STOP_SECONDS, answered)
+
+        def unreached() -> None:
+            node.is_told = False
+            self.take(StopTold(node.name, StopResult(unreached=away(node))))
 
         def answered() -> None:
             node.is_told = False
-            if unreached:
-                self.take(StopTold(node.name, StopResult(unreached=unreached)))
-                return
-            node.end(signal=15, stopped=act.order.reason)
             shown = StopResult(ran=node.has_run, left_pids=node.left_pids)
             self.take(StopTold(node.name, shown))
 
-        self.at(self.now + seconds, answered)
+        self.at(self.now + ARRIVAL_SECONDS, arrives)
 
 
 def away(node: SimulatedNode) -> HostUnreachable:

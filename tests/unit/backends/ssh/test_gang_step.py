@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.unit.backends.ssh.simulation import (
+    ANSWER_SECONDS,
     CONNECT_SECONDS,
     TICK_SECONDS,
     SimulatedNode,
@@ -23,6 +24,7 @@ from ugro_tasks.backends.ssh.gang import (
     Exited,
     Follow,
     GangState,
+    Look,
     Member,
     NoteRan,
     Stage,
@@ -399,6 +401,131 @@ def test_a_stop_that_is_under_way_again_is_waited_for() -> None:
     assert over.stage is Stage.CATCHING_UP
 
 
+# ---- a controller that is offline ----
+
+HOUR_SECONDS = 3_600.0
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_an_offline_controller_loses_no_node(ranks: int) -> None:
+    simulation = Simulation(ranks=ranks, away_seconds=60.0)
+    simulation.go_offline(20.0, 20.0 + HOUR_SECONDS)
+    all_end_at(simulation, HOUR_SECONDS / 2)
+    state = simulation.run()
+    assert state.outcome is None
+    assert [rank_exit.code for rank_exit in state.exits] == [0] * ranks
+    assert orders(simulation) == []
+
+
+def test_that_no_node_answers_is_said_once_each_time() -> None:
+    simulation = Simulation(away_seconds=60.0)
+    simulation.go_offline(20.0, 200.0)
+    simulation.go_offline(300.0, 500.0)
+    all_end_at(simulation, 600.0)
+    simulation.run()
+    told = [words for words in simulation.said() if "no node answers" in words]
+    assert len(told) == 2
+
+
+def test_the_time_in_which_nobody_answers_does_not_count() -> None:
+    simulation = Simulation(away_seconds=60.0)
+    simulation.go_offline(20.0, 320.0)
+    simulation.nodes[2].away.append((320.0, 370.0))
+    all_end_at(simulation, 500.0)
+    state = simulation.run()
+    assert [rank_exit.code for rank_exit in state.exits] == [0, 0, 0]
+
+
+def test_a_node_that_is_away_when_the_others_are_back_is_lost_after_the_limit() -> None:
+    simulation = Simulation(away_seconds=60.0)
+    simulation.go_offline(20.0, 320.0)
+    simulation.nodes[2].away.append((320.0, FOR_EVER))
+    state = simulation.run()
+    assert state.members[2].exit
+    assert state.members[2].exit.gave_up
+    [(stopped, _), *_] = simulation.of_kind(TellToStop)
+    assert 320.0 + 60.0 < stopped < 320.0 + 60.0 + 20.0
+
+
+@pytest.mark.parametrize(
+    ("offline_until", "loses"), [(0.0, True), (1_000.0, False)], ids=["on", "off"]
+)
+def test_nodes_whose_ranks_have_ended_are_asked_whether_they_answer(
+    offline_until: float, loses: bool
+) -> None:
+    simulation = Simulation(away_seconds=60.0)
+    for node in simulation.nodes[:2]:
+        simulation.at(10.0, partial(node.end, code=0))
+    simulation.nodes[2].away.append((20.0, 200.0))
+    simulation.at(150.0, lambda: simulation.nodes[2].end(code=0))
+    for node in simulation.nodes[:2]:
+        node.away.append((15.0, offline_until))
+    state = simulation.run()
+    assert list(simulation.of_kind(Look))
+    assert state.members[2].exit
+    assert state.members[2].exit.gave_up is loses
+
+
+def test_a_job_on_this_machine_and_one_other_does_not_wait_for_it() -> None:
+    simulation = Simulation(ranks=2, local=1, away_seconds=60.0)
+    simulation.nodes[1].away.append((20.0, FOR_EVER))
+    state = simulation.run()
+    assert state.members[1].exit
+    assert state.members[1].exit.gave_up
+
+
+def test_with_two_other_machines_this_one_is_no_witness() -> None:
+    simulation = Simulation(local=1, away_seconds=60.0)
+    simulation.go_offline(20.0, 20.0 + HOUR_SECONDS)
+    all_end_at(simulation, HOUR_SECONDS / 2)
+    state = simulation.run()
+    assert [rank_exit.code for rank_exit in state.exits] == [0, 0, 0]
+
+
+def test_a_failure_stops_the_others_when_the_controller_is_back() -> None:
+    simulation = Simulation(away_seconds=60.0)
+    simulation.go_offline(20.0, 500.0)
+    simulation.at(100.0, lambda: simulation.nodes[1].end(code=3))
+    state = simulation.run()
+    ends = [member.exit and member.exit.stopped for member in state.members]
+    assert ends == ["failure", None, "failure"]
+    assert not any(node.runs for node in simulation.nodes)
+
+
+def test_an_offline_controller_goes_on_telling_the_nodes_to_stop() -> None:
+    simulation = Simulation(away_seconds=60.0)
+    simulation.at(20.0, lambda: simulation.nodes[1].end(code=3))
+    simulation.go_offline(20.15, 500.0)
+    state = simulation.run()
+    assert not any(node.runs for node in simulation.nodes)
+    assert [member.stop and member.stop.proven_gone for member in state.members] == [
+        True
+    ] * 3
+
+
+@pytest.mark.parametrize("step_", [Step.PREPARE, Step.START])
+def test_an_offline_controller_undoes_a_start_when_it_is_back(step_: Step) -> None:
+    simulation = Simulation()
+    simulation.nodes[1].faults[step_] = NO_ROOM
+    simulation.go_offline(ANSWER_SECONDS * (1 + (step_ is Step.START)) + 0.01, 500.0)
+    state = simulation.run()
+    assert not any(node.runs for node in simulation.nodes)
+    phase, error, _ = outcome(state)
+    # What was only prepared ends by itself, and is not waited for.
+    proven = LaunchFailed if step_ is Step.START else StopUnproven
+    assert (phase, error) == (Phase.FAILED, proven)
+
+
+def test_a_rank_that_could_not_be_told_to_stop_is_told_when_its_node_is_back() -> None:
+    simulation = Simulation(away_seconds=60.0)
+    simulation.nodes[2].away.append((19.0, 50.0))
+    simulation.at(20.0, lambda: simulation.nodes[0].end(code=3))
+    state = simulation.run()
+    assert not simulation.nodes[2].runs
+    assert state.members[2].exit
+    assert state.members[2].exit.stopped == "failure"
+
+
 # ---- what comes too late ----
 
 
@@ -428,6 +555,9 @@ def _check_round(chance: random.Random, seed: int) -> None:
     )
     for node in simulation.nodes:
         _draw(chance, simulation, node)
+    if chance.random() < 0.3:
+        offline_at = chance.uniform(0.0, 80.0)
+        simulation.go_offline(offline_at, offline_at + chance.expovariate(1 / 60.0))
     if chance.random() < 0.4:
         simulation.at(chance.uniform(0.0, 80.0), simulation.ask_to_stop)
     if chance.random() < 0.1:

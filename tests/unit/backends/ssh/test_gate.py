@@ -291,6 +291,44 @@ def test_with_fewer_nodes_than_allowed_the_job_ends(
     assert lines == [f"{name}: reachable: no route to it" for name in away]
 
 
+ALL_AWAY = dict.fromkeys(ALL, "away")
+
+
+def test_while_no_node_answers_all_are_waited_for(tmp_path: Path) -> None:
+    world = World(tmp_path, *[ALL_AWAY] * 20, {"gpu1": "away"}, {}, min_nodes=1)
+    assert admitted(world.again()).nodes == ALL
+    assert world.now > 5 * RETURN_SECONDS
+    assert world.said == [
+        "no node answers: is this machine offline? All are waited for",
+        "waiting for gpu1, for 10 s at most",
+    ]
+
+
+def test_the_wait_for_a_node_begins_when_another_one_answers(tmp_path: Path) -> None:
+    world = World(tmp_path, *[ALL_AWAY] * 20, {"gpu1": "away"}, min_nodes=2)
+    assert admitted(world.again()).left_behind == ("gpu1",)
+    offline_seconds = sum(world.pauses[:20])
+    assert world.now - offline_seconds >= RETURN_SECONDS - 4.0
+
+
+def test_a_machine_that_goes_offline_at_the_last_look_waits_again(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path, *[{"gpu1": "away"}] * 6, ALL_AWAY, {}, min_nodes=1)
+    assert admitted(world.again()).nodes == ALL
+
+
+def test_a_lone_node_is_waited_for_until_it_is_back_or_a_stop_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path, {"gpu1": "away"})
+    world.cluster = world.cluster.subset(["gpu1"])
+    world.stop_at_probe = 50
+    outcome = refused(world.again())
+    assert outcome.phase is Phase.STOPPED
+    assert world.now > 5 * RETURN_SECONDS
+
+
 def test_a_stop_ends_the_wait(tmp_path: Path) -> None:
     world = World(tmp_path, {"gpu1": "away"})
     world.stop_at_probe = 3
@@ -307,7 +345,7 @@ def test_a_stop_in_a_pause_does_not_wait_for_the_next_look(tmp_path: Path) -> No
         cluster="lab",
         probed_at=1.0,
         seconds=0.1,
-        nodes=(node_health(1, "gpu1", "away"),),
+        nodes=(node_health(0, "gpu0", None), node_health(1, "gpu1", "away")),
         across=(),
     )
     waiting, _ = step(begun, Probed(health), 0.0)
