@@ -163,6 +163,12 @@ class NodeFault(HostError):
     exit_code = 25
 
 
+class StreamFault(NodeFault):
+    """The node answers, and says why it cannot send what a rank has written."""
+
+    exit_code = 26
+
+
 class Interrupted(UgroError):
     """Ctrl-C, or a job stopped on purpose."""
 

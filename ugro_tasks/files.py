@@ -20,6 +20,7 @@ import os
 import posixpath
 import stat
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -37,13 +38,59 @@ NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
 NO_FILE = "no file of UGRO's: a link, a pipe or the like, which is not followed"
 NO_FOLDER = "no folder of UGRO's: a link, a file or the like, which is not followed"
+# Where there is no /proc, a folder is found by its path alone.
+_CAN_HOLD = os.path.exists("/proc/self/fd")  # noqa: PTH110
 _appending = threading.Lock()
+
+
+class Held:
+    """A folder kept open: it is reached wherever it is moved to, and on a disk that was taken out of the tree.
+
+    It stands where the path of a root does; what is shown is the path by which it was opened.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        """Open the folder; raises OSError."""
+        self._folder = folder
+        with folder.opened() as at:
+            self._descriptor = os.dup(at)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def __fspath__(self) -> str:
+        """Return a path of it for this process, and for others of its user while this one lives."""
+        return f"/proc/{os.getpid()}/fd/{self._descriptor}"
+
+    def __truediv__(self, name: str) -> Path:
+        """Return a path to show."""
+        return self._folder.path / name
+
+    @property
+    def was_deleted(self) -> bool:
+        """Return whether it is in no folder any more, so that nothing can be put into it."""
+        try:
+            return os.fstat(self._descriptor).st_nlink == 0
+        except OSError:
+            # A disk or a server that is gone is no sign.
+            return False
+
+    def is_at_its_path(self) -> bool:
+        """Return whether its path still leads to it."""
+        try:
+            with self._folder.opened() as at:
+                return os.path.samestat(os.fstat(at), os.fstat(self._descriptor))
+        except OSError:
+            return False
+
+    def take_up_again(self) -> None:
+        """Reach from now on what its path leads to; raises OSError."""
+        with self._folder.opened() as at:
+            os.dup2(at, self._descriptor, inheritable=False)
 
 
 class File(NamedTuple):
     """A file below a folder; it need not exist."""
 
-    root: Path
+    root: Path | Held
     name: str
 
     @property
@@ -262,7 +309,7 @@ class Entry(NamedTuple):
 class Folder(NamedTuple):
     """A folder below another one; it need not exist. With the name "" it is the root itself."""
 
-    root: Path
+    root: Path | Held
     name: str = ""
 
     @property
@@ -274,6 +321,19 @@ class Folder(NamedTuple):
     def parent(self) -> Folder:
         """Return the folder above it."""
         return Folder(self.root, posixpath.dirname(self.name))
+
+    @property
+    def place(self) -> str:
+        """Return the path by which other programs find the folder, also where it was moved."""
+        if isinstance(self.root, Held) and not self.root.is_at_its_path():
+            return posixpath.join(os.fspath(self.root), self.name)
+        return str(self.path)
+
+    def held(self) -> Folder:
+        """Return the same folder, kept open; raises OSError."""
+        if not _CAN_HOLD:
+            return self
+        return Folder(Held(self))
 
     def file(self, name: str) -> File:
         """Return a file in this folder; the name may have folders before it."""
@@ -288,7 +348,7 @@ class Folder(NamedTuple):
         """Make a context with the folder's descriptor; raises OSError."""
         try:
             at = open_beneath(
-                str(self.root), f"{self.name}/.", os.O_RDONLY | os.O_DIRECTORY
+                os.fspath(self.root), f"{self.name}/.", os.O_RDONLY | os.O_DIRECTORY
             )
         except OSError as error:
             words = NO_FOLDER if error.errno in NOT_PLAIN else error.strerror

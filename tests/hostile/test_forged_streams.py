@@ -18,6 +18,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from lab.tools import wait_until
 from tests.hostile.nodes import HostileHost
 from tests.hostile.profiles import examples
 from tests.hostile.running import RAW, tree
@@ -25,6 +26,7 @@ from tests.hostile.strategies import changed, dumped, json_values, text
 from tests.unit.ended import EndedJob
 from tests.unit.factories import make_node, make_node_plan
 from ugro_tasks.agent.cause import find_cause
+from ugro_tasks.backends.ssh.disk_thread import DiskThread
 from ugro_tasks.backends.ssh.streams import RankFiles, _end, follow_rank
 from ugro_tasks.errors import HostError, NodeFault
 from ugro_tasks.hosts.copy import Copy
@@ -60,6 +62,9 @@ def experiment(tmp_path: Path) -> Experiment:
     return job.home
 
 
+DISK = DiskThread()
+
+
 def follow(
     experiment: Experiment, plan: NodePlan, *connections: bytes
 ) -> tuple[RankExit, list[str]]:
@@ -75,9 +80,11 @@ def follow(
                 host,
                 experiment,
                 plan,
+                disk=DISK,
                 heartbeat_seconds=1.0,
                 connected=lambda: None,
                 manifest=lambda _: None,
+                notice=lambda _: None,
             )
         except HostError as error:
             told.append(str(error))
@@ -206,9 +213,11 @@ def test_a_job_ends_although_it_wrote_a_file_whose_name_is_no_text(
         LocalHost(node),
         experiment,
         make_node_plan(folder=str(folder)),
+        disk=DISK,
         heartbeat_seconds=1.0,
         connected=lambda: None,
         manifest=lambda _: None,
+        notice=lambda _: None,
     )
     assert (end.code, end.lost) == (0, None)
     assert "checkpoints" in end.outputs
@@ -339,7 +348,9 @@ def test_a_flood_of_manifests_is_neither_kept_nor_written_about_without_end(
                 ),
             )
             mirror.take(plan, b"junk")
-        mirror.close()
+        wait_until(mirror._asked.empty, "the flood to be read")
+        mirror.end()
+        mirror.wait()
     assert len(caplog.records) <= FAULTS_TOLD
     assert (
         sum(len(waiting) for _, waiting in mirror._waiting.values()) <= MANIFESTS_MOST

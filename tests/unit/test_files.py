@@ -6,13 +6,14 @@ import errno
 import os
 import socket
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from ugro_tasks.files import File, Folder
+from ugro_tasks.files import File, Folder, Held
 
 
 @pytest.fixture
@@ -65,8 +66,8 @@ def test_what_is_no_plain_file_is_neither_read_nor_written(
     for write in (file.append_lines, file.append_stream):
         with pytest.raises(OSError, match=r"UGRO|Is a directory"):
             write(b"forged")
-    assert (records.root.parent / "victim").read_text() == "precious"
-    assert not (records.root.parent / "nothing").exists()
+    assert (records.path.parent.parent / "victim").read_text() == "precious"
+    assert not (records.path.parent.parent / "nothing").exists()
 
 
 @pytest.mark.parametrize("plant", [link, dangling, pipe, listener])
@@ -78,7 +79,7 @@ def test_a_replaced_file_takes_the_place_of_what_was_planted(
     file.replace(b"{}")
     assert stat.S_ISREG(file.path.lstat().st_mode)
     assert file.read() == b"{}"
-    assert (records.root.parent / "victim").read_text() == "precious"
+    assert (records.path.parent.parent / "victim").read_text() == "precious"
 
 
 @pytest.mark.parametrize("name", ["exp1", "exp1/deep", "exp1/deep/deeper"])
@@ -87,7 +88,7 @@ def test_no_folder_on_the_way_may_be_a_link(records: Folder, name: str) -> None:
     planted.parent.mkdir(parents=True, exist_ok=True)
     if planted.exists():
         planted.rmdir()
-    planted.symlink_to(records.root.parent / "elsewhere")
+    planted.symlink_to(records.path.parent.parent / "elsewhere")
     folder = Folder(records.root, f"{name}")
     file = folder.file("state.json")
     acts: list[Callable[[], object]] = [
@@ -104,7 +105,7 @@ def test_no_folder_on_the_way_may_be_a_link(records: Folder, name: str) -> None:
             act()
     assert folder.entries() == []
     assert folder.size("state.json") == 0
-    there = records.root.parent / "elsewhere"
+    there = records.path.parent.parent / "elsewhere"
     assert [path.name for path in there.iterdir()] == ["state.json"]
     assert (there / "state.json").read_text() == "precious"
 
@@ -143,20 +144,20 @@ def test_a_file_is_created_once(records: Folder) -> None:
 
 def test_a_removed_folder_takes_no_other_with_it(records: Folder) -> None:
     (records.path / "old").mkdir()
-    (records.path / "old" / "out").symlink_to(records.root.parent / "elsewhere")
-    (records.path / "link").symlink_to(records.root.parent / "elsewhere")
+    (records.path / "old" / "out").symlink_to(records.path.parent.parent / "elsewhere")
+    (records.path / "link").symlink_to(records.path.parent.parent / "elsewhere")
     records.remove("old")
     records.remove("link")
     records.remove("never there")
     assert records.entries() == []
-    assert (records.root.parent / "elsewhere" / "state.json").exists()
+    assert (records.path.parent.parent / "elsewhere" / "state.json").exists()
 
 
 def test_sizes_count_no_links(records: Folder) -> None:
     (records.path / "deep" / "deeper").mkdir(parents=True)
     (records.path / "deep" / "a").write_bytes(b"12")
     (records.path / "deep" / "deeper" / "b").write_bytes(b"345")
-    (records.path / "deep" / "link").symlink_to(records.root.parent / "victim")
+    (records.path / "deep" / "link").symlink_to(records.path.parent.parent / "victim")
     assert records.size("deep") == 5
     assert records.folder("deep").size("a") == 2
 
@@ -266,3 +267,59 @@ def test_a_file_is_created_once_without_hard_links_too(
     file.create(b"second")
     assert file.read() == b"first"
     assert {entry.name for entry in records.entries()} == {"signing.key"}
+
+
+# ---- a folder that is kept open ----
+
+
+def test_a_folder_kept_open_is_reached_wherever_it_is_moved_to(records: Folder) -> None:
+    held = records.held()
+    archive = records.path.parent / "archive"
+    archive.mkdir()
+    records.path.rename(archive / "renamed")
+    records.path.mkdir()
+    held.file("state.json").replace(b"{}")
+    assert (archive / "renamed/state.json").read_bytes() == b"{}"
+    assert held.file("state.json").path == records.path / "state.json"
+    assert list(records.path.iterdir()) == []
+    inside = subprocess.run(
+        ["ls", held.folder("").place], check=True, capture_output=True, text=True
+    )
+    assert inside.stdout == "state.json\n"
+
+
+def test_only_a_folder_that_is_really_gone_was_deleted(records: Folder) -> None:
+    held = records.held()
+    assert isinstance(held.root, Held)
+    moved = records.path.parent / "moved"
+    records.path.rename(moved)
+    assert not held.root.was_deleted
+    assert not held.root.is_at_its_path()
+    moved.rmdir()
+    assert held.root.was_deleted
+    with pytest.raises(FileNotFoundError):
+        held.file("state.json").replace(b"{}")
+
+
+def test_a_restored_folder_is_taken_up_again_by_all_that_knew_it(
+    records: Folder,
+) -> None:
+    held = records.held()
+    state = held.file("state.json")
+    records.path.rmdir()
+    records.path.mkdir()
+    assert isinstance(held.root, Held)
+    held.root.take_up_again()
+    state.replace(b"{}")
+    assert (records.path / "state.json").read_bytes() == b"{}"
+
+
+def test_no_link_is_taken_up_in_place_of_a_folder(records: Folder) -> None:
+    held = records.held()
+    records.path.rmdir()
+    records.path.symlink_to(records.path.parent.parent / "elsewhere")
+    assert isinstance(held.root, Held)
+    with pytest.raises(OSError, match="UGRO"):
+        held.root.take_up_again()
+    with pytest.raises(OSError, match="UGRO"):
+        records.held()

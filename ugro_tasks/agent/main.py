@@ -10,6 +10,7 @@ next one goes on. It leaves some time after the last job; until then its open co
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -43,24 +44,34 @@ class Agent:
     """Begins a `Supervision` for each unfinished job of the folder."""
 
     def __init__(self, experiments: Experiments) -> None:
-        self.experiments = experiments
+        self.experiments = experiments.held()
+        self._locks: list[io.FileIO] = []
         self._jobs: dict[str, threading.Thread] = {}
         self._hosts: dict[Node, Host] = {}
         self._left_alone: dict[str, str] = {}
         self._seen = -1
+        self._said = ""
         self._code = _newest_code()
         self._linger_seconds = 0.0
 
     def run(self) -> None:
-        """Supervise until no job was unfinished for the linger time of the last cluster, or until UGRO was updated."""
+        """Supervise until no job was unfinished for the linger time of the last cluster, or until UGRO was updated.
+
+        A folder that is moved, unmounted or deleted ends no job.
+        """
         with contextlib.suppress(OSError):  # on a full disk, the next one will
             self.experiments.complete_history()
         idle_since = time.monotonic()
-        while self.experiments.folder.is_dir():
-            if self._folder_changed():
-                if not self._jobs and self._code != _newest_code():
+        while True:
+            try:
+                if self.experiments.is_lost() and not self._finds_it_again():
                     return
-                self._begin_new_jobs()
+                if self._folder_changed():
+                    if not self._jobs and self._code != _newest_code():
+                        return
+                    self._begin_new_jobs()
+            except OSError as error:
+                self._say_once(f"{error.filename}: {error.strerror}")
             self._jobs = {
                 job: thread for job, thread in self._jobs.items() if thread.is_alive()
             }
@@ -72,11 +83,31 @@ class Agent:
 
     def _folder_changed(self) -> bool:
         """Say whether there may be a new job: it changes the folder's time stamp."""
-        was, self._seen = self._seen, self.experiments.folder.stat().st_mtime_ns
+        was, self._seen = (
+            self._seen,
+            Path(self.experiments.files.root).stat().st_mtime_ns,
+        )
         if abs(time.time_ns() - self._seen) < CLOCK_TICK_NS:
             # The next job may come within the same tick of the file system's clock.
             self._seen = -1
         return was != self._seen or self._seen == -1
+
+    def _finds_it_again(self) -> bool:
+        """Go on in what has the folder's path now; return whether jobs are left that no other agent goes on with."""
+        there = Experiments(self.experiments.folder)
+        if not self._jobs or not there.folder.is_dir():
+            return bool(self._jobs)
+        lock = there.take_agent_lock()
+        if lock is None:
+            return False
+        self._locks.append(lock)
+        self.experiments.take_up_again()
+        return True
+
+    def _say_once(self, words: str) -> None:
+        if words != self._said:
+            sys.stderr.write(f"{words}\n")
+        self._said = words
 
     def _begin_new_jobs(self) -> None:
         ours, left_alone = self.experiments.to_supervise()
@@ -104,7 +135,8 @@ class Agent:
             return
         self._linger_seconds = cluster.timeouts.agent_linger_seconds
         try:
-            backend = SshBackend(journal, cluster, self._fleet(cluster))
+            fleet = self._fleet(cluster)
+            backend = SshBackend(journal, cluster, fleet, self.experiments)
             Supervision(self.experiments, journal, backend).run()
         except (
             Exception
@@ -114,6 +146,7 @@ class Agent:
 
     def _give_up(self, journal: Journal, why: str) -> None:
         """Write into the job's state why it is not supervised; a job with an end keeps it."""
+        journal.abandon()
         if journal.state.phase.finished:
             return
         cause = Cause(message=f"{why}\n    end what may be left of it: inv reset")

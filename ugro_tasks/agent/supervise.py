@@ -46,6 +46,7 @@ class Supervision:
             self._finish(*self._attempts())
         finally:
             self.backend.close()
+        self.journal.settle()
 
     def _attempts(self) -> tuple[Outcome, End]:
         """Make one attempt after the other; give the outcome of the last, and how the job ends by it."""
@@ -114,7 +115,7 @@ class Supervision:
             f"{why}; restart {restart.number} of {self.journal.record.max_restarts}"
         )
         # Nobody asks the nodes for the rest of an attempt that has ended.
-        self.journal.insist(self.experiment.sync_streams)
+        self.journal.write(self.experiment.sync_streams)
         # In one write, and last: an agent that dies before goes on with this attempt, whose end is known.
         self.journal.change(
             attempt=ended if self.journal.attempt else None, phase=Phase.QUEUED
@@ -210,7 +211,7 @@ class Supervision:
 
     def _finish(self, outcome: Outcome, end: End) -> None:
         # Nobody asks the nodes for the rest of a job that has ended.
-        self.journal.insist(self.experiment.sync_streams)
+        self.journal.write(self.experiment.sync_streams)
         now = time.time()
         cause = outcome.as_cause()
         # In one write: whoever finds a job that runs and no attempt under way begins another.
@@ -222,6 +223,8 @@ class Supervision:
             cause=cause,
             exit_code=outcome.exit_code,
         )
+        # A job in the history is looked at by no agent any more.
+        self.journal.settle()
         self._add_to_history()
         self.journal.say(
             f"{end.phase}: {outcome.words}" if outcome.words else f"{end.phase}"

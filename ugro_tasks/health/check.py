@@ -28,7 +28,9 @@ def keep(cluster: Cluster, found: ClusterHealth) -> None:
     from ..jobs.experiments import Experiments
     from ..jobs.log import open_log
 
-    Experiments(cluster.experiments).save_cluster_state(found)
+    experiments = Experiments(cluster.experiments)
+    experiments.make_folder()
+    experiments.save_cluster_state(found)
     log = open_log("health", cluster)
     log.info(
         "%s: %s in %.1f s",

@@ -1,9 +1,17 @@
-"""The pauses before a node out of reach is tried again."""
+"""The pauses before a node is tried again that is out of reach, or that refuses the login."""
 
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0)
+# sshd and fail2ban shut out whoever is refused too often.
+FIRST_LOGIN_SECONDS = 60.0
+LAST_LOGIN_SECONDS = 3600.0
 
 
 def retry_pause(attempt: int) -> float:
     """Return the seconds to wait before retry number `attempt`, counted from 0."""
     last = len(RETRY_SECONDS) - 1
     return RETRY_SECONDS[min(attempt, last)]
+
+
+def login_pause(attempt: int) -> float:
+    """Return the seconds to wait before refused login number `attempt` is tried again, counted from 0."""
+    return min(FIRST_LOGIN_SECONDS * 2.0 ** min(attempt, 10), LAST_LOGIN_SECONDS)

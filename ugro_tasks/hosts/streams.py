@@ -7,8 +7,8 @@ import zlib
 from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
-from ..errors import HostError, NodeFault
-from ..node.protocol import CHUNK_BYTES, COMPRESSED, FRAME
+from ..errors import HostError, NodeFault, StreamFault
+from ..node.protocol import CHUNK_BYTES, COMPRESSED, FAULT, FRAME
 from .host import Host, Stream
 from .requests import Conversation, node_program, read_to_mark
 
@@ -24,7 +24,9 @@ class Frame(NamedTuple):
 def follow(
     host: Host, silence_seconds: float, talk: Conversation | None = None, **request: Any
 ) -> Iterator[Frame]:
-    """Yield the frames of a rank's streams, sent by `node/streams.py`; raises HostError.
+    """Yield the frames of a rank's streams, sent by `node/streams.py`.
+
+    Raises HostError, and StreamFault in the words of the node.
 
     A node silent for `silence_seconds` counts as lost; it sends a heartbeat when it has nothing
     else. With `talk`, the process of that conversation is used instead of a new one.
@@ -38,7 +40,12 @@ def follow(
     try:
         if not is_new:
             stream.write(asked)
-        yield from _frames(host, stream, silence_seconds, "log stream")
+        for frame in _frames(host, stream, silence_seconds, "log stream"):
+            if frame.kind == FAULT:
+                raise StreamFault(
+                    host.node.name, frame.payload.decode("utf-8", "replace")
+                )
+            yield frame
     finally:
         stream.close()
 

@@ -28,7 +28,7 @@ import msgspec
 from ..cluster.model import Cluster
 from ..codec import UNREADABLE, convert, decode
 from ..errors import NotSigned, RecordError
-from ..files import File, Folder
+from ..files import File, Folder, Held
 from ..text import user_name
 from .gpu_use import GpuSamples
 from .outputs import HALF_WRITTEN, Outputs
@@ -77,10 +77,10 @@ class Experiment:
     The folder of a job made before format 2 has no outputs/, see `outputs.py`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, files: Folder | None = None) -> None:
         self.folder = folder
         self.job_id = folder.name
-        self.files = Folder(folder.parent, folder.name)
+        self.files = files or Folder(folder.parent, folder.name)
         self.metrics = self.files.file(METRICS_NAME)
         self.gpu = self.files.file("gpu.jsonl")
         self.code = self.files.folder("code")
@@ -95,6 +95,37 @@ class Experiment:
     def name(self) -> str:
         """Return the job's name: its id without the time stamp."""
         return name_of(self.job_id)
+
+    def held(self) -> Experiment:
+        """Return the same job with its folder kept open, for whoever writes into it; raises RecordError.
+
+        So it is reached wherever it is moved to.
+        """
+        try:
+            return Experiment(self.folder, self.files.held())
+        except OSError as error:
+            raise RecordError(f"{self.folder}: {error.strerror}") from error
+
+    def was_deleted(self) -> bool:
+        """Return whether the folder, kept open, was removed for good; never on a mere suspicion."""
+        root = self.files.root
+        return isinstance(root, Held) and root.was_deleted
+
+    def take_up_again(self, nonce: str) -> None:
+        """Go on in the folder that has its path now, if that is the same job's and the one kept open is of no use.
+
+        It was restored, or its disk is back.
+        """
+        root = self.files.root
+        if not isinstance(root, Held) or root.is_at_its_path():
+            return
+        with contextlib.suppress(RecordError):
+            if not root.was_deleted:
+                self._config.read()
+                return
+        with contextlib.suppress(OSError, RecordError):
+            if Experiment(self.folder).signed_record().nonce == nonce:
+                root.take_up_again()
 
     def log(self, rank: int) -> File:
         """Return a rank's log."""
@@ -269,16 +300,14 @@ class Experiment:
         """Read the request to stop, None if there is none.
 
         Raises RecordError for what is none of this user for this job: neither a lost secret nor
-        another user's words are a request, nor the end of the job.
+        another user's words are a request, nor the end of the job. Raises OSError if it cannot be read.
         """
+        raw = self._stop.read().strip(b" \0")
+        if not raw:
+            return None
         try:
-            raw = self._stop.read().strip(b" \0")
-            if not raw:
-                return None
             document = decode(Document, raw)
             request = convert(StopOfJob, document)
-        except OSError as error:
-            raise RecordError(f"{self._stop.path}: {error.strerror}") from error
         except UNREADABLE as error:
             raise RecordError(f"{self._stop.path}: {error}") from error
         if not is_signed(document, STOP):

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from ..errors import JobNotFound, RecordError
-from ..files import File, Folder
+from ..files import File, Folder, Held
 from .experiment import Experiment, is_id, name_of, stamp_of
 from .phase import Phase
 from .record import JobRecord
@@ -38,9 +38,35 @@ ZONES_SECONDS = 27 * 3600.0
 class Experiments:
     """All jobs of one controller."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, files: Folder | None = None) -> None:
         self.folder = folder
-        self.files = Folder(folder)
+        self.files = files or Folder(folder)
+
+    def held(self) -> Experiments:
+        """Return the same folder, kept open for an agent: see `Experiment.held`. Raises OSError."""
+        return Experiments(self.folder, self.files.held())
+
+    def is_lost(self) -> bool:
+        """Return whether the folder that is kept open is of no use, and not where its path leads to.
+
+        One that was moved, or taken out of the tree, is of use.
+        """
+        root = self.files.root
+        if not isinstance(root, Held) or root.is_at_its_path():
+            return False
+        if root.was_deleted:
+            return True
+        try:
+            with os.scandir(root) as entries:
+                return next(entries, None) is None
+        except OSError:
+            return True
+
+    def take_up_again(self) -> None:
+        """Keep open what the path leads to now; raises OSError."""
+        root = self.files.root
+        if isinstance(root, Held):
+            root.take_up_again()
 
     # ---- jobs ----
 
@@ -110,7 +136,7 @@ class Experiments:
         return map(self._job, self._ids())
 
     def _job(self, job_id: str) -> Experiment:
-        return Experiment(self.folder / job_id)
+        return Experiment(self.folder / job_id, self.files.folder(job_id))
 
     def _ids(self) -> list[str]:
         """Return the ids of all jobs, the newest first as far as their times tell.
@@ -123,7 +149,7 @@ class Experiments:
 
     def _entries(self) -> list[os.DirEntry[str]]:
         try:
-            with os.scandir(self.folder) as entries:
+            with os.scandir(self.files.root) as entries:
                 return list(entries)
         except FileNotFoundError:
             return []
@@ -237,7 +263,6 @@ class Experiments:
 
     def save_cluster_state(self, health: Any) -> None:
         """Store the results of this user's last probe; raises OSError."""
-        self.make_folder()
         content = msgspec.json.format(msgspec.json.encode(health))
         self._own("cluster_state.json").replace(content)
 

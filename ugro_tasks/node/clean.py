@@ -72,7 +72,10 @@ def reason_to_keep(path: str, name: str, alive: Set[str]) -> Optional[str]:
         return "it is a link or a file, not the folder of a job"
     if facts.st_uid != os.getuid():
         return "it belongs to another user"
-    plan = read_json(os.path.join(path, "plan.json"))
+    plan_path = os.path.join(path, "plan.json")
+    plan = read_json(plan_path)
+    if plan is None and os.path.lexists(plan_path):
+        return "its plan cannot be read"
     if plan:
         token = str(plan.get("token"))
         if token.split(":")[0] != name:

@@ -12,7 +12,7 @@ import shutil
 import sys
 from typing import Callable, Dict, List, Optional
 
-from .files import Json, expand, read_object, state_folder, write_json
+from .files import Json, expand, read_json, state_folder, write_json
 from .programs import run_later
 from .protocol import Refusal
 
@@ -98,7 +98,7 @@ def activation_script(folder: str) -> Optional[str]:
 
 def stamp_of(folder: str) -> Optional[Json]:
     """Return the stamp of the environment in `folder`; None if it is incomplete or not UGRO's."""
-    stamp = read_object(os.path.join(folder, STAMP))
+    stamp = read_json(os.path.join(folder, STAMP))
     if stamp and "digest" in stamp:
         return stamp
     return None
@@ -237,4 +237,4 @@ def remember(path: str, value: Json) -> None:
 
 def recall(path: str) -> Json:
     """Return the facts stored by `remember`; {} if there are none or the file is damaged."""
-    return read_object(path) or {}
+    return read_json(path) or {}

@@ -48,15 +48,9 @@ def read_text(path: str) -> str:
 
 
 def read_json(path: str) -> Optional[Json]:
-    """Read an object from a file written by this package; return None if there is no file."""
-    raw = read_text(path)
-    return json.loads(raw) if raw else None
-
-
-def read_object(path: str) -> Optional[Json]:
-    """Read a JSON object from a file of any origin; return None for anything else."""
+    """Read a JSON object; return None for anything else: no file, or one that a power cut has torn."""
     try:
-        found = read_json(path)
+        found = json.loads(read_text(path))
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

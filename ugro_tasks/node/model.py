@@ -8,7 +8,7 @@ import os
 import re
 from typing import Any, Dict, List, Optional, Tuple
 
-from .files import Json, expand, read_object, read_text
+from .files import Json, expand, read_json, read_text
 
 # The hub's cache has models--<owner>--<name>/{refs/main, snapshots/<commit>/...}.
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -73,7 +73,7 @@ def object_in(path: str, max_bytes: int) -> Optional[Json]:
         is_small = os.path.getsize(path) <= max_bytes
     except OSError:
         return None
-    return read_object(path) if is_small else None
+    return read_json(path) if is_small else None
 
 
 def folder_of(name: str, env: "Dict[str, str]") -> Optional[str]:

@@ -17,6 +17,10 @@ GPU = 3
 EXIT = 4
 LOST = 5
 MANIFEST = 6
+# What cannot be sent of a rank, and why nothing more can be; as text.
+NOTICE = 7
+FAULT = 8
+NOTICE_CHARACTERS = 500
 # The frames of a file transfer, see copy.py.
 ENTRIES = 16
 LISTED = 17

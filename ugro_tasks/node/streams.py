@@ -13,7 +13,7 @@ import threading
 import time
 import zlib
 from functools import partial
-from typing import BinaryIO, Dict, List, Optional
+from typing import BinaryIO, Dict, Iterator, List, Optional, Set
 
 from .files import Json, expand, open_plain, read_json
 from .processes import boot_id, end_all, of_rank, supervisor_of
@@ -21,6 +21,7 @@ from .protocol import (
     CHUNK_BYTES,
     COMPRESSED,
     EXIT,
+    FAULT,
     FRAME,
     GPU,
     HEARTBEAT,
@@ -30,6 +31,8 @@ from .protocol import (
     MANIFEST_BYTES,
     MANIFEST_SUFFIX,
     METRICS,
+    NOTICE,
+    NOTICE_CHARACTERS,
     READER_GONE_SECONDS,
 )
 
@@ -37,6 +40,7 @@ POLL_SECONDS = 0.03
 # Used once the streams have been quiet for QUIET_SECONDS.
 QUIET_POLL_SECONDS = 0.1
 QUIET_SECONDS = 5.0
+NOTICES_MOST = 20
 # Between two scans for new checkpoints.
 MANIFEST_SECONDS = 0.5
 # For the processes left by a killed supervisor; torchrun has had its TERM by then.
@@ -51,8 +55,18 @@ def follow(request: Json, _stdin: BinaryIO) -> None:
     EXIT carries exit.json. LOST, {known, rebooted}, means that no supervisor lives and there is no
     exit record; the rest of the rank is ended before, so that its last output is sent, too.
     MANIFEST carries the manifest of a complete checkpoint, first of all present ones, then of each
-    new one.
+    new one. NOTICE says once what cannot be read here; the rest is sent all the same. FAULT is the
+    last frame where nothing more can be sent.
     """
+    try:
+        send_streams(request)
+    except Exception as error:
+        send(FAULT, 0, as_notice("%s: %s" % (type(error).__name__, error)))
+        raise
+
+
+def send_streams(request: Json) -> None:
+    """Do what `follow` promises, but for FAULT."""
     folder = expand(request["folder"])
     exit_path = os.path.join(folder, "exit.json")
     heartbeat_seconds = request["heartbeat_seconds"]
@@ -61,6 +75,7 @@ def follow(request: Json, _stdin: BinaryIO) -> None:
     send(HEARTBEAT, 0, b"")
     quiet_since = supervised_at = moved_at = time.monotonic()
     told: Dict[str, bytes] = {}
+    notices = Notices()
     looked_at = 0.0
     ending: Optional[threading.Thread] = None
     while True:
@@ -69,9 +84,13 @@ def follow(request: Json, _stdin: BinaryIO) -> None:
         gone = ending is not None and not ending.is_alive()
         if ended or time.monotonic() - looked_at > MANIFEST_SECONDS:
             looked_at = time.monotonic()
-            forward_manifests(folder, told)
+            with notices.of_unreadable():
+                forward_manifests(folder, told)
+        moved = []
         # Each stream sends a chunk in turn.
-        moved = [forward(folder, kind, offsets) for kind in offsets]
+        for kind in offsets:
+            with notices.of_unreadable():
+                moved.append(forward(folder, kind, offsets))
         if any(moved):
             quiet_since = moved_at = time.monotonic()
         elif ended:
@@ -90,8 +109,31 @@ def follow(request: Json, _stdin: BinaryIO) -> None:
         if ending or time.monotonic() - supervised_at <= heartbeat_seconds:
             continue
         supervised_at = time.monotonic()
-        if not supervisor_of(folder) and not os.path.exists(exit_path):
+        if not supervisor_of(folder) and not read_json(exit_path):
             ending = end_in_background(request["token"])
+
+
+class Notices:
+    """Tells once of each thing that cannot be read."""
+
+    def __init__(self) -> None:
+        self._told: Set[str] = set()
+
+    @contextlib.contextmanager
+    def of_unreadable(self) -> Iterator[None]:
+        """Make a context in which an OSError is told of, and is not the end."""
+        try:
+            yield
+        except OSError as error:
+            words = "%s: %s" % (error.filename, error.strerror)
+            if words not in self._told and len(self._told) < NOTICES_MOST:
+                self._told.add(words)
+                send(NOTICE, 0, as_notice(words))
+
+
+def as_notice(words: str) -> bytes:
+    """Return words as the payload of a NOTICE or FAULT."""
+    return words[:NOTICE_CHARACTERS].encode("utf-8", "replace")
 
 
 def end_in_background(token: str) -> threading.Thread:
@@ -113,7 +155,7 @@ def forward(folder: str, kind: int, offsets: "dict[int, int]") -> bool:
     try:
         with open_plain(path) as file:
             chunk = os.pread(file.fileno(), CHUNK_BYTES, offsets[kind])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     if not chunk:
         return False

@@ -58,20 +58,24 @@ class Mirror:
         if self._asked.qsize() < MANIFESTS_MOST:
             self._asked.put((plan, content))
 
-    def close(self) -> None:
-        """Wait until all queued checkpoints are fetched or have failed."""
+    def end(self) -> None:
+        """Fetch nothing more; a transfer that is under way goes on."""
         self._asked.put(None)
+
+    def wait(self) -> None:
+        """Wait for the transfer that is under way, after `end`."""
         self._thread.join()
 
     def _run(self) -> None:
-        closing = False
-        while not closing:
+        while True:
             told = [self._asked.get()]
             while (
                 not self._asked.empty()
             ):  # those that came meanwhile are fetched together
                 told.append(self._asked.get())
-            closing = None in told
+            if None in told:
+                # Whoever fetches everything does not need to be waited for.
+                return
             for plan, content in filter(None, told):
                 self._quietly(self._note, plan, content)
             self._fetch_ready()

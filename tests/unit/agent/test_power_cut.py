@@ -98,7 +98,7 @@ def cuts(life: Life) -> list[Cut]:
 
 
 def test_there_are_many_moments_and_outcomes(life: Life, cuts: list[Cut]) -> None:
-    assert len(life.acts) > 300
+    assert len(life.acts) > 200
     assert len(cuts) > 3 * len(life.acts)
     complete = {name for cut in cuts for name in cut.tree if name.endswith(".json")}
     assert {Path(name).name for name in complete} == {

@@ -292,4 +292,5 @@ def test_a_success_that_is_not_proven_cannot_be_written_down(tmp_path: Path) -> 
         with pytest.raises(RuntimeError, match="cannot have succeeded"):
             journal.change(phase=Phase.SUCCEEDED)
         journal.state = msgspec.structs.replace(journal.state, phase=Phase.RUNNING)
+    journal.settle()
     assert world.experiment.state().phase is Phase.RUNNING

@@ -49,7 +49,7 @@ class World:
     def supervision(self) -> Supervision:
         fleet = Fleet.from_connections(self.nodes)
         journal = Journal(self.experiment, logging.getLogger("test"))
-        backend = SshBackend(journal, self.cluster, fleet)
+        backend = SshBackend(journal, self.cluster, fleet, self.experiments)
         return Supervision(self.experiments, journal, backend)
 
     def begin(self) -> threading.Thread:

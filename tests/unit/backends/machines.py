@@ -15,6 +15,7 @@ from ugro_tasks.hosts.fleet import Fleet
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.experiments import Experiments
 from ugro_tasks.jobs.journal import Journal
+from ugro_tasks.jobs.state import JobState
 from ugro_tasks.node.protocol import LOG, METRICS
 
 NAMES = ("gpu0", "gpu1", "gpu2")
@@ -72,7 +73,9 @@ class SshMachines:
 
     def backend(self, journal: Journal, cluster: Cluster) -> Backend:
         """Make a backend that runs a job on them."""
-        return SshBackend(journal, cluster, self._fleet(cluster), fleet_of=self._fleet)
+        experiments = Experiments(journal.experiment.folder.parent)
+        fleet = self._fleet(cluster)
+        return SshBackend(journal, cluster, fleet, experiments, fleet_of=self._fleet)
 
     def _fleet(self, cluster: Cluster) -> Fleet:
         hosts = [self._nodes[node.name] for node in cluster.nodes]
@@ -141,14 +144,22 @@ class Job:
         )
         self.machines: Machines = kind(self.cluster)
         self.backends: list[Backend] = []
+        self.journals: list[Journal] = []
         self.journal, self.backend = self.another()
 
     def another(self) -> tuple[Journal, Backend]:
         """Make what an agent has that begins with the job now."""
+        self._settle()
         journal = Journal(self.experiment, logging.getLogger("test"))
         backend = self.machines.backend(journal, self.cluster)
         self.backends.append(backend)
+        self.journals.append(journal)
         return journal, backend
+
+    def state(self) -> JobState:
+        """Give the state as it is in the folder, with all that was noted."""
+        self._settle()
+        return self.experiment.state()
 
     def close(self) -> None:
         """Close all backends."""
@@ -157,4 +168,9 @@ class Job:
 
     def said(self) -> list[str]:
         """Give what those who watch were told."""
+        self._settle()
         return [event.message for event in self.experiment.events()[0]]
+
+    def _settle(self) -> None:
+        for journal in self.journals:
+            journal.settle()

@@ -102,7 +102,7 @@ class Run(threading.Thread):
         wait_until(lambda: all(self._connected()), "all ranks to be followed")
 
     def _connected(self) -> list[bool]:
-        return [rank.connected for rank in self.job.experiment.state().ranks]
+        return [rank.connected for rank in self.job.state().ranks]
 
     def run(self) -> None:
         """Run them to their end."""
@@ -117,7 +117,7 @@ class Run(threading.Thread):
 
 def proven_gone(job: Job) -> list[bool]:
     """Say of each rank whether its state says that it is proven gone."""
-    return [rank.proven_gone for rank in job.experiment.state().ranks]
+    return [rank.proven_gone for rank in job.state().ranks]
 
 
 def failed_once(job: Job) -> None:
@@ -228,7 +228,7 @@ def test_a_restart_goes_without_a_machine_that_stays_away(make_job: MakeJob) -> 
     job.machines.cut("gpu2")
     plan = planned(job, 2)
     assert [(node.rank, node.node) for node in plan.nodes] == [(0, "gpu0"), (1, "gpu1")]
-    assert job.experiment.state().attempts[0].left_behind == ("gpu2",)
+    assert job.state().attempts[0].left_behind == ("gpu2",)
 
 
 def test_what_was_left_behind_is_named_until_it_is_back(make_job: MakeJob) -> None:
@@ -285,7 +285,7 @@ def test_a_restart_first_stops_what_is_left_of_the_attempt_before(
     job.machines.mend("gpu2")
     planned(job, 2)
     assert not job.machines.runs("gpu2")
-    assert all(rank.proven_gone for rank in job.experiment.state().ranks)
+    assert all(rank.proven_gone for rank in job.state().ranks)
 
 
 # ---- start ----
@@ -295,7 +295,7 @@ def test_all_ranks_run_and_the_state_says_so(make_job: MakeJob) -> None:
     job = make_job()
     started(job)
     assert [job.machines.runs(name) for name in NAMES] == [True] * 3
-    state = job.experiment.state()
+    state = job.state()
     assert state.phase is Phase.RUNNING
     assert state.started_at is not None
     assert state.attempts[-1].ran
@@ -335,7 +335,7 @@ def test_an_attempt_that_never_ran_is_not_noted_as_one_that_did(
     job = make_job()
     job.machines.refuse("gpu1", busy=False)
     not_started(job)
-    state = job.experiment.state()
+    state = job.state()
     assert state.started_at is None
     assert not state.attempts[-1].ran
 
@@ -353,6 +353,7 @@ def test_an_undo_that_leaves_something_names_it(make_job: MakeJob) -> None:
 
 def die_while_starting(job: Job) -> None:
     """Leave the state of an agent that was killed before it could note that the ranks run."""
+    job.journal.settle()
     state = msgspec.structs.replace(job.journal.state, phase=Phase.PREPARING)
     job.experiment.save_state(state)
 
@@ -404,7 +405,7 @@ def test_the_end_of_each_rank_stands_in_the_state(make_job: MakeJob) -> None:
     for name in NAMES:
         job.machines.end(name, code=0)
     run.end()
-    for rank in job.experiment.state().ranks:
+    for rank in job.state().ranks:
         assert (rank.exit_code, rank.connected, rank.proven_gone) == (0, False, True)
         assert rank.ended_at is not None
 
@@ -434,8 +435,8 @@ def test_a_stop_that_was_asked_for_stops_all(make_job: MakeJob) -> None:
     end = run.end()
     assert {e.stopped for e in end.exits} == {"asked"}
     assert (end.stopped_for, end.unproven) == (Reason.ASKED, None)
-    assert job.experiment.state().phase is Phase.STOPPING
-    assert all(rank.proven_gone for rank in job.experiment.state().ranks)
+    assert job.state().phase is Phase.STOPPING
+    assert all(rank.proven_gone for rank in job.state().ranks)
 
 
 @pytest.mark.parametrize(
@@ -458,7 +459,7 @@ def test_what_lives_on_after_a_stop_is_named(
     assert (unproven.phase, unproven.error) == (phase, StopUnproven)
     assert "gpu2" in unproven.words
     assert "41, 42" in unproven.words
-    assert job.experiment.state().ranks[2].left_pids == (41, 42)
+    assert job.state().ranks[2].left_pids == (41, 42)
 
 
 def test_what_the_ranks_print_and_measure_comes_home(make_job: MakeJob) -> None:
@@ -491,9 +492,7 @@ def test_a_machine_out_of_reach_is_waited_for(make_job: MakeJob) -> None:
     job = make_job()
     run = Run(job)
     job.machines.cut("gpu2")
-    wait_until(
-        lambda: not job.experiment.state().ranks[2].connected, "the loss to be seen"
-    )
+    wait_until(lambda: not job.state().ranks[2].connected, "the loss to be seen")
     job.machines.write("gpu2", log=b"while away\n")
     for name in NAMES:
         job.machines.end(name, code=0)
@@ -541,9 +540,7 @@ def test_a_job_that_was_given_up_ends_and_names_the_machine(
     job.machines.cut("gpu2")
     if phase is Phase.FAILED:
         job.machines.end("gpu0", code=3)
-        wait_until(
-            lambda: job.experiment.state().phase is Phase.STOPPING, "the stop to begin"
-        )
+        wait_until(lambda: job.state().phase is Phase.STOPPING, "the stop to begin")
     job.experiment.ask_to_stop(give_up=True)
     unproven = run.end().unproven
     assert unproven
@@ -592,9 +589,9 @@ def test_a_stop_proves_what_it_can_and_leaves_the_rest(make_job: MakeJob) -> Non
 
 def test_a_stop_of_nothing_does_nothing(make_job: MakeJob) -> None:
     job = make_job()
-    before = job.experiment.state()
+    before = job.state()
     job.backend.stop()
-    assert job.experiment.state() == before
+    assert job.state() == before
 
 
 # ---- fetch ----

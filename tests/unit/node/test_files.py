@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ugro_tasks.node.files import open_plain, read_object, read_text
+from ugro_tasks.node.files import open_plain, read_json, read_text
 
 
 def pipe(path: Path) -> None:
@@ -43,11 +43,11 @@ def test_what_is_no_regular_file_is_none_and_is_not_waited_for(
     with pytest.raises(FileNotFoundError):
         open_plain(str(path))
     assert read_text(str(path)) == ""
-    assert read_object(str(path)) is None
+    assert read_json(str(path)) is None
 
 
 def test_a_file_is_read_also_by_a_link_of_its_owner(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text('{"code": 0}')
     (tmp_path / "exit.json").symlink_to("elsewhere")
-    assert read_object(str(tmp_path / "exit.json")) == {"code": 0}
+    assert read_json(str(tmp_path / "exit.json")) == {"code": 0}
     assert read_text("/proc/self/comm").strip()

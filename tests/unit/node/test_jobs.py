@@ -1,6 +1,7 @@
 """What runs on a node, with real processes on this machine: torchrun's place is taken by small programs."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -25,7 +26,7 @@ from lab.proof import send_signal
 from lab.tools import wait_until
 from tests.ports import reserved_port
 from tests.unit.factories import make_node, salt_of
-from ugro_tasks.errors import NodeFault, NodesBusy, UgroError
+from ugro_tasks.errors import NodeFault, NodesBusy, StreamFault, UgroError
 from ugro_tasks.hosts.local import LocalHost
 from ugro_tasks.hosts.operations import (
     MakeFolder,
@@ -1116,3 +1117,47 @@ def test_the_zip_holds_no_file_of_the_rest_of_the_package() -> None:
             "node",
         }
         assert len(node_zip()) < 64 << 10
+
+
+# ---- what cannot be read ----
+
+
+def test_what_cannot_be_read_is_told_once_and_the_rest_is_sent(rank: Rank) -> None:
+    """A folder that only root may read is the usual case; a loop is one for root, too."""
+    rank.script("echo ready; sleep 1")
+    checkpoints = rank.folder / "output" / "checkpoints"
+    checkpoints.symlink_to("checkpoints")
+    frames = list(rank.follow())
+    notices = [
+        frame.payload.decode() for frame in frames if frame.kind == protocol.NOTICE
+    ]
+    assert notices == [f"{checkpoints}: {os.strerror(errno.ELOOP)}"]
+    assert b"ready" in b"".join(f.payload for f in frames if f.kind == protocol.LOG)
+    assert frames[-1].kind == protocol.EXIT
+
+
+def test_a_torn_exit_record_is_none(rank: Rank) -> None:
+    rank.script("echo ready; exec sleep 60")
+    rank.kill_supervisor()
+    wait_until(lambda: not rank.processes(), "torchrun to end with its supervisor")
+    (rank.folder / "exit.json").write_bytes(b"\0" * 180)
+    [*_, last] = rank.follow()
+    told = json.loads(last.payload)
+    assert (last.kind, told["known"], told["rebooted"]) == (protocol.LOST, True, False)
+    assert rank.stop()["left"] == []
+
+
+def test_what_keeps_all_streams_from_being_sent_is_said_in_the_last_frame(
+    rank: Rank,
+) -> None:
+    rank.prepare()
+    frames = follow(
+        rank.host,
+        10.0,
+        folder=rank.at,
+        token=rank.token,
+        offsets={99: 0},
+        heartbeat_seconds=0.1,
+    )
+    with pytest.raises(StreamFault, match="KeyError: 99"):
+        list(frames)

@@ -297,7 +297,7 @@ def test_a_folder_with_the_plan_of_another_job_stays(tmp_path: Path) -> None:
     )
     assert "another job" in ask_node(tmp_path, name)["folders"][name]["kept"]
     (folder / "plan.json").write_text("{")
-    assert "cannot be looked into" in ask_node(tmp_path, name)["folders"][name]["kept"]
+    assert "cannot be read" in ask_node(tmp_path, name)["folders"][name]["kept"]
     assert folder.exists()
 
 

@@ -16,7 +16,7 @@ from ...jobs.journal import Journal
 from ...jobs.outcome import Outcome
 from ...jobs.plan import LaunchPlan
 from ...jobs.spec import Resume
-from ...outputs.checkpoints import bring_all
+from ...outputs.checkpoints import Mirror, bring_all
 from ...outputs.fetch import fetch_outputs
 from ...training.batch_sizes import model_to_look_for
 from ..api import AttemptEnd
@@ -36,17 +36,20 @@ class SshBackend:
         journal: Journal,
         cluster: Cluster,
         fleet: Fleet,
+        experiments: Experiments,
         *,
         fleet_of: Callable[[Cluster], Fleet] = Fleet.of,
     ) -> None:
         self.journal = journal
         self.cluster = cluster
         self.experiment = journal.experiment
+        self.experiments = experiments
         # By connections that are there already, where the whole cluster takes part.
         self._fleets = {tuple(node.name for node in cluster.nodes): fleet}
         self._fleet_of = fleet_of
         self._talks = Talks()
         self._late_stops = LateStops(journal, fleet)
+        self._mirror: Mirror | None = None
         self._gate: Loop[GateState, gate.Event, gate.Act] = Loop(
             gate.step, self._carry_out, self.journal
         )
@@ -110,9 +113,8 @@ class SshBackend:
         model = model_to_look_for(self.journal.record)
         fleet = self._fleet(cluster)
         health = examine(fleet, cluster, self._talks.ask, model, keep_port=True)
-        experiments = Experiments(self.experiment.folder.parent)
         try:
-            experiments.save_cluster_state(health)
+            self.experiments.save_cluster_state(health)
         except OSError as error:
             # Nothing depends on it.
             self.journal.log.warning("%s: %s", error.filename, error.strerror)
@@ -145,7 +147,14 @@ class SshBackend:
 
     def run_to_end(self, plan: LaunchPlan, away_seconds: float | None) -> AttemptEnd:
         """Follow the gang to its end."""
-        return self._gang(plan).run_to_end(away_seconds)
+        fleet = self._fleet(self._part([node.node for node in plan.nodes]))
+        hosts = {host.node.name: host for host in fleet}
+        self._mirror = Mirror(self.experiment, hosts, self.journal.log)
+        try:
+            return self._gang(plan).run_to_end(away_seconds)
+        finally:
+            # The proof of the end waits for no transfer; the outputs do.
+            self._mirror.end()
 
     def stop(self) -> None:
         """Tell those ranks of the last attempt to stop that are not proven gone; fetch the rest of their streams."""
@@ -157,7 +166,8 @@ class SshBackend:
 
     def _gang(self, plan: LaunchPlan) -> Gang:
         cluster = self._part([node.node for node in plan.nodes])
-        return Gang(self.journal, cluster, self._fleet(cluster), plan, self._talks)
+        fleet = self._fleet(cluster)
+        return Gang(self.journal, cluster, fleet, plan, self._talks, self._mirror)
 
     # ---- fetch ----
 
@@ -169,6 +179,7 @@ class SshBackend:
         plans = [node for node in plan.nodes if node.node in wrote]
         if not plans:
             return []
+        self._wait_for_mirror()
         fleet = self._fleet(self._part([node.node for node in plan.nodes]))
         errors = bring_all(self.experiment, plans, fleet)
         errors += fetch_outputs(self.experiment, plans, fleet, only=wrote)
@@ -176,7 +187,13 @@ class SshBackend:
 
     def fetch_checkpoints(self, plan: LaunchPlan) -> list[UgroError]:
         """Fetch the whole checkpoints, by the fleet of all nodes: a node left behind may be back."""
+        self._wait_for_mirror()
         return bring_all(self.experiment, plan.nodes, self._fleet(self.cluster))
+
+    def _wait_for_mirror(self) -> None:
+        if self._mirror:
+            self._mirror.wait()
+            self._mirror = None
 
     # ---- the end ----
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from ...errors import UgroError
+from ...errors import HostError, LoginRefused, StreamFault, UgroError
 from ...jobs.outcome import Outcome, RankExit
 from ...jobs.phase import Phase, Reason
 from .loop import Say
@@ -37,6 +37,23 @@ class Stage(Enum):
 
 
 # ---- state ----
+
+
+class Trouble(Enum):
+    """What kind of trouble there is with a node."""
+
+    AWAY = "out of reach"
+    REFUSED = "the login is refused"
+    FAULT = "the node says why it cannot"
+
+
+def trouble_of(error: HostError) -> Trouble:
+    """Tell a node that is out of reach from one that answers, and refuses."""
+    if isinstance(error, LoginRefused):
+        return Trouble.REFUSED
+    if isinstance(error, StreamFault):
+        return Trouble.FAULT
+    return Trouble.AWAY
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -69,16 +86,30 @@ class Member(Struct, frozen=True, kw_only=True):
     """Since when it is out of reach while another node answers, so that this machine is not the reason."""
     follow_tries: int = 0
     """How often its stream was asked for in vain."""
+    trouble: Disconnected | None = None
+    """Why it broke off the last time, and told of."""
+    repeats: int = 0
+    """How often in a row it broke off in this way."""
+    said_away: bool = False
+    """Whether those who watch were told that it is out of touch."""
+    only_end: bool = False
+    """Whether its end is waited for without its streams, which the node cannot send."""
     follow_at: float | None = None
     """When its stream is asked for again, None while a try is under way."""
     stop: StopResult | None = None
     """What the node showed when it was last told to stop."""
     stop_tries: int = 0
     """How often it was told in vain."""
+    stop_words_said: str = ""
+    """Why it could not be told, as those who watch know it."""
+    stopped_at: float | None = None
+    """When it showed that nothing of its rank is left."""
     stop_at: float | None = None
     """When it is told again, None while a try is under way or where none is needed."""
+    behind: bool = False
+    """Whether its end came while the disk here took nothing, so that the rest of its streams is still there."""
     catching_up: bool = False
-    """Whether the rest of its streams is fetched, after it was given up and has answered since."""
+    """Whether the rest of its streams is fetched, after its end is known."""
 
     @property
     def is_followed(self) -> bool:
@@ -167,6 +198,14 @@ class Disconnected(Struct, frozen=True):
     words: str
     at: float
     """When, in Unix seconds."""
+    trouble: Trouble = Trouble.AWAY
+
+    def is_like(self, other: Disconnected | None) -> bool:
+        """Return whether it is for the same reason."""
+        return other is not None and (self.trouble, self.words) == (
+            other.trouble,
+            other.words,
+        )
 
 
 class Looked(Struct, frozen=True):
@@ -175,10 +214,18 @@ class Looked(Struct, frozen=True):
     any_answers: bool
 
 
+class NotStored(Struct, frozen=True):
+    """What a node's rank sends cannot be stored here; its end is waited for all the same."""
+
+    node: str
+    words: str
+
+
 class Exited(Struct, frozen=True):
-    """The end of a rank is known."""
+    """The end of a rank is known; `whole` says whether its streams are here to their end."""
 
     exit: RankExit
+    whole: bool = True
 
 
 class StopTold(Struct, frozen=True):
@@ -188,7 +235,7 @@ class StopTold(Struct, frozen=True):
     result: StopResult
 
 
-Event = StepDone | Connected | Disconnected | Looked | Exited | StopTold
+Event = StepDone | Connected | Disconnected | NotStored | Looked | Exited | StopTold
 
 
 # ---- acts ----
@@ -201,9 +248,13 @@ class DoStep(Struct, frozen=True):
 
 
 class Follow(Struct, frozen=True):
-    """Ask for the streams of a node's rank; `Connected`, `Exited` and `Disconnected` bring the news."""
+    """Ask for the streams of a node's rank; `Connected`, `Exited` and `Disconnected` bring the news.
+
+    With `only_end`, only its end is waited for.
+    """
 
     node: str
+    only_end: bool = False
 
 
 class Look(Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Collection
 from functools import partial
@@ -23,10 +24,11 @@ from ...jobs.state import RankState
 from ...outputs.checkpoints import Mirror, deliver
 from ..api import AttemptEnd
 from . import gang
-from .gang_step import step
+from .disk_thread import DiskThread
+from .gang_step import STORE_SECONDS, step
 from .loop import Loop, Say
 from .stop import StopOrder, tell_to_stop
-from .streams import follow_rank
+from .streams import follow_rank, wait_for_end
 
 # How long a prepared node waits for the start, beyond the time that the slowest may take to prepare.
 HOLD_SECONDS = 30.0
@@ -44,6 +46,7 @@ class Gang:
         fleet: Fleet,
         plan: LaunchPlan,
         talks: Talks,
+        mirror: Mirror | None = None,
     ) -> None:
         self.journal = journal
         self.cluster = cluster
@@ -53,7 +56,9 @@ class Gang:
         self.experiment = journal.experiment
         self._hosts: dict[str, Host] = {host.node.name: host for host in fleet}
         self._plans = {plan.node: plan for plan in plan.nodes}
-        self._mirror: Mirror | None = None
+        self._mirror = mirror
+        self._disks: dict[str, DiskThread] = {}
+        self._noticed: set[tuple[str, str]] = set()
         self._loop: Loop[gang.GangState, gang.Event, gang.Act] = Loop(
             step, self._carry_out, self.journal
         )
@@ -78,6 +83,8 @@ class Gang:
             steps=steps,
             begun_before=begun_before,
         )
+        # Nothing starts of which no record knows.
+        self.journal.settle()
         done = {gang.Stage.RUNNING, gang.Stage.OVER}
         return self._loop.run(state, until=lambda now: now.stage in done).outcome
 
@@ -86,14 +93,12 @@ class Gang:
 
         A node out of reach is waited for. After `away_seconds` its rank counts as lost; with None it never does.
         """
-        self._mirror = Mirror(self.experiment, self._hosts, self.journal.log)
         state = gang.GangState(
             members=self._members(self._plans),
             limits=self._limits(away_seconds),
             stage=gang.Stage.RUNNING,
         )
-        over = self._loop.run(state, until=_is_over)
-        self._mirror.close()
+        over = self._run(state)
         wrote = [
             rank_exit.node
             for rank_exit in over.exits
@@ -125,7 +130,15 @@ class Gang:
             # Each is told once: whoever asked for this looks again.
             given_up=True,
         )
-        self._loop.run(state, until=_is_over)
+        self._run(state)
+
+    def _run(self, state: gang.GangState) -> gang.GangState:
+        self._disks = {node: DiskThread() for node in self._plans}
+        try:
+            return self._loop.run(state, until=_is_over)
+        finally:
+            for disk in self._disks.values():
+                disk.close()
 
     def _members(self, nodes: Collection[str]) -> tuple[gang.Member, ...]:
         return tuple(
@@ -154,7 +167,8 @@ class Gang:
                 self._loop.in_thread(f"{act.step}", partial(self._do_on_all, act.step))
             case gang.Follow():
                 plan = self._plans[act.node]
-                self._loop.in_thread(f"follow-{act.node}", partial(self._follow, plan))
+                follow = self._wait_for_end if act.only_end else self._follow
+                self._loop.in_thread(f"follow-{act.node}", partial(follow, plan))
             case gang.Look():
                 self._loop.in_thread("look", partial(self._look, act.nodes))
             case gang.TellToStop():
@@ -229,37 +243,89 @@ class Gang:
     # ---- one rank ----
 
     def _follow(self, plan: NodePlan) -> gang.Event:
-        """Fill the rank's files for as long as the connection lasts."""
+        """Fill the rank's files for as long as the connection lasts, and wait for its end where they take nothing."""
         host = self._hosts[plan.node]
+        was_told = False
         try:
-            return gang.Exited(self._exit_of(plan, host))
-        except (HostError, OSError) as error:
-            # An OSError is this machine's: a full disk, say. What was not stored is asked for again.
-            host.close()
-            if not self.experiment.folder.is_dir():
-                why = "its folder here was removed"
-                lost = RankExit.given_up(plan.node, plan.rank, time.time(), why)
-                return gang.Exited(lost)
-            return gang.Disconnected(plan.node, str(error), at=time.time())
+            while True:
+                try:
+                    return gang.Exited(self._exit_of(plan, host))
+                except OSError as error:
+                    # This machine's: a full disk, say. What was not stored is asked for again.
+                    host.close()
+                    if not was_told:
+                        words = f"{error.filename or self.experiment.folder}: {error.strerror}"
+                        self._loop.put(gang.NotStored(plan.node, words))
+                        was_told = True
+                end = wait_for_end(
+                    host,
+                    plan,
+                    seconds=STORE_SECONDS,
+                    heartbeat_seconds=self.cluster.timeouts.heartbeat_seconds,
+                    connected=partial(self._note_connected, plan),
+                )
+                if end:
+                    return gang.Exited(end, whole=self._is_in_vain(plan))
+        except HostError as error:
+            return self._disconnected(plan, error)
+
+    def _wait_for_end(self, plan: NodePlan) -> gang.Event:
+        """Wait for the rank's end for as long as the connection lasts."""
+        try:
+            end = wait_for_end(
+                self._hosts[plan.node],
+                plan,
+                seconds=None,
+                heartbeat_seconds=self.cluster.timeouts.heartbeat_seconds,
+                connected=partial(self._note_connected, plan),
+            )
+        except HostError as error:
+            return self._disconnected(plan, error)
+        assert end  # noqa: S101
+        return gang.Exited(end)
+
+    def _disconnected(self, plan: NodePlan, error: HostError) -> gang.Disconnected:
+        self._hosts[plan.node].close()
+        return gang.Disconnected(
+            plan.node, error.text, at=time.time(), trouble=gang.trouble_of(error)
+        )
+
+    def _is_in_vain(self, plan: NodePlan) -> bool:
+        """Return whether the folder was deleted, so that nothing can ever be stored."""
+        with contextlib.suppress(OSError):
+            return self._disks[plan.node].do(self.experiment.was_deleted)
+        return False
 
     def _exit_of(self, plan: NodePlan, host: Host) -> RankExit:
+        disk = self._disks[plan.node]
+        disk.do(partial(self.experiment.take_up_again, self.journal.record.nonce))
         attempts = {attempt.number: attempt for attempt in self.journal.state.attempts}
         attempt = attempts.get(self.plan.attempt)
         return follow_rank(
             host,
             self.experiment,
             plan,
+            disk=disk,
             talk=self.talks[host],
             bases=attempt.bases if attempt else {},
             heartbeat_seconds=self.cluster.timeouts.heartbeat_seconds,
-            connected=lambda: self._loop.put(gang.Connected(plan.node)),
+            connected=partial(self._note_connected, plan),
             manifest=partial(self._take_manifest, plan),
+            notice=partial(self._take_notice, plan),
         )
+
+    def _note_connected(self, plan: NodePlan) -> None:
+        self._loop.put(gang.Connected(plan.node))
 
     def _take_manifest(self, plan: NodePlan, content: bytes) -> None:
         # Without a mirror, checkpoints come when all others do.
         if self._mirror:
             self._mirror.take(plan, content)
+
+    def _take_notice(self, plan: NodePlan, words: str) -> None:
+        if (plan.node, words) not in self._noticed:
+            self._noticed.add((plan.node, words))
+            self.journal.say(f"cannot be read there: {words}", plan.node)
 
     def _look(self, nodes: Collection[str]) -> gang.Looked:
         def answers(plan: NodePlan, host: Host) -> bool:

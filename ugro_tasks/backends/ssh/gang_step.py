@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
-from ...errors import Interrupted, LaunchFailed, NodesBusy, StopUnproven
-from ...hosts.retry import retry_pause
+from ...errors import HostError, Interrupted, LaunchFailed, NodesBusy, StopUnproven
+from ...hosts.retry import login_pause, retry_pause
 from ...jobs.outcome import Outcome, RankExit
 from ...jobs.phase import Phase, Reason
 from .gang import (
@@ -29,10 +29,13 @@ from .gang import (
     Looked,
     Member,
     NoteRan,
+    NotStored,
     Stage,
     StepDone,
     StopTold,
     TellToStop,
+    Trouble,
+    trouble_of,
 )
 from .loop import Begin, Common, Say, StopAsked, Tick
 from .reach import is_missed_for, judge, may_be_offline
@@ -40,6 +43,10 @@ from .stop import STOP_TRIES, StopOrder, StopResult
 
 # A connection that broke sooner was none: the pause before the next try goes on growing.
 STEADY_SECONDS = 10.0
+# How often a node may say the same about why it cannot send the streams of a rank.
+FAULTS_MOST = 5
+# Until a disk here that takes nothing is tried again.
+STORE_SECONDS = 5.0
 
 Result = tuple[GangState, list[Act]]
 
@@ -79,7 +86,10 @@ def _take(state: GangState, event: Event | Common, now: float) -> Result:
             looked = msgspec.structs.replace(state, looking=False)
             return judge(looked, now, looked=event.any_answers)
         case Exited():
-            return _exited(state, state.member(event.exit.node), event.exit, now)
+            return _exited(state, state.member(event.exit.node), event, now)
+        case NotStored():
+            words = f"what it sends cannot be stored here, and is fetched later: {event.words}"
+            return state, [Say(words, event.node)]
         case StopTold():
             return _stop_told(state, state.member(event.node), event.result, now)
         case StopAsked():
@@ -153,18 +163,23 @@ def _follow(state: GangState, members: Iterable[Member], now: float) -> Result:
     acts: list[Act] = []
     for member in members:
         state = _with_member(state, member, connected_at=now, follow_at=None)
-        acts.append(Follow(member.node))
+        acts.append(Follow(member.node, member.only_end))
     return state, acts
 
 
 def _connected(state: GangState, member: Member, now: float) -> Result:
     acts: list[Act] = []
-    if member.away_since is not None:
-        seconds = now - member.away_since
+    if member.said_away:
+        seconds = now - (member.away_since or now)
         acts.append(Say(f"connected again after {seconds:.0f} s", member.node))
     acts.append(ChangeRank(member.rank, {"connected": True}))
     connected = _with_member(
-        state, member, in_touch=True, away_since=None, connected_at=now
+        state,
+        member,
+        in_touch=True,
+        said_away=False,
+        away_since=None,
+        connected_at=now,
     )
     if member.stop and member.stop.unreached:
         # It was given up, and can be told after all.
@@ -175,31 +190,73 @@ def _connected(state: GangState, member: Member, now: float) -> Result:
 def _disconnected(
     state: GangState, member: Member, event: Disconnected, now: float
 ) -> Result:
+    was_steady = member.in_touch and now - member.connected_at > STEADY_SECONDS
+    is_known = event.is_like(member.trouble) and not was_steady
+    tries = 0 if was_steady else member.follow_tries
+    repeats = member.repeats + 1 if is_known else 1
     acts: list[Act] = []
-    tries = member.follow_tries
-    if member.away_since is None:
-        if now - member.connected_at > STEADY_SECONDS:
-            tries = 0
+    if member.in_touch:
+        acts.append(ChangeRank(member.rank, {"connected": False}))
+    if not is_known:
         lost = f"not in touch, trying again; the rank goes on meanwhile. {event.words}"
-        acts = [ChangeRank(member.rank, {"connected": False}), Say(lost, member.node)]
+        acts.append(Say(lost, member.node))
+    if event.trouble is Trouble.FAULT and repeats >= FAULTS_MOST:
+        return _before(acts, _give_up_streams(state, member, event, now))
+    pause = retry_pause(tries)
+    if event.trouble is Trouble.REFUSED:
+        pause = login_pause(repeats - 1)
+    away_since = member.away_since or now
     waiting = _with_member(
         state,
         member,
         in_touch=False,
-        away_since=now if member.away_since is None else member.away_since,
+        said_away=member.said_away or not is_known,
+        trouble=event,
+        repeats=repeats,
+        # A node that says why it cannot is there.
+        away_since=None if event.trouble is Trouble.FAULT else away_since,
         follow_tries=tries + 1,
-        follow_at=now + retry_pause(tries),
+        follow_at=now + pause,
     )
-    judged, more = judge(waiting, now)
-    acts += more
-    member = judged.member(member.node)
+    return _before(acts, _lost_if_too_long(waiting, member.node, event.at, now))
+
+
+def _lost_if_too_long(state: GangState, node: str, at: float, now: float) -> Result:
+    """Give a node up that is missed for too long; `at` is now in Unix seconds."""
+    judged, acts = judge(state, now)
+    member = judged.member(node)
     limit = _away_limit(judged, member)
     if limit is None or not is_missed_for(judged, member, now, limit):
         return judged, acts
     why = f"{member.node} has been out of reach for {limit:g} s"
-    given_up = RankExit.given_up(member.node, member.rank, event.at, why)
-    ended, more = _exited(judged, member, given_up, now)
+    given_up = RankExit.given_up(member.node, member.rank, at, why)
+    ended, more = _exited(judged, member, Exited(given_up), now)
     return ended, [*more, *acts]
+
+
+def _give_up_streams(
+    state: GangState, member: Member, event: Disconnected, now: float
+) -> Result:
+    """Wait for the end of a rank alone, whose streams its node cannot send; that failing, the rank counts as lost."""
+    if member.catching_up:
+        assert member.exit  # noqa: S101
+        return _exited(state, member, Exited(member.exit), now)
+    if member.only_end:
+        why = f"{member.node} cannot say how its rank is: {event.words}"
+        lost = RankExit.given_up(member.node, member.rank, event.at, why)
+        return _exited(state, member, Exited(lost), now)
+    words = f"its streams are given up, and its end is waited for: {event.words}"
+    waiting = _with_member(
+        state,
+        member,
+        in_touch=False,
+        only_end=True,
+        trouble=event,
+        repeats=0,
+        away_since=None,
+        follow_at=now,
+    )
+    return waiting, [Say(words, member.node)]
 
 
 def _away_limit(state: GangState, member: Member) -> float | None:
@@ -211,15 +268,19 @@ def _away_limit(state: GangState, member: Member) -> float | None:
 # ---- the end of a rank ----
 
 
-def _exited(
-    state: GangState, member: Member, rank_exit: RankExit, now: float
-) -> Result:
+def _exited(state: GangState, member: Member, event: Exited, now: float) -> Result:
+    rank_exit = event.exit
+    if member.catching_up and not event.whole and not state.given_up:
+        later = now + STORE_SECONDS
+        return _with_member(state, member, **_NOT_FOLLOWED | {"follow_at": later}), []
     if member.catching_up:
         # How its rank ended was known before; only its streams were not.
         caught_up = _with_member(state, member, catching_up=False, **_NOT_FOLLOWED)
         disconnected: list[Act] = [ChangeRank(member.rank, {"connected": False})]
         return _before(disconnected, _settle(caught_up, now))
-    ended = _with_member(state, member, exit=rank_exit, **_NOT_FOLLOWED)
+    ended = _with_member(
+        state, member, exit=rank_exit, behind=not event.whole, **_NOT_FOLLOWED
+    )
     acts: list[Act] = []
     if state.stage is Stage.RUNNING and rank_exit.was_reset:
         ended, acts = _stop_after_reset(ended)
@@ -286,6 +347,8 @@ def _stop_asked(state: GangState, now: float, *, given_up: bool) -> Result:
     for member in state.members:
         if member.stop_at is not None:
             state = _with_member(state, member, stop_at=None)
+        if member.catching_up and member.follow_at is not None:
+            state = _with_member(state, member, catching_up=False, follow_at=None)
     return _settle(state, now)
 
 
@@ -306,22 +369,43 @@ def _tell_all(state: GangState) -> Result:
 def _stop_told(
     state: GangState, member: Member, result: StopResult, now: float
 ) -> Result:
-    acts: list[Act] = []
-    tries = member.stop_tries
-    again_at = None
     if result.unreached is not None:
-        tries += 1
-        enough = state.tries is not None and tries >= state.tries
-        last = state.given_up or (enough and not may_be_offline(state, member))
-        if not last:
-            again_at = now + retry_pause(tries - 1)
-        if not last and tries == 1:
-            away = f"cannot be told to stop, trying again. {result.unreached.text}"
+        return _not_told(state, member, result, result.unreached, now)
+    shown = {"left_pids": result.left_pids, "proven_gone": result.proven_gone}
+    told = _with_member(
+        state,
+        member,
+        stop=result,
+        stop_at=None,
+        stopped_at=now if result.proven_gone else None,
+    )
+    return _before([ChangeRank(member.rank, shown)], _settle(told, now))
+
+
+def _not_told(
+    state: GangState, member: Member, result: StopResult, why: HostError, now: float
+) -> Result:
+    tries = member.stop_tries + 1
+    enough = state.tries is not None and tries >= state.tries
+    last = state.given_up or (enough and not may_be_offline(state, member))
+    acts: list[Act] = []
+    again_at = None
+    if not last:
+        pause = retry_pause(tries - 1)
+        if trouble_of(why) is Trouble.REFUSED:
+            pause = login_pause(tries - 1)
+        again_at = now + pause
+        if why.text != member.stop_words_said:
+            away = f"cannot be told to stop, trying again. {why.text}"
             acts.append(Say(away, member.node))
-    else:
-        shown = {"left_pids": result.left_pids, "proven_gone": result.proven_gone}
-        acts.append(ChangeRank(member.rank, shown))
-    told = _with_member(state, member, stop=result, stop_tries=tries, stop_at=again_at)
+    told = _with_member(
+        state,
+        member,
+        stop=result,
+        stop_tries=tries,
+        stop_at=again_at,
+        stop_words_said=why.text,
+    )
     return _before(acts, _settle(told, now))
 
 
@@ -339,8 +423,31 @@ def _try_again(state: GangState, now: float) -> Result:
     for member in state.members:
         if member.follow_at is not None and member.follow_at <= now:
             state = _with_member(state, member, follow_at=None)
-            acts.append(Follow(member.node))
+            acts.append(Follow(member.node, member.only_end))
+    for member in state.members:
+        if _is_end_late(state, member, now):
+            state, more = _end_unread(state, state.member(member.node), now)
+            acts += more
     return state, acts
+
+
+def _is_end_late(state: GangState, member: Member, now: float) -> bool:
+    """Return whether a rank is proven gone, but its end does not come between two tries to follow it."""
+    if state.stage is not Stage.STOPPING or member.exit or member.follow_at is None:
+        return False
+    if member.stopped_at is None:
+        return False
+    limit = state.limits.catch_up_seconds
+    if state.given_up or is_missed_for(state, member, now, limit):
+        return True
+    return member.away_since is None and now - member.stopped_at > limit
+
+
+def _end_unread(state: GangState, member: Member, now: float) -> Result:
+    assert member.stop  # noqa: S101
+    why = f"{member.node} has nothing left of it, and does not say how it ended"
+    unread = RankExit.given_up(member.node, member.rank, member.stop.at, why)
+    return _exited(state, member, Exited(unread), now)
 
 
 def _settle(state: GangState, now: float) -> Result:
@@ -351,7 +458,7 @@ def _settle(state: GangState, now: float) -> Result:
         case Stage.UNDOING if stops_known:
             return _undone(state)
         case Stage.RUNNING if all_ended:
-            return msgspec.structs.replace(state, stage=Stage.OVER), []
+            return _catch_up(state, now)
         case Stage.STOPPING if stops_known and all_ended:
             return _catch_up(state, now)
         case Stage.STOPPING if stops_known and state.given_up and _left(state):
@@ -364,16 +471,9 @@ def _settle(state: GangState, now: float) -> Result:
 
 
 def _catch_up(state: GangState, now: float) -> Result:
-    """Fetch the rest of the streams of nodes given up before, which have answered since."""
+    """Fetch the rest of streams: of nodes given up before that have answered since, and what was not stored here."""
     state = msgspec.structs.replace(state, stage=Stage.CATCHING_UP)
-    back = [
-        member
-        for member in state.members
-        if member.exit
-        and member.exit.gave_up
-        and member.stop
-        and member.stop.proven_gone
-    ]
+    back = [member for member in state.members if _has_more(member)]
     if not back:
         return _settle(state, now)
     for member in back:
@@ -381,6 +481,12 @@ def _catch_up(state: GangState, now: float) -> Result:
             state, member, catching_up=True, away_since=None, follow_tries=0
         )
     return _follow(state, [state.member(member.node) for member in back], now)
+
+
+def _has_more(member: Member) -> bool:
+    if member.exit and member.exit.gave_up:
+        return member.stop is not None and member.stop.proven_gone
+    return member.behind
 
 
 def _outcome_of_stop(state: GangState) -> Outcome | None:

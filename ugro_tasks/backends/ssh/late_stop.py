@@ -6,9 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from ...errors import LoginRefused
 from ...hosts.fleet import Fleet
 from ...hosts.host import Host
-from ...hosts.retry import retry_pause
+from ...hosts.retry import login_pause, retry_pause
 from ...jobs.attempt_names import attempt_folder, folder_of, token_of
 from ...jobs.journal import Journal
 from ...jobs.state import Attempt
@@ -53,13 +54,16 @@ class LateStops:
         folder, token = folder_of(host.node, unique), token_of(host.node, unique)
         node = host.node.name
         tried = 0
+        said = ""
         while True:
             result = tell_to_stop(host, folder, token, StopOrder(reason="failure"))
             if result.unreached is None:
                 break
-            if tried == 0:
-                self.journal.log.info("%s: %s", node, result.unreached.text)
-            self._sleep(retry_pause(tried))
+            if result.unreached.text != said:
+                said = result.unreached.text
+                self.journal.log.info("%s: %s", node, said)
+            is_refused = isinstance(result.unreached, LoginRefused)
+            self._sleep(login_pause(tried) if is_refused else retry_pause(tried))
             tried += 1
         self.journal.say(
             f"is back; {result.words or 'nothing of the job is left there'}", node

@@ -18,6 +18,8 @@ from ...jobs.journal import Journal
 
 # A request to stop, or the end of a pause, is noticed within this time.
 TICK_SECONDS = 0.1
+# For the first look at a request to stop; a disk that does not answer is not waited for.
+FIRST_LOOK_SECONDS = 1.0
 
 S = TypeVar("S")
 E = TypeVar("E")
@@ -61,23 +63,25 @@ class Loop(Generic[S, E, A]):
         self._step = step
         self._carry_out = carry_out
         self._journal = journal
-        self._events: queue.SimpleQueue[E | Exception] = queue.SimpleQueue()
-        self._told: StopAsked | None = None
+        self._events: queue.SimpleQueue[E | StopAsked | Exception] = queue.SimpleQueue()
 
     def run(self, state: S, until: Callable[[S], bool]) -> S:
         """Let one event after the other change the state, until it is a wanted one; give that.
 
         Raises the exception of a thread: a missing result proves nothing.
         """
-        self._told = None
+        watch = StopWatch(self._journal, self._events.put)
         event: E | Common = Begin()
-        while True:
-            state, acts = self._step(state, event, time.monotonic())
-            for act in acts:
-                self._carry_out(act)
-            if until(state):
-                return state
-            event = self._stop_request() or self._next()
+        try:
+            while True:
+                state, acts = self._step(state, event, time.monotonic())
+                for act in acts:
+                    self._carry_out(act)
+                if until(state):
+                    return state
+                event = self._next()
+        finally:
+            watch.end()
 
     def put(self, event: E) -> None:
         """Bring an event; any thread may."""
@@ -94,17 +98,7 @@ class Loop(Generic[S, E, A]):
 
         threading.Thread(target=run, name=name, daemon=True).start()
 
-    def _stop_request(self) -> StopAsked | None:
-        """Give the event of a new request to stop, if there is one."""
-        if not self._journal.stop_asked:
-            return None
-        asked = StopAsked(given_up=self._journal.given_up)
-        if asked == self._told:
-            return None
-        self._told = asked
-        return asked
-
-    def _next(self) -> E | Tick:
+    def _next(self) -> E | StopAsked | Tick:
         try:
             event = self._events.get(timeout=TICK_SECONDS)
         except queue.Empty:
@@ -112,3 +106,30 @@ class Loop(Generic[S, E, A]):
         if isinstance(event, Exception):
             raise event
         return event
+
+
+class StopWatch:
+    """Looks for a request to stop in a thread of its own, since a disk may keep whoever looks waiting."""
+
+    def __init__(self, journal: Journal, tell: Callable[[StopAsked], None]) -> None:
+        self._journal = journal
+        self._tell = tell
+        self._looked = threading.Event()
+        self._ended = threading.Event()
+        threading.Thread(target=self._run, name="stop-watch", daemon=True).start()
+        self._looked.wait(FIRST_LOOK_SECONDS)
+
+    def end(self) -> None:
+        """Tell nothing more."""
+        self._ended.set()
+
+    def _run(self) -> None:
+        told: StopAsked | None = None
+        while not self._ended.is_set():
+            if self._journal.stop_asked:
+                asked = StopAsked(given_up=self._journal.given_up)
+                if asked != told and not self._ended.is_set():
+                    told = asked
+                    self._tell(asked)
+            self._looked.set()
+            self._ended.wait(TICK_SECONDS)

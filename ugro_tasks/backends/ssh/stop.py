@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 
 from ...errors import HostError
@@ -31,6 +33,8 @@ class StopOrder(msgspec.Struct, frozen=True, kw_only=True):
 class StopResult(msgspec.Struct, frozen=True, kw_only=True):
     """The answer of a node to a `StopOrder`."""
 
+    at: float = 0.0
+    """When, in Unix seconds."""
     ran: bool = False
     """Whether the rank had begun."""
     left_pids: tuple[int, ...] = ()
@@ -70,5 +74,5 @@ def tell_to_stop(host: Host, folder: str, token: str, order: StopOrder) -> StopR
     try:
         answer = ask(host, request, timeout_seconds=seconds)
     except HostError as error:
-        return StopResult(unreached=error)
-    return StopResult(ran=answer.ran, left_pids=answer.left_pids)
+        return StopResult(at=time.time(), unreached=error)
+    return StopResult(at=time.time(), ran=answer.ran, left_pids=answer.left_pids)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Annotated
 
@@ -19,7 +20,8 @@ from ...jobs.gpu_use import node_of_sample
 from ...jobs.outcome import RankExit
 from ...jobs.plan import NodePlan
 from ...jobs.streams import stream_names, stream_sizes
-from ...node.protocol import EXIT, GPU, LOG, LOST, MANIFEST, METRICS
+from ...node.protocol import EXIT, GPU, LOG, LOST, MANIFEST, METRICS, NOTICE
+from .disk_thread import DiskThread
 
 NO_BASES: Mapping[str, int] = MappingProxyType({})
 
@@ -88,28 +90,22 @@ def follow_rank(
     experiment: Experiment,
     plan: NodePlan,
     *,
+    disk: DiskThread,
     talk: Conversation | None = None,
     bases: Mapping[str, int] = NO_BASES,
     heartbeat_seconds: float,
     connected: Callable[[], None],
     manifest: Callable[[bytes], object],
+    notice: Callable[[str], object],
 ) -> RankExit:
     """Fill the rank's files until its end is known, and give that end.
 
-    Raises HostError if the connection breaks before, OSError if the disk here is full; the next call asks for the bytes
-    not stored. `talk` is the open conversation with the node, if there is one. `connected` is called at the first
-    frame, `manifest` with each manifest of a checkpoint.
+    Raises HostError if the connection breaks before, OSError if the disk here does not take what comes; the next call
+    asks for the bytes not stored. `talk` is the open conversation with the node, if there is one. `connected` is called
+    at the first frame, `manifest` with each manifest of a checkpoint, `notice` with words about what cannot be sent.
     """
-    files = RankFiles(experiment, plan, bases)
-    frames = follow(
-        host,
-        HEARTBEATS_MISSED * heartbeat_seconds,
-        talk,
-        folder=plan.folder,
-        token=plan.token,
-        offsets=files.offsets,
-        heartbeat_seconds=heartbeat_seconds,
-    )
+    files = disk.do(lambda: RankFiles(experiment, plan, bases))
+    frames = _frames(host, plan, talk, files.offsets, heartbeat_seconds)
     for number, frame in enumerate(frames):
         if number == 0:
             connected()
@@ -117,9 +113,55 @@ def follow_rank(
             return _end(host, plan, frame)
         if frame.kind == MANIFEST:
             manifest(frame.payload)
+        elif frame.kind == NOTICE:
+            notice(frame.payload.decode("utf-8", "replace"))
         elif frame.payload:
-            files.store(plan.node, frame)
+            disk.do(partial(files.store, plan.node, frame))
     raise NodeFault(plan.node, "its streams ended without an exit record")
+
+
+def wait_for_end(
+    host: Host,
+    plan: NodePlan,
+    *,
+    seconds: float | None,
+    heartbeat_seconds: float,
+    connected: Callable[[], None],
+) -> RankExit | None:
+    """Wait for the end of a rank without storing anything, and give it; None if it runs on after about `seconds`.
+
+    Without a limit (None) it waits for as long as the connection lasts.
+
+    Raises HostError as `follow_rank` does.
+    """
+    begun = time.monotonic()
+    frames = _frames(host, plan, None, {}, heartbeat_seconds)
+    for number, frame in enumerate(frames):
+        if number == 0:
+            connected()
+        if frame.kind in {EXIT, LOST}:
+            return _end(host, plan, frame)
+        if seconds is not None and time.monotonic() - begun > seconds:
+            return None
+    raise NodeFault(plan.node, "its streams ended without an exit record")
+
+
+def _frames(
+    host: Host,
+    plan: NodePlan,
+    talk: Conversation | None,
+    offsets: Mapping[int, int],
+    heartbeat_seconds: float,
+) -> Iterator[Frame]:
+    return follow(
+        host,
+        HEARTBEATS_MISSED * heartbeat_seconds,
+        talk,
+        folder=plan.folder,
+        token=plan.token,
+        offsets=offsets,
+        heartbeat_seconds=heartbeat_seconds,
+    )
 
 
 # Far beyond any exit code or number of a signal.

@@ -25,11 +25,18 @@ from ugro_tasks.backends.ssh.gang import (
     StepDone,
     StopTold,
     TellToStop,
+    trouble_of,
 )
 from ugro_tasks.backends.ssh.gang_step import step
 from ugro_tasks.backends.ssh.loop import Begin, Common, Say, StopAsked, Tick
 from ugro_tasks.backends.ssh.stop import StopResult
-from ugro_tasks.errors import HostUnreachable, UgroError
+from ugro_tasks.errors import (
+    HostError,
+    HostUnreachable,
+    LoginRefused,
+    StreamFault,
+    UgroError,
+)
 from ugro_tasks.jobs.outcome import RankExit
 
 TICK_SECONDS = 0.1
@@ -54,6 +61,12 @@ class SimulatedNode:
         """What would live even after KILL."""
         self.away: list[tuple[float, float]] = []
         """[(from, until)] when nothing reaches it."""
+        self.refuses_login: list[tuple[float, float]] = []
+        """[(from, until)] when it accepts no key."""
+        self.cannot_send = ""
+        """Why it cannot send the streams of its rank."""
+        self.cannot_tell_end = False
+        """Whether the same keeps it from telling the end."""
         self.runs = False
         self.has_run = False
         self.exit: RankExit | None = None
@@ -105,6 +118,7 @@ class Simulation:
         self.now = 0.0
         self.acts: list[tuple[float, Act]] = []
         self.is_looking = False
+        self.disk_takes_nothing = False
         self._by_name = {node.name: node for node in self.nodes}
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
@@ -163,7 +177,7 @@ class Simulation:
                 case DoStep():
                     self._do(act.step)
                 case Follow():
-                    self._follow(self._by_name[act.node])
+                    self._follow(self._by_name[act.node], only_end=act.only_end)
                 case TellToStop():
                     self._tell(self._by_name[act.node], act)
                 case Look():
@@ -187,16 +201,24 @@ class Simulation:
 
         self.at(self.now + ANSWER_SECONDS, done)
 
-    def _follow(self, node: SimulatedNode) -> None:
+    def _follow(self, node: SimulatedNode, *, only_end: bool) -> None:
         assert not node.is_followed, "followed twice at once"
         node.is_followed = True
         if node.is_away(self.now):
             self.at(self.now + CONNECT_SECONDS, lambda: self._broke(node))
             return
+        if any(start <= self.now < end for start, end in node.refuses_login):
+            refused = LoginRefused(node.name, "accepts none of your keys")
+            self.at(self.now + ANSWER_SECONDS, lambda: self._broke(node, refused))
+            return
+        cannot = node.cannot_send and (node.cannot_tell_end or not only_end)
 
         def connected() -> None:
             self.take(Connected(node.name))
-            self._watch(node)
+            if cannot:
+                self._broke(node, StreamFault(node.name, node.cannot_send))
+            else:
+                self._watch(node)
 
         self.at(self.now + ANSWER_SECONDS, connected)
 
@@ -206,13 +228,15 @@ class Simulation:
             self._broke(node)
         elif node.exit:
             node.is_followed = False
-            self.take(Exited(node.exit))
+            self.take(Exited(node.exit, whole=not self.disk_takes_nothing))
         else:
             self.at(self.now + TICK_SECONDS, lambda: self._watch(node))
 
-    def _broke(self, node: SimulatedNode) -> None:
+    def _broke(self, node: SimulatedNode, why: HostError | None = None) -> None:
         node.is_followed = False
-        self.take(Disconnected(node.name, away(node).text, at=EPOCH + self.now))
+        error = why or away(node)
+        at = EPOCH + self.now
+        self.take(Disconnected(node.name, error.text, at, trouble_of(error)))
 
     def _look(self, nodes: list[SimulatedNode]) -> None:
         assert not self.is_looking, "looked twice at once"

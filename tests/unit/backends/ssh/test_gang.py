@@ -59,10 +59,16 @@ class World:
     def told(self) -> list[list[str]]:
         return [node.told for node in self.nodes]
 
+    def state(self) -> JobState:
+        """Give the state as it is in the folder, with all that was noted."""
+        self.journal.settle()
+        return self.experiment.state()
+
     def proven_gone(self) -> list[bool]:
-        return [rank.proven_gone for rank in self.experiment.state().ranks]
+        return [rank.proven_gone for rank in self.state().ranks]
 
     def said(self) -> list[str]:
+        self.journal.settle()
         return [event.message for event in self.experiment.events()[0]]
 
 
@@ -77,7 +83,7 @@ class Run(threading.Thread):
         assert world.gang.launch(begun_before=False) is None
         self.start()
         wait_until(
-            lambda: all(r.connected for r in world.experiment.state().ranks),
+            lambda: all(r.connected for r in world.state().ranks),
             "all to be followed",
         )
 
@@ -129,7 +135,7 @@ def test_all_are_prepared_before_any_is_started(world: World) -> None:
     assert world.nodes[2].began["prepare"] + 0.2 <= min(
         node.began["start"] for node in world.nodes
     )
-    state = world.experiment.state()
+    state = world.state()
     assert state.phase is Phase.RUNNING
     assert state.started_at is not None
     assert state.attempts[-1].ran
@@ -169,7 +175,7 @@ def test_what_another_agent_had_begun_is_stopped_but_not_discarded(
     undone(world, begun_before=True)
     assert [node.last("stop")["discard"] for node in world.nodes] == [False] * 3
     # gpu0 says that its rank had begun.
-    assert world.experiment.state().attempts[-1].ran
+    assert world.state().attempts[-1].ran
 
 
 def test_taken_nodes_refuse_the_job(world: World) -> None:
@@ -246,7 +252,7 @@ def test_an_asked_stop_reaches_all_with_the_grace_of_the_cluster_file(
     assert [node.last("stop")["grace_seconds"] for node in world.nodes] == [
         STOP_GRACE_SECONDS
     ] * 3
-    assert world.experiment.state().phase is Phase.STOPPING
+    assert world.state().phase is Phase.STOPPING
 
 
 @pytest.mark.parametrize(
@@ -266,7 +272,7 @@ def test_a_stop_that_is_not_proven_is_the_outcome(
     outcome = seen.outcome()
     assert (outcome.phase, outcome.error) == (phase, StopUnproven)
     assert outcome.words == "gpu2: still there after KILL: pids 41, 42"
-    assert world.experiment.state().ranks[2].left_pids == (41, 42)
+    assert world.state().ranks[2].left_pids == (41, 42)
 
 
 # ---- a lost node ----
@@ -275,9 +281,7 @@ def test_a_stop_that_is_not_proven_is_the_outcome(
 def test_a_node_out_of_reach_is_waited_for(world: World) -> None:
     seen = Run(world)
     world.nodes[2].cut()
-    wait_until(
-        lambda: not world.experiment.state().ranks[2].connected, "the loss to be seen"
-    )
+    wait_until(lambda: not world.state().ranks[2].connected, "the loss to be seen")
     world.nodes[2].mend()
     for node in world.nodes:
         node.end(code=0)

@@ -32,7 +32,7 @@ from ugro_tasks.backends.ssh.gang import (
     StopTold,
     TellToStop,
 )
-from ugro_tasks.backends.ssh.gang_step import step
+from ugro_tasks.backends.ssh.gang_step import FAULTS_MOST, step
 from ugro_tasks.backends.ssh.loop import Begin, Say, StopAsked, Tick
 from ugro_tasks.backends.ssh.stop import StopOrder, StopResult
 from ugro_tasks.errors import (
@@ -526,6 +526,121 @@ def test_a_rank_that_could_not_be_told_to_stop_is_told_when_its_node_is_back() -
     assert state.members[2].exit.stopped == "failure"
 
 
+# ---- a disk here that takes nothing ----
+
+
+def take_nothing(simulation: Simulation, since: float, until: float) -> None:
+    """Let the disk of this machine take nothing for a while."""
+
+    def change(*, takes_nothing: bool) -> None:
+        simulation.disk_takes_nothing = takes_nothing
+
+    simulation.at(since, partial(change, takes_nothing=True))
+    simulation.at(until, partial(change, takes_nothing=False))
+
+
+def test_a_job_is_over_when_its_streams_are_here() -> None:
+    simulation = Simulation()
+    take_nothing(simulation, 20.0, 500.0)
+    all_end_at(simulation, 100.0)
+    state = simulation.run()
+    assert [rank_exit.code for rank_exit in state.exits] == [0, 0, 0]
+    assert state.outcome is None
+    assert orders(simulation) == []
+    assert 500.0 <= simulation.now < 520.0
+
+
+def test_a_failure_stops_the_others_whatever_the_disk_here_does() -> None:
+    simulation = Simulation()
+    take_nothing(simulation, 4.0, 500.0)
+    simulation.at(5.0, lambda: simulation.nodes[1].end(code=3))
+    simulation.run()
+    [(first, _), *_] = simulation.of_kind(TellToStop)
+    assert first <= 5.0 + 2 * TICK_SECONDS
+    assert simulation.now >= 500.0
+
+
+def test_a_job_that_was_given_up_waits_for_no_disk() -> None:
+    simulation = Simulation()
+    take_nothing(simulation, 4.0, FOR_EVER)
+    all_end_at(simulation, 5.0)
+    simulation.at(60.0, lambda: simulation.ask_to_stop(given_up=True))
+    state = simulation.run()
+    assert [rank_exit.code for rank_exit in state.exits] == [0, 0, 0]
+    assert simulation.now <= 62.0
+
+
+# ---- a node that answers, and says no ----
+
+UNREADABLE = "PermissionError: output/checkpoints"
+
+
+@pytest.mark.parametrize("away_seconds", [None, 60.0])
+def test_streams_that_a_node_cannot_send_are_given_up_and_the_end_is_waited_for(
+    away_seconds: float | None,
+) -> None:
+    simulation = Simulation(away_seconds=away_seconds)
+    simulation.nodes[1].cannot_send = UNREADABLE
+    all_end_at(simulation, HOUR_SECONDS)
+    state = simulation.run()
+    assert [rank_exit.code for rank_exit in state.exits] == [0, 0, 0]
+    assert orders(simulation) == []
+    assert len(times_of(simulation, Follow, "gpu1")) == FAULTS_MOST + 1
+    about = [words for words in simulation.said() if UNREADABLE in words]
+    assert [words.partition(",")[0] for words in about] == [
+        "not in touch",
+        "its streams are given up",
+    ]
+
+
+def test_a_rank_of_which_its_node_can_say_nothing_is_a_failure_with_its_reason() -> (
+    None
+):
+    simulation = Simulation()
+    simulation.nodes[1].cannot_send = UNREADABLE
+    simulation.nodes[1].cannot_tell_end = True
+    state = simulation.run()
+    assert not any(node.runs for node in simulation.nodes)
+    assert state.members[1].exit
+    assert state.members[1].exit.lost == (
+        f"gpu1 cannot say how its rank is: gpu1: {UNREADABLE}"
+    )
+    assert simulation.now < 120.0
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_a_job_with_proof_from_every_node_ends_though_one_does_not_come_back(
+    given_up: bool,
+) -> None:
+    simulation = Simulation(catch_up_seconds=30.0)
+    simulation.at(20.0, lambda: simulation.ask_to_stop(given_up=given_up))
+    # The order arrives between two cuts.
+    simulation.nodes[1].away += [(19.85, 20.05), (20.15, FOR_EVER)]
+    state = simulation.run()
+    assert state.outcome is None
+    assert state.stopped_for is Reason.ASKED
+    assert state.members[1].exit
+    assert state.members[1].exit.lost == (
+        "gpu1 has nothing left of it, and does not say how it ended"
+    )
+    assert simulation.now < 20.0 + 30.0 + 60.0
+
+
+def test_a_refused_login_is_tried_at_growing_distances() -> None:
+    simulation = Simulation()
+    simulation.nodes[2].away.append((20.0, 40.0))
+    simulation.nodes[2].refuses_login.append((40.0, 9 * HOUR_SECONDS))
+    all_end_at(simulation, 10 * HOUR_SECONDS)
+    state = simulation.run(limit_seconds=20 * HOUR_SECONDS)
+    assert state.outcome is None
+    times = [now for now in times_of(simulation, Follow, "gpu2") if now > 42.0]
+    pauses = [later - earlier for earlier, later in pairwise(times)]
+    expected = [60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 3600.0, 3600.0]
+    assert pauses[:8] == pytest.approx(expected, abs=4.0)
+    # The newest reason is said, once.
+    assert sum("accepts none of your keys" in words for words in simulation.said()) == 1
+
+
 # ---- what comes too late ----
 
 
@@ -558,6 +673,9 @@ def _check_round(chance: random.Random, seed: int) -> None:
     if chance.random() < 0.3:
         offline_at = chance.uniform(0.0, 80.0)
         simulation.go_offline(offline_at, offline_at + chance.expovariate(1 / 60.0))
+    if chance.random() < 0.2:
+        full_at = chance.uniform(0.0, 80.0)
+        take_nothing(simulation, full_at, full_at + chance.expovariate(1 / 60.0))
     if chance.random() < 0.4:
         simulation.at(chance.uniform(0.0, 80.0), simulation.ask_to_stop)
     if chance.random() < 0.1:
@@ -584,6 +702,12 @@ def _draw(chance: random.Random, simulation: Simulation, node: SimulatedNode) ->
         )
     if chance.random() < 0.1:
         node.left_pids = (41,)
+    if chance.random() < 0.1:
+        node.cannot_send = "PermissionError"
+        node.cannot_tell_end = chance.random() < 0.3
+    if chance.random() < 0.1:
+        refused_at = chance.uniform(0.0, 80.0)
+        node.refuses_login.append((refused_at, refused_at + 30.0))
     since = 0.0
     for _ in range(chance.choice([0, 0, 1, 1, 2, 5])):
         since += chance.expovariate(1 / 20.0)

@@ -64,16 +64,17 @@ class World:
         )
         self.experiment.save_state(JobState(phase=Phase.RUNNING, attempts=attempts))
         self.hosts = [FakeHost(node, *answers) for node in cluster.nodes]
-        journal = Journal(self.experiment, logging.getLogger("test"))
+        self.journal = Journal(self.experiment, logging.getLogger("test"))
         self.may_try_again = threading.Event()
         self.stops = LateStops(
-            journal, Fleet.from_connections(self.hosts), sleep=self._sleep
+            self.journal, Fleet.from_connections(self.hosts), sleep=self._sleep
         )
 
     def _sleep(self, seconds: float) -> None:
         assert self.may_try_again.wait(30), seconds
 
     def said(self) -> list[tuple[str | None, str]]:
+        self.journal.settle()
         return [(event.node, event.message) for event in self.experiment.events()[0]]
 
 

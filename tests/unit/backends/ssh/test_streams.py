@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.factories import disk_full_beyond, make_node, make_node_plan
+from ugro_tasks.backends.ssh.disk_thread import DiskThread
 from ugro_tasks.backends.ssh.streams import RankFiles, follow_rank
 from ugro_tasks.errors import NodeFault
 from ugro_tasks.hosts.requests import node_zip
@@ -225,6 +226,9 @@ class Breaking:
         return [], ""
 
 
+DISK = DiskThread()
+
+
 def followed(host: Breaking, experiment: Experiment) -> tuple[RankExit, list[str]]:
     """Follow over as many connections as it takes: the rank's end, and why each connection broke off before."""
     broke_off: list[str] = []
@@ -234,9 +238,11 @@ def followed(host: Breaking, experiment: Experiment) -> tuple[RankExit, list[str
                 host,
                 experiment,
                 make_node_plan(),
+                disk=DISK,
                 heartbeat_seconds=1.0,
                 connected=lambda: None,
                 manifest=ignored,
+                notice=ignored,
             )
         except NodeFault as error:
             broke_off.append(str(error))
@@ -245,7 +251,7 @@ def followed(host: Breaking, experiment: Experiment) -> tuple[RankExit, list[str
         return end, broke_off
 
 
-def ignored(_manifest: bytes) -> None:
+def ignored(_told: object) -> None:
     pass
 
 
@@ -276,9 +282,11 @@ def test_a_stream_that_comes_through_is_told_of_once(experiment: Experiment) -> 
         Breaking(b"x" * 100, []),
         experiment,
         make_node_plan(),
+        disk=DISK,
         heartbeat_seconds=1.0,
         connected=lambda: told.append(True),
         manifest=ignored,
+        notice=ignored,
     )
     assert told == [True]
 
@@ -303,9 +311,11 @@ def test_an_exit_record_that_cannot_be_read_is_a_fault_of_the_node(
             Breaking(b"x", [], end),
             experiment,
             make_node_plan(),
+            disk=DISK,
             heartbeat_seconds=1.0,
             connected=lambda: None,
             manifest=ignored,
+            notice=ignored,
         )
 
 
