@@ -239,11 +239,28 @@ def stop(job: AnyJob, cluster: AnyCluster = None, *, give_up: bool = False) -> J
     return stop(find(job, cluster), give_up=give_up)
 
 
+def is_job_id(name: str) -> bool:
+    """Return whether a name is a whole job id: its name, and a time stamp."""
+    from .jobs.experiment import is_id
+
+    return is_id(name)
+
+
 def stoppable(job: AnyJob, cluster: AnyCluster = None) -> Experiment:
     """Return the job, unless it has ended: then UgroError is raised."""
     from .jobs.stop_request import stoppable
 
     return stoppable(find(job, cluster))
+
+
+def stop_is_asked(job: AnyJob, cluster: AnyCluster = None) -> bool:
+    """Return whether a request to stop the job can be read in its folder."""
+    from .errors import RecordError
+
+    try:
+        return find(job, cluster).stop_request() is not None
+    except (OSError, RecordError):
+        return False
 
 
 def adoption(job: AnyJob, cluster: AnyCluster = None) -> Adoption:
@@ -383,6 +400,26 @@ def clean(
         dry_run=dry_run,
     )
     return clean(open_experiments(chosen), chosen, wish)
+
+
+def stop_on_nodes(
+    job_id: str, cluster: AnyCluster = None
+) -> dict[str, list[Process] | HostError]:
+    """Stop a job whose record is lost or cannot be written, by what the nodes know: {node: the processes ended there}.
+
+    Instead of them there is the error of a node that could not be asked. Raises JobNotFound where no node has anything
+    of it, and StopUnproven where something would not end.
+    """
+    from .backends.ssh.reset import reset
+    from .errors import JobNotFound
+
+    chosen = open_cluster(cluster)
+    ended = reset(chosen, job_id, chosen.timeouts.stop_grace_seconds)
+    if not any(ended.values()):
+        raise JobNotFound(
+            f"no job called {job_id!r} in {chosen.experiments}, and no node has anything of it"
+        )
+    return ended
 
 
 def reset(

@@ -68,6 +68,13 @@ class Disk:
                 (taken / str(number)).touch()
         return lambda: shutil.rmtree(taken)
 
+    def make_read_only(self, _job: Job) -> Undo:
+        """Make it so for commands; the agent has it open as it was."""
+        place = str(self.experiments)
+        self.run("mount", "--bind", place, place)
+        self.run("mount", "-o", "remount,bind,ro", place)
+        return lambda: self.run("umount", "--lazy", place)
+
     def move_job(self, job: Job) -> Undo:
         archive = self.experiments / "archive"
         archive.mkdir()
@@ -94,6 +101,7 @@ class Disk:
 
 TAKEN = (
     Disk.unmount,
+    Disk.make_read_only,
     Disk.fill_up,
     Disk.take_inodes,
     Disk.move_job,
@@ -167,3 +175,40 @@ def test_a_deleted_record_is_said_and_ends_no_rank(ugro: Ugro, disk: Disk) -> No
     wait_until(lambda: not job.left(), "the ranks to end by themselves", 60)
     assert f"inv stop {job.folder.name}" in (ugro.folder / "logs/agent.log").read_text()
     assert not job.folder.exists()
+
+
+def test_a_disk_that_takes_no_request_keeps_no_stop_from_the_nodes(
+    ugro: Ugro, disk: Disk
+) -> None:
+    job = running(ugro, 600)
+    undo = disk.make_read_only(job)
+    done = ugro.run("stop", "exp1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Read-only file system" in done.stderr
+    assert "ended pid" in done.stdout
+    assert not job.left()
+    undo()
+    assert job.wait_for("stopped", "failed")["reason"] == "reset"
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_job_without_a_record_is_stopped_by_its_id(
+    ugro: Ugro, disk: Disk, back: bool
+) -> None:
+    job = running(ugro, 600)
+    archive = ugro.folder / "archive"
+    if back:
+        undo = disk.move_job(job)
+    else:
+        shutil.move(job.folder, archive)  # to another disk, so it is deleted here
+    assert job.folder.name in ugro.run("health").stdout
+    done = ugro.run("stop", job.folder.name)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ended pid" in done.stdout
+    wait_until(lambda: not job.left(), "the ranks to end", SOON_SECONDS)
+    again = ugro.run("stop", job.folder.name)
+    assert again.returncode == 4
+    assert "no node has anything of it" in again.stderr
+    if back:
+        undo()
+        assert job.wait_for("stopped", "failed")["reason"] == "reset"

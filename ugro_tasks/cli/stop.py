@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..errors import HostError, JobNotFound, NotSigned, RecordError
 from .flags import CLUSTER_HELP, JOB_HELP, JSON_HELP
 from .task import is_dry, task
 
@@ -26,7 +27,7 @@ def stop(
     give_up: bool = False,
     cluster: str | None = None,
     json: bool = False,
-) -> JobState:
+) -> JobState | dict[str, Any]:
     """Stop a job on all nodes and wait until each has shown that nothing of it is left."""
     from .. import api
     from .interrupts import Interrupts
@@ -34,7 +35,13 @@ def stop(
     from .show.format import note
 
     experiments = api.open_experiments(cluster)
-    job = api.stoppable(experiments.find(name))
+    try:
+        job = api.stoppable(experiments.find(name))
+    except JobNotFound:
+        if not api.is_job_id(name) or is_dry(context):
+            raise
+        # Its record is lost, but not what the nodes know of it.
+        return _stop_on_nodes(name, cluster, as_json=json)
     if is_dry(context):
         state = job.state()
         nodes = ", ".join(job.record().nodes)
@@ -49,5 +56,28 @@ def stop(
             as_json=json,
             offsets={},
         )
-        shown.stop(give_up=give_up)
+        try:
+            shown.stop(give_up=give_up)
+        except NotSigned:
+            raise
+        except RecordError as error:
+            if api.stop_is_asked(job):
+                raise
+            # The disk here takes no request, but the nodes do.
+            note(error.text)
+            return _stop_on_nodes(job.job_id, cluster, as_json=json)
         return shown.state
+
+
+def _stop_on_nodes(
+    job_id: str, cluster: str | None, *, as_json: bool
+) -> dict[str, Any]:
+    from .. import api
+    from .show.reset import show_reset
+
+    ended = api.stop_on_nodes(job_id, cluster)
+    show_reset(ended, as_json=as_json)
+    for answer in ended.values():
+        if isinstance(answer, HostError):
+            raise answer
+    return ended

@@ -179,11 +179,13 @@ class State(Request[StateAnswer], frozen=True, kw_only=True, tag="state"):
 
 
 class Reset(Request[ResetAnswer], frozen=True, kw_only=True, tag="reset"):
-    """A request to end all processes of UGRO in a slot."""
+    """A request to end all processes of UGRO in a slot, or those of one job."""
 
     answer = ResetAnswer
 
     slot: str
+    job: str | None = None
+    """The job's id."""
     grace_seconds: float
     by: str
     """The person who asks, for the ranks' exit records."""

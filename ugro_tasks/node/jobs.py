@@ -15,9 +15,11 @@ from typing import Any, List, Optional
 from .files import Json, expand, read_json, read_text, write_json
 from .lease import lease_holder
 from .processes import (
+    Process,
     clean_environment,
     end_all,
     folder_of,
+    job_of,
     of_rank,
     of_slot,
     slot_of,
@@ -217,12 +219,18 @@ def send_order(supervisor: int) -> None:
 
 
 def reset(request: Json) -> Json:
-    """End every process with a UGRO token in this slot, and so free its lease: {ended, left}.
+    """End every process with a UGRO token in this slot, or those of one job: {ended, left}.
 
-    The exit records of ranks say that it was a reset, and by whom.
+    So its lease is free. The exit records of ranks say that it was a reset, and by whom.
     """
     slot = request["slot"]
-    ended = of_slot(slot)
+    job = request.get("job")
+
+    def wanted() -> List[Process]:
+        found = of_slot(slot)
+        return [one for one in found if job is None or job_of(one.token) == job]
+
+    ended = wanted()
     folders = [folder for folder in map(folder_of, ended) if folder]
     order = {
         "grace_seconds": request["grace_seconds"],
@@ -230,7 +238,7 @@ def reset(request: Json) -> Json:
         "by": request["by"],
     }
     stop_supervisors(folders, order)
-    left = end_all(lambda: of_slot(slot), request["grace_seconds"])
+    left = end_all(wanted, request["grace_seconds"])
     return {
         "ended": [process.facts() for process in ended],
         "left": [process.facts() for process in left],

@@ -1,4 +1,4 @@
-"""The last resort: end everything of UGRO on the nodes."""
+"""The last resort: end everything of UGRO on the nodes, or all of one job, by what the nodes know of it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ from ...hosts.host import Host
 from ...hosts.operations import Reset
 from ...hosts.requests import ask
 from ...text import user_name
+from .stop import PROOF_SECONDS
 
 RESET_GRACE_SECONDS = 3.0
 
 
-def reset(cluster: Cluster) -> dict[str, list[Process] | HostError]:
+def reset(
+    cluster: Cluster,
+    job_id: str | None = None,
+    grace_seconds: float = RESET_GRACE_SECONDS,
+) -> dict[str, list[Process] | HostError]:
     """End everything of UGRO on the nodes: {node: the processes ended there, or the error of a node out of reach}.
+
+    With `job_id`, only what is of this job; no record of it is needed. `grace_seconds` is the time from TERM to KILL.
 
     Raises StopUnproven with host and pids if something would not end.
     """
@@ -25,7 +32,8 @@ def reset(cluster: Cluster) -> dict[str, list[Process] | HostError]:
 
     def end(host: Host) -> ResetAnswer:
         slot = host.node.slot
-        return ask(host, Reset(slot=slot, grace_seconds=RESET_GRACE_SECONDS, by=by))
+        request = Reset(slot=slot, job=job_id, grace_seconds=grace_seconds, by=by)
+        return ask(host, request, timeout_seconds=grace_seconds + PROOF_SECONDS)
 
     with Fleet.of(cluster) as fleet:
         answers = fleet.map(end)
