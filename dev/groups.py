@@ -73,6 +73,12 @@ GROUPS = (
         by_default=True,
     ),
     Group(
+        name="schedules",
+        about="what holds of a job in every state, in twenty thousand schedules of faults and kills",
+        paths=("tests/unit/backends/ssh/test_schedules.py",),
+        minutes=3,
+    ),
+    Group(
         name="power",
         about="whatever a power cut leaves of a job's folder, the next agent goes on from it",
         paths=("tests/unit/agent/test_power_cut.py",),

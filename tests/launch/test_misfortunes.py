@@ -1,7 +1,6 @@
 """Whole launches on three hosts in which something breaks: nothing is lost, nothing is left, the cause is named."""
 
 import json
-import shutil
 import signal
 import time
 
@@ -237,17 +236,3 @@ def test_a_job_that_ended_while_no_agent_lived_is_not_run_again(ugro: Ugro) -> N
         "rank 0 step 0\n"
     ) == 1
     assert all(there == here for there, here in job.digests())
-
-
-def test_a_job_whose_folder_was_removed_is_stopped(
-    ugro: Ugro, hosts: list[LabHost]
-) -> None:
-    job = ugro.detach("exp1", "--seconds 60")
-    while job.folder.exists():
-        shutil.rmtree(job.folder, ignore_errors=True)
-    wait_until(
-        lambda: not any(job.processes(host) for host in hosts),
-        "the ranks to be stopped",
-        30,
-    )
-    assert ugro.launch("exp2", "--seconds 0.2").returncode == 0  # the agent goes on

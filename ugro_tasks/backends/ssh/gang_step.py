@@ -454,6 +454,7 @@ def _settle(state: GangState, now: float) -> Result:
     """Go on to the next stage if nothing is missing for this one."""
     stops_known = all(member.stop_is_known for member in state.members)
     all_ended = all(member.exit for member in state.members)
+    caught_up = not any(member.catching_up for member in state.members)
     match state.stage:
         case Stage.UNDOING if stops_known:
             return _undone(state)
@@ -463,7 +464,7 @@ def _settle(state: GangState, now: float) -> Result:
             return _catch_up(state, now)
         case Stage.STOPPING if stops_known and state.given_up and _left(state):
             return _catch_up(state, now)
-        case Stage.CATCHING_UP if not any(m.catching_up for m in state.members):
+        case Stage.CATCHING_UP if caught_up and (stops_known or not state.order):
             return msgspec.structs.replace(
                 state, stage=Stage.OVER, outcome=_outcome_of_stop(state)
             ), []

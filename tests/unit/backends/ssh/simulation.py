@@ -41,6 +41,7 @@ from ugro_tasks.jobs.outcome import RankExit
 
 TICK_SECONDS = 0.1
 ANSWER_SECONDS = 0.2
+SLOW_SECONDS = 5.0
 # From an order to its arrival on the node.
 ARRIVAL_SECONDS = 0.1
 # What a try takes that reaches nobody.
@@ -63,6 +64,10 @@ class SimulatedNode:
         """[(from, until)] when nothing reaches it."""
         self.refuses_login: list[tuple[float, float]] = []
         """[(from, until)] when it accepts no key."""
+        self.loses_answers: list[tuple[float, float]] = []
+        """[(from, until)] when it does as it is told, and its answers do not arrive."""
+        self.is_slow: list[tuple[float, float]] = []
+        """[(from, until)] when its answers take some seconds more."""
         self.cannot_send = ""
         """Why it cannot send the streams of its rank."""
         self.cannot_tell_end = False
@@ -75,13 +80,21 @@ class SimulatedNode:
 
     def is_away(self, now: float) -> bool:
         """Say whether nothing reaches it now."""
-        return any(start <= now < end for start, end in self.away)
+        return _within(self.away, now)
+
+    def answer_seconds(self, now: float) -> float:
+        """Give what its answers take now."""
+        return ANSWER_SECONDS + (SLOW_SECONDS if _within(self.is_slow, now) else 0.0)
 
     def end(self, **record: Any) -> None:
         """End its rank, if it runs, with this exit record."""
         if self.runs:
             self.runs = False
             self.exit = RankExit(node=self.name, rank=self.rank, at=EPOCH, **record)
+
+
+def _within(times: list[tuple[float, float]], now: float) -> bool:
+    return any(start <= now < end for start, end in times)
 
 
 class Simulation:
@@ -117,6 +130,10 @@ class Simulation:
         )
         self.now = 0.0
         self.acts: list[tuple[float, Act]] = []
+        self.tick_seconds = TICK_SECONDS
+        # Of the agent. What one that was killed had asked for has its effects, and is told to nobody.
+        self.generation = 0
+        self.is_followed = False
         self.is_looking = False
         self.disk_takes_nothing = False
         self._by_name = {node.name: node for node in self.nodes}
@@ -147,15 +164,10 @@ class Simulation:
             assert self.now < limit_seconds, f"not over: {self.state}"
             self.now, _, happens = heapq.heappop(self._later)
             happens()
-            if self.state.stage is Stage.RUNNING and not self.followed_yet:
+            if self.state.stage is Stage.RUNNING and not self.is_followed:
                 # As the loop does between the start and the rest.
                 self.take(Begin())
         return self.state
-
-    @property
-    def followed_yet(self) -> bool:
-        """Say whether the streams were asked for."""
-        return any(isinstance(act, Follow) for _, act in self.acts)
 
     def of_kind(self, kind: type[Any]) -> Iterator[tuple[float, Any]]:
         """Give (time, act) of one kind."""
@@ -177,6 +189,7 @@ class Simulation:
                 case DoStep():
                     self._do(act.step)
                 case Follow():
+                    self.is_followed = True
                     self._follow(self._by_name[act.node], only_end=act.only_end)
                 case TellToStop():
                     self._tell(self._by_name[act.node], act)
@@ -185,9 +198,21 @@ class Simulation:
 
     def _tick(self) -> None:
         self.take(Tick())
-        self.at(self.now + TICK_SECONDS, self._tick)
+        self.at(self.now + self.tick_seconds, self._tick)
+
+    def _answer(self, seconds: float, happens: Callable[[], None]) -> None:
+        """Let the agent that asked hear of something, if it lives by then."""
+        generation = self.generation
+
+        def hear() -> None:
+            if self.generation == generation:
+                happens()
+
+        self.at(self.now + seconds, hear)
 
     def _do(self, step_: Step) -> None:
+        generation = self.generation
+
         def done() -> None:
             faults: list[UgroError] = []
             for node in self.nodes:
@@ -195,21 +220,25 @@ class Simulation:
                     faults.append(away(node))
                 elif step_ in node.faults:
                     faults.append(node.faults[step_])
-                elif step_ is Step.START:
+                elif step_ is Step.START and not node.has_run:
                     node.runs = node.has_run = True
-            self.take(StepDone(tuple(faults)))
+                if _within(node.loses_answers, self.now):
+                    faults.append(away(node))
+            if self.generation == generation:
+                self.take(StepDone(tuple(faults)))
 
-        self.at(self.now + ANSWER_SECONDS, done)
+        seconds = max(node.answer_seconds(self.now) for node in self.nodes)
+        self.at(self.now + seconds, done)
 
     def _follow(self, node: SimulatedNode, *, only_end: bool) -> None:
         assert not node.is_followed, "followed twice at once"
         node.is_followed = True
         if node.is_away(self.now):
-            self.at(self.now + CONNECT_SECONDS, lambda: self._broke(node))
+            self._answer(CONNECT_SECONDS, lambda: self._broke(node))
             return
-        if any(start <= self.now < end for start, end in node.refuses_login):
+        if _within(node.refuses_login, self.now):
             refused = LoginRefused(node.name, "accepts none of your keys")
-            self.at(self.now + ANSWER_SECONDS, lambda: self._broke(node, refused))
+            self._answer(ANSWER_SECONDS, lambda: self._broke(node, refused))
             return
         cannot = node.cannot_send and (node.cannot_tell_end or not only_end)
 
@@ -220,7 +249,7 @@ class Simulation:
             else:
                 self._watch(node)
 
-        self.at(self.now + ANSWER_SECONDS, connected)
+        self._answer(node.answer_seconds(self.now), connected)
 
     def _watch(self, node: SimulatedNode) -> None:
         """Look again and again whether the rank of a connected node has ended, or the node is away."""
@@ -230,7 +259,7 @@ class Simulation:
             node.is_followed = False
             self.take(Exited(node.exit, whole=not self.disk_takes_nothing))
         else:
-            self.at(self.now + TICK_SECONDS, lambda: self._watch(node))
+            self._answer(self.tick_seconds, lambda: self._watch(node))
 
     def _broke(self, node: SimulatedNode, why: HostError | None = None) -> None:
         node.is_followed = False
@@ -247,18 +276,24 @@ class Simulation:
             self.is_looking = False
             self.take(Looked(found))
 
-        self.at(self.now + (ANSWER_SECONDS if found else CONNECT_SECONDS), looked)
+        self._answer(ANSWER_SECONDS if found else CONNECT_SECONDS, looked)
 
     def _tell(self, node: SimulatedNode, act: TellToStop) -> None:
         assert not node.is_told, "told twice at once"
         node.is_told = True
 
+        generation = self.generation
+
         def arrives() -> None:
-            if node.is_away(self.now):
-                self.at(self.now + CONNECT_SECONDS, unreached)
+            is_away = node.is_away(self.now)
+            if not is_away:
+                node.end(signal=15, stopped=act.order.reason)
+            if self.generation != generation:
                 return
-            node.end(signal=15, stopped=act.order.reason)
-            self.at(self.now + STOP_SECONDS, answered)
+            if is_away or _within(node.loses_answers, self.now):
+                self._answer(CONNECT_SECONDS, unreached)
+            else:
+                self._answer(STOP_SECONDS, answered)
 
         def unreached() -> None:
             node.is_told = False
