@@ -5,67 +5,114 @@ from __future__ import annotations
 import json
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-from ..files import File
 from ..jobs.experiment import Experiment
 from ..jobs.outcome import RankExit
 from ..jobs.state import Cause
+from .last_words import LastWords, exception_in, last_words
 
 LAST_LINES = 15
 LINE_CHARACTERS = 400
-TAIL_BYTES = 1 << 16
+NO_BASES: Mapping[int, int] = MappingProxyType({})
 # What a rank says when a peer has gone: gloo, NCCL, the store and the sockets beneath them.
 SECONDARY_ERRORS = re.compile(
     r"Connection (closed|reset|refused)|Broken pipe|Socket Timeout|recvBytes|sendBytes|ProcessGroup(Gloo|NCCL)|"
-    r"NCCL (error|communicator)|gloo::|DistStoreError|DistNetworkError|DistBackendError|Timed out waiting"
-)
-# With the first of these, torchrun begins its report about a failure. It stands in the log behind the script's words.
-REPORT = re.compile(
-    r"^[EW]\d{4} [\d:.]+ .*torch/distributed/elastic/(multiprocessing/api|agent).*|^=+\n.* FAILED$",
-    re.M,
-)
-# c10d says this at each start on a host that cannot resolve its own name.
-NOISE = re.compile(
-    r"^\[W.* \[c10d\] The hostname of the client socket cannot be retrieved.*\n?", re.M
+    r"NCCL (error|communicator)|gloo::|DistStoreError|DistNetworkError|DistBackendError|Timed out waiting|"
+    r"Watchdog caught collective operation timeout"
 )
 EXIT_CODE = re.compile(r"exitcode\s*:\s*(-?[0-9]{1,9})\b")
 
 
-def find_cause(ends: Sequence[RankExit], experiment: Experiment) -> Cause:
+def find_cause(
+    ends: Sequence[RankExit],
+    experiment: Experiment,
+    bases: Mapping[int, int] = NO_BASES,
+) -> Cause:
     """Find the cause of the failure among these ends, of which one at least was no success.
 
-    Of the ranks whose words are their own, and not about a lost peer, the first to end is the cause.
+    It is the first rank to end whose words are its own, and not about a lost peer. After them come ranks that were
+    stopped for the failure of another one, and had printed an exception of their own before the order came: an
+    interpreter may take longer to end than its peer takes to notice. `bases` is {rank: bytes of its log from earlier
+    attempts}. Times of different nodes are not compared; `at` is when the end was heard of.
     """
     failures = [end for end in ends if end.failed]
     if not failures:
         # A node says that its rank was stopped, though nobody has asked for it.
         failures = [end for end in ends if not end.succeeded]
     failures.sort(key=lambda end: end.at)
-    causes = [_cause(end, experiment.log(end.rank)) for end in failures]
-    for cause in causes:
-        said = "\n".join((cause.message, *cause.last_lines))
-        if not SECONDARY_ERRORS.search(said):
-            return cause
-    return causes[0]
+    own = _Words(experiment, bases)
+    for end in failures:
+        if not own.blames_a_peer(end):
+            return own.cause(end)
+    for end in ends:
+        if end not in failures and own.failed_before_it_was_stopped(end):
+            return own.cause(end)
+    return own.cause(failures[0])
 
 
-def _cause(end: RankExit, log: File) -> Cause:
-    words, report = _tail(log)
-    message, traceback = _exception(end.error)
-    code = _exit_code(end, report)
-    signal_name = _signal_name(end, code)
-    by_code = code if signal_name is None and not end.lost else None
-    lines = (traceback or words)[-LAST_LINES:]
-    return Cause(
-        message=f"rank {end.rank} on {end.node}: {_how(end, code, signal_name, message)}",
-        node=end.node,
-        rank=end.rank,
-        exit_code=by_code,
-        signal=signal_name,
-        last_lines=tuple(line[:LINE_CHARACTERS] for line in lines),
-    )
+class _Words:
+    """The words of each rank about its end."""
+
+    def __init__(self, experiment: Experiment, bases: Mapping[int, int]) -> None:
+        self._experiment = experiment
+        self._bases = bases
+        self._read: dict[int, LastWords] = {}
+
+    def of(self, end: RankExit) -> LastWords:
+        """Return the end of a rank's log; of one that was stopped, as it was when the order came."""
+        if end.rank not in self._read:
+            begin = self._bases.get(end.rank, 0)
+            stop = None
+            if end.stopped and end.log_bytes is not None:
+                stop = begin + end.log_bytes
+            log = self._experiment.log(end.rank)
+            self._read[end.rank] = last_words(log, begin, stop)
+        return self._read[end.rank]
+
+    def exception(self, end: RankExit) -> str | None:
+        """Return the line with a rank's exception, from its error file or its log."""
+        message, _ = _exception(end.error)
+        told = self.of(end).exception
+        if end.stopped:
+            return told
+        return message if message and _is_json(end.error) else told
+
+    def blames_a_peer(self, end: RankExit) -> bool:
+        """Return whether a rank's words are about a peer that it has lost."""
+        if end.lost or end.interrupted:
+            return False
+        said = self.exception(end)
+        if said is None:
+            said = "\n".join(self.cause(end).last_lines)
+        return bool(SECONDARY_ERRORS.search(said))
+
+    def failed_before_it_was_stopped(self, end: RankExit) -> bool:
+        """Return whether a rank had printed an exception of its own when it was told to stop."""
+        if end.succeeded or end.log_bytes is None:
+            return False
+        return self.exception(end) is not None and not self.blames_a_peer(end)
+
+    def cause(self, end: RankExit) -> Cause:
+        """Return a rank's end as the cause."""
+        words = self.of(end)
+        # The error file of a rank that was stopped is torchrun's own, about the signal.
+        traceback = [] if end.stopped else _exception(end.error)[1]
+        code = _exit_code(end, words.report)
+        signal_name = _signal_name(end, code)
+        by_code = code if signal_name is None and not end.lost else None
+        lines = (traceback or words.lines)[-LAST_LINES:]
+        how = _how(end, code, signal_name, self.exception(end))
+        return Cause(
+            message=f"rank {end.rank} on {end.node}: {how[:LINE_CHARACTERS]}",
+            node=end.node,
+            rank=end.rank,
+            exit_code=by_code,
+            signal=signal_name,
+            last_lines=tuple(line[:LINE_CHARACTERS] for line in lines),
+        )
 
 
 def _exit_code(end: RankExit, report: str) -> int | None:
@@ -86,21 +133,28 @@ def _name_of(number: int) -> str | None:
     return known.get(number)
 
 
-def _how(end: RankExit, code: int | None, signal_name: str | None, message: str) -> str:
+def _how(
+    end: RankExit, code: int | None, signal_name: str | None, exception: str | None
+) -> str:
     if end.lost:
         return end.lost
     if end.interrupted:
         return _interruption(end, end.interrupted)
     if end.stopped:
-        return "it was stopped, and nobody here asked for it"
+        return exception or "it was stopped, and nobody here asked for it"
     if end.code is None and end.signal is None:
-        return (end.error or "it would not end and was killed")[:LINE_CHARACTERS]
+        return end.error or "it would not end and was killed"
     if signal_name == "SIGKILL" and end.oom_kills:
         return f"killed by SIGKILL: {end.node} ran out of memory"
     if signal_name == "SIGKILL":
         return "killed by SIGKILL (out of memory, or somebody's kill -9)"
+    if signal_name and exception:
+        return f"killed by {signal_name}: {exception}"
     if signal_name:
         return f"killed by {signal_name}"
+    if exception and code == 1:
+        return exception
+    message, _ = _exception(end.error)
     if message:
         return f"exit code {code}: {message}"
     return f"exit code {code}"
@@ -125,7 +179,7 @@ def _exception(error_file: str | None) -> tuple[str, list[str]]:
         told: Any = json.loads(error_file or "null")
     except (ValueError, RecursionError):
         # Not torchrun's file but the supervisor's own word: torchrun itself could not be started.
-        return (error_file or "").strip()[:LINE_CHARACTERS].partition("\n")[0], []
+        return (error_file or "").strip().partition("\n")[0], []
     body = told.get("message") if isinstance(told, dict) else None
     if not isinstance(body, dict):
         return "", []
@@ -133,18 +187,8 @@ def _exception(error_file: str | None) -> tuple[str, list[str]]:
     stack = str(extra.get("py_callstack", "")) if isinstance(extra, dict) else ""
     first_line, _, _ = str(body.get("message", "")).partition("\n")
     traceback = stack.rstrip("\n").split("\n") if stack else []
-    return first_line[:LINE_CHARACTERS], traceback
+    return exception_in(traceback) or first_line, traceback
 
 
-def _tail(log: File) -> tuple[list[str], str]:
-    """Read the last lines of the rank's own, and torchrun's report behind them."""
-    try:
-        with log.open() as file:
-            file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
-            text = NOISE.sub("", file.read().decode("utf-8", "replace"))
-    except FileNotFoundError:
-        return [], ""
-    report = REPORT.search(text)
-    end_of_own = report.start() if report else len(text)
-    lines = text[:end_of_own].split("\n")
-    return [line for line in lines if line.strip()], text[end_of_own:]
+def _is_json(error_file: str | None) -> bool:
+    return (error_file or "").lstrip().startswith("{")

@@ -55,6 +55,8 @@ class RankExit(msgspec.Struct, frozen=True, kw_only=True):
     interrupted: int | None = None
     shutting_down: bool = False
     """Whether the node was, when its rank was interrupted."""
+    log_bytes: int | None = None
+    """The size of its log when it was told to stop or interrupted: what stands before was said before."""
     oom_kills: int = 0
     """How many processes the node's kernel has killed for lack of memory meanwhile."""
     lost: str | None = None

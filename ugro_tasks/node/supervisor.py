@@ -112,6 +112,7 @@ class StopOfRank(NamedTuple):
     by: Optional[str] = None
     signal: Optional[int] = None
     shutting_down: bool = False
+    log_bytes: Optional[int] = None
 
     def facts(self) -> Json:
         """Return the stop as in the exit record."""
@@ -120,6 +121,7 @@ class StopOfRank(NamedTuple):
             "stopped_by": self.by,
             "interrupted": self.signal,
             "shutting_down": self.shutting_down,
+            "log_bytes": self.log_bytes,
         }
 
 
@@ -129,16 +131,32 @@ def stop_of(folder: str, got: signal.struct_siginfo) -> StopOfRank:
     On a full disk there is no stop.json: then the way it was sent shows that it is an order.
     """
     order = read_json(os.path.join(folder, "stop.json"))
+    # What a rank has said by now, it has not said because it is stopped.
+    log_bytes = size_of(os.path.join(folder, "log"))
     if order:
-        return StopOfRank(order["grace_seconds"], order["reason"], order.get("by"))
+        return StopOfRank(
+            order["grace_seconds"],
+            order["reason"],
+            order.get("by"),
+            log_bytes=log_bytes,
+        )
     if got.si_code == SI_QUEUE:
-        return StopOfRank(LEFTOVER_GRACE_SECONDS, "asked")
+        return StopOfRank(LEFTOVER_GRACE_SECONDS, "asked", log_bytes=log_bytes)
     return StopOfRank(
         LEFTOVER_GRACE_SECONDS,
+        log_bytes=log_bytes,
         signal=got.si_signo,
         # See systemd's shutdown(8): there is no login any more.
         shutting_down=any(os.path.exists(path) for path in SHUTDOWN_SIGNS),
     )
+
+
+def size_of(path: str) -> Optional[int]:
+    """Return a file's size, None if it cannot be looked at."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None
 
 
 def run(folder: str, plan: Json) -> Json:

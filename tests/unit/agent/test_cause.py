@@ -18,11 +18,17 @@ FAILURES = [path for path in RECORDINGS if path.stem != "quiet_exit_0"]
 # What the rank that began it said, and how it ended.
 EXPECTED: dict[str, dict[str, Any]] = {
     "record": {
-        "message": "rank 1 on gpu1: exit code 1: ValueError: the loss is nan",
+        "message": "rank 1 on gpu1: ValueError: the loss is nan",
         "exit_code": 1,
     },
-    "plain": {"message": "rank 1 on gpu1: exit code 1", "exit_code": 1},
-    "plain_master": {"message": "rank 0 on gpu0: exit code 1", "exit_code": 1},
+    "plain": {
+        "message": "rank 1 on gpu1: ValueError: the loss is nan",
+        "exit_code": 1,
+    },
+    "plain_master": {
+        "message": "rank 0 on gpu0: ValueError: the loss is nan",
+        "exit_code": 1,
+    },
     "exit_2": {"message": "rank 1 on gpu1: exit code 2", "exit_code": 2},
     "sigkill": {
         "message": "rank 1 on gpu1: killed by SIGKILL (out of memory, or somebody's kill -9)",
@@ -281,3 +287,78 @@ def test_a_warning_of_torch_about_host_names_is_no_last_word(
         RankExit(node="gpu1", rank=1, at=1.0, code=1), experiment=experiment
     )
     assert cause.last_lines == ("KeyError: 'text'",)
+
+
+# ---- ranks that were stopped for the failure of another one ----
+
+TRACEBACK = """Traceback (most recent call last):
+  File "train.py", line 4, in <module>
+"""
+VICTIM = TRACEBACK + "RuntimeError: [1] Connection closed by peer [10.0.0.2]:4711\n"
+CULPRIT = TRACEBACK + "ValueError: the loss is nan\n"
+STOPPED = TRACEBACK + "SystemExit: told to stop\n"
+
+
+def stopped(rank: int, log_bytes: int | None, **more: Any) -> RankExit:
+    end: dict[str, Any] = {"signal": 15, "stopped": "failure"} | more
+    return RankExit(node=f"gpu{rank}", rank=rank, at=2.0, log_bytes=log_bytes, **end)
+
+
+def test_a_rank_that_had_failed_when_it_was_stopped_is_the_cause_and_not_its_victim(
+    experiment: Experiment,
+) -> None:
+    """Its interpreter takes longer to end than its peer takes to notice."""
+    experiment.log(0).path.write_text(VICTIM)
+    experiment.log(1).path.write_text(CULPRIT + STOPPED)
+    experiment.log(2).path.write_text("step 4\n" + STOPPED)
+    ends = [
+        RankExit(node="gpu0", rank=0, at=1.0, code=1),
+        stopped(1, len(CULPRIT)),
+        stopped(2, len("step 4\n")),
+    ]
+    cause = find_cause(ends, experiment)
+    assert cause.message == "rank 1 on gpu1: ValueError: the loss is nan"
+    assert cause.last_lines[-1] == "ValueError: the loss is nan"
+
+
+@pytest.mark.parametrize("log_bytes", [None, 0, len("step 4\n")])
+def test_what_a_rank_says_when_it_is_stopped_blames_nobody(
+    experiment: Experiment, log_bytes: int | None
+) -> None:
+    experiment.log(0).path.write_text(VICTIM)
+    experiment.log(1).path.write_text("step 4\n" + STOPPED)
+    ends = [
+        RankExit(node="gpu0", rank=0, at=1.0, code=1),
+        stopped(1, log_bytes),
+    ]
+    cause = find_cause(ends, experiment)
+    assert cause.message == (
+        "rank 0 on gpu0: RuntimeError: [1] Connection closed by peer [10.0.0.2]:4711"
+    )
+
+
+def test_a_failure_with_words_of_its_own_comes_before_a_rank_that_was_stopped(
+    experiment: Experiment,
+) -> None:
+    experiment.log(0).path.write_text("epoch 1\n")
+    experiment.log(1).path.write_text(CULPRIT)
+    ends = [RankExit(node="gpu0", rank=0, at=1.0, code=3), stopped(1, len(CULPRIT))]
+    assert find_cause(ends, experiment).message == "rank 0 on gpu0: exit code 3"
+
+
+def test_the_words_of_an_earlier_attempt_are_not_those_of_this_one(
+    experiment: Experiment,
+) -> None:
+    experiment.log(0).path.write_text(CULPRIT + "epoch 1\n")
+    end = RankExit(node="gpu0", rank=0, at=1.0, code=1)
+    cause = find_cause([end], experiment, {0: len(CULPRIT)})
+    assert cause.message == "rank 0 on gpu0: exit code 1"
+    assert cause.last_lines == ("epoch 1",)
+
+
+def test_an_exit_code_that_is_none_of_an_exception_is_told_as_it_is(
+    experiment: Experiment,
+) -> None:
+    experiment.log(0).path.write_text(CULPRIT)
+    end = RankExit(node="gpu0", rank=0, at=1.0, code=7)
+    assert find_cause([end], experiment).message == "rank 0 on gpu0: exit code 7"

@@ -168,6 +168,9 @@ def _frames(
 Small = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=1 << 31)]
 
 
+Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+
+
 class _ExitRecord(msgspec.Struct, frozen=True):
     code: Small | None = None
     signal: Small | None = None
@@ -176,6 +179,7 @@ class _ExitRecord(msgspec.Struct, frozen=True):
     stopped_by: str | None = None
     interrupted: Small | None = None
     shutting_down: bool = False
+    log_bytes: Size | None = None
     oom_kills: Small = 0
     outputs: tuple[str, ...] = ()  # the topmost names of what it wrote
 
