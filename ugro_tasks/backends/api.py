@@ -70,7 +70,10 @@ class Backend(Protocol):
     def fetch(
         self, plan: LaunchPlan, end: AttemptEnd, nodes: Collection[str]
     ) -> list[UgroError]:
-        """Fetch the outputs of the ranks on these nodes; give the errors."""
+        """Fetch what is missing of the streams and outputs of the ranks on these nodes; give the errors."""
+
+    def fetch_earlier(self, before: int) -> list[UgroError]:
+        """Fetch the same of the attempts before the one of this number that are not gathered; give the errors."""
 
     def fetch_checkpoints(self, plan: LaunchPlan) -> list[UgroError]:
         """Fetch the whole checkpoints from all machines of the plan; give the errors."""

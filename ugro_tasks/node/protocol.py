@@ -17,6 +17,7 @@ GPU = 3
 EXIT = 4
 LOST = 5
 MANIFEST = 6
+SIZES = 7
 # The frames of a file transfer, see copy.py.
 ENTRIES = 16
 LISTED = 17
