@@ -13,6 +13,7 @@
     ├── ToolMissing              11   a required program is not installed
     ├── RecordError              12   the experiment folder cannot be read or written
     │   └── NotSigned            13   a job that this user did not launch here
+    ├── NotGathered              14   the job succeeded, but not all of it is here
     ├── HostError                20   any other trouble with a host
     │   ├── HostUnreachable      21   no route, refused, timed out, name unknown
     │   ├── HostKeyUnknown       22   known_hosts has no key for it
@@ -116,6 +117,12 @@ class NotSigned(RecordError):
     """A job that this user neither launched on this machine nor adopted."""
 
     exit_code = 13
+
+
+class NotGathered(UgroError):
+    """The job succeeded, but not all of its logs, metrics and outputs are here; `inv gather` fetches them."""
+
+    exit_code = 14
 
 
 class HostError(UgroError):

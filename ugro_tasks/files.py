@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import io
 import os
 import posixpath
@@ -36,6 +37,8 @@ NOT_PLAIN = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO)
 # Of file systems that cannot synchronise a folder, or have no hard links: SMB, exFAT, some FUSE.
 NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
+# Of file systems without locks.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 NO_FILE = "no file of UGRO's: a link, a pipe or the like, which is not followed"
 NO_FOLDER = "no folder of UGRO's: a link, a file or the like, which is not followed"
 # Where there is no /proc, a folder is found by its path alone.
@@ -169,6 +172,20 @@ class File(NamedTuple):
         with self.open_to_append() as file:
             leave_room(file.fileno(), self.path)
             _write_all(file, content)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make a context in which no other process or thread has the file locked; raises OSError.
+
+        Where the file system has no locks, it is one without.
+        """
+        with self.open_to_append() as file:
+            try:
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+            yield
 
     def replace(self, content: bytes) -> None:
         """Write the whole file by one rename; raises OSError and keeps the old one on a full disk."""

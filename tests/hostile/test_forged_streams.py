@@ -27,7 +27,7 @@ from tests.unit.ended import EndedJob
 from tests.unit.factories import make_node, make_node_plan
 from ugro_tasks.agent.cause import find_cause
 from ugro_tasks.backends.ssh.disk_thread import DiskThread
-from ugro_tasks.backends.ssh.streams import RankFiles, _end, follow_rank
+from ugro_tasks.backends.ssh.streams import _end, follow_rank
 from ugro_tasks.errors import HostError, NodeFault
 from ugro_tasks.hosts.copy import Copy
 from ugro_tasks.hosts.local import LocalHost
@@ -51,6 +51,7 @@ from ugro_tasks.node.protocol import (
     METRICS,
 )
 from ugro_tasks.outputs.checkpoints import FAULTS_TOLD, MANIFESTS_MOST, Mirror
+from ugro_tasks.outputs.streams import RankFiles
 
 KINDS = [HEARTBEAT, LOG, METRICS, GPU, EXIT, LOST, MANIFEST, 7, 0x7F, 0x80 | LOG, 0xFF]
 GOOD_END = FRAME.pack(EXIT, 0, 13) + b'{"code":null}'

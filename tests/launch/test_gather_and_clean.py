@@ -76,6 +76,32 @@ def test_clean_frees_the_hosts_of_what_is_gathered_and_leaves_what_runs(
     assert ugro.run("stop", "runs").returncode == 0
 
 
+def test_the_rest_of_the_logs_of_a_job_that_was_given_up_comes_before_it_counts_as_gathered(
+    ugro: Ugro, hosts: list[LabHost]
+) -> None:
+    ugro.set_timeouts(connect_seconds=1)
+    job = ugro.detach("away", "--seconds 12")
+    job.wait_for_log("step 1", rank=1)
+    hosts[1].cut()
+    assert ugro.run("stop", "away", "--give-up").returncode == 9
+    hosts[1].mend()
+    early = ugro.run("gather", "away")
+    assert early.returncode == 25
+    assert "lab1: rank 1 still runs there" in early.stderr
+    wait_until(lambda: not job.processes(hosts[1]), "rank 1 to end by itself", 60)
+    there, here = job.digests()[1]
+    assert there != here
+    kept = ugro.run("clean", "away")
+    assert "not gathered; first: ugro gather" in kept.stdout + kept.stderr
+    assert len(folders(hosts[1], job)) == 1
+    done = ugro.run("gather", "away")
+    assert done.returncode == 0, done.stderr
+    assert all(there == here for there, here in job.digests())
+    assert job.state()["gathered_at"]
+    assert ugro.run("clean", "away").returncode == 0
+    assert [folders(host, job) for host in ugro.hosts] == [[], []]
+
+
 @pytest.mark.needs("rsync")
 def test_a_gather_that_is_broken_off_leaves_nothing_half_and_goes_on(
     ugro: Ugro, hosts: list[LabHost]

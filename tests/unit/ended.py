@@ -71,6 +71,7 @@ class EndedJob:
                 (folder / "plan.json").write_bytes(
                     msgspec.json.encode({"token": self.token(rank, attempt)})
                 )
+        self.home.metrics.append_lines(b"{}\n")
         plans = tuple(
             make_node_plan(rank, folder=str(self.folder(rank)), token=self.token(rank))
             for rank in self.ranks

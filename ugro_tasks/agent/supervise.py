@@ -179,32 +179,43 @@ class Supervision:
     # ---- the end ----
 
     def _fetch_all(self) -> None:
-        """Fetch all outputs of the last attempt, and note in the state when nothing is missing."""
+        """Fetch all that is missing here of the job, and note in the state when nothing is."""
+        if self.experiment.was_deleted():
+            return
+        errors: list[UgroError] = []
+        before = len(self.journal.state.attempts) + 1
         if self._to_fetch:
-            _, end = self._to_fetch
-            for error in self._fetch(end.wrote):
-                later = f"Later: inv gather {self.experiment.job_id}"
-                self.journal.say(f"not gathered: {error.text}. {later}")
-        self._note_if_whole()
+            plan, end = self._to_fetch
+            before = plan.attempt
+            gone = {rank.node for rank in self.journal.state.ranks if rank.proven_gone}
+            errors = self._fetch(gone.union(end.wrote))
+        errors += self.backend.fetch_earlier(before)
+        for error in errors:
+            later = f"Later: inv gather {self.experiment.job_id}"
+            self.journal.say(f"not gathered: {error.text}. {later}")
+        if not errors:
+            self._note_if_whole()
 
     def _fetch(self, nodes: Collection[str]) -> list[UgroError]:
-        """Fetch the outputs of the last attempt from these nodes; give the errors."""
+        """Fetch what is missing of the last attempt from these nodes; give the errors."""
         if self._to_fetch is None:
             return []
         plan, end = self._to_fetch
-        wanted = [node for node in end.wrote if node in nodes]
-        errors: list[UgroError] = []
-        if wanted:
-            self.journal.say(f"gathering outputs of {', '.join(wanted)}")
-            errors = self.backend.fetch(plan, end, wanted)
-        if not errors and len(wanted) == len(end.wrote):
+        wanted = [node.node for node in plan.nodes if node.node in nodes]
+        wrote = [node for node in wanted if node in end.wrote]
+        if wrote:
+            self.journal.say(f"gathering outputs of {', '.join(wrote)}")
+        errors = self.backend.fetch(plan, end, wanted)
+        if not errors and len(wanted) == len(plan.nodes):
             self.journal.change_attempt(gathered=True)
         return errors
 
     def _note_if_whole(self) -> None:
+        """Note that the job is gathered, if nothing of its last attempt can still come; of earlier ones all is here."""
         state = self.journal.state
         ran = [attempt for attempt in state.attempts if attempt.ran]
-        if ran and ran[-1].gathered and all(rank.proven_gone for rank in state.ranks):
+        all_gone = all(rank.proven_gone for rank in state.ranks)
+        if ran and all_gone and (ran[-1].gathered or self._to_fetch is None):
             self.journal.change(gathered_at=time.time())
 
     def _add_to_history(self) -> None:

@@ -27,6 +27,8 @@ class AttemptEnd(Struct, frozen=True, kw_only=True):
     """Why the ranks were stopped on request; None if nobody asked for it."""
     wrote: tuple[str, ...]
     """The nodes that have outputs besides the metrics, or may have some."""
+    unread: tuple[str, ...] = ()
+    """The nodes whose streams may not be here to their end."""
     unproven: Outcome | None = None
     """The outcome, if the ranks were stopped and a machine could not show that nothing is left."""
 
@@ -70,7 +72,10 @@ class Backend(Protocol):
     def fetch(
         self, plan: LaunchPlan, end: AttemptEnd, nodes: Collection[str]
     ) -> list[UgroError]:
-        """Fetch the outputs of the ranks on these nodes; give the errors."""
+        """Fetch what is missing of the streams and outputs of the ranks on these nodes; give the errors."""
+
+    def fetch_earlier(self, before: int) -> list[UgroError]:
+        """Fetch the same of the attempts before the one of this number that are not gathered; give the errors."""
 
     def fetch_checkpoints(self, plan: LaunchPlan) -> list[UgroError]:
         """Fetch the whole checkpoints from all machines of the plan; give the errors."""

@@ -342,12 +342,13 @@ class ManifestsAnswer(Struct, frozen=True, kw_only=True):
 
 
 class CleanedFolder(Struct, frozen=True, kw_only=True):
-    """A job's folder on a node; `kept` is the reason to keep it."""
+    """A job's folder on a node; `kept` is the reason to keep it, `streams` the bytes of each file."""
 
     path: Path
     bytes: Bytes
     removed: bool
     kept: LongText | None
+    streams: dict[str, Bytes]
 
 
 class CleanAnswer(Struct, frozen=True, kw_only=True):

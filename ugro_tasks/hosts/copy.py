@@ -76,6 +76,7 @@ class Copy:
         only: Sequence[str] = (),
         files: Sequence[str] | None = None,
         follow_links: bool = False,
+        only_new: bool = False,
         gently: bool = False,
         verify: bool = False,
         progress: Callable[[int], None] | None = None,
@@ -95,6 +96,7 @@ class Copy:
                 files=asked["files"],
                 exclude=exclude,
                 never_links=never_links,
+                only_new=only_new,
                 verify=verify,
                 links=links,
                 vanished=True,
@@ -122,6 +124,34 @@ class Copy:
             for _ in receiver.wants(look_only=True):
                 pass
             return receiver.bytes_to_come
+
+    def missing(
+        self,
+        source: str,
+        target: str,
+        *,
+        exclude: Sequence[str] = (),
+        never_links: Sequence[str] = (),
+        only_new: bool = False,
+    ) -> list[str]:
+        """Name the files that a pull would transfer, and what it would leave out; raises HostError.
+
+        Nothing is written here.
+        """
+        asked = _pull_request(source, exclude, never_links=never_links)
+        with _Exchange(self.host, "send_files", asked) as exchange:
+            receiver = Receiver(
+                target,
+                exclude=exclude,
+                never_links=never_links,
+                only_new=only_new,
+                alive=sign_of_life(exchange.put),
+            )
+            exchange.read_listing(receiver)
+            wanted = [
+                shortened(want[0], 200) for want in receiver.wants(look_only=True)
+            ]
+        return wanted + [shortened(error, 200) for error in receiver.errors]
 
 
 def _pull(

@@ -122,6 +122,7 @@ class Rsync:
         only: Sequence[str] = (),
         files: Sequence[str] | None = None,
         follow_links: bool = False,
+        only_new: bool = False,
         gently: bool = False,
         verify: bool = False,
         progress: Callable[[int], None] | None = None,
@@ -130,7 +131,8 @@ class Rsync:
 
         `never_links` are names in the top folder of folders, left out if they are anything else.
         `only` are names in the top folder, `files` paths in the whole tree. `follow_links` takes the
-        content of links, instead of links leading to a path in the folder. `gently` lowers the
+        content of links, instead of links leading to a path in the folder. `only_new` leaves files
+        alone of which there is one here. `gently` lowers the
         priority on the host. `verify` compares contents, not only size and time. `progress`
         receives the percentage. Files vanishing meanwhile are skipped.
 
@@ -150,6 +152,8 @@ class Rsync:
         options += PULL_OPTIONS
         if follow_links:
             options += ["--copy-links", "--no-links"]
+        if only_new:
+            options.append("--ignore-existing")
         if verify:
             options += ["--checksum", f"--timeout={CHECKSUM_SECONDS}"]
         arguments = [*options, "--", _at(remote, source), target]

@@ -50,6 +50,15 @@ def follow(
         stream.close()
 
 
+def rest(host: Host, silence_seconds: float, **request: Any) -> Iterator[Frame]:
+    """Yield the frames of what a rank's streams have by now, see `node/streams.py`; raises HostError."""
+    stream, frames = open_frames(host, "rest", silence_seconds, **request)
+    try:
+        yield from frames
+    finally:
+        stream.close()
+
+
 def open_frames(
     host: Host, operation: str, silence_seconds: float, **request: Any
 ) -> tuple[Stream, Generator[Frame, None, None]]:

@@ -37,6 +37,7 @@ class PullOptions(TypedDict, total=False):
     only: Sequence[str]
     files: Sequence[str] | None
     follow_links: bool
+    only_new: bool
     gently: bool
     verify: bool
     progress: Callable[[int], None] | None

@@ -29,6 +29,7 @@ from ..cluster.model import Cluster
 from ..codec import UNREADABLE, convert, decode
 from ..errors import NotSigned, RecordError
 from ..files import File, Folder, Held
+from ..node.protocol import GPU, LOG, METRICS
 from ..text import user_name
 from .gpu_use import GpuSamples
 from .outputs import HALF_WRITTEN, Outputs
@@ -43,6 +44,8 @@ JOB_ID = re.compile(r".+_\d{8}_\d{6}", re.ASCII | re.DOTALL)
 STAMP_LENGTH = len("_20260120_120000")
 LOG_NAME = re.compile(r"training_rank(\d+)\.log")
 METRICS_NAME = "metrics.jsonl"
+# Ends of names, by the kind of a stream's frames.
+LATE = {LOG: "log", METRICS: "metrics.jsonl", GPU: "gpu.jsonl"}
 # What a signature is for.
 JOB = "job"
 STOP = "stop"
@@ -67,6 +70,7 @@ class Experiment:
     config.json        the JobRecord, signed    state.json     the JobState; both with a hidden copy
     code/              the scripts as launched  events.jsonl   the job's events
     logs/              stdout and stderr of each rank, byte for byte
+    logs/late/         what came of an attempt's streams after the next attempt had begun
     metrics.jsonl      one object for each logged step, from rank 0
     gpu.jsonl          GPU samples of all nodes
     manifests/<rank>/  one file for each checkpoint of a rank that is here whole
@@ -130,6 +134,10 @@ class Experiment:
     def log(self, rank: int) -> File:
         """Return a rank's log."""
         return self.files.file(f"logs/training_rank{rank}.log")
+
+    def late_stream(self, attempt: int, rank: int, kind: int) -> File:
+        """Return the file for what an earlier attempt's stream brought after the next one had begun."""
+        return self.files.file(f"logs/late/attempt{attempt}_rank{rank}.{LATE[kind]}")
 
     def record(self) -> JobRecord:
         """Read config.json, whoever wrote it; raises RecordError if it makes no sense.

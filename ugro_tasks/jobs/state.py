@@ -50,7 +50,7 @@ class Attempt(Struct, frozen=True, kw_only=True):
     cause: Cause | None = None
     left_behind: tuple[str, ...] = ()  # nodes that could not be told to stop
     ran: bool = False  # its ranks have begun, or may have
-    gathered: bool = False  # all outputs of its ranks are here
+    gathered: bool = False  # all streams and outputs of its ranks are here
 
 
 class JobState(Struct, frozen=True, kw_only=True):
@@ -67,8 +67,10 @@ class JobState(Struct, frozen=True, kw_only=True):
     attempts: tuple[Attempt, ...] = ()
     cause: Cause | None = None
     exit_code: int = 0  # of `inv launch`; see errors.py
-    # The time when all outputs of the ranks were here; None: some may be missing.
+    # The time when all streams and outputs of the ranks were here; None: some may be missing.
     gathered_at: float | None = None
+    # Checkpoints removed here by `inv clean --at-home`: they need not come from the nodes.
+    removed_checkpoints: tuple[str, ...] = ()
     # Nodes on which `inv clean` has removed the job's files.
     cleaned: tuple[str, ...] = ()
 

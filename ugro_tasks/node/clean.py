@@ -10,6 +10,7 @@ from typing import Iterator, Optional, Set, Tuple
 
 from .files import Json, expand, read_json
 from .processes import processes, supervisor_of
+from .streams import stream_sizes
 
 # <job_id>.<nonce>, with -<attempt> from the second attempt on, as in the tokens of its processes.
 NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*_\d{8}_\d{6}\.[0-9A-Za-z]+)(-\d+)?")
@@ -20,9 +21,10 @@ def clean(request: Json) -> Json:
     """Inspect job folders, and remove them if `remove` is true: {folders, others}.
 
     `folders` of the request are [project, name]; only direct children of a project's `jobs` are
-    ever removed. The answer's `folders` are {name: {path, bytes, removed, kept}} of each existing
-    folder. `kept` is the reason to keep a folder. `bytes` is its size on the disk, with each file
-    counted once. `others` are the names of job folders beside them that were not asked about.
+    ever removed. The answer's `folders` are {name: {path, bytes, removed, kept, streams}} of each
+    existing folder. `kept` is the reason to keep a folder. `bytes` is its size on the disk, with
+    each file counted once, `streams` are {file of a stream: its bytes}. `others` are the names of
+    job folders beside them that were not asked about.
     """
     alive = {job_part(process.token) for process in processes(lambda _: True)}
     counted: Set[Tuple[int, int]] = set()
@@ -37,14 +39,17 @@ def clean(request: Json) -> Json:
             continue
         try:
             kept = reason_to_keep(path, name, alive)
+            streams = stream_sizes(path)
         except (OSError, ValueError) as error:
             # It vanished at this moment, or its records are damaged.
             kept = "it cannot be looked into: %s" % error
+            streams = {}
         found[name] = {
             "path": path,
             "bytes": disk_bytes(path, counted),
             "removed": False,
             "kept": kept,
+            "streams": streams,
         }
     if request["remove"]:
         for facts in found.values():

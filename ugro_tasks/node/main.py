@@ -33,6 +33,7 @@ MODULE_OF = {
 # Answered by frames; each is the last request of its process.
 FRAMED = {
     "follow": "streams",
+    "rest": "streams",
     "send_files": "copy",
     "receive_files": "copy",
 }

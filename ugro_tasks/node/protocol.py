@@ -21,6 +21,7 @@ MANIFEST = 6
 NOTICE = 7
 FAULT = 8
 NOTICE_CHARACTERS = 500
+SIZES = 9
 # The frames of a file transfer, see copy.py.
 ENTRIES = 16
 LISTED = 17

@@ -63,11 +63,12 @@ class Receiver:
     Whatever the source sends, nothing is written outside of the folder or through a link in it.
 
     `link_from` are folders, relative to this one, to link files of the same path, size and time
-    from. `delete` removes files missing at the source, except those matching `exclude`. `verify`
-    compares contents, not only sizes and times. `only`, `files`, `exclude`, `never_links` and
-    `links` are as in `Source`: anything else from a source is refused. `vanished` allows files to
-    disappear at the source. `room` is called before each piece and may raise OSError; `alive` is
-    called during long work without frames.
+    from. `only_new` leaves files alone that are here, whatever is in them. `delete` removes files
+    missing at the source, except those matching `exclude`. `verify` compares contents, not only
+    sizes and times. `only`, `files`, `exclude`, `never_links` and `links` are as in `Source`:
+    anything else from a source is refused. `vanished` allows files to disappear at the source.
+    `room` is called before each piece and may raise OSError; `alive` is called during long work
+    without frames.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Receiver:
         files: Optional[Sequence[str]] = None,
         exclude: Sequence[str] = (),
         never_links: Sequence[str] = (),
+        only_new: bool = False,
         verify: bool = False,
         links: str = "inside",
         vanished: bool = False,
@@ -90,6 +92,7 @@ class Receiver:
         self.link_from = link_from
         self.delete = delete
         self.exclude = exclude
+        self.only_new = only_new
         self.verify = verify
         self.links = links
         self.vanished = vanished
@@ -145,6 +148,8 @@ class Receiver:
     def _want(self, path: str, entry: Entry, look_only: bool) -> Optional[Want]:
         """Return the want of a file; None if it is present or can be linked."""
         here = self._look_at(path)
+        if here and self.only_new:
+            return None
         if here and is_same(here, entry):
             if self.verify:
                 known = self._hash(path, path, is_partial=False)

@@ -34,6 +34,7 @@ from .protocol import (
     NOTICE,
     NOTICE_CHARACTERS,
     READER_GONE_SECONDS,
+    SIZES,
 )
 
 POLL_SECONDS = 0.03
@@ -134,6 +135,52 @@ class Notices:
 def as_notice(words: str) -> bytes:
     """Return words as the payload of a NOTICE or FAULT."""
     return words[:NOTICE_CHARACTERS].encode("utf-8", "replace")
+
+
+def rest(request: Json, _stdin: BinaryIO) -> None:
+    """Send what the streams have from the offsets on, and wait for no more; SIZES is the last frame.
+
+    It carries {sizes: {kind: bytes of the stream}, alive}; `alive` is whether the rank may write on.
+    LOST is the only frame where the folder is gone. Nothing is ended, unlike in `follow`.
+    """
+    folder = expand(request["folder"])
+    if not os.path.isdir(folder):
+        return send(LOST, 0, b"{}")
+    # Before the sizes: what ends now has written all by then.
+    alive = bool(supervisor_of(folder) or of_rank(request["token"]))
+    offsets = {int(kind): offset for kind, offset in request["offsets"].items()}
+    # Of this moment: a rank that still prints would be followed without end.
+    sizes = stream_sizes(folder)
+    for kind in offsets:
+        while offsets[kind] < sizes[STREAMS[kind]] and forward(folder, kind, offsets):
+            pass
+    told = {kind: sizes[STREAMS[kind]] for kind in offsets}
+    return send(SIZES, 0, json.dumps({"sizes": told, "alive": alive}).encode())
+
+
+def stream_sizes(folder: str) -> "Dict[str, int]":
+    """Return {file of a stream: its bytes}, 0 for a missing one.
+
+    Samples count by whole lines: a supervisor that was killed may have left half a line.
+    """
+    sizes = {}
+    for kind, name in STREAMS.items():
+        size = 0
+        with contextlib.suppress(FileNotFoundError), open_plain(
+            os.path.join(folder, name)
+        ) as file:
+            size = os.fstat(file.fileno()).st_size
+            if kind == GPU:
+                size = end_of_lines(file, size)
+        sizes[name] = size
+    return sizes
+
+
+def end_of_lines(file: BinaryIO, size: int) -> int:
+    """Return the place after the last line feed of a file."""
+    begin = max(0, size - CHUNK_BYTES)
+    found = os.pread(file.fileno(), size - begin, begin).rfind(b"\n")
+    return begin + found + 1 if found >= 0 else begin
 
 
 def end_in_background(token: str) -> threading.Thread:

@@ -200,12 +200,14 @@ def bring_all(
     plans: Sequence[NodePlan],
     fleet: Fleet,
     *,
+    only_new: bool = False,
     verify: bool = False,
     progress: Callable[[str, int], None] | None = None,
 ) -> list[UgroError]:
     """Fetch the checkpoint files of all these nodes that are missing here; return the errors.
 
-    See `fetch_checkpoints`; here `progress` gets the name of the transfer as well.
+    See `fetch_checkpoints`; with `only_new`, checkpoints of which there is one here are left alone,
+    and `progress` gets the name of the transfer as well.
     """
     errors: list[UgroError] = []
 
@@ -226,6 +228,9 @@ def bring_all(
         if isinstance(found, UgroError):
             errors.append(found)
             continue
+        if only_new:
+            here = stored_manifests(experiment, plan.rank)
+            found = [manifest for manifest in found if manifest.checkpoint not in here]
         told_of = partial(progress, f"{plan.node} checkpoints") if progress else None
         try:
             fetch_checkpoints(

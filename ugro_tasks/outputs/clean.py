@@ -1,8 +1,8 @@
 """Removal of finished jobs' files on the nodes, and of their old checkpoints on the controller.
 
-A job is never touched unless it has ended and all its outputs are here. On a node, only folders
-with a job id and nonce of this experiments folder are removed, and only if no process of the job
-lives in them; the node checks that.
+A job is never touched unless it has ended and all of it is here. On a node, only folders with a job
+id and nonce of this experiments folder are removed, and only if no process of the job lives in them;
+the node checks that. Before that it is asked what it has, and a folder with more than is here stays.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from ..jobs.metrics import measure
 from ..jobs.record import JobRecord
 from ..jobs.state import Event, JobState
 from ..node.tree import PARTIAL_FOLDER
+from .home import RanAttempt, missing, ran_attempts
 
 HOME = "home"
 REMOVE_SECONDS = 600.0  # allowed for hundreds of gigabytes on a node
@@ -116,7 +117,8 @@ def clean(
             except OSError as error:
                 stays.append(_trouble(job, error))
     ours = set(_known(experiments))
-    for node, answer in _ask_nodes(cluster, by_node, remove=not wish.dry_run).items():
+    answers = _ask_nodes(cluster, by_node, _Home(over), remove=not wish.dry_run)
+    for node, answer in answers.items():
         if isinstance(answer, UgroError):
             errors.append(answer)
             unreached[node] = answer.text
@@ -239,15 +241,65 @@ def _folders(
     return chosen
 
 
+class _Home:
+    """What is here of the jobs to be cleaned."""
+
+    def __init__(self, over: Sequence[_FinishedJob]) -> None:
+        self._attempts: dict[str, tuple[_FinishedJob, RanAttempt]] = {}
+        for job in over:
+            if not job.state.started_at:
+                continue
+            with contextlib.suppress(RecordError):  # its folders are not asked for
+                for attempt in ran_attempts(job.experiment, job.record, job.state):
+                    name = attempt_folder(job.record, attempt.number)
+                    self._attempts[name] = (job, attempt)
+
+    def reason_to_keep(
+        self, name: str, folder: CleanedFolder, host: Host
+    ) -> str | None:
+        """Return why a folder has to stay on a node: all of it that is not here."""
+        if name not in self._attempts:
+            return None  # nothing ever ran in it
+        job, attempt = self._attempts[name]
+        node = host.node.name
+        plans = [plan for plan in attempt.plans if plan.node == node]
+        if not plans:
+            return f"attempt {attempt.number} was not planned for this node"
+        state = job.experiment.state()
+        try:
+            return missing(job.experiment, attempt, plans[0], host, folder, state)
+        except UgroError as error:
+            return f"it cannot be compared with what is here: {error.text}"
+
+
 def _ask_nodes(
-    cluster: Cluster, by_node: Mapping[str, list[tuple[str, str]]], *, remove: bool
+    cluster: Cluster,
+    by_node: Mapping[str, list[tuple[str, str]]],
+    home: _Home,
+    *,
+    remove: bool,
 ) -> dict[str, CleanAnswer | UgroError]:
+    """Have the nodes tell of their folders, and remove those that are here as well."""
     if not by_node:
         return {}
 
     def request(folders: list[tuple[str, str]], host: Host) -> CleanAnswer:
-        operation = Clean(folders=folders, remove=remove)
-        return ask(host, operation, timeout_seconds=REMOVE_SECONDS)
+        look = Clean(folders=folders, remove=False)
+        answer = ask(host, look, timeout_seconds=REMOVE_SECONDS)
+        for name, folder in answer.folders.items():
+            if not folder.kept:
+                kept = home.reason_to_keep(name, folder, host)
+                answer.folders[name] = msgspec.structs.replace(folder, kept=kept)
+        free = [
+            (project, name)
+            for project, name in folders
+            if name in answer.folders and not answer.folders[name].kept
+        ]
+        if remove and free:
+            removal = Clean(folders=free, remove=True)
+            removed = ask(host, removal, timeout_seconds=REMOVE_SECONDS)
+            answer.folders.update(removed.folders)
+        return answer
 
     work = {name: partial(request, folders) for name, folders in by_node.items()}
     with Fleet.of(cluster.subset(by_node)) as fleet:
@@ -329,6 +381,7 @@ def _clean_here(
             continue
         size = checkpoint_bytes(experiment, name, parts)
         if not dry_run:
+            _note_removed(experiment, name)
             _remove_checkpoint(experiment, name, parts)
         path = experiment.outputs.checkpoints(0).path / name
         gone.append(_removal_here(job, path, size))
@@ -387,6 +440,12 @@ def _remove_checkpoint(
         experiment.outputs.manifest(rank, name).remove()
     for rank in parts:
         experiment.outputs.checkpoints(rank).remove(name)
+
+
+def _note_removed(experiment: Experiment, name: str) -> None:
+    state = experiment.state()
+    removed = tuple(dict.fromkeys([*state.removed_checkpoints, name]))
+    experiment.save_state(msgspec.structs.replace(state, removed_checkpoints=removed))
 
 
 def _partial_folders(experiment: Experiment) -> Iterator[Folder]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 from ..errors import HostError, RecordError, UgroError
+from ..hosts.copy import Copy
 from ..hosts.fleet import Fleet
 from ..hosts.host import Host
 from ..hosts.transfer import Transfer
@@ -32,14 +33,15 @@ def fetch_outputs(
     fleet: Fleet,
     *,
     only: Collection[str] | None = None,
+    only_new: bool = False,
     verify: bool = False,
     progress: Callable[[str, int], None] | None = None,
 ) -> list[UgroError]:
     """Pull each rank's output folder, all nodes at once; return the errors.
 
-    Mirrored checkpoints are left out. `verify` compares contents, not only sizes and times.
-    `progress` gets (node, percent). Files that arrived before a failure are not pulled again. A
-    full disk here is one error for all nodes.
+    Mirrored checkpoints are left out, with `only_new` all files of which there is one here.
+    `verify` compares contents, not only sizes and times. `progress` gets (node, percent). Files that
+    arrived before a failure are not pulled again. A full disk here is one error for all nodes.
     """
     telling = threading.Lock()
     errors: list[UgroError] = []
@@ -54,7 +56,7 @@ def fetch_outputs(
 
         transfer = Transfer(host)
         try:
-            _pull(experiment, plan, transfer, verify, tell)
+            _pull(experiment, plan, transfer, only_new, verify, tell)
         except UgroError as error:
             errors.append(error)
         except OSError as error:
@@ -78,6 +80,7 @@ def _pull(
     experiment: Experiment,
     plan: NodePlan,
     transfer: Transfer,
+    only_new: bool,
     verify: bool,
     tell: Callable[[int], None],
 ) -> None:
@@ -89,6 +92,7 @@ def _pull(
             f"{target.path}/",
             exclude=_left_out(experiment, plan),
             never_links=[CHECKPOINTS],
+            only_new=only_new,
             verify=verify,
             progress=tell,
         )
@@ -97,6 +101,28 @@ def _pull(
         if plan.rank == 0:
             outputs.link_for_people()
     outputs.remove_if_empty(plan.rank)
+
+
+def missing_outputs(
+    experiment: Experiment,
+    plan: NodePlan,
+    host: Host,
+    *,
+    only_new: bool,
+    removed_here: Collection[str],
+) -> list[str]:
+    """Name the files that a pull would bring, and nodes' reasons for what it could not.
+
+    Checkpoints removed here on purpose are left out. Raises HostError and OSError.
+    """
+    removed = [f"/{CHECKPOINTS}/{name}" for name in removed_here]
+    return Copy(host).missing(
+        _source(plan),
+        f"{experiment.outputs.of(plan.rank).path}/",
+        exclude=[*_left_out(experiment, plan), *removed],
+        never_links=[CHECKPOINTS],
+        only_new=only_new,
+    )
 
 
 def _source(plan: NodePlan) -> str:

@@ -290,6 +290,12 @@ class FakeBackend:
         wanted = [name for name in end.wrote if name in nodes]
         return self._unreached(wanted)
 
+    def fetch_earlier(self, before: int) -> list[UgroError]:
+        """Fetch nothing, as `fetch`."""
+        attempts = self.journal.state.attempts
+        wanted = [a for a in attempts if a.ran and a.number < before and not a.gathered]
+        return self._unreached([node for attempt in wanted for node in attempt.nodes])
+
     def fetch_checkpoints(self, plan: LaunchPlan) -> list[UgroError]:
         """Fetch nothing, as `fetch`."""
         return self._unreached([node.node for node in plan.nodes])

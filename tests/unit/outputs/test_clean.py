@@ -67,6 +67,7 @@ def test_a_job_that_is_over_and_gathered_goes_from_all_nodes_and_stays_at_home(
     gang: EndedJob,
 ) -> None:
     gang.write(1, "big", b"x" * 100_000)
+    gang.gather()
     found = clean(gang)
     assert there(gang) == [False, False, False]
     assert [(r.where, r.job_id, r.path) for r in found.removals] == [

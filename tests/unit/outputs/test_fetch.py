@@ -47,7 +47,7 @@ def test_a_job_that_runs_is_gathered_as_far_as_it_is_but_not_marked(
     job.gather()
     assert (job.home.folder / "tensorboard" / "events").read_bytes() == b"so far"
     assert job.home.state().gathered_at is None
-    assert not job.home.metrics.exists()  # it comes as a stream
+    assert not (job.home.outputs.of(0).path / "metrics.jsonl").exists()  # a stream
 
 
 def test_a_job_that_never_ran_has_nothing_to_gather(job: EndedJob) -> None:
@@ -60,7 +60,8 @@ def test_where_the_end_is_not_proven_the_node_is_asked(job: EndedJob) -> None:
     job.end(Phase.FAILED, proven_gone=False)
     environment = {"UGRO_TOKEN": job.token(1), "PATH": os.environ["PATH"]}
     with subprocess.Popen(["sleep", "60"], env=environment) as process:
-        job.gather()
+        with pytest.raises(HostError, match="gpu1: rank 1 still runs there"):
+            job.gather()
         process.kill()
     assert job.home.state().gathered_at is None
     job.gather()
@@ -72,7 +73,7 @@ def test_a_node_without_the_folder_is_an_error_and_the_others_are_gathered(
 ) -> None:
     job.write(0, "artifacts/model.bin", b"model")
     job.folder(1).rename(job.folder(1).with_name("away"))
-    with pytest.raises(HostError, match=r"gpu1: .*No such file"):
+    with pytest.raises(HostError, match=r"gpu1: .*folder there is gone"):
         job.gather()
     assert (job.home.folder / "artifacts" / "model.bin").exists()
     assert job.home.state().gathered_at is None

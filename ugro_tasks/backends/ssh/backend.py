@@ -18,6 +18,7 @@ from ...jobs.plan import LaunchPlan
 from ...jobs.spec import Resume
 from ...outputs.checkpoints import Mirror, bring_all
 from ...outputs.fetch import fetch_outputs
+from ...outputs.home import RanAttempt, bring_home, bring_streams, ran_attempts
 from ...training.batch_sizes import model_to_look_for
 from ..api import AttemptEnd
 from . import gate
@@ -174,16 +175,34 @@ class SshBackend:
     def fetch(
         self, plan: LaunchPlan, end: AttemptEnd, nodes: Collection[str]
     ) -> list[UgroError]:
-        """Fetch checkpoints and all other outputs."""
-        wrote = [node for node in end.wrote if node in nodes]
-        plans = [node for node in plan.nodes if node.node in wrote]
-        if not plans:
+        """Fetch the streams that were not followed to their end, checkpoints, and all other outputs."""
+        ended = {end_of.node for end_of in end.exits if not end_of.gave_up}
+        ended.difference_update(end.unread)
+        wanted = [node for node in plan.nodes if node.node in nodes]
+        unheard = tuple(node for node in wanted if node.node not in ended)
+        wrote = [node for node in wanted if node.node in end.wrote or node in unheard]
+        if not wrote:
             return []
         self._wait_for_mirror()
         fleet = self._fleet(self._part([node.node for node in plan.nodes]))
-        errors = bring_all(self.experiment, plans, fleet)
-        errors += fetch_outputs(self.experiment, plans, fleet, only=wrote)
+        attempt = RanAttempt(number=plan.attempt, plans=unheard, is_last=True)
+        errors, _ = bring_streams(self.experiment, attempt, fleet)
+        errors += bring_all(self.experiment, wrote, fleet)
+        errors += fetch_outputs(self.experiment, wrote, fleet)
         return errors
+
+    def fetch_earlier(self, before: int) -> list[UgroError]:
+        """Fetch what is missing of earlier attempts, by the fleet of all nodes."""
+        attempts = [
+            attempt
+            for attempt in ran_attempts(
+                self.experiment, self.journal.record, self.journal.state
+            )
+            if attempt.number < before and not attempt.gathered
+        ]
+        if not attempts:
+            return []
+        return bring_home(self.experiment, attempts, self._fleet(self.cluster))
 
     def fetch_checkpoints(self, plan: LaunchPlan) -> list[UgroError]:
         """Fetch the whole checkpoints, by the fleet of all nodes: a node left behind may be back."""

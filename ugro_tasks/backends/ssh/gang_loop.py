@@ -108,6 +108,11 @@ class Gang:
             exits=tuple(over.exits),
             stopped_for=over.stopped_for,
             wrote=tuple(wrote),
+            unread=tuple(
+                member.node
+                for member in over.members
+                if member.only_end or member.behind
+            ),
             unproven=over.outcome,
         )
 

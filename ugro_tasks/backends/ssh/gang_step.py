@@ -275,7 +275,13 @@ def _exited(state: GangState, member: Member, event: Exited, now: float) -> Resu
         return _with_member(state, member, **_NOT_FOLLOWED | {"follow_at": later}), []
     if member.catching_up:
         # How its rank ended was known before; only its streams were not.
-        caught_up = _with_member(state, member, catching_up=False, **_NOT_FOLLOWED)
+        caught_up = _with_member(
+            state,
+            member,
+            catching_up=False,
+            behind=member.behind and not event.whole,
+            **_NOT_FOLLOWED,
+        )
         disconnected: list[Act] = [ChangeRank(member.rank, {"connected": False})]
         return _before(disconnected, _settle(caught_up, now))
     ended = _with_member(

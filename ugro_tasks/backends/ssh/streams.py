@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from types import MappingProxyType
 from typing import Annotated
 
 import msgspec
@@ -16,73 +15,14 @@ from ...hosts.host import Host
 from ...hosts.requests import Conversation
 from ...hosts.streams import Frame, follow
 from ...jobs.experiment import Experiment
-from ...jobs.gpu_use import node_of_sample
 from ...jobs.outcome import RankExit
 from ...jobs.plan import NodePlan
-from ...jobs.streams import stream_names, stream_sizes
-from ...node.protocol import EXIT, GPU, LOG, LOST, MANIFEST, METRICS, NOTICE
+from ...node.protocol import EXIT, LOST, MANIFEST, NOTICE
+from ...outputs.streams import NO_BASES, RankFiles
 from .disk_thread import DiskThread
-
-NO_BASES: Mapping[str, int] = MappingProxyType({})
-
 
 # Heartbeats that may be missing before the connection counts as dead.
 HEARTBEATS_MISSED = 4
-SAMPLE_BYTES = 1 << 16  # far more than a line of samples has
-
-
-class RankFiles:
-    """The files of a rank's streams. A file's size is the offset for the rest of its stream.
-
-    `bases` is {stream: bytes of its file from earlier attempts}.
-    """
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        plan: NodePlan,
-        bases: Mapping[str, int] = NO_BASES,
-    ) -> None:
-        self._gpu, self._gpu_rest = experiment.gpu, b""
-        self._files = {LOG: experiment.log(plan.rank)}
-        if plan.rank == 0:
-            self._files[METRICS] = experiment.metrics
-        names = stream_names(plan)
-        for kind, file in self._files.items():
-            # The node has what a power cut took.
-            file.cut_nuls(bases.get(names[kind], 0))
-        now = stream_sizes(experiment, [plan])
-        self.offsets = {
-            kind: max(0, now[name] - bases.get(name, 0))
-            for kind, name in names.items()
-            if kind == GPU or kind in self._files
-        }
-
-    def store(self, node: str, frame: Frame) -> None:
-        """Append the frame. Raises NodeFault if it is not the next one, OSError if the disk is full."""
-        if self.offsets.get(frame.kind) != frame.offset:
-            raise NodeFault(
-                node,
-                f"stream {frame.kind} goes on at byte {frame.offset} instead of the next one",
-            )
-        self.offsets[frame.kind] += len(frame.payload)
-        if frame.kind == GPU:
-            # One file for all nodes: whole lines only, and by their node they are counted.
-            lines, newline, self._gpu_rest = (
-                self._gpu_rest + frame.payload
-            ).rpartition(b"\n")
-            whole = lines.split(b"\n") if newline else []
-            if (
-                any(node_of_sample(line) != node for line in whole)
-                or len(self._gpu_rest) > SAMPLE_BYTES
-            ):
-                raise NodeFault(
-                    node,
-                    f"it sends samples of no card of its own: {(lines or self._gpu_rest)[:100]!r}",
-                )
-            self._gpu.append_lines(lines + newline, leaving_room=True)
-            return
-        self._files[frame.kind].append_stream(frame.payload)
 
 
 def follow_rank(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ...errors import Interrupted, JobEnded, StopUnproven
+from ...errors import Interrupted, JobEnded, NotGathered, StopUnproven
 from ...jobs.experiment import Experiment
 from ...jobs.experiments import Experiments
 from ...jobs.phase import Phase
@@ -119,6 +119,11 @@ class Follower:
         if self.state.phase is not Phase.SUCCEEDED:
             raise JobEnded(self._cause_in_words(), self.state.exit_code)
         self.view.show_success()
+        if not self.state.gathered_at:
+            raise NotGathered(
+                f"{self.experiment.job_id} succeeded, but not all of it is here; "
+                f"get it: inv gather {self.experiment.job_id}"
+            )
 
     def _cause_in_words(self) -> str:
         words = f"{self.experiment.job_id} {self.state.phase}"

@@ -45,6 +45,8 @@ def _job_row(line: JobLine) -> list[str]:
 
 
 def _first_line_of_cause(state: JobState) -> str:
+    if is_missing_here(state):
+        return "not all of it is here: inv gather"
     if state.cause is None or state.phase is Phase.STOPPED:
         return ""
     return state.cause.message.partition("\n")[0]
@@ -69,6 +71,9 @@ def show_job(report: JobReport, *, as_json: bool) -> None:
         words = printable_lines(event.message)
         console.print(f"  {clock(event.time)}  {node:12} {words}")
     show_cause(console, state)
+    if is_missing_here(state):
+        words = f"not all of it is here; get it: inv gather {report.job_id}"
+        console.print(style(printable_lines(words), "red"))
     return None
 
 
@@ -80,6 +85,11 @@ def show_job_head(console: Printer, job_id: str, state: JobState) -> None:
         coloured(state.phase),
         f"  {duration(state.seconds)}",
     )
+
+
+def is_missing_here(state: JobState) -> bool:
+    """Return whether the job succeeded, and not all of it is here."""
+    return state.phase is Phase.SUCCEEDED and not state.gathered_at
 
 
 def show_cause(console: Printer, state: JobState) -> None:

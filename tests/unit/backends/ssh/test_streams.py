@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.unit.factories import disk_full_beyond, make_node, make_node_plan
 from ugro_tasks.backends.ssh.disk_thread import DiskThread
-from ugro_tasks.backends.ssh.streams import RankFiles, follow_rank
+from ugro_tasks.backends.ssh.streams import follow_rank
 from ugro_tasks.errors import NodeFault
 from ugro_tasks.hosts.requests import node_zip
 from ugro_tasks.hosts.streams import Frame
@@ -30,6 +30,7 @@ from ugro_tasks.node.protocol import (
     MARK,
     METRICS,
 )
+from ugro_tasks.outputs.streams import RankFiles
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from ugro_tasks.cli.interrupts import Interrupts
 from ugro_tasks.cli.show import follow, job_view
 from ugro_tasks.cli.show.follow import Follower
 from ugro_tasks.cli.show.job_view import JobView
-from ugro_tasks.errors import JobEnded
+from ugro_tasks.errors import JobEnded, NotGathered
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.experiments import Experiments
 from ugro_tasks.jobs.phase import Phase
@@ -28,7 +28,9 @@ RUNNING = JobState(
     started_at=100.0,
     ranks=(RankState(rank=0, node="gpu0"), RankState(rank=2, node="gpu2")),
 )
-SUCCEEDED = msgspec.structs.replace(RUNNING, phase=Phase.SUCCEEDED, ended_at=225.0)
+SUCCEEDED = msgspec.structs.replace(
+    RUNNING, phase=Phase.SUCCEEDED, ended_at=225.0, gathered_at=225.0
+)
 CAUSE = Cause(message="rank 1 on gpu1: exit code 7", last_lines=("the end",))
 FAILED = msgspec.structs.replace(
     RUNNING, phase=Phase.FAILED, ended_at=225.0, cause=CAUSE
@@ -183,6 +185,17 @@ def test_a_job_that_succeeded_ends_with_a_word(
     follower(experiments, job, items, monkeypatch).until_ended(interrupt_stops=True)
     out = capsys.readouterr().out
     assert out.index("last words") < out.index("succeeded in 2:05")
+
+
+def test_a_success_that_is_not_home_ends_with_a_code_of_its_own(
+    experiments: Experiments, job: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = msgspec.structs.replace(SUCCEEDED, gathered_at=None)
+    shown = follower(experiments, job, [RUNNING, away], monkeypatch)
+    with pytest.raises(NotGathered) as raised:
+        shown.until_ended(interrupt_stops=True)
+    assert raised.value.exit_code == 14
+    assert raised.value.text.endswith(f"get it: inv gather {job.job_id}")
 
 
 def test_whoever_detaches_returns_when_all_ranks_run(
