@@ -357,19 +357,21 @@ def gather(
     cluster: AnyCluster = None,
     *,
     verify: bool = False,
+    leave_links: bool = False,
     dry_run: bool = False,
     tell: Callable[[str, int], None] = lambda _node, _percent: None,
 ) -> Gathering:
     """Fetch a job's outputs from the nodes, also while it runs; with `dry_run` only say from where.
 
-    With `verify` contents are compared, not only sizes and times. `tell` is told how far each node is, in percent.
+    With `verify` contents are compared, not only sizes and times. With `leave_links` the job counts as gathered
+    without what links out of its outputs lead to. `tell` is told how far each node is, in percent.
     """
     from .outputs.gather import gather, would_gather
 
     experiment = find(job, cluster)
     if dry_run:
         return would_gather(experiment)
-    return gather(experiment, tell, verify=verify)
+    return gather(experiment, tell, verify=verify, leave_links=leave_links)
 
 
 # ---- the cluster ----

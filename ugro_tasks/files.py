@@ -31,6 +31,8 @@ from .node.tree import open_beneath
 # Disk space, and numbers of files, that data from nodes cannot fill; a small disk reserves 2 %.
 RESERVE_BYTES = 64 << 20
 RESERVE_FILES = 1000
+# More than rsync makes files between two looks at the disk.
+MANY_FILES = 200_000
 TAIL_BYTES = 1 << 16
 # Of opening a link, a socket, a pipe without a reader, or a name below a file.
 NOT_PLAIN = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO)
@@ -537,3 +539,10 @@ def leave_room(folder: int | Path, shown: Path | None = None) -> None:
     if files_full or free_bytes < min(RESERVE_BYTES, total_bytes // 50):
         words = os.strerror(errno.ENOSPC)
         raise OSError(errno.ENOSPC, words, str(shown or folder))
+
+
+def has_many_names(folder: Path) -> bool:
+    """Tell whether the disk of a folder takes so many more files that none need be counted."""
+    disk = os.statvfs(folder)
+    # Some file systems have no number of files.
+    return disk.f_files == 0 or disk.f_favail > MANY_FILES

@@ -101,7 +101,15 @@ WHOLE: dict[str, dict[str, Any]] = {
         "base": {"path": "/usr/bin/python3", "version": "3.11.7"},
     },
     "clean": {
-        "folders": {"exp1": {"path": "/x", "bytes": 1, "removed": False, "kept": None}},
+        "folders": {
+            "exp1": {
+                "path": "/x",
+                "bytes": 1,
+                "removed": False,
+                "kept": None,
+                "streams": {"log": 1},
+            }
+        },
         "others": ["other"],
     },
 }

@@ -147,8 +147,13 @@ class EndedJob:
             rank, f"checkpoints/{name}.manifest.json", msgspec.json.encode(manifest)
         )
 
-    def gather(self, *, verify: bool = False) -> list[str]:
-        gathering = gather(self.home, lambda _what, _percent: None, verify=verify)
+    def gather(self, *, verify: bool = False, leave_links: bool = False) -> list[str]:
+        gathering = gather(
+            self.home,
+            lambda _what, _percent: None,
+            verify=verify,
+            leave_links=leave_links,
+        )
         return list(gathering.cleaned)
 
 

@@ -15,12 +15,17 @@ if TYPE_CHECKING:
     help={
         "name": JOB_HELP,
         "verify": "compare contents, not only sizes and times, with what has come already",
+        "leave-links": "without what links out of the outputs lead to; the job counts as gathered",
         "cluster": CLUSTER_HELP,
     },
     group="look",
 )
 def gather(
-    context: Any, name: str, verify: bool = False, cluster: str | None = None
+    context: Any,
+    name: str,
+    verify: bool = False,
+    leave_links: bool = False,
+    cluster: str | None = None,
 ) -> Gathering:
     """Fetch a job's outputs from the nodes, also while it runs."""
     from .. import api
@@ -35,7 +40,9 @@ def gather(
     from .show.bars import Percentages  # late: few commands draw bars
 
     with Percentages() as shown:
-        found = api.gather(job, verify=verify, tell=shown.update)
+        found = api.gather(
+            job, verify=verify, leave_links=leave_links, tell=shown.update
+        )
     if found.cleaned:
         nodes = ", ".join(found.cleaned)
         note(

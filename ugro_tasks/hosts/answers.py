@@ -348,7 +348,7 @@ class CleanedFolder(Struct, frozen=True, kw_only=True):
     bytes: Bytes
     removed: bool
     kept: LongText | None
-    streams: dict[str, Bytes]
+    streams: dict[str, Bytes] | None = None
 
 
 class CleanAnswer(Struct, frozen=True, kw_only=True):

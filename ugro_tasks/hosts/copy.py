@@ -12,9 +12,10 @@ from typing import Any
 from ..errors import HostError, HostUnreachable, NodeFault
 from ..files import leave_room
 from ..node import protocol
-from ..node.copy import Source, Storing, batches, sign_of_life
+from ..node.copy import Storing, batches, sign_of_life
 from ..node.protocol import FRAME, HEARTBEAT
 from ..node.receiver import Receiver, Want
+from ..node.source import Source
 from ..node.tree import Unfit
 from .answers import shortened
 from .host import ARRIVED_STAYS, Host
@@ -76,7 +77,6 @@ class Copy:
         only: Sequence[str] = (),
         files: Sequence[str] | None = None,
         follow_links: bool = False,
-        only_new: bool = False,
         gently: bool = False,
         verify: bool = False,
         progress: Callable[[int], None] | None = None,
@@ -96,7 +96,6 @@ class Copy:
                 files=asked["files"],
                 exclude=exclude,
                 never_links=never_links,
-                only_new=only_new,
                 verify=verify,
                 links=links,
                 vanished=True,
@@ -125,6 +124,49 @@ class Copy:
                 pass
             return receiver.bytes_to_come
 
+    def complete(
+        self,
+        source: str,
+        target: str,
+        *,
+        exclude: Sequence[str] = (),
+        never_links: Sequence[str] = (),
+        only_new: bool = False,
+        verify: bool = False,
+        leave_links: bool = False,
+        announce: Callable[[str, str, int], None] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[str]:
+        """Fetch the outputs of a rank that are missing here; return the links that were left out.
+
+        A link may come as what it leads to, see `node/outputs.py`; `announce` is told of it before:
+        (link, what it leads to, bytes). Raises HostError, and OSError if the disk here is full.
+        """
+        asked = _outputs_request(source, exclude, never_links, leave_links)
+        with _Exchange(self.host, "send_files", asked) as exchange:
+            receiver = Receiver(
+                target,
+                exclude=exclude,
+                never_links=never_links,
+                only_new=only_new,
+                verify=verify,
+                vanished=True,
+                room=lambda: leave_room(Path(target)),
+                alive=sign_of_life(exchange.put),
+            )
+            exchange.read_listing(receiver)
+            for link, leads_to, size in receiver.followed:
+                if announce:
+                    announce(shortened(link, 200), shortened(leads_to, 200), size)
+            try:
+                _store(exchange, receiver, _percentages(progress))
+            finally:
+                receiver.close()
+                remove_stray_links(target)
+        if receiver.errors:
+            raise _incomplete(self.host, _summary(receiver.errors))
+        return [shortened(words, 500) for words in receiver.left_out]
+
     def missing(
         self,
         source: str,
@@ -133,12 +175,13 @@ class Copy:
         exclude: Sequence[str] = (),
         never_links: Sequence[str] = (),
         only_new: bool = False,
+        leave_links: bool = False,
     ) -> list[str]:
-        """Name the files that a pull would transfer, and what it would leave out; raises HostError.
+        """Name what `complete` would fetch, and what it would leave out unasked; raises HostError.
 
         Nothing is written here.
         """
-        asked = _pull_request(source, exclude, never_links=never_links)
+        asked = _outputs_request(source, exclude, never_links, leave_links)
         with _Exchange(self.host, "send_files", asked) as exchange:
             receiver = Receiver(
                 target,
@@ -148,16 +191,24 @@ class Copy:
                 alive=sign_of_life(exchange.put),
             )
             exchange.read_listing(receiver)
-            wanted = [
-                shortened(want[0], 200) for want in receiver.wants(look_only=True)
-            ]
-        return wanted + [shortened(error, 200) for error in receiver.errors]
+            found = [want[0] for want in receiver.wants(look_only=True)]
+        found += receiver.errors
+        if not leave_links:
+            found += receiver.left_out
+        return [shortened(words, 200) for words in found]
 
 
 def _pull(
     exchange: _Exchange, receiver: Receiver, tell: Callable[[int, int], None]
 ) -> None:
     exchange.read_listing(receiver)
+    _store(exchange, receiver, tell)
+
+
+def _store(
+    exchange: _Exchange, receiver: Receiver, tell: Callable[[int, int], None]
+) -> None:
+    """Fetch what is missing of the files in the listing."""
     storing = Storing(receiver, exchange.put)
     storing.ask()
     came = 0
@@ -373,6 +424,13 @@ def _pull_request(
         "links": links,
         "gently": gently,
     }
+
+
+def _outputs_request(
+    source: str, exclude: Sequence[str], never_links: Sequence[str], leave_links: bool
+) -> dict[str, Any]:
+    links = "left" if leave_links else "owned"
+    return _pull_request(source, exclude, never_links=never_links, links=links)
 
 
 def _listed(files: Sequence[str] | None) -> list[str] | None:

@@ -8,7 +8,7 @@ import re
 import select
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,6 +25,8 @@ SILENCE_SECONDS = 120
 CHECKSUM_SECONDS = 600
 # rsync's exit code for files vanishing before their turn, as in the folder of a running job.
 VANISHED = 24
+# The same for files that could not be read, among others; all else has come.
+PARTIAL = 23
 # A pull takes files, folders and links inside the tree, without owners and set-user-id.
 PULL_OPTIONS = (
     "--safe-links",
@@ -123,6 +125,7 @@ class Rsync:
         files: Sequence[str] | None = None,
         follow_links: bool = False,
         only_new: bool = False,
+        partly: bool = False,
         gently: bool = False,
         verify: bool = False,
         progress: Callable[[int], None] | None = None,
@@ -132,7 +135,8 @@ class Rsync:
         `never_links` are names in the top folder of folders, left out if they are anything else.
         `only` are names in the top folder, `files` paths in the whole tree. `follow_links` takes the
         content of links, instead of links leading to a path in the folder. `only_new` leaves files
-        alone of which there is one here. `gently` lowers the
+        alone of which there is one here. With `partly` it is no error that some files could not come.
+        `gently` lowers the
         priority on the host. `verify` compares contents, not only size and time. `progress`
         receives the percentage. Files vanishing meanwhile are skipped.
 
@@ -158,7 +162,10 @@ class Rsync:
             options += ["--checksum", f"--timeout={CHECKSUM_SECONDS}"]
         arguments = [*options, "--", _at(remote, source), target]
         try:
-            self._run(arguments, progress, files, pulling=True, into=target)
+            may_end_with = {VANISHED, PARTIAL} if partly else {VANISHED}
+            self._run(
+                arguments, progress, files, may_end_with=may_end_with, into=target
+            )
         finally:
             remove_stray_links(target)
 
@@ -169,7 +176,8 @@ class Rsync:
         options, remote = self._remote()
         options += ["--dry-run", "--stats", *PULL_OPTIONS, *_excluded(exclude)]
         arguments = [*options, "--", _at(remote, source), target]
-        found = TRANSFER_SIZE.search(self._run(arguments, pulling=True))
+        said = self._run(arguments, may_end_with={VANISHED})
+        found = TRANSFER_SIZE.search(said)
         if not found:
             return None
         digits = re.sub(rb"\D", b"", found[1])
@@ -186,13 +194,13 @@ class Rsync:
         progress: Callable[[int], None] | None = None,
         files: Sequence[str] | None = None,
         *,
-        pulling: bool = False,
+        may_end_with: Collection[int] = (),
         into: str | None = None,
     ) -> bytes:
         """Run rsync and return the end of its output. Raises HostError with rsync's own message.
 
-        `into` is the folder filled by a pull; rsync is killed, with an OSError, when its disk gets
-        full.
+        A pull may end with some exit codes besides 0. `into` is the folder filled by it; rsync is
+        killed, with an OSError, when its disk gets full.
         """
         argv = [
             "rsync",
@@ -227,7 +235,7 @@ class Rsync:
                     raise
             complaints.seek(0)
             complaint = complaints.read(READ_BYTES).decode("utf-8", "replace")
-        self._raise_for(process.returncode, complaint, pulling=pulling)
+        self._raise_for(process.returncode, complaint, may_end_with)
         return said
 
     def _watch(
@@ -248,13 +256,15 @@ class Rsync:
                 progress(int(percents[-1]))
         return said
 
-    def _raise_for(self, code: int, complaint: str, *, pulling: bool) -> None:
+    def _raise_for(
+        self, code: int, complaint: str, may_end_with: Collection[int]
+    ) -> None:
         """Raise the error for an exit code and the messages before it."""
         full = NO_ROOM.search(complaint)
-        if pulling and full:
+        if may_end_with and full:
             number = int(full[2])
             raise OSError(number, os.strerror(number), full[1])
-        if code == 0 or (pulling and code == VANISHED):
+        if code == 0 or code in may_end_with:
             return
         lines = complaint.strip().splitlines()
         words = f"rsync ended with {code}"

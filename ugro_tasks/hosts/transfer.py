@@ -9,9 +9,11 @@ can continue the other's work.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypedDict, TypeVar, Unpack
 
 from ..errors import HostUnreachable
+from ..files import has_many_names
 from .copy import Copy
 from .host import Host
 from .rsync import Rsync, RsyncUnusable, rsync_fault_here
@@ -37,9 +39,17 @@ class PullOptions(TypedDict, total=False):
     only: Sequence[str]
     files: Sequence[str] | None
     follow_links: bool
-    only_new: bool
     gently: bool
     verify: bool
+    progress: Callable[[int], None] | None
+
+
+class OutputOptions(TypedDict, total=False):
+    """The keyword arguments of `Copy.complete` that `Rsync.pull` has as well."""
+
+    exclude: Sequence[str]
+    never_links: Sequence[str]
+    only_new: bool
     progress: Callable[[int], None] | None
 
 
@@ -58,6 +68,39 @@ class Transfer:
     def pull(self, source: str, target: str, **options: Unpack[PullOptions]) -> None:
         """Make the folder `target` here like `source` on the host."""
         self._do(lambda way: way.pull(source, target, **options))
+
+    def pull_outputs(
+        self,
+        source: str,
+        target: str,
+        *,
+        verify: bool = False,
+        leave_links: bool = False,
+        announce: Callable[[str, str, int], None] | None = None,
+        **options: Unpack[OutputOptions],
+    ) -> list[str]:
+        """Make the folder `target` here like a rank's outputs on the host; return the links left out.
+
+        rsync brings most of it; what it does not tell of is found, fetched or named by `Copy.complete`.
+        """
+        # rsync would take the last names of a small disk before anybody looks.
+        if self._by_rsync and has_many_names(Path(target)):
+            try:
+                Rsync(self.host).pull(
+                    source, target, partly=True, verify=verify, **options
+                )
+            except (RsyncUnusable, HostUnreachable):
+                self._by_rsync = False
+            verify = False
+        copy = Copy(self.host)
+        return copy.complete(
+            source,
+            target,
+            verify=verify,
+            leave_links=leave_links,
+            announce=announce,
+            **options,
+        )
 
     def bytes_to_come(
         self, source: str, target: str, *, exclude: Sequence[str] = ()

@@ -69,6 +69,8 @@ class JobState(Struct, frozen=True, kw_only=True):
     exit_code: int = 0  # of `inv launch`; see errors.py
     # The time when all streams and outputs of the ranks were here; None: some may be missing.
     gathered_at: float | None = None
+    # Whether it counts as gathered without what links lead to, as its user wished.
+    links_left_out: bool = False
     # Checkpoints removed here by `inv clean --at-home`: they need not come from the nodes.
     removed_checkpoints: tuple[str, ...] = ()
     # Nodes on which `inv clean` has removed the job's files.

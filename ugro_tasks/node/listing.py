@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from .tree import Entry, Unfit, check_entry, is_excluded
 
@@ -27,6 +27,10 @@ class Listing:
         never_links: Sequence[str] = (),
     ) -> None:
         self.entries: Dict[str, Entry] = {}
+        # Links that do not come, with the reason.
+        self.left_out: List[str] = []
+        # (link, what it leads to, bytes of that) of those that come as what they lead to.
+        self.followed: List[Tuple[str, str, int]] = []
         self._only = None if only is None else frozenset(only)
         self._files = None if files is None else frozenset(files)
         self._exclude = exclude
@@ -49,6 +53,12 @@ class Listing:
             if entry[0] == "e":
                 name = path or "the folder itself"
                 unreadable.append("%.200s: %.200s" % (name, entry[2]))
+                continue
+            if entry[0] == "o":
+                self.left_out.append("%.200s: %.300s" % (path, entry[2]))
+                continue
+            if entry[0] == "t":
+                self.followed.append((path, entry[2], entry[3]))
                 continue
             is_no_folder = entry[0] != "d" and path in self._never_links
             if is_no_folder or not self._is_asked_for(path):

@@ -67,7 +67,7 @@ class Receiver:
     missing at the source, except those matching `exclude`. `verify` compares contents, not only
     sizes and times. `only`, `files`, `exclude`, `never_links` and `links` are as in `Source`:
     anything else from a source is refused. `vanished` allows files to disappear at the source.
-    `room` is called before each piece and may raise OSError; `alive` is called during long work
+    `room` is called before each piece and each new name, and may raise OSError; `alive` is called during long work
     without frames.
     """
 
@@ -105,6 +105,8 @@ class Receiver:
             only=only, files=files, exclude=exclude, never_links=never_links
         )
         self._entries = self._listing.entries
+        self.left_out = self._listing.left_out
+        self.followed = self._listing.followed
         self._hashed: Dict[str, HashedFile] = {}
         # Files that cannot be written here.
         self._unwritable: Set[str] = set()
@@ -132,8 +134,10 @@ class Receiver:
         for path, entry in self._entries.items():
             self.alive()
             want: Optional[Want] = None
+            kind = entry[0]
+            if kind == "d" and not look_only:
+                self.room()
             with self._noting(path):
-                kind = entry[0]
                 if kind == "d" and not look_only:
                     with opened_folder(self.folder, path, create=True):
                         pass
@@ -240,6 +244,8 @@ class Receiver:
         if path in self._unwritable:
             return None
         self.close()
+        # An empty file takes a name, too.
+        self.room()
         digest = hashlib.sha256()
         if offset:
             hashed = self._hashed.get(path)
@@ -320,6 +326,7 @@ class Receiver:
             target = entry[2]
             is_inside = self.links == "inside" and leads_inside(path, target)
             if self.links == "all" or is_inside:
+                self.room()
                 with self._noting(path):
                     self._link(path, target)
         if self.delete:

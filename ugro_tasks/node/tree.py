@@ -1,8 +1,9 @@
 """The entries of a folder, safe access to paths inside it, and their removal.
 
-An entry is ["d", path, mtime_ns, mode], ["f", path, mtime_ns, mode, size], ["l", path, target], or
-["e", path, error] for an unreadable path. A path is relative to the folder; names that are not text
-have surrogate escapes.
+An entry is ["d", path, mtime_ns, mode], ["f", path, mtime_ns, mode, size], ["l", path, target],
+["e", path, error] for an unreadable path, ["o", path, reason] for a link that is left out, or
+["t", path, target, size] before the entries of what a link leads to. A path is relative to the
+folder; names that are not text have surrogate escapes.
 """
 
 from __future__ import annotations
@@ -34,7 +35,12 @@ KINDS = {
     "f": (str, int, int, int),
     "l": (str, str),
     "e": (str, str),
+    "o": (str, str),
+    "t": (str, str, int),
 }
+
+# Of these kinds the path is no place for a file.
+ONLY_SHOWN = ("e", "o", "t")
 
 Entry = List[Any]
 
@@ -59,8 +65,7 @@ def check_entry(entry: object) -> None:
     kind = entry[0]
     if kind in "df" and entry[3] > 0o777:
         raise Unfit("no mode of a file: %.200r" % (entry,))
-    if kind == "e":
-        # Its path is only shown.
+    if kind in ONLY_SHOWN:
         return
     if kind == "l":
         target = entry[2]

@@ -10,10 +10,11 @@ import errno
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
-from ..errors import HostError, RecordError, UgroError
+from ..errors import HostError, NodeFault, RecordError, UgroError
 from ..hosts.copy import Copy
 from ..hosts.fleet import Fleet
 from ..hosts.host import Host
@@ -22,8 +23,12 @@ from ..jobs.checkpoints import stored_manifests
 from ..jobs.experiment import METRICS_NAME, Experiment
 from ..jobs.outputs import CHECKPOINTS
 from ..jobs.plan import NodePlan
+from ..jobs.state import Event
 from ..node.protocol import MANIFEST_SUFFIX
 
+# Of what a link leads to, to be said before it comes.
+LARGE_BYTES = 1 << 30
+LINKS_NAMED = 20
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -35,11 +40,13 @@ def fetch_outputs(
     only: Collection[str] | None = None,
     only_new: bool = False,
     verify: bool = False,
+    leave_links: bool = False,
     progress: Callable[[str, int], None] | None = None,
 ) -> list[UgroError]:
     """Pull each rank's output folder, all nodes at once; return the errors.
 
     Mirrored checkpoints are left out, with `only_new` all files of which there is one here.
+    Links that do not come are an error that names them, with `leave_links` an event of the job.
     `verify` compares contents, not only sizes and times. `progress` gets (node, percent). Files that
     arrived before a failure are not pulled again. A full disk here is one error for all nodes.
     """
@@ -56,7 +63,16 @@ def fetch_outputs(
 
         transfer = Transfer(host)
         try:
-            _pull(experiment, plan, transfer, only_new, verify, tell)
+            left_out = _pull(
+                experiment,
+                plan,
+                transfer,
+                only_new=only_new,
+                verify=verify,
+                leave_links=leave_links,
+                tell=tell,
+            )
+            _note_left_out(experiment, plan, left_out, on_wish=leave_links)
         except UgroError as error:
             errors.append(error)
         except OSError as error:
@@ -80,20 +96,31 @@ def _pull(
     experiment: Experiment,
     plan: NodePlan,
     transfer: Transfer,
+    *,
     only_new: bool,
     verify: bool,
+    leave_links: bool,
     tell: Callable[[int], None],
-) -> None:
+) -> list[str]:
+    """Pull a rank's outputs; return the links that were left out."""
     outputs = experiment.outputs
     target = outputs.make(plan.rank)
+
+    def announce(link: str, leads_to: str, size: int) -> None:
+        if size >= LARGE_BYTES:
+            words = f"{link} leads to {leads_to}: {_mebibytes(size)} to come"
+            _say(experiment, plan, words)
+
     try:
-        transfer.pull(
+        left_out = transfer.pull_outputs(
             _source(plan),
             f"{target.path}/",
             exclude=_left_out(experiment, plan),
             never_links=[CHECKPOINTS],
             only_new=only_new,
             verify=verify,
+            leave_links=leave_links,
+            announce=announce,
             progress=tell,
         )
     finally:
@@ -101,6 +128,28 @@ def _pull(
         if plan.rank == 0:
             outputs.link_for_people()
     outputs.remove_if_empty(plan.rank)
+    return left_out
+
+
+def _note_left_out(
+    experiment: Experiment, plan: NodePlan, links: Sequence[str], *, on_wish: bool
+) -> None:
+    """Name the links that were left out; raises NodeFault unless that was wished for."""
+    if not links:
+        return
+    words = "; ".join(links[:LINKS_NAMED])
+    if len(links) > LINKS_NAMED:
+        words += f"; and {len(links) - LINKS_NAMED} more"
+    if on_wish:
+        _say(experiment, plan, f"links left out: {words}")
+        return
+    fix = f"without them: inv gather {experiment.job_id} --leave-links"
+    raise NodeFault(plan.node, f"what these links lead to does not come: {words}", fix)
+
+
+def _say(experiment: Experiment, plan: NodePlan, words: str) -> None:
+    with contextlib.suppress(OSError):
+        experiment.add_event(Event(time=time.time(), node=plan.node, message=words))
 
 
 def missing_outputs(
@@ -109,6 +158,7 @@ def missing_outputs(
     host: Host,
     *,
     only_new: bool,
+    leave_links: bool,
     removed_here: Collection[str],
 ) -> list[str]:
     """Name the files that a pull would bring, and nodes' reasons for what it could not.
@@ -122,6 +172,7 @@ def missing_outputs(
         exclude=[*_left_out(experiment, plan), *removed],
         never_links=[CHECKPOINTS],
         only_new=only_new,
+        leave_links=leave_links,
     )
 
 

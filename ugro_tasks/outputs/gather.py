@@ -31,12 +31,17 @@ def would_gather(experiment: Experiment) -> Gathering:
 
 
 def gather(
-    experiment: Experiment, tell: Callable[[str, int], None], *, verify: bool = False
+    experiment: Experiment,
+    tell: Callable[[str, int], None],
+    *,
+    verify: bool = False,
+    leave_links: bool = False,
 ) -> Gathering:
     """Fetch the outputs of a running or ended job; `tell` gets (node, percent).
 
-    `verify` compares contents, not only sizes and times. Raises the errors of nodes, RecordError if the job never ran
-    or the disk here is full.
+    `verify` compares contents, not only sizes and times. With `leave_links` a job counts as gathered without what links
+    out of its outputs lead to; its events name them. Raises the errors of nodes, RecordError if the job never ran or
+    the disk here is full.
     """
     record = experiment.signed_record()
     state = experiment.state()
@@ -54,22 +59,39 @@ def gather(
         with Fleet.of(experiment.cluster().subset(nodes)) as fleet:
             if state.phase.finished:
                 errors = bring_home(
-                    experiment, attempts, fleet, verify=verify, progress=tell
+                    experiment,
+                    attempts,
+                    fleet,
+                    verify=verify,
+                    leave_links=leave_links,
+                    progress=tell,
                 )
             else:  # its agent fetches streams and checkpoints
                 errors = fetch_outputs(
-                    experiment, attempts[-1].plans, fleet, verify=verify, progress=tell
+                    experiment,
+                    attempts[-1].plans,
+                    fleet,
+                    verify=verify,
+                    leave_links=leave_links,
+                    progress=tell,
                 )
         if errors:
             raise _together(experiment, errors)
-        if state.phase.finished and not state.gathered_at:
-            note_gathered(experiment)
+        if state.phase.finished:
+            note_gathered(experiment, leave_links=leave_links)
     return _gathering(experiment, tuple(sorted(everywhere.intersection(state.cleaned))))
 
 
-def note_gathered(experiment: Experiment) -> None:
+def note_gathered(experiment: Experiment, *, leave_links: bool) -> None:
     """Write down that all of the job is here; raises RecordError."""
-    gathered = msgspec.structs.replace(experiment.state(), gathered_at=time.time())
+    state = experiment.state()
+    gathered = msgspec.structs.replace(
+        state,
+        gathered_at=state.gathered_at or time.time(),
+        links_left_out=leave_links,
+    )
+    if gathered == state:
+        return
     try:
         experiment.save_state(gathered)
     except OSError as error:

@@ -97,6 +97,7 @@ def bring_home(
     fleet: Fleet,
     *,
     verify: bool = False,
+    leave_links: bool = False,
     progress: Callable[[str, int], None] | None = None,
 ) -> list[UgroError]:
     """Fetch what is missing here of attempts that have ended; return the errors.
@@ -118,7 +119,13 @@ def bring_home(
             experiment, here, fleet, only_new=new, verify=verify, progress=progress
         )
         errors += fetch_outputs(
-            experiment, here, fleet, only_new=new, verify=verify, progress=progress
+            experiment,
+            here,
+            fleet,
+            only_new=new,
+            verify=verify,
+            leave_links=leave_links,
+            progress=progress,
         )
         errors += brought
     return errors
@@ -170,6 +177,8 @@ def missing(
 
     Raises HostError and RecordError where it cannot be compared.
     """
+    if folder.streams is None:
+        return "it does not say how much is there"
     here = sizes_of_attempt(experiment, plan, attempt.number, state.attempts)
     there = {kind: folder.streams.get(STREAMS[kind], 0) for kind in kinds_of(plan)}
     more = has_more(here, there)
@@ -180,6 +189,7 @@ def missing(
             plan,
             host,
             only_new=not attempt.is_last,
+            leave_links=state.links_left_out,
             removed_here=state.removed_checkpoints,
         )
     except OSError as error:

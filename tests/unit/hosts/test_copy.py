@@ -18,8 +18,9 @@ from tests.unit.factories import make_node
 from ugro_tasks.errors import NodeFault
 from ugro_tasks.hosts.copy import Copy
 from ugro_tasks.hosts.local import LocalHost
-from ugro_tasks.node.copy import Source, batches
+from ugro_tasks.node.copy import batches
 from ugro_tasks.node.receiver import do_nothing
+from ugro_tasks.node.source import Source
 from ugro_tasks.node.tree import (
     PARTIAL_FOLDER,
 )

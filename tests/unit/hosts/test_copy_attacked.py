@@ -20,9 +20,9 @@ from ugro_tasks.hosts.copy import Copy
 from ugro_tasks.hosts.host import Stream
 from ugro_tasks.hosts.local import LocalHost
 from ugro_tasks.node import listing, protocol, receiver
-from ugro_tasks.node.copy import Source
 from ugro_tasks.node.protocol import FRAME, MARK
 from ugro_tasks.node.receiver import Receiver, do_nothing
+from ugro_tasks.node.source import Source
 from ugro_tasks.node.tree import PARTIAL_FOLDER, partial_of
 
 NODE = make_node(transport="local", address="127.0.0.1")
@@ -373,9 +373,9 @@ def test_a_disk_that_fails_is_told_of_its_file(
         return Failing([b"con"])
 
     monkeypatch.setattr(
-        "ugro_tasks.node.copy.os.fstat", lambda _: (there / "file").stat()
+        "ugro_tasks.node.source.os.fstat", lambda _: (there / "file").stat()
     )
-    monkeypatch.setattr("ugro_tasks.node.copy.open", opened, raising=False)
+    monkeypatch.setattr("ugro_tasks.node.source.open", opened, raising=False)
     Source(str(there)).send(
         ["file", 0, None, True],
         lambda kind, _, payload: put.append((kind, payload)),
