@@ -172,7 +172,7 @@ def fetch_checkpoints(
         try:
             Transfer(host).pull(
                 source,
-                f"{folder.path}/",
+                f"{folder.place}/",
                 files=sorted(files),
                 follow_links=True,
                 gently=gently,
@@ -290,7 +290,7 @@ def deliver(
     transfer = Transfer(host)
     for rank, files in _layers(checkpoint, first, plan.rank):
         folder = source.outputs.checkpoints(rank)
-        transfer.push(f"{folder.path}/", target, files=files, link_from=link_from)
+        transfer.push(f"{folder.place}/", target, files=files, link_from=link_from)
 
 
 def _layers(

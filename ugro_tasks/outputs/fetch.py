@@ -114,7 +114,7 @@ def _pull(
     try:
         left_out = transfer.pull_outputs(
             _source(plan),
-            f"{target.path}/",
+            f"{target.place}/",
             exclude=_left_out(experiment, plan),
             never_links=[CHECKPOINTS],
             only_new=only_new,
@@ -168,7 +168,7 @@ def missing_outputs(
     removed = [f"/{CHECKPOINTS}/{name}" for name in removed_here]
     return Copy(host).missing(
         _source(plan),
-        f"{experiment.outputs.of(plan.rank).path}/",
+        f"{experiment.outputs.of(plan.rank).place}/",
         exclude=[*_left_out(experiment, plan), *removed],
         never_links=[CHECKPOINTS],
         only_new=only_new,
@@ -194,13 +194,13 @@ def _to_come(experiment: Experiment, plan: NodePlan, transfer: Transfer) -> int 
     with contextlib.suppress(HostError, OSError):
         target = experiment.outputs.of(plan.rank)
         return transfer.bytes_to_come(
-            _source(plan), f"{target.path}/", exclude=_left_out(experiment, plan)
+            _source(plan), f"{target.place}/", exclude=_left_out(experiment, plan)
         )
     return None
 
 
 def _no_room(experiment: Experiment, full: dict[str, int | None]) -> RecordError:
-    free = shutil.disk_usage(experiment.folder).free
+    free = shutil.disk_usage(experiment.files.place).free
     words = [
         f"{experiment.folder}: {os.strerror(errno.ENOSPC)}: {_mebibytes(free)} free"
     ]

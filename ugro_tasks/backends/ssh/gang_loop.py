@@ -214,7 +214,9 @@ class Gang:
                 return self._start
 
     def _deliver(self, resume: Resume, plan: NodePlan, host: Host) -> None:
-        source = Experiment(self.experiment.folder.parent / resume.job_id)
+        source = self.experiment
+        if resume.job_id != source.job_id:
+            source = Experiment(source.folder.parent / resume.job_id)
         record = self.journal.record
         earlier = [
             f"../../{attempt_folder(record, number)}/output/checkpoints"
