@@ -76,7 +76,7 @@ GROUPS = (
         name="schedules",
         about="what holds of a job in every state, in twenty thousand schedules of faults and kills",
         paths=("tests/unit/backends/ssh/test_schedules.py",),
-        minutes=3,
+        minutes=2,
     ),
     Group(
         name="power",

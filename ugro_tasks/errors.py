@@ -20,6 +20,7 @@
     │   ├── HostKeyChanged       23   known_hosts has another key for it
     │   ├── LoginRefused         24   reached, but no key was accepted
     │   └── NodeFault            25   logged in, but the node could not do as asked
+    │       └── StreamFault      26   it cannot send what a rank has written
     └── Interrupted             130   Ctrl-C
 
 A job that was stopped on purpose ends `inv launch` and `inv attach` with 130 as well. `JobEnded`

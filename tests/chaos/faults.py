@@ -255,6 +255,40 @@ def home_read_only(stage: Stage, fault: Fault) -> Undo:
     return stage.home.make_writable
 
 
+def home_out_of_inodes(stage: Stage, fault: Fault) -> Undo:
+    stage.home.take_inodes()
+    return stage.home.give_inodes
+
+
+def folder_unmounted(stage: Stage, fault: Fault) -> Undo:
+    stage.home.unmount()
+    return stage.home.mount
+
+
+def folder_moved(stage: Stage, fault: Fault) -> Undo:
+    folder = stage.home.job_folder(stage.name)
+    if folder is None:
+        raise Missed("there is no job")
+    aside = stage.home.seen(stage.home.disk) / "aside"
+    folder.rename(aside)
+
+    def undo() -> None:
+        aside.rename(folder)
+
+    return undo
+
+
+def record_torn(stage: Stage, fault: Fault) -> Undo:
+    """Cut a record, as a power cut may, and let another agent begin."""
+    folder = stage.home.job_folder(stage.name)
+    if folder is None or not stage.home.kill_agent():
+        raise Missed("no agent lives")
+    torn = folder / ("state.json" if int(fault.delay * 1e6) % 2 else "config.json")
+    content = torn.read_bytes()
+    torn.write_bytes(content[: int(fault.delay * 1e6) % len(content)])
+    return nothing
+
+
 def second_controller(stage: Stage, fault: Fault) -> Undo:
     stage.second_name = f"{stage.name}b"
     stage.second = stage.other.command(
@@ -444,6 +478,37 @@ KINDS: dict[str, Kind] = {
         on_node=False,
         hinders=True,
         lasts=True,
+    ),
+    "home-out-of-inodes": Kind(
+        does=home_out_of_inodes,
+        words="the disk of the controller takes no more files for a while",
+        promise="the same",
+        on_node=False,
+        hinders=True,
+        lasts=True,
+    ),
+    "folder-unmounted": Kind(
+        does=folder_unmounted,
+        words="the path of the experiments folder leads to an empty one for a while",
+        promise="the job goes on, and its record is whole when it is back",
+        moments=("running", "running", "ending"),
+        on_node=False,
+        lasts=True,
+    ),
+    "folder-moved": Kind(
+        does=folder_moved,
+        words="the job's folder is moved and renamed, and after a while moved back",
+        promise="the same",
+        moments=("running", "running", "ending"),
+        on_node=False,
+        lasts=True,
+    ),
+    "record-torn": Kind(
+        does=record_torn,
+        words="kill -9 of the agent, and `state.json` or `config.json` is empty or cut",
+        promise="the next agent goes on by their copies",
+        moments=("running", "running", "ending"),
+        on_node=False,
     ),
     "second-controller": Kind(
         does=second_controller,

@@ -32,6 +32,7 @@ from lab.tools import (
 from lab.ugro import is_agent
 
 SCRIPTS = Path(__file__).parent / "scripts"
+DISK_FILES = 100_000
 DISK_SIZE = "4g"  # a limit, not what is used
 PAGE_BYTES = 4096
 TIMEOUTS = {
@@ -43,7 +44,7 @@ TIMEOUTS = {
     "return_seconds": 12,
     "agent_linger_seconds": 20,
 }
-_MAKE_DISK = 'mount -t tmpfs -o size="$2",mode=700 chaos "$1" && echo ready && exec sleep infinity'
+_MAKE_DISK = 'mount -t tmpfs -o size="$2",nr_inodes="$3",mode=700 chaos "$1" && echo ready && exec sleep infinity'
 
 
 class Command:
@@ -161,7 +162,7 @@ class Home:
         self._holder = subprocess.Popen(
             [
                 *("setpriv", "--pdeathsig", "KILL", "--", "unshare", "--mount", "--propagation", "private"),
-                *("sh", "-c", _MAKE_DISK, "sh", str(self.disk), DISK_SIZE),
+                *("sh", "-c", _MAKE_DISK, "sh", str(self.disk), DISK_SIZE, str(DISK_FILES)),
             ],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=os.environ | lab_token(lab.folder),
         )  # fmt: skip
@@ -230,8 +231,12 @@ class Home:
         folder = self.job_folder(name)
         if folder is None:
             return {}
-        state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-        return state
+        for name in ("state.json", ".state.json.copy"):
+            # One of them may be torn, or both moved at this moment.
+            with contextlib.suppress(OSError, ValueError):
+                state: dict[str, Any] = json.loads((folder / name).read_text())
+                return state
+        return {}
 
     # The agent, and whatever else runs here
 
@@ -277,6 +282,23 @@ class Home:
 
     def empty_disk(self) -> None:
         self._mount("-o", f"remount,size={DISK_SIZE}", str(self.disk))
+
+    def take_inodes(self) -> None:
+        """Not one file more can be made on the disk."""
+        facts = os.statvfs(self.seen(self.disk))
+        used = facts.f_files - facts.f_ffree
+        self._mount("-o", f"remount,nr_inodes={used}", str(self.disk))
+
+    def give_inodes(self) -> None:
+        self._mount("-o", f"remount,nr_inodes={DISK_FILES}", str(self.disk))
+
+    def unmount(self) -> None:
+        """The path of the experiments folder leads to an empty one, as where its disk was unmounted."""
+        folder = str(self.disk / "experiments")
+        self._mount("-t", "tmpfs", "none", folder)
+
+    def mount(self) -> None:
+        self._inside("umount", "--lazy", str(self.disk / "experiments"))
 
     def make_read_only(self) -> None:
         """The experiments folder is as on a file system that the kernel has made read-only; open files stay open."""

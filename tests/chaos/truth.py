@@ -9,7 +9,10 @@ from tests.chaos.home import TIMEOUTS
 from tests.chaos.nodes import Attempt
 from tests.chaos.rounds import Hit, Played
 
-OF_THE_CONTROLLER = {"home-disk-full", "home-read-only"}
+OF_THE_CONTROLLER = {"home-disk-full", "home-read-only", "home-out-of-inodes"}
+# Whoever follows a job by its path loses it with these, and is told so.
+OUT_OF_SIGHT = {"folder-unmounted", "folder-moved"}
+NO_RECORD = {4, 12}
 STOPPED = 130
 
 
@@ -52,10 +55,12 @@ def lies(played: Played, found: Mapping[str, list[Attempt]]) -> Iterator[str]:
         and played.plan.goal == "ctrl-c"
         and kinds & OF_THE_CONTROLLER
     )
+    lost_sight = played.launch_code in NO_RECORD and kinds & OUT_OF_SIGHT
     watched = (
         played.launch_code is not None
         and played.plan.way != "detach"
         and not told_that_no_stop
+        and not lost_sight
     )
     if watched and played.launch_code != code:
         yield f"the launch ended with {played.launch_code}, the record says {code}"

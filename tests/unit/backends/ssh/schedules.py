@@ -88,12 +88,13 @@ class World(Simulation):
     def _plan(self, happening: Happening) -> None:
         node = self.nodes[happening.node % len(self.nodes)]
         since, until = happening.at, happening.at + happening.seconds
+        is_local = self.state.members[node.rank].local
         match happening.kind:
-            case "away":
+            case "away" if not is_local:
                 node.away.append((since, until))
             case "offline":
                 self.go_offline(since, until)
-            case "refused":
+            case "refused" if not is_local:
                 node.refuses_login.append((since, until))
             case "lost answers":
                 node.loses_answers.append((since, until))
