@@ -527,4 +527,8 @@ HABITS: dict[str, tuple[tuple[str, ...], str]] = {
     "quiet": (("--quiet",), "not a word for most of the time"),
     "ignores-term": (("--ignore-term",), "TERM is ignored"),
     "daemon": (("--daemon",), "a process of a session of its own is left behind"),
+    "hides": (
+        ("--hide",),
+        "so is one that has an empty environment, and is deaf to TERM",
+    ),
 }

@@ -29,7 +29,9 @@ OF_A_HOME = {
     ".config.json.copy", ".state.json.copy", "outputs", "manifests", "checkpoints", "artifacts",
 }  # fmt: skip
 LINE = re.compile(rb"^(rank \d+ (?:begins|step|ends) .*)$", re.M)
-OF_A_NODE = re.compile(r"lease-node\.json|torch\.json|cuda_available\.json")
+OF_A_NODE = re.compile(
+    r"(?:lease|processes)-node\.json|torch\.json|cuda_available\.json"
+)
 OF_THE_FOLDER = {
     "job_history.jsonl",
     "cluster_state.json",

@@ -1,4 +1,9 @@
-"""UGRO's processes on this node: finding them by their token, and ending them."""
+"""UGRO's processes on this node: finding them, and ending them.
+
+A process is a job's if it carries the job's token in its environment, if it descends from one that is, or if the
+supervisor remembers it as such. A program may overwrite its environment (setproctitle), or be started with an empty
+one; as a subreaper the supervisor has it among its descendants all the same. Nothing else is ever ended.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ import sys
 import time
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
-from .files import Json, read_json, read_text
+from .files import Json, read_json, read_text, state_folder, write_json
 from .protocol import MISLEADING
 
 # The flag of a kernel thread, in field 9 of /proc/<pid>/stat.
@@ -19,11 +24,12 @@ PF_KTHREAD = 0x200000
 SECOND_LOOK_SECONDS = 0.02
 # For processes to end after KILL.
 KILL_SECONDS = 5.0
+MEMORY = re.compile(r"processes-.+\.json")
 TOKEN = re.compile("(?:^|\0)UGRO_TOKEN=([^\0:]*:[^\0:]*:[^\0:]*)(?:\0|$)")
 
 
 class Process(NamedTuple):
-    """A living process with a UGRO token."""
+    """A living process of a job, or of another one of UGRO's works, with its token."""
 
     pid: int
     token: str
@@ -102,24 +108,100 @@ def is_supervisor(pid: int) -> bool:
 
 
 def processes(wanted: Callable[[str], bool]) -> List[Process]:
-    """Return this user's living processes with a wanted token, except this one."""
+    """Return the living processes with a wanted token, their own or an ancestor's, except this one."""
     found = []
     own_pid = os.getpid()
+    for pid, token in sorted(tokens_of_all().items()):
+        if pid == own_pid or not wanted(token):
+            continue
+        argv = read_text("/proc/%d/cmdline" % pid)
+        command = argv.replace("\0", " ").strip() or stat_name(pid)
+        found.append(Process(pid, token, command[:200]))
+    return found
+
+
+def tokens_of_all() -> Dict[int, str]:
+    """Return {pid: token} of each living process of UGRO's."""
+    parents: Dict[int, int] = {}
+    starts: Dict[int, str] = {}
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
-        pid = int(name)
-        if pid == own_pid:
-            continue
+        fields = stat_of(int(name))
+        if is_alive(fields):
+            parents[int(name)] = int(fields[1])
+            starts[int(name)] = fields[19]
+    tokens: Dict[int, str] = {}
+    for pid, start, token in noted_processes():
+        if starts.get(pid) == start:
+            tokens[pid] = token
+    for pid in parents:
         match = TOKEN.search(environment_of(pid))
-        if not match or not wanted(match[1]):
+        if match:
+            tokens[pid] = match[1]
+    for pid in parents:
+        token_above = nearest_token(pid, parents, tokens)
+        if token_above:
+            tokens.setdefault(pid, token_above)
+    return {pid: token for pid, token in tokens.items() if start_time(pid) is not None}
+
+
+def nearest_token(
+    pid: int, parents: Dict[int, int], tokens: Dict[int, str]
+) -> Optional[str]:
+    """Return the token of a process or of its nearest ancestor with one."""
+    seen: Set[int] = set()
+    while pid in parents and pid not in seen:
+        if pid in tokens:
+            return tokens[pid]
+        seen.add(pid)
+        pid = parents[pid]
+    return None
+
+
+def stat_name(pid: int) -> str:
+    """Return the name of a process that shows no command, in brackets."""
+    name = read_text("/proc/%d/comm" % pid).strip()
+    return "[%s]" % name if name else ""
+
+
+# ---- what a supervisor remembers ----
+
+
+def memory_path(slot: str) -> str:
+    """Return the path of what the last supervisor in a slot remembers of its rank's processes."""
+    return os.path.join(state_folder(), "processes-%s.json" % slot)
+
+
+def note_processes(token: str) -> None:
+    """Write down the processes of a rank, for whoever looks for them after its supervisor was killed."""
+    found = [[one.pid, start_time(one.pid), one.token] for one in of_rank(token)]
+    memory = {"boot_id": boot_id(), "processes": found}
+    path = memory_path(slot_of(token))
+    # Nothing depends on it but the aftermath of a kill.
+    with contextlib.suppress(OSError):
+        if read_json(path) != memory:
+            write_json(path, memory)
+
+
+def forget_processes(token: str) -> None:
+    """Remove what is written down of a rank of which nothing is left."""
+    with contextlib.suppress(OSError):
+        os.unlink(memory_path(slot_of(token)))
+
+
+def noted_processes() -> Iterator[Tuple[int, str, str]]:
+    """Yield (pid, start time, token) of each process written down since this boot."""
+    folder = state_folder()
+    names: List[str] = []
+    with contextlib.suppress(OSError):
+        names = [name for name in os.listdir(folder) if MEMORY.fullmatch(name)]
+    for name in names:
+        memory = read_json(os.path.join(folder, name)) or {}
+        if memory.get("boot_id") != boot_id():
             continue
-        if start_time(pid) is None:
-            continue
-        argv = read_text("/proc/%d/cmdline" % pid)
-        command = argv.replace("\0", " ").strip()
-        found.append(Process(pid, match[1], command[:200]))
-    return found
+        for pid, start, token in memory["processes"]:
+            yield pid, start, token
 
 
 def environment_of(pid: int) -> str:
@@ -186,7 +268,8 @@ def end_all(find: Callable[[], List[Process]], grace_seconds: float) -> List[Pro
                 if process.pid in signalled:
                     continue
                 signalled.add(process.pid)
-                with contextlib.suppress(ProcessLookupError):
+                # One of another user, as by sudo, stays and is told of.
+                with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(process.pid, signum)
             if time.monotonic() >= deadline:
                 break

@@ -20,8 +20,10 @@ from .lease import take_lease
 from .processes import (
     clean_environment,
     end_all,
+    forget_processes,
     identity,
     job_of,
+    note_processes,
     of_rank,
     reap,
     slot_of,
@@ -38,6 +40,8 @@ SHUTDOWN_SIGNS = ("/run/nologin", "/run/systemd/shutdown/scheduled")
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 GPU_SAMPLE_SECONDS = 5.0
+# Between two looks at the rank's processes, for whoever must find them without their supervisor.
+LOOK_SECONDS = 5.0
 # For processes left behind by a script.
 LEFTOVER_GRACE_SECONDS = 2.0
 ERROR_CHARACTERS = 20_000
@@ -177,12 +181,20 @@ def run(folder: str, plan: Json) -> Json:
             words = "%s: %s" % (plan["argv"][0], error.strerror)
             return {"code": 127, "error": words}
     started_at = time.time()
-    write_json(os.path.join(folder, "torchrun.json"), identity(torchrun.pid))
+    try:
+        write_json(os.path.join(folder, "torchrun.json"), identity(torchrun.pid))
+    except OSError as error:
+        # Nothing runs of which no record knows.
+        end_all(lambda: of_rank(plan["token"]), 0.0)
+        return {"error": "%s: %s" % (folder, error.strerror)}
     oom_kills_before = oom_kills()
     status, stopped = watch(folder, plan, torchrun.pid)
     # Without a status the grace is used up; otherwise only leftovers of the script are alive.
     grace_seconds = 0.0 if status is None else LEFTOVER_GRACE_SECONDS
-    end_all(lambda: of_rank(plan["token"]), grace_seconds)
+    if end_all(lambda: of_rank(plan["token"]), grace_seconds):
+        note_processes(plan["token"])
+    else:
+        forget_processes(plan["token"])
     code: Optional[int] = None
     signum: Optional[int] = None
     if status is not None and os.WIFEXITED(status):
@@ -262,6 +274,7 @@ def watch(
     stopped: Optional[StopOfRank] = None
     sampler: Optional[subprocess.Popen[bytes]] = None
     next_sample = float("inf")
+    began = next_look = time.monotonic()
     if shutil.which("nvidia-smi"):
         next_sample = time.monotonic()
     while True:
@@ -285,7 +298,11 @@ def watch(
                         stdout=subprocess.PIPE,
                         stderr=subprocess.DEVNULL,
                     )
-        wake_at = min(next_sample, deadline, now + 3600)
+        if now >= next_look:
+            note_processes(plan["token"])
+            # A script starts most of its processes early.
+            next_look = now + min(LOOK_SECONDS, max(0.2, now - began))
+        wake_at = min(next_sample, next_look, deadline)
         got = wait_for(WATCHED, wake_at - now)
         if got and got.si_signo in STOP:
             stop = stop_of(folder, got)

@@ -54,6 +54,11 @@ parser.add_argument(
     action="store_true",
     help="leave a process of a session of its own behind",
 )
+parser.add_argument(
+    "--hide",
+    action="store_true",
+    help="leave one behind that has an empty environment and is deaf to TERM",
+)
 options = parser.parse_args()
 
 STEP_SECONDS = 0.05
@@ -149,6 +154,9 @@ if options.ignore_term:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if options.daemon:
     subprocess.Popen(["sleep", "600"], start_new_session=True)
+if options.hide:
+    deaf = "trap '' TERM; while :; do sleep 1; done"
+    subprocess.Popen(["/bin/sh", "-c", deaf], env={}, start_new_session=True)
 steps = max(2, round(options.seconds / STEP_SECONDS))
 for step in range(first + 1, steps + 1):
     time.sleep(STEP_SECONDS)
