@@ -187,7 +187,8 @@ def find_manifests(folder: str) -> "Dict[str, bytes]":
     """Return {file name: content} of the manifests of a job's checkpoints here."""
     checkpoints = os.path.join(folder, "output", "checkpoints")
     names: List[str] = []
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    # Missing, a file, a link to itself, or root's: its listing says so when the outputs are fetched.
+    with contextlib.suppress(OSError):
         names = sorted(os.listdir(checkpoints))
     found: Dict[str, bytes] = {}
     for name in names:
