@@ -102,6 +102,33 @@ def test_the_rest_of_the_logs_of_a_job_that_was_given_up_comes_before_it_counts_
     assert [folders(host, job) for host in ugro.hosts] == [[], []]
 
 
+def test_checkpoints_on_another_disk_come_home_and_other_links_are_named(
+    ugro: Ugro, hosts: list[LabHost]
+) -> None:
+    big = hosts[0].path("bigdisk/step5")
+    big.mkdir(parents=True)
+    (big / "model.bin").write_bytes(b"weights")
+    job = ugro.detach("linked", "--seconds 8")
+    output = folders(hosts[0], job)[0] / "output"
+    (output / "artifacts").mkdir(exist_ok=True)
+    (output / "artifacts" / "best").symlink_to(f"{hosts[0].home}/bigdisk/step5")
+    (output / "data").symlink_to("/etc")
+    done = ugro.run("attach", "linked")
+    assert done.returncode == 14, done.stdout + done.stderr
+    assert done.stderr.rstrip().endswith(f"get it: ugro gather {job.folder.name}")
+    assert "data: it leads to /etc" in done.stdout
+    assert job.state()["state"] == "succeeded"
+    assert (job.folder / "artifacts" / "best" / "model.bin").read_bytes() == b"weights"
+    assert ugro.run("clean", "linked").returncode == 0
+    assert output.exists()
+    assert ugro.run("gather", "linked").returncode == 25
+    assert ugro.run("gather", "linked", "--leave-links").returncode == 0
+    assert ugro.run("attach", "linked").returncode == 0
+    assert ugro.run("clean", "linked").returncode == 0
+    assert [folders(host, job) for host in ugro.hosts] == [[], []]
+    assert (big / "model.bin").exists()
+
+
 @pytest.mark.needs("rsync")
 def test_a_gather_that_is_broken_off_leaves_nothing_half_and_goes_on(
     ugro: Ugro, hosts: list[LabHost]

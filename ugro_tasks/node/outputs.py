@@ -123,6 +123,8 @@ class Outputs(Source):
                 target = os.path.relpath(leads_to, place.real)
             yield ["l", path, target]
             return
+        if is_below(leads_to, self.real) and not self._has_own(leads_to):
+            return
         refusal = self._refusal(place, path, leads_to)
         if refusal:
             yield ["o", path, "it leads to %s: %s" % (target, refusal)]
@@ -162,6 +164,10 @@ class Outputs(Source):
         if not os.access(leads_to, os.R_OK):
             return "it may not be read"
         return None
+
+    def _has_own(self, path: str) -> bool:
+        """Tell whether a path in the outputs has something that does not come by another name."""
+        return path != self.real and os.path.exists(path)
 
     def _is_private(self, path: str) -> bool:
         return any(

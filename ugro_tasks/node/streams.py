@@ -226,7 +226,7 @@ def forward_manifests(folder: str, told: "Dict[str, bytes]") -> None:
 
 
 def find_manifests(folder: str) -> "Dict[str, bytes]":
-    """Return {file name: content} of the manifests of a job's checkpoints here."""
+    """Return {file name: content} of the manifests of a job's checkpoints here; raises OSError."""
     checkpoints = os.path.join(folder, "output", "checkpoints")
     names: List[str] = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -247,7 +247,10 @@ def find_manifests(folder: str) -> "Dict[str, bytes]":
 
 def manifests(request: Json) -> Json:
     """Return the manifests of a job's checkpoints on this node, as text."""
-    found = find_manifests(expand(request["folder"]))
+    found: Dict[str, bytes] = {}
+    # What cannot be read is told of when the outputs are listed.
+    with contextlib.suppress(OSError):
+        found = find_manifests(expand(request["folder"]))
     texts = [content.decode("utf-8", "replace") for content in found.values()]
     return {"manifests": texts}
 

@@ -143,6 +143,25 @@ def test_hard_links_and_holes_come_as_files(job: EndedJob) -> None:
     assert (home(job) / "artifacts" / "holes").stat().st_size == 3_000_000
 
 
+@pytest.mark.parametrize("target", [".", "code", "checkpoints"])
+def test_checkpoints_that_lead_to_nothing_of_their_own_are_passed_over(
+    job: EndedJob, target: str
+) -> None:
+    job.write(0, "artifacts/model.bin", b"model")
+    link(job, "checkpoints", target)
+    job.gather()
+    assert not os.path.lexists(home(job) / "checkpoints")
+    assert job.home.state().gathered_at
+
+
+def test_checkpoints_elsewhere_in_the_outputs_come_as_a_folder(job: EndedJob) -> None:
+    job.write(0, "saved/model.bin", b"model")
+    link(job, "checkpoints", "saved")
+    job.gather()
+    assert not (home(job) / "checkpoints").is_symlink()
+    assert (home(job) / "checkpoints" / "model.bin").read_bytes() == b"model"
+
+
 # ---- what does not ----
 
 
