@@ -61,6 +61,8 @@ class RankExit(msgspec.Struct, frozen=True, kw_only=True):
     """How many processes the node's kernel has killed for lack of memory meanwhile."""
     lost: str | None = None
     gave_up: bool = False
+    left_pids: tuple[int, ...] = ()
+    """The processes that would not end with it, as those of another user."""
     outputs: tuple[str, ...] = ()
     """The topmost names of the files it wrote."""
 

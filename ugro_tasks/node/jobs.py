@@ -231,7 +231,8 @@ def reset(request: Json) -> Json:
         return [one for one in found if job is None or job_of(one.token) == job]
 
     ended = wanted()
-    folders = [folder for folder in map(folder_of, ended) if folder]
+    # A supervisor and its guard have one folder.
+    folders = list({folder for folder in map(folder_of, ended) if folder})
     order = {
         "grace_seconds": request["grace_seconds"],
         "reason": "reset",

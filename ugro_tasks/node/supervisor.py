@@ -18,6 +18,7 @@ from .files import Json, expand, read_json, read_text, write_json
 from .gpu import GPU_FIELDS, nvidia_smi
 from .lease import take_lease
 from .processes import (
+    Process,
     clean_environment,
     end_all,
     forget_processes,
@@ -51,7 +52,9 @@ OPEN_FILES = 65536
 
 def supervise(folder: str) -> None:
     """Take the lease, wait for the start, run torchrun, and finally write the exit record."""
+    leave_a_guard()
     plan = read_json(os.path.join(folder, "plan.json")) or {}
+    # No more than its guard is.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
     holder = {
@@ -71,6 +74,27 @@ def supervise(folder: str) -> None:
     with lease:
         record = run_when_told(folder, plan)
         write_exit_record(folder, record)
+
+
+def leave_a_guard() -> None:
+    """Go on as the child of a process that adopts whatever a killed supervisor leaves, until all of it has ended.
+
+    It carries the job's token, so what it has adopted is known as the job's. No polite signal ends it.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    if os.fork() == 0:
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+    # Whoever waits for the supervisor's word, its lease or the rendezvous's port waits for that one alone.
+    os.dup2(2, 1)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            with contextlib.suppress(OSError):
+                os.close(int(name))
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
+    os._exit(0)
 
 
 def run_when_told(folder: str, plan: Json) -> Json:
@@ -185,13 +209,14 @@ def run(folder: str, plan: Json) -> Json:
         write_json(os.path.join(folder, "torchrun.json"), identity(torchrun.pid))
     except OSError as error:
         # Nothing runs of which no record knows.
-        end_all(lambda: of_rank(plan["token"]), 0.0)
+        end_all(lambda: others_of_rank(plan["token"]), 0.0)
         return {"error": "%s: %s" % (folder, error.strerror)}
     oom_kills_before = oom_kills()
     status, stopped = watch(folder, plan, torchrun.pid)
     # Without a status the grace is used up; otherwise only leftovers of the script are alive.
     grace_seconds = 0.0 if status is None else LEFTOVER_GRACE_SECONDS
-    if end_all(lambda: of_rank(plan["token"]), grace_seconds):
+    left = end_all(lambda: others_of_rank(plan["token"]), grace_seconds)
+    if left:
         note_processes(plan["token"])
     else:
         forget_processes(plan["token"])
@@ -207,10 +232,17 @@ def run(folder: str, plan: Json) -> Json:
         "signal": signum,
         "error": last_words(os.path.join(folder, "error.json")),
         "started_at": started_at,
+        "left_pids": [process.pid for process in left],
         "outputs": outputs[:OUTPUTS_TOLD],
         "oom_kills": oom_kills() - oom_kills_before,
         **(stopped.facts() if stopped else {}),
     }
+
+
+def others_of_rank(token: str) -> List[Process]:
+    """Return the living processes of a rank but its supervisor, which asks, and the supervisor's guard."""
+    guard = os.getppid()
+    return [process for process in of_rank(token) if process.pid != guard]
 
 
 def oom_kills() -> int:

@@ -121,6 +121,7 @@ class _ExitRecord(msgspec.Struct, frozen=True):
     shutting_down: bool = False
     log_bytes: Size | None = None
     oom_kills: Small = 0
+    left_pids: tuple[Small, ...] = ()
     outputs: tuple[str, ...] = ()  # the topmost names of what it wrote
 
 
