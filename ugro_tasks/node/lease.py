@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import json
@@ -9,6 +10,10 @@ import os
 from typing import Optional
 
 from .files import Json, read_json, state_folder
+from .protocol import Refusal
+
+# What flock says of a lock that another has, by NFS too; a lease of root's cannot be opened.
+TAKEN = (errno.EWOULDBLOCK, errno.EACCES, errno.EPERM)
 
 
 def lease_path(slot: str) -> str:
@@ -28,9 +33,11 @@ def take_lease(slot: str, holder: Json) -> Optional[io.TextIOWrapper]:
     lease = open(descriptor, "r+")  # noqa: SIM115
     try:
         fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         lease.close()
-        return None
+        if error.errno in TAKEN:
+            return None
+        raise unlockable(error) from error
     lease.truncate(0)
     json.dump(holder, lease)
     lease.flush()
@@ -45,7 +52,15 @@ def lease_holder(slot: str) -> Optional[Json]:
             fcntl.flock(lease, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return None
-    except OSError:
-        # The lock is taken; the holder may not have written yet.
+    except OSError as error:
+        if error.errno not in TAKEN:
+            raise unlockable(error) from error
+        # The holder may not have written yet.
         return read_json(path) or {}
     return None
+
+
+def unlockable(error: OSError) -> Refusal:
+    """Make the refusal for a home whose file system cannot lock; it says nothing of a holder."""
+    words = "%s: a lease cannot be locked there: %s" % (state_folder(), error.strerror)
+    return Refusal("unlockable", words)

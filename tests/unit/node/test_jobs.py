@@ -46,7 +46,7 @@ from ugro_tasks.node import probe, protocol
 from ugro_tasks.node.environment import remember
 from ugro_tasks.node.files import expand, read_json, read_text, write_json
 from ugro_tasks.node.gpu import GPU_FIELDS
-from ugro_tasks.node.lease import lease_holder, take_lease
+from ugro_tasks.node.lease import lease_holder, lease_path, take_lease
 from ugro_tasks.node.processes import (
     Process,
     boot_id,
@@ -460,6 +460,21 @@ def test_slots_of_one_machine_are_independent(slot: str) -> None:
     assert lease
     with lease:
         assert lease_holder(f"{slot}-2") is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EIO])
+def test_a_home_without_locks_is_a_fault_and_nobodys_lease(
+    slot: str, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refused(lease: Any, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    Path(lease_path(slot)).touch()
+    monkeypatch.setattr("fcntl.flock", refused)
+    with pytest.raises(protocol.Refusal, match=os.strerror(number)):
+        take_lease(slot, {"job": "exp1"})
+    with pytest.raises(protocol.Refusal, match=os.strerror(number)):
+        lease_holder(slot)
 
 
 # ---- prepare ----

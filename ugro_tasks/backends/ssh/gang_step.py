@@ -315,9 +315,12 @@ def _notes_of_exit(rank_exit: RankExit) -> list[Act]:
         "signal": rank_exit.signal or rank_exit.interrupted,
         "ended_at": rank_exit.at,
         "lost": rank_exit.lost,
-        "left_pids": rank_exit.left_pids,
         "proven_gone": not rank_exit.lost and not rank_exit.left_pids,
     }
+    if rank_exit.left_pids:
+        pids = ", ".join(map(str, rank_exit.left_pids))
+        how += f"; still there: pids {pids}"
+        changes["left_pids"] = rank_exit.left_pids
     return [
         ChangeRank(rank_exit.rank, changes),
         Say(f"rank {rank_exit.rank} ended: {how}", rank_exit.node),
