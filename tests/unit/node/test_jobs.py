@@ -804,7 +804,8 @@ def test_daemons_are_stopped_with_the_script(rank: Rank) -> None:
 
 def test_daemons_do_not_outlive_a_script_that_ended(rank: Rank) -> None:
     rank.script("setsid sleep 60 & exit 0")
-    assert (rank.ended()["code"], len(rank.processes()) <= 1) == (0, True)
+    # The supervisor and its guard may still be leaving.
+    assert (rank.ended()["code"], len(rank.processes()) <= 2) == (0, True)
     wait_until(lambda: not rank.processes(), "the supervisor to leave")
 
 

@@ -309,7 +309,7 @@ def _notes_of_exit(rank_exit: RankExit) -> list[Act]:
         how = f"killed by signal {rank_exit.signal}"
     else:
         how = f"exit code {rank_exit.code}"
-    changes = {
+    changes: dict[str, Any] = {
         "connected": False,
         "exit_code": rank_exit.code,
         "signal": rank_exit.signal or rank_exit.interrupted,
