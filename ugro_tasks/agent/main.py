@@ -51,6 +51,8 @@ class Agent:
         self._left_alone: dict[str, str] = {}
         self._seen = -1
         self._said = ""
+        # Of the jobs that still have a thread.
+        self._ended: set[str] = set()
         self._code = _newest_code()
         self._linger_seconds = 0.0
 
@@ -67,7 +69,7 @@ class Agent:
                 if self.experiments.is_lost() and not self._finds_it_again():
                     return
                 if self._folder_changed():
-                    if not self._jobs and self._code != _newest_code():
+                    if not self._unfinished() and self._code != _newest_code():
                         return
                     self._begin_new_jobs()
             except OSError as error:
@@ -76,10 +78,16 @@ class Agent:
                 job: thread for job, thread in self._jobs.items() if thread.is_alive()
             }
             if self._jobs:
+                # Also for one that has ended, while a node may still run something of it.
                 idle_since = time.monotonic()
             elif time.monotonic() - idle_since > self._linger_seconds:
                 return
-            time.sleep(BUSY_POLL_SECONDS if self._jobs else POLL_SECONDS)
+            is_busy = bool(self._unfinished())
+            time.sleep(BUSY_POLL_SECONDS if is_busy else POLL_SECONDS)
+
+    def _unfinished(self) -> set[str]:
+        """Return the jobs under supervision that have not ended."""
+        return self._jobs.keys() - self._ended
 
     def _folder_changed(self) -> bool:
         """Say whether there may be a new job: it changes the folder's time stamp."""
@@ -137,7 +145,10 @@ class Agent:
         try:
             fleet = self._fleet(cluster)
             backend = SshBackend(journal, cluster, fleet, self.experiments)
-            Supervision(self.experiments, journal, backend).run()
+            supervision = Supervision(self.experiments, journal, backend)
+            supervision.run()
+            self._ended.add(experiment.job_id)
+            supervision.see_off()
         except (
             Exception
         ) as error:  # a thread's edge: a bug must be seen, and its job must not hang

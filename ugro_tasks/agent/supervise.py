@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
+from typing import Any
 
 from ..backends.api import AttemptEnd, Backend
 from ..errors import Interrupted, JobFailed, UgroError
@@ -47,6 +48,11 @@ class Supervision:
             self._finish(*self._attempts())
         finally:
             self.backend.close()
+        self.journal.settle()
+
+    def see_off(self) -> None:
+        """Wait, after the end, until each node that may still run something of the job was told to stop."""
+        self.backend.see_off()
         self.journal.settle()
 
     def _attempts(self) -> tuple[Outcome, End]:
@@ -231,9 +237,16 @@ class Supervision:
         self.journal.write(self.experiment.sync_streams)
         now = time.time()
         cause = outcome.as_cause()
+        last: dict[str, Any] = {"ended_at": now, "cause": cause}
+        unproven = [
+            rank.node for rank in self.journal.state.ranks if not rank.proven_gone
+        ]
+        if unproven and self.journal.attempt:
+            before = self.journal.attempt.left_behind
+            last["left_behind"] = tuple(dict.fromkeys([*before, *unproven]))
         # In one write: whoever finds a job that runs and no attempt under way begins another.
         self.journal.change(
-            attempt={"ended_at": now, "cause": cause} if self.journal.attempt else None,
+            attempt=last if self.journal.attempt else None,
             phase=end.phase,
             reason=outcome.reason,
             ended_at=now,
@@ -249,9 +262,11 @@ class Supervision:
         if end.phase is not Phase.SUCCEEDED:
             # Whoever waits for the proof of a stop, or for the cause, need not wait for this.
             self._fetch_all()
+        self.backend.begin()
         for name in self.backend.still_away():
             self.journal.say(
-                f"is still away; once it is back, end what it may still run: inv reset --nodes {name}",
+                "is still away, and told to stop once it is back. Where the agent has ended by then: "
+                f"inv reset --nodes {name}",
                 name,
             )
 

@@ -41,7 +41,7 @@ class Backend(Protocol):
     """
 
     def begin(self) -> None:
-        """Take up the unfinished work of an earlier agent: machines left behind are still to be told to stop."""
+        """Take up unfinished work, also of an earlier agent: machines left behind are still to be told to stop."""
 
     def plan(
         self, number: int, resume: Callable[[], Resume | None]
@@ -79,6 +79,9 @@ class Backend(Protocol):
 
     def fetch_checkpoints(self, plan: LaunchPlan) -> list[UgroError]:
         """Fetch the whole checkpoints from all machines of the plan; give the errors."""
+
+    def see_off(self) -> None:
+        """Go on telling the machines that may still run the job's ranks to stop, until each has answered."""
 
     def still_away(self) -> set[str]:
         """Name the nodes left behind that have not answered since."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from lab.tools import wait_until
 from tests.unit.agent.world import DONE, FAILED, World
 from tests.unit.backends.ssh.fake_hosts import FakeNode
 from ugro_tasks.backends.ssh.backend import SshBackend
-from ugro_tasks.errors import UgroError
+from ugro_tasks.errors import StopUnproven, UgroError
 from ugro_tasks.jobs.phase import Phase, Reason
 from ugro_tasks.jobs.state import RankState
 
@@ -143,6 +144,28 @@ def test_a_node_that_stays_away_is_left_behind_and_told_to_stop_later(
         lambda: "is back; nothing of the job is left there" in world.said(),
         "the late stop",
     )
+
+
+def test_a_job_is_seen_off_until_each_node_was_heard(tmp_path: Path) -> None:
+    """It has ended, and one of its nodes may still run a rank."""
+    world = World(tmp_path)
+    supervision = world.supervision()
+    thread = threading.Thread(target=supervision.run, daemon=True)
+    thread.start()
+    wait_until(world.is_followed, "all ranks to be followed")
+    world.nodes[2].cut()
+    world.experiment.ask_to_stop(give_up=True)
+    state = world.end_of(thread)
+    assert (state.phase, state.exit_code) == (Phase.STOPPED, StopUnproven.exit_code)
+    assert state.attempts[0].left_behind == ("gpu2",)
+    seeing_off = threading.Thread(target=supervision.see_off, daemon=True)
+    seeing_off.start()
+    told = len(world.nodes[2].told)
+    world.nodes[2].mend()
+    seeing_off.join(30)
+    assert not seeing_off.is_alive()
+    assert world.nodes[2].told[told:] == ["stop"]
+    assert world.said()[-1] == "is back; nothing of the job is left there"
 
 
 def test_an_agent_that_comes_later_goes_on_with_the_attempt_under_way(

@@ -307,6 +307,9 @@ class FakeBackend:
 
     # ---- the end ----
 
+    def see_off(self) -> None:
+        """Wait for nobody."""
+
     def still_away(self) -> set[str]:
         """Name those left behind that are away."""
         return {name for name in self._left_behind if self.machines[name].away}

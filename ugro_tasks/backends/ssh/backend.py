@@ -216,6 +216,10 @@ class SshBackend:
 
     # ---- the end ----
 
+    def see_off(self) -> None:
+        """Tell the nodes to stop that have not shown that nothing of the job is left, until each has answered."""
+        self._late_stops.wait()
+
     def still_away(self) -> set[str]:
         """Name the nodes left behind that have not been reached since."""
         return self._late_stops.still_away()

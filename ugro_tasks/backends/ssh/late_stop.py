@@ -45,6 +45,11 @@ class LateStops:
             )
             self._threads[name].start()
 
+    def wait(self) -> None:
+        """Wait until all nodes have answered."""
+        for thread in self._threads.values():
+            thread.join()
+
     def still_away(self) -> set[str]:
         """Name the nodes without an answer so far."""
         return {name for name, thread in self._threads.items() if thread.is_alive()}
