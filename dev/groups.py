@@ -77,6 +77,8 @@ GROUPS = (
         about="what holds of a job in every state, in twenty thousand schedules of faults and kills",
         paths=("tests/unit/backends/ssh/test_schedules.py",),
         minutes=2,
+        # In one process, for one table of all that was met.
+        arguments=("-n", "0"),
     ),
     Group(
         name="power",
@@ -98,7 +100,7 @@ GROUPS = (
         name="fresh",
         about="the README's first command in a fresh checkout, with next to nothing on PATH",
         paths=("tests/fresh",),
-        minutes=5,
+        minutes=4,
     ),
     Group(
         name="site",
@@ -110,8 +112,18 @@ GROUPS = (
     Group(
         name="misfortunes",
         about="jobs whose hosts, links or agent fail, and their restarts",
-        paths=("tests/launch/test_misfortunes.py", "tests/launch/test_restart.py"),
+        paths=(
+            "tests/launch/test_misfortunes.py",
+            "tests/launch/test_restart.py",
+            "tests/launch/test_culprit.py",
+        ),
         minutes=4,
+    ),
+    Group(
+        name="records",
+        about="a job's record is taken away in mid-run: moved, unmounted, deleted, or its disk is full",
+        paths=("tests/launch/test_record_away.py",),
+        minutes=3,
     ),
     Group(
         name="preflight",
@@ -123,7 +135,7 @@ GROUPS = (
         name="training",
         about="scripts/train_production.py fine-tunes small models",
         paths=("tests/training",),
-        minutes=3,
+        minutes=2,
     ),
     Group(
         name="chaos",
@@ -136,7 +148,7 @@ GROUPS = (
         name="rounds",
         about="two hundred rounds of chaos, with all that is drawn from their seeds",
         paths=("tests/chaos/test_rounds.py",),
-        minutes=7,
+        minutes=6,
         drawn=40,
         programs=COMPILER,
     ),

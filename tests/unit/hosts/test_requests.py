@@ -330,6 +330,13 @@ def local(python: Path) -> LocalHost:
 
 def test_a_node_that_says_nothing_is_out_of_reach(python: Path) -> None:
     python.write_text("#!/bin/sh\nexec sleep 60\n")
+    # The program is larger than a pipe, so a node that reads nothing is noticed when it is sent.
+    with pytest.raises(HostUnreachable, match="it does not listen"):
+        list(follow(local(python), 0.2))
+
+
+def test_a_node_that_reads_and_says_nothing_is_out_of_reach(python: Path) -> None:
+    python.write_text("#!/bin/sh\nexec cat > /dev/null\n")
     with pytest.raises(HostUnreachable, match=r"no word for 0.2 s"):
         list(follow(local(python), 0.2))
 
