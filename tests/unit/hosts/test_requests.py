@@ -336,7 +336,7 @@ def test_a_node_that_says_nothing_is_out_of_reach(python: Path) -> None:
 
 
 def test_a_node_that_reads_and_says_nothing_is_out_of_reach(python: Path) -> None:
-    python.write_text("#!/bin/sh\nexec cat > /dev/null\n")
+    python.write_text("#!/bin/sh\nexec 3<&0\ncat <&3 > /dev/null &\nexec sleep 60\n")
     with pytest.raises(HostUnreachable, match=r"no word for 0.2 s"):
         list(follow(local(python), 0.2))
 
