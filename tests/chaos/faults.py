@@ -285,7 +285,10 @@ def record_torn(stage: Stage, fault: Fault) -> Undo:
         raise Missed("no agent lives")
     torn = folder / ("state.json" if int(fault.delay * 1e6) % 2 else "config.json")
     content = torn.read_bytes()
-    torn.write_bytes(content[: int(fault.delay * 1e6) % len(content)])
+    try:
+        torn.write_bytes(content[: int(fault.delay * 1e6) % len(content)])
+    except OSError as error:
+        raise Missed("the disk is read-only") from error
     return nothing
 
 

@@ -13,6 +13,7 @@ OF_THE_CONTROLLER = {"home-disk-full", "home-read-only", "home-out-of-inodes"}
 # Whoever follows a job by its path loses it with these, and is told so.
 OUT_OF_SIGHT = {"folder-unmounted", "folder-moved"}
 NO_RECORD = {4, 12}
+NOT_GATHERED = 14
 STOPPED = 130
 
 
@@ -40,7 +41,11 @@ def lies(played: Played, found: Mapping[str, list[Attempt]]) -> Iterator[str]:
             yield "stopped, and nobody asked for it"
         if state["reason"] not in {"asked", "reset"}:
             yield f"stopped for the reason {state['reason']}"
-        if state["reason"] == "reset" and not resets:
+        # Where the disk takes no request, `inv stop` tells the nodes themselves.
+        told_nodes = bool(played.stopped_by) and any(
+            hit.fault.kind in OF_THE_CONTROLLER | OUT_OF_SIGHT for hit in played.hits
+        )
+        if state["reason"] == "reset" and not resets and not told_nodes:
             yield "stopped by a reset, and there was none"
         if code != STOPPED:
             yield f"stopped with exit code {code}"
@@ -55,12 +60,15 @@ def lies(played: Played, found: Mapping[str, list[Attempt]]) -> Iterator[str]:
         and played.plan.goal == "ctrl-c"
         and kinds & OF_THE_CONTROLLER
     )
+    # A success that is not home has an exit code of its own.
+    not_home = played.launch_code == NOT_GATHERED and not state["gathered_at"]
     lost_sight = played.launch_code in NO_RECORD and kinds & OUT_OF_SIGHT
     watched = (
         played.launch_code is not None
         and played.plan.way != "detach"
         and not told_that_no_stop
         and not lost_sight
+        and not not_home
     )
     if watched and played.launch_code != code:
         yield f"the launch ended with {played.launch_code}, the record says {code}"
