@@ -93,7 +93,10 @@ def _blame(played: Played) -> Iterator[Hit]:
             and kind.on_node
             and hit.fault.seconds > 3
         )
-        if kind.deadly or (kind.hinders and not hit.ran) or (away and kind.hinders):
+        # A restart is a launch: it is refused while a clock is wrong.
+        clock = played.plan.restarts and hit.fault.kind == "clock-stepped"
+        early = kind.hinders and not hit.ran
+        if kind.deadly or early or clock or (away and kind.hinders):
             yield hit
 
 
