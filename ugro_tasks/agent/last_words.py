@@ -43,11 +43,6 @@ class LastWords(Struct, frozen=True):
     report: str = ""
     """What torchrun said of the failure."""
 
-    @property
-    def text(self) -> str:
-        """Return the lines as one text."""
-        return "\n".join(self.lines)
-
 
 def last_words(log: File, begin: int = 0, end: int | None = None) -> LastWords:
     """Read the last words between two offsets of a log: where an attempt began, and where an order to stop came."""

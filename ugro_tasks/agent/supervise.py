@@ -20,8 +20,7 @@ from ..jobs.phase import Phase, Reason
 from ..jobs.plan import LaunchPlan
 from ..jobs.spec import Resume
 from ..jobs.state import Attempt
-from ..jobs.streams import stream_names, stream_sizes
-from ..node.protocol import LOG
+from ..jobs.streams import stream_sizes
 from ..training.batch_sizes import summary
 from .cause import find_cause
 from .restart import End, Restart, next_step
@@ -105,11 +104,7 @@ class Supervision:
             return Outcome(phase=Phase.SUCCEEDED)
         if end.stopped_for:
             return _stopped(end, end.stopped_for)
-        bases = {
-            node.rank: attempt.bases.get(stream_names(node)[LOG], 0)
-            for attempt in self.journal.state.attempts[-1:]
-            for node in plan.nodes
-        }
+        bases = self.journal.state.bases_of(plan.attempt)
         cause = find_cause(end.exits, self.experiment, bases)
         return Outcome(
             phase=Phase.FAILED, error=JobFailed, words=cause.message, cause=cause

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..errors import HostError
 from .flags import CLUSTER_HELP, JSON_HELP, NODES_HELP
 from .task import is_dry, task
 
@@ -24,15 +23,12 @@ def reset(
 ) -> dict[str, Any]:
     """End everything of UGRO on the nodes, whoever started it, and free their leases."""
     from .. import api
-    from .show.reset import show_reset
+    from .show.reset import show_told
 
     if is_dry(context):
         return _show_holders(api.health(nodes, cluster, save=False))
     ended = api.reset(nodes, cluster)
-    show_reset(ended, as_json=json)
-    for answer in ended.values():
-        if isinstance(answer, HostError):
-            raise answer
+    show_told(ended, as_json=json)
     return ended
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..errors import HostError, JobNotFound, NotSigned, RecordError
+from ..errors import JobNotFound, NotSigned, RecordError
 from .flags import CLUSTER_HELP, JOB_HELP, JSON_HELP
 from .task import is_dry, task
 
@@ -73,11 +73,8 @@ def _stop_on_nodes(
     job_id: str, cluster: str | None, *, as_json: bool
 ) -> dict[str, Any]:
     from .. import api
-    from .show.reset import show_reset
+    from .show.reset import show_told
 
     ended = api.stop_on_nodes(job_id, cluster)
-    show_reset(ended, as_json=as_json)
-    for answer in ended.values():
-        if isinstance(answer, HostError):
-            raise answer
+    show_told(ended, as_json=as_json)
     return ended

@@ -76,6 +76,18 @@ class JobState(Struct, frozen=True, kw_only=True):
     # Nodes on which `inv clean` has removed the job's files.
     cleaned: tuple[str, ...] = ()
 
+    def bases_of(self, number: int) -> dict[str, int]:
+        """Return the bases of the attempt of this number, {} if there is none."""
+        for attempt in self.attempts:
+            if attempt.number == number:
+                return attempt.bases
+        return {}
+
+    @property
+    def is_missing_here(self) -> bool:
+        """Return whether the job succeeded, and not all of it is here."""
+        return self.phase is Phase.SUCCEEDED and not self.gathered_at
+
     @property
     def seconds(self) -> float | None:
         """Return the time from the first moment with all ranks running to the end, or to now."""

@@ -23,7 +23,12 @@ def stream_sizes(experiment: Experiment, plans: Sequence[NodePlan]) -> dict[str,
 
 def stream_names(plan: NodePlan) -> dict[int, str]:
     """Give {kind of frame: name of the stream} of a rank."""
-    return {LOG: f"log {plan.rank}", METRICS: "metrics", GPU: f"gpu {plan.node}"}
+    return {LOG: log_stream(plan.rank), METRICS: "metrics", GPU: f"gpu {plan.node}"}
+
+
+def log_stream(rank: int) -> str:
+    """Give the name of the stream with a rank's log."""
+    return f"log {rank}"
 
 
 def kinds_of(plan: NodePlan) -> list[int]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeGuard
 
+import msgspec
 from msgspec import Struct
 
 from ..errors import HostError, NodeFault, UgroError
@@ -42,12 +43,7 @@ class RanAttempt(Struct, frozen=True, kw_only=True):
     def on(self, nodes: Sequence[str]) -> RanAttempt:
         """Return its part on these nodes."""
         plans = tuple(plan for plan in self.plans if plan.node in nodes)
-        return RanAttempt(
-            number=self.number,
-            plans=plans,
-            is_last=self.is_last,
-            gathered=self.gathered,
-        )
+        return msgspec.structs.replace(self, plans=plans)
 
 
 def ran_attempts(

@@ -65,14 +65,12 @@ class RankFiles:
         self.offsets = {
             kind: max(0, now[name] - bases.get(name, 0))
             for kind, name in names.items()
-            if kind == GPU or kind in self._files
+            if kind in kinds_of(plan)
         }
 
     def store(self, node: str, frame: Frame) -> None:
         """Append the frame. Raises NodeFault if it is not the next one, OSError if the disk is full."""
-        if self.offsets.get(frame.kind) != frame.offset:
-            raise _out_of_order(node, frame)
-        self.offsets[frame.kind] += len(frame.payload)
+        _go_on(self.offsets, node, frame)
         if frame.kind == GPU:
             # One file for all nodes: whole lines only, and by their node they are counted.
             lines, newline, self._gpu_rest = (
@@ -105,9 +103,7 @@ class LateFiles:
 
     def store(self, node: str, frame: Frame) -> None:
         """Append the frame. Raises NodeFault if it is not the next one, OSError if the disk is full."""
-        if self.offsets.get(frame.kind) != frame.offset:
-            raise _out_of_order(node, frame)
-        self.offsets[frame.kind] += len(frame.payload)
+        _go_on(self.offsets, node, frame)
         file = self._files[frame.kind]
         file.parent.make()
         file.append_stream(frame.payload)
@@ -177,8 +173,9 @@ def _check_whole(plan: NodePlan, here: Mapping[int, int], frame: Frame) -> None:
         raise NodeFault(plan.node, f"rank {plan.rank} still runs there", fix)
 
 
-def _out_of_order(node: str, frame: Frame) -> NodeFault:
-    words = (
-        f"stream {frame.kind} goes on at byte {frame.offset} instead of the next one"
-    )
-    return NodeFault(node, words)
+def _go_on(offsets: dict[int, int], node: str, frame: Frame) -> None:
+    """Count a frame of a stream; raises NodeFault if it is not the next one."""
+    if offsets.get(frame.kind) != frame.offset:
+        words = f"stream {frame.kind} goes on at byte {frame.offset} instead of the next one"
+        raise NodeFault(node, words)
+    offsets[frame.kind] += len(frame.payload)

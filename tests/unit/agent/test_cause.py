@@ -351,7 +351,7 @@ def test_the_words_of_an_earlier_attempt_are_not_those_of_this_one(
 ) -> None:
     experiment.log(0).path.write_text(CULPRIT + "epoch 1\n")
     end = RankExit(node="gpu0", rank=0, at=1.0, code=1)
-    cause = find_cause([end], experiment, {0: len(CULPRIT)})
+    cause = find_cause([end], experiment, {"log 0": len(CULPRIT)})
     assert cause.message == "rank 0 on gpu0: exit code 1"
     assert cause.last_lines == ("epoch 1",)
 

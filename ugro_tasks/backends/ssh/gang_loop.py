@@ -306,15 +306,13 @@ class Gang:
     def _exit_of(self, plan: NodePlan, host: Host) -> RankExit:
         disk = self._disks[plan.node]
         disk.do(partial(self.experiment.take_up_again, self.journal.record.nonce))
-        attempts = {attempt.number: attempt for attempt in self.journal.state.attempts}
-        attempt = attempts.get(self.plan.attempt)
         return follow_rank(
             host,
             self.experiment,
             plan,
             disk=disk,
             talk=self.talks[host],
-            bases=attempt.bases if attempt else {},
+            bases=self.journal.state.bases_of(self.plan.attempt),
             heartbeat_seconds=self.cluster.timeouts.heartbeat_seconds,
             connected=partial(self._note_connected, plan),
             manifest=partial(self._take_manifest, plan),

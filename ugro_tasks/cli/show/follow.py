@@ -119,7 +119,7 @@ class Follower:
         if self.state.phase is not Phase.SUCCEEDED:
             raise JobEnded(self._cause_in_words(), self.state.exit_code)
         self.view.show_success()
-        if not self.state.gathered_at:
+        if self.state.is_missing_here:
             raise NotGathered(
                 f"{self.experiment.job_id} succeeded, but not all of it is here; "
                 f"get it: inv gather {self.experiment.job_id}"

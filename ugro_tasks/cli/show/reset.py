@@ -1,4 +1,4 @@
-"""The output of `inv reset`."""
+"""The output of `inv reset`, and of `inv stop` where the nodes themselves are told."""
 
 from __future__ import annotations
 
@@ -31,6 +31,14 @@ def show_reset(ended: dict[str, list[Process] | HostError], *, as_json: bool) ->
         if not answer:
             console.print(f"{node}: nothing of UGRO was running")
     return None
+
+
+def show_told(ended: dict[str, list[Process] | HostError], *, as_json: bool) -> None:
+    """Print what nodes were told to end; raises the error of the first that could not be told."""
+    show_reset(ended, as_json=as_json)
+    for answer in ended.values():
+        if isinstance(answer, HostError):
+            raise answer
 
 
 def _as_json(answer: list[Process] | HostError) -> object:

@@ -45,7 +45,7 @@ def _job_row(line: JobLine) -> list[str]:
 
 
 def _first_line_of_cause(state: JobState) -> str:
-    if is_missing_here(state):
+    if state.is_missing_here:
         return "not all of it is here: inv gather"
     if state.cause is None or state.phase is Phase.STOPPED:
         return ""
@@ -71,7 +71,7 @@ def show_job(report: JobReport, *, as_json: bool) -> None:
         words = printable_lines(event.message)
         console.print(f"  {clock(event.time)}  {node:12} {words}")
     show_cause(console, state)
-    if is_missing_here(state):
+    if state.is_missing_here:
         words = f"not all of it is here; get it: inv gather {report.job_id}"
         console.print(style(printable_lines(words), "red"))
     return None
@@ -85,11 +85,6 @@ def show_job_head(console: Printer, job_id: str, state: JobState) -> None:
         coloured(state.phase),
         f"  {duration(state.seconds)}",
     )
-
-
-def is_missing_here(state: JobState) -> bool:
-    """Return whether the job succeeded, and not all of it is here."""
-    return state.phase is Phase.SUCCEEDED and not state.gathered_at
 
 
 def show_cause(console: Printer, state: JobState) -> None:
