@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from .node.files import TAIL_BYTES, end_of_lines
 from .node.tree import open_beneath
 
 # Disk space, and numbers of files, that data from nodes cannot fill; a small disk reserves 2 %.
@@ -33,7 +34,6 @@ RESERVE_BYTES = 64 << 20
 RESERVE_FILES = 1000
 # More than rsync makes files between two looks at the disk.
 MANY_FILES = 200_000
-TAIL_BYTES = 1 << 16
 # Of opening a link, a socket, a pipe without a reader, or a name below a file.
 NOT_PLAIN = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO)
 # Of file systems that cannot synchronise a folder, or have no hard links: SMB, exFAT, some FUSE.
@@ -157,7 +157,7 @@ class File(NamedTuple):
             if leaving_room:
                 leave_room(file.fileno(), self.path)
             size = os.fstat(file.fileno()).st_size
-            whole = _end_of_lines(file, size)
+            whole = end_of_lines(file.fileno(), size)
             if whole < size:
                 file.truncate(whole)
             written = file.write(lines)
@@ -454,18 +454,6 @@ def _bytes_of(name: str, at: int) -> int:
         # It may vanish between the listing and the look at it.
         return 0
     return facts.st_size if stat.S_ISREG(facts.st_mode) else 0
-
-
-def _end_of_lines(file: io.FileIO, size: int) -> int:
-    """Return the place after the last line feed of a file."""
-    end = size
-    while end:
-        begin = max(0, end - TAIL_BYTES)
-        found = os.pread(file.fileno(), end - begin, begin).rfind(b"\n")
-        if found >= 0:
-            return begin + found + 1
-        end = begin
-    return 0
 
 
 def _end_of_content(file: io.FileIO, size: int) -> int:

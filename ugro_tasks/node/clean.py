@@ -6,11 +6,12 @@ import os
 import re
 import shutil
 import stat
-from typing import Iterator, Optional, Set, Tuple
+from typing import Optional, Set, Tuple
 
 from .files import Json, expand, read_json
 from .processes import processes, supervisor_of
 from .streams import stream_sizes
+from .tree import stats_in
 
 # <job_id>.<nonce>, with -<attempt> from the second attempt on, as in the tokens of its processes.
 NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*_\d{8}_\d{6}\.[0-9A-Za-z]+)(-\d+)?")
@@ -101,23 +102,6 @@ def disk_bytes(path: str, counted: "Set[Tuple[int, int]]") -> int:
             counted.add(file)
         total += facts.st_blocks * 512
     return total
-
-
-def stats_in(path: str) -> Iterator[os.stat_result]:
-    """Yield lstat of a path and everything below it; links are not followed, errors are skipped."""
-    todo = [path]
-    while todo:
-        folder = todo.pop()
-        try:
-            yield os.lstat(folder)
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        todo.append(entry.path)
-                    else:
-                        yield entry.stat(follow_symlinks=False)
-        except OSError:
-            continue
 
 
 def remove(path: str) -> Optional[str]:

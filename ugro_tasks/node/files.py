@@ -10,6 +10,8 @@ import stat
 from typing import Any, BinaryIO, Dict, Optional
 
 Json = Dict[str, Any]
+# Read at once from the end of a file.
+TAIL_BYTES = 1 << 16
 
 
 def expand(path: str) -> str:
@@ -69,6 +71,18 @@ def write_json(path: str, value: Json) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def end_of_lines(descriptor: int, size: int) -> int:
+    """Return the place after the last line feed of a file of this size, 0 if it has none."""
+    end = size
+    while end:
+        begin = max(0, end - TAIL_BYTES)
+        found = os.pread(descriptor, end - begin, begin).rfind(b"\n")
+        if found >= 0:
+            return begin + found + 1
+        end = begin
+    return 0
 
 
 def write_all(descriptor: int, data: bytes) -> None:

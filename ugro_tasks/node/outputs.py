@@ -12,7 +12,7 @@ import stat
 from typing import Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 from .source import Source
-from .tree import Entry, entry_of, leads_inside
+from .tree import Entry, entry_of, leads_inside, stats_in
 
 FOLLOWED_IN = ("checkpoints", "artifacts")
 # Of links to folders with links to folders.
@@ -208,15 +208,9 @@ def is_below(path: str, folder: str) -> bool:
 
 def size_of(path: str, alive: Callable[[], None]) -> int:
     """Return the bytes of a file, or of all files in a folder; links count as 0."""
-    facts = os.stat(path)
-    if not stat.S_ISDIR(facts.st_mode):
-        return facts.st_size
     total = 0
-    for folder, _, names in os.walk(path):
-        for name in names:
-            alive()
-            try:
-                total += os.lstat(os.path.join(folder, name)).st_size
-            except OSError:
-                continue
+    for facts in stats_in(path):
+        alive()
+        if stat.S_ISREG(facts.st_mode):
+            total += facts.st_size
     return total

@@ -67,8 +67,8 @@ class Receiver:
     missing at the source, except those matching `exclude`. `verify` compares contents, not only
     sizes and times. `only`, `files`, `exclude`, `never_links` and `links` are as in `Source`:
     anything else from a source is refused. `vanished` allows files to disappear at the source.
-    `room` is called before each piece and each new name, and may raise OSError; `alive` is called during long work
-    without frames.
+    `room` is called before each piece and each new name, and may raise OSError; `alive` is called
+    during long work without frames.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ import zlib
 from functools import partial
 from typing import BinaryIO, Dict, Iterator, List, Optional, Set
 
-from .files import Json, expand, open_plain, read_json
+from .files import Json, end_of_lines, expand, open_plain, read_json
 from .processes import boot_id, end_all, of_rank, supervisor_of
 from .protocol import (
     CHUNK_BYTES,
@@ -171,16 +171,9 @@ def stream_sizes(folder: str) -> "Dict[str, int]":
         ) as file:
             size = os.fstat(file.fileno()).st_size
             if kind == GPU:
-                size = end_of_lines(file, size)
+                size = end_of_lines(file.fileno(), size)
         sizes[name] = size
     return sizes
-
-
-def end_of_lines(file: BinaryIO, size: int) -> int:
-    """Return the place after the last line feed of a file."""
-    begin = max(0, size - CHUNK_BYTES)
-    found = os.pread(file.fileno(), size - begin, begin).rfind(b"\n")
-    return begin + found + 1 if found >= 0 else begin
 
 
 def end_in_background(token: str) -> threading.Thread:

@@ -54,9 +54,8 @@ def supervise(folder: str) -> None:
     """Take the lease, wait for the start, run torchrun, and finally write the exit record."""
     leave_a_guard()
     plan = read_json(os.path.join(folder, "plan.json")) or {}
-    # No more than its guard is.
+    # A child is none because its parent is.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-    signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
     holder = {
         "token": plan["token"],
         "job": job_of(plan["token"]),
@@ -79,12 +78,13 @@ def supervise(folder: str) -> None:
 def leave_a_guard() -> None:
     """Go on as the child of a process that adopts whatever a killed supervisor leaves, until all of it has ended.
 
-    It carries the job's token, so what it has adopted is known as the job's. No polite signal ends it.
+    It carries the job's token, so what it has adopted is known as the job's. No polite signal ends it. In both, the
+    watched signals are blocked from now on.
     """
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
     if os.fork() == 0:
         return
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
     # Whoever waits for the supervisor's word, its lease or the rendezvous's port waits for that one alone.
     os.dup2(2, 1)
     for name in os.listdir("/proc/self/fd"):

@@ -187,6 +187,23 @@ def opened_folder(folder: str, path: str, *, create: bool = False) -> Any:
     return opened(folder, "%s/." % path, os.O_RDONLY | os.O_DIRECTORY, create=create)
 
 
+def stats_in(path: str) -> Iterator[os.stat_result]:
+    """Yield lstat of a path and everything below it; links are not followed, errors are skipped."""
+    todo = [path]
+    while todo:
+        folder = todo.pop()
+        try:
+            yield os.lstat(folder)
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        todo.append(entry.path)
+                    else:
+                        yield entry.stat(follow_symlinks=False)
+        except OSError:
+            continue
+
+
 def open_beneath(folder: str, path: str, flags: int, *, create: bool = False) -> int:
     """Open a path in a folder, name by name, following no link; return the descriptor.
 
