@@ -91,10 +91,8 @@ class Agent:
 
     def _folder_changed(self) -> bool:
         """Say whether there may be a new job: it changes the folder's time stamp."""
-        was, self._seen = (
-            self._seen,
-            Path(self.experiments.files.root).stat().st_mtime_ns,
-        )
+        was = self._seen
+        self._seen = Path(self.experiments.files.root).stat().st_mtime_ns
         if abs(time.time_ns() - self._seen) < CLOCK_TICK_NS:
             # The next job may come within the same tick of the file system's clock.
             self._seen = -1

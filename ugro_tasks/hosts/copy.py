@@ -89,26 +89,48 @@ class Copy:
         asked = _pull_request(
             source, exclude, only, files, never_links, links=links, gently=gently
         )
+        self._receive(
+            asked,
+            target,
+            progress,
+            only=asked["only"],
+            files=asked["files"],
+            exclude=exclude,
+            never_links=never_links,
+            verify=verify,
+            links=links,
+        )
+
+    def _receive(
+        self,
+        asked: dict[str, Any],
+        target: str,
+        progress: Callable[[int], None] | None,
+        heard: Callable[[Receiver], None] = lambda _: None,
+        **choice: Any,
+    ) -> Receiver:
+        """Fetch what is missing here of what the node lists; `heard` is called in between.
+
+        `choice` is for `Receiver`. Raises as `pull` does.
+        """
         with _Exchange(self.host, "send_files", asked) as exchange:
             receiver = Receiver(
                 target,
-                only=asked["only"],
-                files=asked["files"],
-                exclude=exclude,
-                never_links=never_links,
-                verify=verify,
-                links=links,
                 vanished=True,
                 room=lambda: leave_room(Path(target)),
                 alive=sign_of_life(exchange.put),
+                **choice,
             )
             try:
-                _pull(exchange, receiver, _percentages(progress))
+                exchange.read_listing(receiver)
+                heard(receiver)
+                _store(exchange, receiver, _percentages(progress))
             finally:
                 receiver.close()
                 remove_stray_links(target)
         if receiver.errors:
             raise _incomplete(self.host, _summary(receiver.errors))
+        return receiver
 
     def bytes_to_come(
         self, source: str, target: str, *, exclude: Sequence[str] = ()
@@ -142,29 +164,22 @@ class Copy:
         A link may come as what it leads to, see `node/outputs.py`; `announce` is told of it before:
         (link, what it leads to, bytes). Raises HostError, and OSError if the disk here is full.
         """
-        asked = _outputs_request(source, exclude, never_links, leave_links)
-        with _Exchange(self.host, "send_files", asked) as exchange:
-            receiver = Receiver(
-                target,
-                exclude=exclude,
-                never_links=never_links,
-                only_new=only_new,
-                verify=verify,
-                vanished=True,
-                room=lambda: leave_room(Path(target)),
-                alive=sign_of_life(exchange.put),
-            )
-            exchange.read_listing(receiver)
+
+        def tell_links(receiver: Receiver) -> None:
             for link, leads_to, size in receiver.followed:
                 if announce:
                     announce(shortened(link, 200), shortened(leads_to, 200), size)
-            try:
-                _store(exchange, receiver, _percentages(progress))
-            finally:
-                receiver.close()
-                remove_stray_links(target)
-        if receiver.errors:
-            raise _incomplete(self.host, _summary(receiver.errors))
+
+        receiver = self._receive(
+            _outputs_request(source, exclude, never_links, leave_links),
+            target,
+            progress,
+            tell_links,
+            exclude=exclude,
+            never_links=never_links,
+            only_new=only_new,
+            verify=verify,
+        )
         return [shortened(words, 500) for words in receiver.left_out]
 
     def missing(
@@ -196,13 +211,6 @@ class Copy:
         if not leave_links:
             found += receiver.left_out
         return [shortened(words, 200) for words in found]
-
-
-def _pull(
-    exchange: _Exchange, receiver: Receiver, tell: Callable[[int, int], None]
-) -> None:
-    exchange.read_listing(receiver)
-    _store(exchange, receiver, tell)
 
 
 def _store(

@@ -135,10 +135,9 @@ class Rsync:
         `never_links` are names in the top folder of folders, left out if they are anything else.
         `only` are names in the top folder, `files` paths in the whole tree. `follow_links` takes the
         content of links, instead of links leading to a path in the folder. `only_new` leaves files
-        alone of which there is one here. With `partly` it is no error that some files could not come.
-        `gently` lowers the
-        priority on the host. `verify` compares contents, not only size and time. `progress`
-        receives the percentage. Files vanishing meanwhile are skipped.
+        alone of which there is one here. With `partly` it is no error that some files could not
+        come. `gently` lowers the priority on the host. `verify` compares contents, not only size
+        and time. `progress` receives the percentage. Files vanishing meanwhile are skipped.
 
         Raises HostError, and OSError if the disk here is full.
         """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -375,13 +375,18 @@ def _clean_here(
     experiment = job.experiment
     checkpoints = experiment.outputs.all_checkpoints()
     kept = _worth_keeping(experiment, checkpoints)
+    old = {
+        name: parts
+        for name, parts in checkpoints.items()
+        if name not in kept and (experiment.job_id, name) not in needed
+    }
+    if old and not dry_run:
+        # Before they go: a half of one that stays is missed by nobody.
+        _note_removed(experiment, old)
     gone = []
-    for name, parts in checkpoints.items():
-        if name in kept or (experiment.job_id, name) in needed:
-            continue
+    for name, parts in old.items():
         size = checkpoint_bytes(experiment, name, parts)
         if not dry_run:
-            _note_removed(experiment, name)
             _remove_checkpoint(experiment, name, parts)
         path = experiment.outputs.checkpoints(0).path / name
         gone.append(_removal_here(job, path, size))
@@ -442,9 +447,9 @@ def _remove_checkpoint(
         experiment.outputs.checkpoints(rank).remove(name)
 
 
-def _note_removed(experiment: Experiment, name: str) -> None:
+def _note_removed(experiment: Experiment, names: Iterable[str]) -> None:
     state = experiment.state()
-    removed = tuple(dict.fromkeys([*state.removed_checkpoints, name]))
+    removed = tuple(dict.fromkeys([*state.removed_checkpoints, *names]))
     experiment.save_state(msgspec.structs.replace(state, removed_checkpoints=removed))
 
 
