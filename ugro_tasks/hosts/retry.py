@@ -6,12 +6,12 @@ FIRST_LOGIN_SECONDS = 60.0
 LAST_LOGIN_SECONDS = 3600.0
 
 
-def retry_pause(attempt: int) -> float:
-    """Return the seconds to wait before retry number `attempt`, counted from 0."""
+def retry_pause(attempt: int, *, refused: bool = False) -> float:
+    """Return the seconds to wait before retry number `attempt`, counted from 0.
+
+    With `refused` the login was, which is tried again far later.
+    """
+    if refused:
+        return min(FIRST_LOGIN_SECONDS * 2.0 ** min(attempt, 10), LAST_LOGIN_SECONDS)
     last = len(RETRY_SECONDS) - 1
     return RETRY_SECONDS[min(attempt, last)]
-
-
-def login_pause(attempt: int) -> float:
-    """Return the seconds to wait before refused login number `attempt` is tried again, counted from 0."""
-    return min(FIRST_LOGIN_SECONDS * 2.0 ** min(attempt, 10), LAST_LOGIN_SECONDS)

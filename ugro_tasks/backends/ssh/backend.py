@@ -148,14 +148,11 @@ class SshBackend:
 
     def run_to_end(self, plan: LaunchPlan, away_seconds: float | None) -> AttemptEnd:
         """Follow the gang to its end."""
-        fleet = self._fleet(self._part([node.node for node in plan.nodes]))
-        hosts = {host.node.name: host for host in fleet}
-        self._mirror = Mirror(self.experiment, hosts, self.journal.log)
+        gang = self._gang(plan)
         try:
-            return self._gang(plan).run_to_end(away_seconds)
+            return gang.run_to_end(away_seconds)
         finally:
-            # The proof of the end waits for no transfer; the outputs do.
-            self._mirror.end()
+            self._mirror = gang.mirror
 
     def stop(self) -> None:
         """Tell those ranks of the last attempt to stop that are not proven gone; fetch the rest of their streams."""
@@ -167,8 +164,7 @@ class SshBackend:
 
     def _gang(self, plan: LaunchPlan) -> Gang:
         cluster = self._part([node.node for node in plan.nodes])
-        fleet = self._fleet(cluster)
-        return Gang(self.journal, cluster, fleet, plan, self._talks, self._mirror)
+        return Gang(self.journal, cluster, self._fleet(cluster), plan, self._talks)
 
     # ---- fetch ----
 

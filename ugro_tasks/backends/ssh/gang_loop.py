@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Collection
 from functools import partial
@@ -46,7 +47,6 @@ class Gang:
         fleet: Fleet,
         plan: LaunchPlan,
         talks: Talks,
-        mirror: Mirror | None = None,
     ) -> None:
         self.journal = journal
         self.cluster = cluster
@@ -56,7 +56,8 @@ class Gang:
         self.experiment = journal.experiment
         self._hosts: dict[str, Host] = {host.node.name: host for host in fleet}
         self._plans = {plan.node: plan for plan in plan.nodes}
-        self._mirror = mirror
+        # Of checkpoints, while the ranks run; its last transfer may go on afterwards.
+        self.mirror: Mirror | None = None
         self._disks: dict[str, DiskThread] = {}
         self._noticed: set[tuple[str, str]] = set()
         self._loop: Loop[gang.GangState, gang.Event, gang.Act] = Loop(
@@ -98,7 +99,12 @@ class Gang:
             limits=self._limits(away_seconds),
             stage=gang.Stage.RUNNING,
         )
-        over = self._run(state)
+        self.mirror = Mirror(self.experiment, self._hosts, self.journal.log)
+        try:
+            over = self._run(state)
+        finally:
+            # The proof of the end waits for no transfer; the outputs do.
+            self.mirror.end()
         wrote = [
             rank_exit.node
             for rank_exit in over.exits
@@ -264,13 +270,7 @@ class Gang:
                         words = f"{error.filename or self.experiment.folder}: {error.strerror}"
                         self._loop.put(gang.NotStored(plan.node, words))
                         was_told = True
-                end = wait_for_end(
-                    host,
-                    plan,
-                    seconds=STORE_SECONDS,
-                    heartbeat_seconds=self.cluster.timeouts.heartbeat_seconds,
-                    connected=partial(self._note_connected, plan),
-                )
+                end = self._end_alone(plan, STORE_SECONDS)
                 if end:
                     return gang.Exited(end, whole=self._is_in_vain(plan))
         except HostError as error:
@@ -279,17 +279,20 @@ class Gang:
     def _wait_for_end(self, plan: NodePlan) -> gang.Event:
         """Wait for the rank's end for as long as the connection lasts."""
         try:
-            end = wait_for_end(
-                self._hosts[plan.node],
-                plan,
-                seconds=None,
-                heartbeat_seconds=self.cluster.timeouts.heartbeat_seconds,
-                connected=partial(self._note_connected, plan),
-            )
+            end = self._end_alone(plan, math.inf)
         except HostError as error:
             return self._disconnected(plan, error)
-        assert end  # noqa: S101
+        assert end  # noqa: S101  (there is no limit)
         return gang.Exited(end)
+
+    def _end_alone(self, plan: NodePlan, seconds: float) -> RankExit | None:
+        return wait_for_end(
+            self._hosts[plan.node],
+            plan,
+            seconds=seconds,
+            heartbeat_seconds=self.cluster.timeouts.heartbeat_seconds,
+            connected=partial(self._note_connected, plan),
+        )
 
     def _disconnected(self, plan: NodePlan, error: HostError) -> gang.Disconnected:
         self._hosts[plan.node].close()
@@ -324,8 +327,8 @@ class Gang:
 
     def _take_manifest(self, plan: NodePlan, content: bytes) -> None:
         # Without a mirror, checkpoints come when all others do.
-        if self._mirror:
-            self._mirror.take(plan, content)
+        if self.mirror:
+            self.mirror.take(plan, content)
 
     def _take_notice(self, plan: NodePlan, words: str) -> None:
         if (plan.node, words) not in self._noticed:
@@ -341,7 +344,8 @@ class Gang:
                 host.close()
                 return False
             except UgroError:
-                return True
+                # Whatever is wrong there, it answers.
+                pass
             return True
 
         work = {node: partial(answers, self._plans[node]) for node in nodes}

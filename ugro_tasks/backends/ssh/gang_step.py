@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from ...errors import HostError, Interrupted, LaunchFailed, NodesBusy, StopUnproven
-from ...hosts.retry import login_pause, retry_pause
+from ...hosts.retry import retry_pause
 from ...jobs.outcome import Outcome, RankExit
 from ...jobs.phase import Phase, Reason
 from .gang import (
@@ -202,9 +202,8 @@ def _disconnected(
         acts.append(Say(lost, member.node))
     if event.trouble is Trouble.FAULT and repeats >= FAULTS_MOST:
         return _before(acts, _give_up_streams(state, member, event, now))
-    pause = retry_pause(tries)
-    if event.trouble is Trouble.REFUSED:
-        pause = login_pause(repeats - 1)
+    refused = event.trouble is Trouble.REFUSED
+    pause = retry_pause(repeats - 1 if refused else tries, refused=refused)
     away_since = member.away_since or now
     waiting = _with_member(
         state,
@@ -401,10 +400,8 @@ def _not_told(
     acts: list[Act] = []
     again_at = None
     if not last:
-        pause = retry_pause(tries - 1)
-        if trouble_of(why) is Trouble.REFUSED:
-            pause = login_pause(tries - 1)
-        again_at = now + pause
+        refused = trouble_of(why) is Trouble.REFUSED
+        again_at = now + retry_pause(tries - 1, refused=refused)
         if why.text != member.stop_words_said:
             away = f"cannot be told to stop, trying again. {why.text}"
             acts.append(Say(away, member.node))

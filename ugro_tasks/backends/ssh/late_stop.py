@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from ...errors import LoginRefused
 from ...hosts.fleet import Fleet
 from ...hosts.host import Host
-from ...hosts.retry import login_pause, retry_pause
+from ...hosts.retry import retry_pause
 from ...jobs.attempt_names import attempt_folder, folder_of, token_of
 from ...jobs.journal import Journal
 from ...jobs.state import Attempt
@@ -67,8 +67,8 @@ class LateStops:
             if result.unreached.text != said:
                 said = result.unreached.text
                 self.journal.log.info("%s: %s", node, said)
-            is_refused = isinstance(result.unreached, LoginRefused)
-            self._sleep(login_pause(tried) if is_refused else retry_pause(tried))
+            refused = isinstance(result.unreached, LoginRefused)
+            self._sleep(retry_pause(tried, refused=refused))
             tried += 1
         self.journal.say(
             f"is back; {result.words or 'nothing of the job is left there'}", node

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Annotated
 
@@ -45,45 +46,39 @@ def follow_rank(
     at the first frame, `manifest` with each manifest of a checkpoint, `notice` with words about what cannot be sent.
     """
     files = disk.do(lambda: RankFiles(experiment, plan, bases))
-    frames = _frames(host, plan, talk, files.offsets, heartbeat_seconds)
-    for number, frame in enumerate(frames):
-        if number == 0:
-            connected()
-        if frame.kind in {EXIT, LOST}:
-            return _end(host, plan, frame)
+
+    def take(frame: Frame) -> bool:
         if frame.kind == MANIFEST:
             manifest(frame.payload)
         elif frame.kind == NOTICE:
             notice(frame.payload.decode("utf-8", "replace"))
         elif frame.payload:
             disk.do(partial(files.store, plan.node, frame))
-    raise NodeFault(plan.node, "its streams ended without an exit record")
+        return True
+
+    frames = _frames(host, plan, talk, files.offsets, heartbeat_seconds)
+    end = _end_in(frames, host, plan, connected, take)
+    assert end  # noqa: S101  (all frames are taken)
+    return end
 
 
 def wait_for_end(
     host: Host,
     plan: NodePlan,
     *,
-    seconds: float | None,
+    seconds: float = math.inf,
     heartbeat_seconds: float,
     connected: Callable[[], None],
 ) -> RankExit | None:
     """Wait for the end of a rank without storing anything, and give it; None if it runs on after about `seconds`.
 
-    Without a limit (None) it waits for as long as the connection lasts.
-
     Raises HostError as `follow_rank` does.
     """
     begun = time.monotonic()
     frames = _frames(host, plan, None, {}, heartbeat_seconds)
-    for number, frame in enumerate(frames):
-        if number == 0:
-            connected()
-        if frame.kind in {EXIT, LOST}:
-            return _end(host, plan, frame)
-        if seconds is not None and time.monotonic() - begun > seconds:
-            return None
-    raise NodeFault(plan.node, "its streams ended without an exit record")
+    return _end_in(
+        frames, host, plan, connected, lambda _: time.monotonic() - begun <= seconds
+    )
 
 
 def _frames(
@@ -104,10 +99,26 @@ def _frames(
     )
 
 
+def _end_in(
+    frames: Iterable[Frame],
+    host: Host,
+    plan: NodePlan,
+    connected: Callable[[], None],
+    take: Callable[[Frame], bool],
+) -> RankExit | None:
+    """Find the end of a rank among its frames; None if `take`, which gets all others, wants no more."""
+    for number, frame in enumerate(frames):
+        if number == 0:
+            connected()
+        if frame.kind in {EXIT, LOST}:
+            return _end(host, plan, frame)
+        if not take(frame):
+            return None
+    raise NodeFault(plan.node, "its streams ended without an exit record")
+
+
 # Far beyond any exit code or number of a signal.
 Small = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=1 << 31)]
-
-
 Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 
 
