@@ -56,7 +56,10 @@ class Held:
 
     def __init__(self, folder: Folder) -> None:
         """Open the folder; raises OSError."""
+        # By its path alone, also where the folder above it is itself kept open.
         self._folder = folder
+        if isinstance(folder.root, Held):
+            self._folder = folder.root._folder.folder(folder.name)
         with folder.opened() as at:
             self._descriptor = os.dup(at)
         weakref.finalize(self, os.close, self._descriptor)

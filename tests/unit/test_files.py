@@ -288,6 +288,24 @@ def test_a_folder_kept_open_is_reached_wherever_it_is_moved_to(records: Folder) 
     assert inside.stdout == "state.json\n"
 
 
+def test_a_folder_kept_open_inside_another_one_is_found_by_its_path_alone(
+    records: Folder,
+) -> None:
+    above = Folder(records.path.parent).held()
+    job = above.folder(records.path.name).held()
+    assert isinstance(job.root, Held)
+    assert job.root.is_at_its_path()
+    records.path.parent.rename(records.path.parent.with_name("aside"))
+    assert not job.root.is_at_its_path()
+    records.path.mkdir(parents=True)
+    assert not job.root.is_at_its_path()
+    job.file("state.json").replace(b"{}")
+    assert Path(job.place, "state.json").exists()
+    job.root.take_up_again()
+    job.file("here").replace(b"")
+    assert [path.name for path in records.path.iterdir()] == ["here"]
+
+
 def test_only_a_folder_that_is_really_gone_was_deleted(records: Folder) -> None:
     held = records.held()
     assert isinstance(held.root, Held)

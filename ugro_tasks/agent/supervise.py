@@ -11,7 +11,7 @@ from collections.abc import Collection
 from typing import Any
 
 from ..backends.api import AttemptEnd, Backend
-from ..errors import Interrupted, JobFailed, UgroError
+from ..errors import Interrupted, JobFailed, RecordError, UgroError
 from ..jobs.checkpoints import newest_whole
 from ..jobs.experiments import Experiments
 from ..jobs.journal import Journal
@@ -24,6 +24,8 @@ from ..jobs.streams import stream_sizes
 from ..training.batch_sizes import summary
 from .cause import find_cause
 from .restart import End, Restart, next_step
+
+RETRY_SECONDS = 2.0
 
 
 class Supervision:
@@ -162,10 +164,7 @@ class Supervision:
         if not self.journal.state.attempts:
             return record.resume
         if record.plan:
-            for error in self.backend.fetch_checkpoints(record.plan):
-                self.journal.log.warning(
-                    "%s: a checkpoint has not come: %s", self.experiment.job_id, error
-                )
+            self._fetch_checkpoints(record.plan)
         passed: list[str] = []
         found = newest_whole(self.experiment, passed.append)
         if passed:
@@ -176,6 +175,32 @@ class Supervision:
         return Resume(
             job_id=self.experiment.job_id, checkpoint=found.name, step=found.step
         )
+
+    def _fetch_checkpoints(self, plan: LaunchPlan) -> None:
+        """Fetch the checkpoints that the nodes have, for as long as the disk here takes none.
+
+        A restart without them would do again what was done.
+        """
+        waits = False
+        while True:
+            errors = self.backend.fetch_checkpoints(plan)
+            not_stored = [error for error in errors if isinstance(error, RecordError)]
+            if not waits:
+                for error in errors:
+                    self.journal.log.warning(
+                        "%s: a checkpoint has not come: %s",
+                        self.experiment.job_id,
+                        error,
+                    )
+            in_vain = self.journal.stop_asked or self.experiment.was_deleted()
+            if not not_stored or in_vain:
+                return
+            if not waits:
+                waits = True
+                self.journal.say(
+                    f"waits with the restart until checkpoints can be stored: {not_stored[0].text}"
+                )
+            time.sleep(RETRY_SECONDS)
 
     # ---- the end ----
 

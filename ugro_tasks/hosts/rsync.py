@@ -44,11 +44,13 @@ COMPLAINTS_BYTES = 16 << 20
 OLDEST_VERSION = (3, 1)
 VERSION = re.compile(r"^rsync +version v?(\d+)\.(\d+)", re.MULTILINE)
 VERSION_SECONDS = 10.0
-# Exit codes: ssh failed or the connection broke; the two sides could not work together.
+# Exit codes: ssh failed or the connection broke; the two sides could not work together, or one of them
+# could not enter its folder (as rsync 3.5 in one whose path leads elsewhere since another disk is mounted there).
 CONNECTION_LOST = {10, 12, 30, 35, 255}
-NOT_STARTED = {1, 2, 4, 5, 14, 126, 127}
-NO_ROOM = re.compile(
-    r'"([^"]*)"[^"]*: (?:No space left on device|Disk quota exceeded) \((\d{1,3})\)'
+NOT_STARTED = {1, 2, 3, 4, 5, 14, 126, 127}
+# Of the disk here, in a pull.
+NOT_STORED = re.compile(
+    r'"([^"]*)"[^"]*: (?:No space left on device|Disk quota exceeded|Read-only file system) \((\d{1,3})\)'
 )
 TRANSFER_SIZE = re.compile(rb"Total transferred file size: ([\d,.]+) bytes")
 
@@ -259,10 +261,10 @@ class Rsync:
         self, code: int, complaint: str, may_end_with: Collection[int]
     ) -> None:
         """Raise the error for an exit code and the messages before it."""
-        full = NO_ROOM.search(complaint)
-        if may_end_with and full:
-            number = int(full[2])
-            raise OSError(number, os.strerror(number), full[1])
+        refused = NOT_STORED.search(complaint)
+        if may_end_with and refused:
+            number = int(refused[2])
+            raise OSError(number, os.strerror(number), refused[1])
         if code == 0 or code in may_end_with:
             return
         lines = complaint.strip().splitlines()

@@ -14,9 +14,11 @@ import pytest
 from lab.tools import wait_until
 from tests.unit.agent.world import DONE, FAILED, World
 from tests.unit.backends.ssh.fake_hosts import FakeNode
+from ugro_tasks.agent import supervise
 from ugro_tasks.backends.ssh.backend import SshBackend
-from ugro_tasks.errors import StopUnproven, UgroError
+from ugro_tasks.errors import RecordError, StopUnproven, UgroError
 from ugro_tasks.jobs.phase import Phase, Reason
+from ugro_tasks.jobs.plan import LaunchPlan
 from ugro_tasks.jobs.state import RankState
 
 BUSY = {"error": "busy", "message": "taken", "holder": {"job": "exp0"}}
@@ -123,6 +125,36 @@ def test_a_node_that_is_taken_at_the_start_of_a_restart_is_tried_again(
     assert state.phase is Phase.SUCCEEDED
     assert [attempt.ran for attempt in state.attempts] == [True, False, True]
     assert "gpu2: held by job exp0; restart 2 of 2" in world.said()
+
+
+@pytest.mark.parametrize("ends", ["stored", "stopped"])
+def test_a_restart_waits_while_the_disk_here_takes_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    world = World(tmp_path, max_restarts=1)
+    world.exits(None, DONE)
+    world.nodes[1].exits = [FAILED, DONE]
+    full: list[UgroError] = [RecordError("experiments: No space left on device")]
+    asked: list[int] = []
+
+    def fetched(_: SshBackend, plan: LaunchPlan) -> list[UgroError]:
+        asked.append(plan.attempt)
+        if ends == "stopped":
+            world.experiment.ask_to_stop()
+            return full
+        return full if len(asked) < 3 else []
+
+    monkeypatch.setattr(SshBackend, "fetch_checkpoints", fetched)
+    monkeypatch.setattr(supervise, "RETRY_SECONDS", 0.01)
+    state = world.run()
+    waits = "waits with the restart until checkpoints can be stored: experiments: No space left on device"
+    assert world.said().count(waits) == (1 if ends == "stored" else 0)
+    if ends == "stored":
+        assert (state.phase, asked) == (Phase.SUCCEEDED, [1, 1, 1])
+    else:
+        assert (state.phase, asked) == (Phase.STOPPED, [1])
+    started = [node.told.count("start") for node in world.nodes]
+    assert started == ([2, 2, 2] if ends == "stored" else [1, 1, 1])
 
 
 def test_a_node_that_stays_away_is_left_behind_and_told_to_stop_later(
