@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .node.files import TAIL_BYTES, end_of_lines
+from .node.files import NO_LOCKS, TAIL_BYTES, end_of_lines
 from .node.tree import open_beneath
 
 # Disk space, and numbers of files, that data from nodes cannot fill; a small disk reserves 2 %.
@@ -39,8 +39,6 @@ NOT_PLAIN = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO)
 # Of file systems that cannot synchronise a folder, or have no hard links: SMB, exFAT, some FUSE.
 NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
-# Of file systems without locks.
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 NO_FILE = "no file of UGRO's: a link, a pipe or the like, which is not followed"
 NO_FOLDER = "no folder of UGRO's: a link, a file or the like, which is not followed"
 # Where there is no /proc, a folder is found by its path alone.

@@ -285,9 +285,13 @@ class Home:
 
     def take_inodes(self) -> None:
         """Not one file more can be made on the disk."""
-        facts = os.statvfs(self.seen(self.disk))
-        used = facts.f_files - facts.f_ffree
-        self._mount("-o", f"remount,nr_inodes={used}", str(self.disk))
+
+        def take() -> None:
+            facts = os.statvfs(self.seen(self.disk))
+            used = facts.f_files - facts.f_ffree
+            self._mount("-o", f"remount,nr_inodes={used}", str(self.disk))
+
+        insist(take)
 
     def give_inodes(self) -> None:
         self._mount("-o", f"remount,nr_inodes={DISK_FILES}", str(self.disk))
@@ -330,12 +334,20 @@ class Home:
 
 
 def fill(mount_point: Path, resize: Callable[[int], object]) -> None:
-    """Make a tmpfs as small as what is on it. What is written meanwhile makes it too small: then once more."""
-    for last in (False, False, False, True):
+    """Make a tmpfs as small as what is on it."""
+
+    def shrink() -> None:
         facts = os.statvfs(mount_point)
-        used = max(PAGE_BYTES, (facts.f_blocks - facts.f_bfree) * facts.f_frsize)
+        resize(max(PAGE_BYTES, (facts.f_blocks - facts.f_bfree) * facts.f_frsize))
+
+    insist(shrink)
+
+
+def insist(shrink: Callable[[], None]) -> None:
+    """Make a tmpfs as small as what is on it. What is made meanwhile would not fit: then once more."""
+    for last in (False, False, False, True):
         try:
-            resize(used)
+            shrink()
         except (LabError, subprocess.CalledProcessError):
             if last:
                 raise

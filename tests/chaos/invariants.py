@@ -30,7 +30,7 @@ OF_A_HOME = {
 }  # fmt: skip
 LINE = re.compile(rb"^(rank \d+ (?:begins|step|ends) .*)$", re.M)
 OF_A_NODE = re.compile(
-    r"(?:lease|processes)-node\.json|torch\.json|cuda_available\.json"
+    r"on-[^/]+/(?:(?:lease|processes)-node|torch|cuda_available)\.json"
 )
 OF_THE_FOLDER = {
     "job_history.jsonl",
@@ -316,9 +316,11 @@ def _left_at_home(home: Home, excused: str | None) -> Iterator[str]:
 
 
 def _left_on_disk(lab: Lab, host: LabHost) -> Iterator[str]:
-    for path in host.path(".ugro").iterdir():
-        if not OF_A_NODE.fullmatch(path.name):
-            yield f"{host.name}: ~/.ugro/{path.name} is left"
+    own = host.path(".ugro")
+    for path in own.rglob("*"):
+        name = str(path.relative_to(own))
+        if not path.is_dir() and not OF_A_NODE.fullmatch(name):
+            yield f"{host.name}: ~/.ugro/{name} is left"
     jobs = host.path(f"{nodes.project_of(lab)}/jobs")
     for job in jobs.iterdir() if jobs.exists() else ():
         for path in job.iterdir():

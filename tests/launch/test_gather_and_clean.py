@@ -89,8 +89,6 @@ def test_the_rest_of_the_logs_of_a_job_that_was_given_up_comes_before_it_counts_
     assert early.returncode == 25
     assert "lab1: rank 1 still runs there" in early.stderr
     wait_until(lambda: not job.processes(hosts[1]), "rank 1 to end by itself", 60)
-    there, here = job.digests()[1]
-    assert there != here
     kept = ugro.run("clean", "away")
     assert "not gathered; first: ugro gather" in kept.stdout + kept.stderr
     assert len(folders(hosts[1], job)) == 1

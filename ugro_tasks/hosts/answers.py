@@ -46,6 +46,8 @@ class Holder(Struct, frozen=True, kw_only=True):
     pid: Pid | None = None
     command: ShortText | None = None
     since: Seconds | None = None
+    user: ShortText | None = None
+    """Another user of that machine; None: the one that UGRO logs in as."""
 
 
 class Process(Struct, frozen=True, kw_only=True):
@@ -386,9 +388,11 @@ def holder_of(refusal: dict[str, Any]) -> Holder | None:
 
 def describe_holder(holder: Holder | None) -> str:
     """Describe the holder of a node, as in: held by job exp1 of /a (pid 7 there)."""
-    if holder is None or not holder.job:
-        return "held by another job"
-    words = f"held by job {shortened(holder.job, 100)}"
+    holder = holder or Holder()
+    job = shortened(holder.job, 100) if holder.job else None
+    words = f"held by job {job}" if job else "held by another job"
+    if holder.user:
+        words += f" of the user {shortened(holder.user, 100)}"
     if holder.controller:
         words += f" of {shortened(holder.controller, 300)}"
     if holder.pid:

@@ -6,8 +6,8 @@ from ..cluster.model import Node
 from .record import JobRecord
 
 
-def attempt_folder(record: JobRecord, attempt: int) -> str:
-    """Return the name of an attempt's folder on each node, the first part of its tokens.
+def attempt_name(record: JobRecord, attempt: int) -> str:
+    """Return the name of an attempt, the first part of its tokens.
 
     It has a nonce because two controllers may launch jobs of one name in the same second.
     """
@@ -17,11 +17,27 @@ def attempt_folder(record: JobRecord, attempt: int) -> str:
     return name
 
 
-def folder_of(node: Node, unique: str) -> str:
+def folder_name(record: JobRecord, attempt: int, node: str) -> str:
+    """Return the name of an attempt's folder on a node.
+
+    The node's is in it, because nodes may share the folder of their project. A job begun by a UGRO
+    before that keeps its names.
+    """
+    name = attempt_name(record, attempt)
+    return name if _has_older_names(record) else f"{name}.{node}"
+
+
+def _has_older_names(record: JobRecord) -> bool:
+    if record.plan is None:
+        return False
+    return any(not plan.folder.endswith(f".{plan.node}") for plan in record.plan.nodes)
+
+
+def folder_of(record: JobRecord, attempt: int, node: Node) -> str:
     """Return the path of an attempt's folder on a node."""
-    return f"{node.project}/jobs/{unique}"
+    return f"{node.project}/jobs/{folder_name(record, attempt, node.name)}"
 
 
-def token_of(node: Node, unique: str) -> str:
+def token_of(record: JobRecord, attempt: int, node: Node) -> str:
     """Return the UGRO_TOKEN of an attempt's processes on a node."""
-    return f"{unique}:{node.name}:{node.slot}"
+    return f"{attempt_name(record, attempt)}:{node.name}:{node.slot}"

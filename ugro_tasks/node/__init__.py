@@ -14,6 +14,6 @@ and a supervisor process:
     code/, output/     the scripts as launched; their output (UGRO_OUTPUT_DIR)
 
 Each process of a rank has UGRO_TOKEN=<job_id>.<nonce>:<node>:<slot> in its environment and is found
-by it, whatever its parent. A node's lease is an flock held by the supervisor and freed by the
-kernel.
+by it, whatever its parent. A node's lease is a name of the machine's, held by the supervisor and
+freed by the kernel.
 """

@@ -149,7 +149,6 @@ class Build:
         holder = {
             "token": self.request["token"],
             "job": JOB,
-            "pid": os.getpid(),
             "controller": self.request["controller"],
         }
         with contextlib.ExitStack() as stack:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import re
@@ -13,7 +14,7 @@ import subprocess
 import time
 from typing import Any, Dict, Generator, Iterator, List, Optional
 
-from .files import Json, read_text
+from .files import NO_LOCKS, Json, read_text
 from .processes import end_all, of_rank
 
 PROGRESS_SECONDS = 0.5
@@ -40,10 +41,18 @@ class Runner:
         self.bytes = 0
 
     def take_lock(self, lock: Any) -> Iterator[Json]:
-        """Lock a file, yielding progress until another build has released it."""
+        """Lock a file, yielding progress until another build has released it.
+
+        Where the file system has no locks, the leases of this machine have to do.
+        """
         while True:
-            with contextlib.suppress(BlockingIOError):
+            try:
                 return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in NO_LOCKS:
+                    return None
+                if error.errno != errno.EWOULDBLOCK:
+                    raise
             yield self.progress("waiting for another build")
             self.listen(PROGRESS_SECONDS)
 

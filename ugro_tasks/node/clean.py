@@ -13,8 +13,11 @@ from .processes import processes, supervisor_of
 from .streams import stream_sizes
 from .tree import stats_in
 
-# <job_id>.<nonce>, with -<attempt> from the second attempt on, as in the tokens of its processes.
-NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*_\d{8}_\d{6}\.[0-9A-Za-z]+)(-\d+)?")
+# <job_id>.<nonce>, with -<attempt> from the second attempt on, as in the tokens of its processes; and the
+# node, but in folders of earlier versions.
+NAME = re.compile(
+    r"([A-Za-z0-9][A-Za-z0-9._-]*_\d{8}_\d{6}\.[0-9A-Za-z]+)(-\d+)?(\.[A-Za-z0-9][A-Za-z0-9._-]*)?"
+)
 OTHERS_TOLD = 1000
 
 
@@ -27,7 +30,9 @@ def clean(request: Json) -> Json:
     each file counted once, `streams` are {file of a stream: its bytes}. `others` are the names of
     job folders beside them that were not asked about.
     """
-    alive = {job_part(process.token) for process in processes(lambda _: True)}
+    alive = {
+        job_part(process.token.split(":")[0]) for process in processes(lambda _: True)
+    }
     counted: Set[Tuple[int, int]] = set()
     asked: Set[str] = set()
     projects: Set[str] = set()
@@ -64,11 +69,10 @@ def clean(request: Json) -> Json:
     return {"folders": found, "others": others[:OTHERS_TOLD]}
 
 
-def job_part(token: str) -> str:
-    """Return <job_id>.<nonce> of a token, common to all attempts of a job."""
-    attempt = token.split(":")[0]
-    match = NAME.fullmatch(attempt)
-    return match[1] if match else token
+def job_part(name: str) -> str:
+    """Return <job_id>.<nonce> of the name of an attempt or its folder; what is no such name as it is."""
+    match = NAME.fullmatch(name)
+    return match[1] if match else name
 
 
 def reason_to_keep(path: str, name: str, alive: Set[str]) -> Optional[str]:
@@ -83,8 +87,8 @@ def reason_to_keep(path: str, name: str, alive: Set[str]) -> Optional[str]:
     if plan is None and os.path.lexists(plan_path):
         return "its plan cannot be read"
     if plan:
-        token = str(plan.get("token"))
-        if token.split(":")[0] != name:
+        attempt, node = (str(plan.get("token")) + "::").split(":")[:2]
+        if name not in (attempt, "%s.%s" % (attempt, node)):
             return "its plan is that of another job"
     if supervisor_of(path) or job_part(name) in alive:
         return "something of the job lives there"

@@ -10,6 +10,8 @@ import stat
 from typing import Any, BinaryIO, Dict, Optional
 
 Json = Dict[str, Any]
+# Of file systems without locks, as NFS and some FUSE ones are: nobody can have a lock there.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 # Read at once from the end of a file.
 TAIL_BYTES = 1 << 16
 
@@ -94,12 +96,17 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 
 def state_folder() -> str:
-    """Return ~/.ugro, the folder of leases and of facts remembered between requests.
+    """Return the folder in ~/.ugro of what is remembered of this machine: others may share the home.
 
     It is made if missing, but not in a read-only home.
     """
-    path = os.path.expanduser("~/.ugro")
+    path = os.path.join(own_folder(), "on-" + os.uname().nodename)
     # A later write into it reports the error.
     with contextlib.suppress(OSError):
         os.makedirs(path, mode=0o700, exist_ok=True)
     return path
+
+
+def own_folder() -> str:
+    """Return ~/.ugro."""
+    return os.path.expanduser("~/.ugro")

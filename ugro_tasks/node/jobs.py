@@ -18,7 +18,7 @@ from .processes import (
     Process,
     clean_environment,
     end_all,
-    folder_of,
+    folder_of_supervisor,
     job_of,
     of_rank,
     of_slot,
@@ -232,7 +232,8 @@ def reset(request: Json) -> Json:
 
     ended = wanted()
     # A supervisor and its guard have one folder.
-    folders = list({folder for folder in map(folder_of, ended) if folder})
+    found = {folder_of_supervisor(process.pid) for process in ended}
+    folders = [folder for folder in found if folder]
     order = {
         "grace_seconds": request["grace_seconds"],
         "reason": "reset",
@@ -266,7 +267,7 @@ def refuse_if_busy(token: str) -> None:
     slot = slot_of(token)
     holder = lease_holder(slot)
     others = [process for process in of_slot(slot) if process.token != token]
-    if holder and holder.get("token") != token:
+    if holder is not None and holder.get("token") != token:
         raise Refusal("busy", "the node is held", holder=holder)
     if others:
         raise Refusal("busy", "the node is not free", holder=others[0].facts())

@@ -9,13 +9,11 @@ import hashlib
 import os
 from typing import Any, Callable, Optional
 
-from .files import write_all
+from .files import NO_LOCKS, write_all
 from .protocol import CHUNK_BYTES
 from .tree import PARTIAL_FOLDER, open_beneath, opened_folder, partial_of
 
 TAKEN = "another transfer is bringing it"
-# The errors of a file system without locks.
-NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class PartialFile:

@@ -12,13 +12,13 @@ import time
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from .environment import built, cuda_available, look_at_torch
-from .files import Json, expand, state_folder
+from .files import Json, expand, own_folder
 from .gpu import APP_FIELDS, HEALTH_FIELDS, nvidia_smi
 from .lease import lease_holder
 from .processes import (
     Process,
     boot_id,
-    is_supervisor,
+    folder_of_supervisor,
     processes,
     slot_of,
     start_time,
@@ -50,7 +50,7 @@ def probe(request: Json) -> Json:
         "boot_id": boot_id(),
         "cpus": os.cpu_count(),
         "project": space(expand(request["project"])),
-        "home": own_folder(),
+        "home": home_space(),
         "shm": space("/dev/shm"),  # noqa: S108  (what the data loaders of torch use)
         "rsync": shutil.which("rsync"),
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[1],
@@ -96,18 +96,19 @@ def look_at_slot(
     for process in ours:
         if slot_of(process.token) != slot or start_time(process.pid) is None:
             continue
-        if lease is not None or not is_supervisor(process.pid):
+        if lease is not None or not folder_of_supervisor(process.pid):
             alive.append(process)
     return lease, alive
 
 
-def own_folder() -> Json:
-    """Return the `space` of ~/.ugro, with an identity that no other machine or container has."""
-    folder = state_folder()
-    facts = space(folder)
+def home_space() -> Json:
+    """Return the `space` of ~/.ugro, with the identity of those that have one lease of a name.
+
+    Containers with a network of their own have leases of their own.
+    """
+    facts = space(own_folder())
     with contextlib.suppress(OSError):
-        there = os.stat(folder)
-        facts["identity"] = "%s %d:%d" % (boot_id(), there.st_dev, there.st_ino)
+        facts["identity"] = "%s %s" % (boot_id(), os.readlink("/proc/self/ns/net"))
     return facts
 
 

@@ -93,18 +93,11 @@ def supervisor_argv(program: str, folder: str) -> List[str]:
     return [sys.executable, "-ES", program, "supervise", folder]
 
 
-def folder_of(process: Process) -> Optional[str]:
-    """Return the job's folder of a supervisor, None for any other process."""
-    if not is_supervisor(process.pid):
-        return None
-    words = read_text("/proc/%d/cmdline" % process.pid).split("\0")
-    return words[4] if len(words) > 4 else None
-
-
-def is_supervisor(pid: int) -> bool:
-    """Tell whether a process was started by `supervisor_argv`."""
+def folder_of_supervisor(pid: int) -> Optional[str]:
+    """Return the job's folder of a process started by `supervisor_argv`, None for any other process."""
     words = read_text("/proc/%d/cmdline" % pid).split("\0")
-    return words[1:2] == ["-ES"] and words[3:4] == ["supervise"]
+    is_supervisor = words[1:2] == ["-ES"] and words[3:4] == ["supervise"]
+    return words[4] if is_supervisor and len(words) > 4 else None
 
 
 def processes(wanted: Callable[[str], bool]) -> List[Process]:

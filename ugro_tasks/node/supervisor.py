@@ -16,7 +16,7 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from .files import Json, expand, read_json, read_text, write_json
 from .gpu import GPU_FIELDS, nvidia_smi
-from .lease import take_lease
+from .lease import Lease, take_lease
 from .processes import (
     Process,
     clean_environment,
@@ -61,7 +61,6 @@ def supervise(folder: str) -> None:
         "job": job_of(plan["token"]),
         "controller": plan["controller"],
         "since": time.time(),
-        "pid": os.getpid(),
     }
     lease = take_lease(slot_of(plan["token"]), holder)
     if lease:
@@ -71,7 +70,7 @@ def supervise(folder: str) -> None:
     if not lease:
         return
     with lease:
-        record = run_when_told(folder, plan)
+        record = run_when_told(folder, plan, lease)
         write_exit_record(folder, record)
 
 
@@ -97,7 +96,7 @@ def leave_a_guard() -> None:
     os._exit(0)
 
 
-def run_when_told(folder: str, plan: Json) -> Json:
+def run_when_told(folder: str, plan: Json, lease: Lease) -> Json:
     """Wait for the start, run torchrun, and return the exit record."""
     hold_seconds = plan["hold_seconds"]
     record: Json = {
@@ -111,7 +110,7 @@ def run_when_told(folder: str, plan: Json) -> Json:
     if got is None:
         record["error"] = "prepared, but not told to start within %g s" % hold_seconds
     elif got.si_signo == GO:
-        record.update(run(folder, plan))
+        record.update(run(folder, plan, lease))
     else:
         record.update(stop_of(folder, got).facts())
     return record
@@ -187,7 +186,7 @@ def size_of(path: str) -> Optional[int]:
         return None
 
 
-def run(folder: str, plan: Json) -> Json:
+def run(folder: str, plan: Json, lease: Lease) -> Json:
     """Run torchrun and return its exit record, once no process of the job is left."""
     with open(os.path.join(folder, "log"), "ab") as log:
         try:
@@ -212,7 +211,7 @@ def run(folder: str, plan: Json) -> Json:
         end_all(lambda: others_of_rank(plan["token"]), 0.0)
         return {"error": "%s: %s" % (folder, error.strerror)}
     oom_kills_before = oom_kills()
-    status, stopped = watch(folder, plan, torchrun.pid)
+    status, stopped = watch(folder, plan, torchrun.pid, lease)
     # Without a status the grace is used up; otherwise only leftovers of the script are alive.
     grace_seconds = 0.0 if status is None else LEFTOVER_GRACE_SECONDS
     left = end_all(lambda: others_of_rank(plan["token"]), grace_seconds)
@@ -295,7 +294,7 @@ def names_in(folder: str) -> List[str]:
 
 
 def watch(
-    folder: str, plan: Json, torchrun: int
+    folder: str, plan: Json, torchrun: int, lease: Lease
 ) -> Tuple[Optional[int], Optional[StopOfRank]]:
     """Wait for torchrun and return (its wait status, what stopped it).
 
@@ -332,6 +331,7 @@ def watch(
                     )
         if now >= next_look:
             note_processes(plan["token"])
+            lease.clear()
             # A script starts most of its processes early.
             next_look = now + min(LOOK_SECONDS, max(0.2, now - began))
         wake_at = min(next_sample, next_look, deadline)

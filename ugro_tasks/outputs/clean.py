@@ -23,7 +23,7 @@ from ..hosts.fleet import Fleet
 from ..hosts.host import Host
 from ..hosts.operations import Clean
 from ..hosts.requests import ask
-from ..jobs.attempt_names import attempt_folder
+from ..jobs.attempt_names import attempt_name, folder_name
 from ..jobs.checkpoints import (
     checkpoint_bytes,
     checkpoints_with_manifest,
@@ -34,6 +34,7 @@ from ..jobs.experiments import Experiments
 from ..jobs.metrics import measure
 from ..jobs.record import JobRecord
 from ..jobs.state import Event, JobState
+from ..node.clean import job_part
 from ..node.tree import PARTIAL_FOLDER
 from .home import RanAttempt, missing, ran_attempts
 
@@ -123,11 +124,11 @@ def clean(
             errors.append(answer)
             unreached[node] = answer.text
             continue
-        count = len({name for name in answer.others if not _is_ours(name, ours)})
+        count = len({name for name in answer.others if job_part(name) not in ours})
         if count:
             foreign[node] = count
         for job in over:
-            folders = _folders_of(job, answer)
+            folders = _folders_of(job, node, answer)
             removals += _take_note(job, node, folders, stays, dry_run=wish.dry_run)
     found = Cleaning(
         dry_run=wish.dry_run,
@@ -139,13 +140,10 @@ def clean(
     return found, errors
 
 
-def _is_ours(name: str, ours: set[str]) -> bool:
-    """Return whether a folder's name, perhaps with an attempt at its end, is in `ours`."""
-    return name in ours or name.rpartition("-")[0] in ours
-
-
-def _folders_of(job: _FinishedJob, answer: CleanAnswer) -> dict[str, CleanedFolder]:
-    names = [name for name in _names(job) if name in answer.folders]
+def _folders_of(
+    job: _FinishedJob, node: str, answer: CleanAnswer
+) -> dict[str, CleanedFolder]:
+    names = [name for name in _names(job, node) if name in answer.folders]
     return {name: answer.folders[name] for name in names}
 
 
@@ -205,17 +203,17 @@ def _reason_to_stay(job: _FinishedJob, wish: Wish, place: int) -> str | None:
 def _known(experiments: Experiments) -> Iterator[str]:
     for experiment in experiments.all():
         with contextlib.suppress(RecordError):
-            yield attempt_folder(experiment.record(), 1)
+            yield attempt_name(experiment.record(), 1)
 
 
 # ---- on the nodes ----
 
 
-def _names(job: _FinishedJob) -> list[str]:
+def _names(job: _FinishedJob, node: str) -> list[str]:
     numbers = [attempt.number for attempt in job.state.attempts]
     numbers.append(job.record.plan.attempt if job.record.plan else 1)
     attempts = range(1, max(numbers) + 1)
-    return [attempt_folder(job.record, number) for number in attempts]
+    return [folder_name(job.record, number, node) for number in attempts]
 
 
 def _folders(
@@ -236,7 +234,7 @@ def _folders(
                 reason = f"{node.name}: not in the cluster file, or left out by --nodes"
                 stays.append(Stay(job_id=job.experiment.job_id, reason=reason))
                 continue
-            folders = [(node.project, name) for name in _names(job)]
+            folders = [(node.project, name) for name in _names(job, node.name)]
             chosen.setdefault(node.name, []).extend(folders)
     return chosen
 
@@ -251,8 +249,9 @@ class _Home:
                 continue
             with contextlib.suppress(RecordError):  # its folders are not asked for
                 for attempt in ran_attempts(job.experiment, job.record, job.state):
-                    name = attempt_folder(job.record, attempt.number)
-                    self._attempts[name] = (job, attempt)
+                    for node in job.experiment.cluster().nodes:
+                        name = folder_name(job.record, attempt.number, node.name)
+                        self._attempts[name] = (job, attempt)
 
     def reason_to_keep(
         self, name: str, folder: CleanedFolder, host: Host

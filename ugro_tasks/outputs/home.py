@@ -18,7 +18,7 @@ from ..errors import HostError, NodeFault, UgroError
 from ..hosts.answers import CleanedFolder
 from ..hosts.fleet import Fleet
 from ..hosts.host import Host
-from ..jobs.attempt_names import attempt_folder, folder_of, token_of
+from ..jobs.attempt_names import folder_of, token_of
 from ..jobs.experiment import Experiment
 from ..jobs.plan import NodePlan
 from ..jobs.record import JobRecord
@@ -74,11 +74,11 @@ def _plans_of(
     experiment: Experiment, record: JobRecord, number: int, names: Sequence[str]
 ) -> tuple[NodePlan, ...]:
     nodes = {node.name: node for node in experiment.cluster().nodes}
-    unique = attempt_folder(record, number)
     return tuple(
         NodePlan(
             node=name, rank=rank, address=nodes[name].address, interface="", argv=(), env={},
-            token=token_of(nodes[name], unique), folder=folder_of(nodes[name], unique),
+            token=token_of(record, number, nodes[name]),
+            folder=folder_of(record, number, nodes[name]),
         )
         for rank, name in enumerate(names)
     )  # fmt: skip

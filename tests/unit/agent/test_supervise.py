@@ -67,7 +67,7 @@ def test_after_a_failed_rank_all_begin_again(tmp_path: Path) -> None:
     )
     assert "rank 1 on gpu1: exit code 3; restart 1 of 1" in world.said()
     folders = [node.last("prepare")["folder"] for node in world.nodes]
-    assert all(folder.endswith("-2") for folder in folders)
+    assert all("-2.gpu" in folder for folder in folders)
 
 
 def test_a_rank_that_fails_each_time_uses_up_the_restarts(tmp_path: Path) -> None:

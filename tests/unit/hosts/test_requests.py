@@ -228,7 +228,11 @@ def test_a_refusal_is_a_fault_in_the_nodes_own_words() -> None:
             "held by job exp1 of /a (pid 7 there)",
         ),
         ({"job": "exp1"}, "held by job exp1"),
-        ({"pid": 7}, "held by another job"),
+        ({"pid": 7}, "held by another job (pid 7 there)"),
+        (
+            {"pid": 7, "user": "anna", "job": "exp1"},
+            "held by job exp1 of the user anna (pid 7 there)",
+        ),
         ({}, "held by another job"),
         (None, "held by another job"),
         ([1], "held by another job"),

@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import fcntl
 import io
 import json
 import os
+import pwd
 import resource
 import shutil
 import signal
@@ -46,7 +48,7 @@ from ugro_tasks.node import probe, protocol
 from ugro_tasks.node.environment import remember
 from ugro_tasks.node.files import expand, read_json, read_text, write_json
 from ugro_tasks.node.gpu import GPU_FIELDS
-from ugro_tasks.node.lease import lease_holder, lease_path, take_lease
+from ugro_tasks.node.lease import lease_holder, name_of, take_lease
 from ugro_tasks.node.processes import (
     Process,
     boot_id,
@@ -419,7 +421,7 @@ def test_only_a_leading_home_is_expanded(home: Path, path: str) -> None:
 def holder_process(slot: str) -> subprocess.Popen[bytes]:
     code = (
         "import sys; from ugro_tasks.node.lease import take_lease\n"
-        f"lease = take_lease({slot!r}, {{'job': 'exp1', 'pid': 7}})\n"
+        f"lease = take_lease({slot!r}, {{'job': 'exp1'}})\n"
         "print(lease is not None, flush=True); sys.stdin.read()"
     )
     return subprocess.Popen(
@@ -435,9 +437,9 @@ def test_a_lease_is_held_by_one_and_says_by_whom(slot: str) -> None:
     with holder_process(slot) as process:
         assert process.stdout
         assert process.stdout.readline() == b"True\n"
-        assert lease_holder(slot) == {"job": "exp1", "pid": 7}
+        assert lease_holder(slot) == {"job": "exp1", "pid": process.pid}
         assert take_lease(slot, {"job": "exp2"}) is None
-        assert lease_holder(slot) == {"job": "exp1", "pid": 7}, (
+        assert lease_holder(slot) == {"job": "exp1", "pid": process.pid}, (
             "a refusal leaves the holder's words alone"
         )
         process.kill()
@@ -452,7 +454,8 @@ def test_a_lease_is_free_when_its_holder_was_killed(slot: str) -> None:
     lease = take_lease(slot, {"job": "exp2"})
     assert lease
     with lease:
-        assert lease_holder(slot) == {"job": "exp2"}
+        assert lease_holder(slot) == {"job": "exp2", "pid": os.getpid()}
+    assert lease_holder(slot) is None
 
 
 def test_slots_of_one_machine_are_independent(slot: str) -> None:
@@ -462,19 +465,90 @@ def test_slots_of_one_machine_are_independent(slot: str) -> None:
         assert lease_holder(f"{slot}-2") is None
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EIO])
-def test_a_home_without_locks_is_a_fault_and_nobodys_lease(
-    slot: str, monkeypatch: pytest.MonkeyPatch, number: int
+def test_a_lease_is_the_machines_whatever_becomes_of_the_home(
+    slot: str, home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with holder_process(slot) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"True\n"
+        shutil.rmtree(home / ".ugro")
+        assert lease_holder(slot) == {"pid": process.pid}
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert lease_holder(slot) == {"pid": process.pid}
+        assert take_lease(slot, {"job": "exp2"}) is None
+        process.kill()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_lease_of_another_user_counts_and_names_him(slot: str) -> None:
+    code = (
+        "import os, socket, sys; os.setuid(65534); kept = socket.socket(socket.AF_UNIX)\n"
+        "kept.bind(sys.argv[1].replace('@', chr(0))); kept.listen(); print(flush=True); sys.stdin.read()"
+    )
+    name = name_of(slot).replace("\0", "@")
+    with subprocess.Popen(
+        [sys.executable, "-c", code, name], stdin=-1, stdout=-1
+    ) as stranger:
+        assert stranger.stdout
+        stranger.stdout.readline()
+        nobody = pwd.getpwuid(65534).pw_name
+        assert lease_holder(slot) == {
+            "pid": stranger.pid,
+            "user": nobody,
+            "job": None,
+        }
+        assert take_lease(slot, {"job": "exp2"}) is None
+        stranger.kill()
+
+
+def test_nobody_who_looks_for_long_can_hide_who_holds_a_lease(
+    slot: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ugro_tasks.node.lease.BACKLOG", 2)
+    with take_lease(slot, {"job": "exp1"}) or pytest.fail("it is free") as lease:
+        for _ in range(5):
+            lease_holder(slot)
+        assert lease_holder(slot) == {}, "it is held, by whom is not known"
+        lease.clear()
+        assert lease_holder(slot) == {"job": "exp1", "pid": os.getpid()}
+
+
+@pytest.mark.parametrize(
+    ("pid", "is_held"), [("here", True), ("elsewhere", False), (None, True)]
+)
+def test_a_lease_of_the_first_version_counts_if_its_holder_is_here(
+    slot: str, home: Path, pid: str | None, is_held: bool
+) -> None:
+    told: dict[str, Any] = {"job": "exp0"}
+    if pid:
+        told["pid"] = os.getpid() if pid == "here" else (1 << 22) + 1
+    (home / ".ugro").mkdir(exist_ok=True)
+    path = home / f".ugro/lease-{slot}.json"
+    path.write_text(json.dumps(told))
+    with path.open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert lease_holder(slot) == (told if is_held else None)
+        lease = take_lease(slot, {"job": "exp1"})
+        assert (lease is None) == is_held
+        if lease:
+            with lease:
+                assert lease_holder(slot) == {"job": "exp1", "pid": os.getpid()}
+    assert lease_holder(slot) is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_home_without_locks_has_no_lease_of_the_first_version(
+    slot: str, home: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def refused(lease: Any, operation: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    Path(lease_path(slot)).touch()
+    (home / ".ugro").mkdir(exist_ok=True)
+    (home / f".ugro/lease-{slot}.json").write_text('{"job": "exp0"}')
     monkeypatch.setattr("fcntl.flock", refused)
-    with pytest.raises(protocol.Refusal, match=os.strerror(number)):
-        take_lease(slot, {"job": "exp1"})
-    with pytest.raises(protocol.Refusal, match=os.strerror(number)):
-        lease_holder(slot)
+    assert lease_holder(slot) is None
+    with take_lease(slot, {"job": "exp1"}) or pytest.fail("it is free"):
+        assert lease_holder(slot) == {"job": "exp1", "pid": os.getpid()}
 
 
 # ---- prepare ----
@@ -719,7 +793,7 @@ def test_a_home_that_cannot_be_written_is_a_fact_and_no_fault(
     rank: Rank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (rank.home / ".ugro").write_text("in the way")
-    facts = probe.own_folder()
+    facts = probe.home_space()
     assert (facts["path"], facts["writable"]) == (f"{rank.home}/.ugro", False)
     remember(f"{rank.home}/.ugro/torch.json", {})
     assert (rank.home / ".ugro").read_text() == "in the way"
@@ -1196,7 +1270,7 @@ HIDERS = {
 
 def noted(rank: Rank) -> int:
     """Give how many processes the supervisor has written down."""
-    path = rank.home / f".ugro/processes-{rank.slot}.json"
+    path = rank.home / f".ugro/on-{os.uname().nodename}/processes-{rank.slot}.json"
     return len((read_json(str(path)) or {"processes": []})["processes"])
 
 
@@ -1217,7 +1291,9 @@ def test_what_hides_ends_with_the_script_that_left_it(rank: Rank, hider: str) ->
     rank.script(f"{hider}\necho ready; sleep 0.3; exit 0")
     assert rank.ended()["code"] == 0
     wait_until(lambda: not rank.processes(), "nothing to be left")
-    assert not (rank.home / f".ugro/processes-{rank.slot}.json").exists()
+    assert not (
+        rank.home / f".ugro/on-{os.uname().nodename}/processes-{rank.slot}.json"
+    ).exists()
 
 
 @hiding
@@ -1257,8 +1333,8 @@ def test_a_process_with_a_remembered_pid_that_is_another_one_is_left_alone(
             "boot_id": boot_id(),
             "processes": [[stranger.pid, "1", rank.token]],
         }
-        path = rank.home / f".ugro/processes-{rank.slot}.json"
-        path.parent.mkdir(exist_ok=True)
+        path = rank.home / f".ugro/on-{os.uname().nodename}/processes-{rank.slot}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(str(path), memory)
         assert rank.processes() == []
         ask(rank.host, Reset(slot=rank.slot, grace_seconds=1.0, by="ada@home"))

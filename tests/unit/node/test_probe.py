@@ -94,6 +94,6 @@ def test_what_goes_on_with_a_lease_is_told(
     with lease:
         found = holders(slot, of_slot(slot))
     assert (found["lease"], [job["pid"] for job in found["jobs"]]) == (
-        {"job": "exp1"},
+        {"job": "exp1", "pid": os.getpid()},
         [rank.pid],
     )

@@ -14,7 +14,7 @@ from ...hosts.fleet import Fleet
 from ...hosts.host import Host
 from ...hosts.operations import Prepare, Start, State
 from ...hosts.requests import Talks, ask, node_zip
-from ...jobs.attempt_names import attempt_folder
+from ...jobs.attempt_names import folder_name
 from ...jobs.experiment import METRICS_NAME, Experiment
 from ...jobs.journal import Journal
 from ...jobs.outcome import Outcome, RankExit
@@ -225,7 +225,7 @@ class Gang:
             source = Experiment(source.folder.parent / resume.job_id)
         record = self.journal.record
         earlier = [
-            f"../../{attempt_folder(record, number)}/output/checkpoints"
+            f"../../{folder_name(record, number, plan.node)}/output/checkpoints"
             for number in range(1, self.plan.attempt)
         ]
         deliver(source, resume, host, plan, link_from=earlier)

@@ -10,7 +10,7 @@ from ...errors import LoginRefused
 from ...hosts.fleet import Fleet
 from ...hosts.host import Host
 from ...hosts.retry import retry_pause
-from ...jobs.attempt_names import attempt_folder, folder_of, token_of
+from ...jobs.attempt_names import folder_of, token_of
 from ...jobs.journal import Journal
 from ...jobs.state import Attempt
 from .stop import StopOrder, tell_to_stop
@@ -55,8 +55,9 @@ class LateStops:
         return {name for name, thread in self._threads.items() if thread.is_alive()}
 
     def _stop(self, host: Host, number: int) -> None:
-        unique = attempt_folder(self.journal.record, number)
-        folder, token = folder_of(host.node, unique), token_of(host.node, unique)
+        record = self.journal.record
+        folder = folder_of(record, number, host.node)
+        token = token_of(record, number, host.node)
         node = host.node.name
         tried = 0
         said = ""

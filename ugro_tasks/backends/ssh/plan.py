@@ -10,7 +10,7 @@ from ...cluster.model import Cluster, Node
 from ...environments.recipe import activation_of
 from ...errors import LaunchFailed
 from ...hosts.answers import ProbeAnswer
-from ...jobs.attempt_names import attempt_folder, folder_of, token_of
+from ...jobs.attempt_names import folder_of, token_of
 from ...jobs.plan import LaunchPlan, Memory, NodePlan
 from ...jobs.record import JobRecord
 from ...jobs.spec import Resume
@@ -79,8 +79,7 @@ def _node_plan(
         raise LaunchFailed(
             f"{node.name}: none of its interfaces has the address {node.address}; correct the cluster file"
         )
-    unique = attempt_folder(record, attempt)
-    folder = folder_of(node, unique)
+    folder = folder_of(record, attempt, node)
     torchrun = {
         "nnodes": len(cluster.nodes),
         "node-rank": node.rank,
@@ -104,7 +103,7 @@ def _node_plan(
         rank=node.rank,
         address=node.address,
         interface=interface,
-        token=token_of(node, unique),
+        token=token_of(record, attempt, node),
         folder=folder,
         argv=(
             node.environment.interpreter(node.project),

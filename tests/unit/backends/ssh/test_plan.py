@@ -14,7 +14,7 @@ from ugro_tasks.hosts.answers import ProbeAnswer
 from ugro_tasks.jobs.plan import LaunchPlan
 
 JOB = "exp1_20260120_120000"
-FOLDER = f"~/ugro/jobs/{JOB}.c0ffee00"  # with the nonce that the builders give
+FOLDER = f"~/ugro/jobs/{JOB}.c0ffee00.gpu"  # with the nonce that the builders give
 
 
 def interfaces_of(node: Node) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def test_the_argv_of_each_of_three_nodes(cluster: Cluster) -> None:
             "/opt/env/bin/python", "-m", "torch.distributed.run",
             "--nnodes", "3", "--node-rank", str(rank), "--nproc-per-node", "1",
             "--master-addr", "10.0.0.1", "--master-port", "29500", "--local-addr", f"10.0.0.{rank + 1}",
-            "--max-restarts", "0", "--rdzv-conf", "timeout=300", "--log-dir", f"{FOLDER}/torchrun",
+            "--max-restarts", "0", "--rdzv-conf", "timeout=300", "--log-dir", f"{FOLDER}{rank}/torchrun",
             "train.py",
             "--model-name", "tiny", "--dataset-name", "text", "--num-epochs", "3",
             "--learning-rate", "0.0002", "--job-id", JOB,
@@ -81,7 +81,7 @@ def test_the_environment_of_each_of_three_nodes(cluster: Cluster) -> None:
             "SEED": "7",
             "UGRO_JOB_ID": JOB,
             "UGRO_NODE": f"gpu{rank}",
-            "UGRO_OUTPUT_DIR": f"{FOLDER}/output",
+            "UGRO_OUTPUT_DIR": f"{FOLDER}{rank}/output",
             "UGRO_BATCH_SIZES": "1,1,1",
         }
 
