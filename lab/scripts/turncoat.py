@@ -22,7 +22,7 @@ options, _ = parser.parse_known_args()
 MARK = "~/PWNED"
 rank = int(os.environ["RANK"])
 output = Path(os.environ["UGRO_OUTPUT_DIR"])
-attempt = int((re.findall(r"-(\d+)$", output.parent.name) or ["1"])[0])
+attempt = int((re.findall(r"\.\w+-(\d+)\.", output.parent.name) or ["1"])[0])
 job = os.environ["UGRO_JOB_ID"]
 
 

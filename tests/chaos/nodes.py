@@ -151,9 +151,7 @@ def attempts(lab: Lab, host: LabHost, job_id: str) -> list[Attempt]:
     """The job's attempts on the host, the first one first."""
     found = []
     for folder in host.path(f"{project_of(lab)}/jobs").glob(f"{job_id}.*"):
-        number = int(
-            (re.findall(r"-(\d+)$", folder.name.rpartition(".")[2]) or ["1"])[0]
-        )
+        number = int((re.findall(r"\.\w+-(\d+)\.", folder.name) or ["1"])[0])
         record = _content(folder / "exit.json")
         found.append(
             Attempt(

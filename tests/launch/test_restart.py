@@ -65,7 +65,7 @@ def test_without_rsync_on_the_hosts_checkpoints_and_outputs_come_and_go_the_same
         assert ugro.run("gather", "exp1", "--verify").returncode == 0
     assert job.state()["gathered_at"]
     for rank, host in enumerate(ugro.hosts):
-        (there,) = host.path("ugro/jobs").glob(f"{job.folder.name}.*-2/output")
+        (there,) = host.path("ugro/jobs").glob(f"{job.folder.name}.*-2.*/output")
         here = job.folder / "outputs" / str(rank)
         parts = [path for path in there.glob("checkpoints/*/*") if path.is_file()]
         assert parts

@@ -77,8 +77,11 @@ class Person:
             "name": f"{name}-node", "ip": "127.0.0.1", "hostname": "localhost", "transport": "local",
             "paths": {"project": str(self.home / "ugro")},
         }  # fmt: skip
+        # Nodes that share a machine have a lease each; one alone has the machine's, which is another person's too.
+        spare = {**node, "name": f"{name}-spare"}
         document = {
             "cluster": {"name": name, "master": node},
+            "workers": [spare],
             "paths": {"scripts": str(scripts), "experiments": str(self.shared), "logs": str(self.home / "logs")},
             "environment": {"manager": "existing", "python": str(CHECKOUT / ".ugro/env/bin/python")},
             "training": {"default_script": "wait.py"},
@@ -104,7 +107,8 @@ class Person:
 
     def launch(self, name: str, seconds: float, *more: str) -> str:
         args = f"--seconds {seconds}"
-        done = self.run("launch", "--name", name, "--args", args, *more)
+        words = ("--name", name, "--nodes", f"{self.name}-node", "--args", args)
+        done = self.run("launch", *words, *more)
         assert done.returncode == 0, done.stdout + done.stderr
         return max(path.name for path in self.shared.glob(f"{name}_*"))
 
