@@ -255,18 +255,19 @@ def test_the_local_cluster_runs_and_stops(lab: Lab, tmp_path: Path) -> None:
             "--detach",
         ]
     )
-    # Where it sees no other process: a job that whoever runs the tests has here would keep the nodes from it. And all
-    # that it leaves behind ends with the first process there.
+    # Where it sees no other process and no other lease: a job that whoever runs the tests has here would keep the
+    # nodes from it. And all that it leaves behind ends with the first process there.
     apart = [
         "unshare",
         "--mount",
+        "--net",
         "--pid",
         "--fork",
         "--mount-proc",
         "--kill-child=KILL",
     ]
     done = subprocess.run(
-        [*apart, "sh", "-c", f"{launch} && {shlex.join([*ugro, 'stop', 'exp1'])}; exit $?"],
+        [*apart, "sh", "-c", f"ip link set lo up && {launch} && {shlex.join([*ugro, 'stop', 'exp1'])}; exit $?"],
         env=home, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=150,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -18,6 +18,9 @@ import yaml
 
 from lab.tools import pids, read_proc, require_means, wait_until
 
+# Each test ends what its people have on this machine.
+pytestmark = pytest.mark.xdist_group("shared_folder")
+
 CHECKOUT = Path(__file__).parents[2]
 GROUP = 64100
 SCRIPT = """
