@@ -23,13 +23,3 @@ def printable(line: str) -> str:
 def printable_lines(text: str) -> str:
     """Strip each line of a text as `printable` does."""
     return "\n".join(printable(line) for line in text.split("\n"))
-
-
-def user_name(user_id: int | None) -> str:
-    """Return the name of a user of this machine, for showing."""
-    import pwd  # late: few commands meet other people's files
-
-    try:
-        return pwd.getpwuid(-1 if user_id is None else user_id).pw_name
-    except (KeyError, OverflowError):
-        return f"user {user_id}"

@@ -6,12 +6,14 @@ nodes. A backend makes the attempts, and goes on with an attempt of an earlier a
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from ..backends.api import AttemptEnd, Backend
 from ..errors import Interrupted, JobFailed, RecordError, UgroError
+from ..hosts.retry import retry_pause
 from ..jobs.checkpoints import newest_whole
 from ..jobs.experiments import Experiments
 from ..jobs.journal import Journal
@@ -24,8 +26,6 @@ from ..jobs.streams import stream_sizes
 from ..training.batch_sizes import summary
 from .cause import find_cause
 from .restart import End, Restart, next_step
-
-RETRY_SECONDS = 2.0
 
 
 class Supervision:
@@ -181,26 +181,26 @@ class Supervision:
 
         A restart without them would do again what was done.
         """
-        waits = False
-        while True:
+        for tried in itertools.count():
             errors = self.backend.fetch_checkpoints(plan)
+            if tried == 0:
+                self._warn_of_missing(errors)
             not_stored = [error for error in errors if isinstance(error, RecordError)]
-            if not waits:
-                for error in errors:
-                    self.journal.log.warning(
-                        "%s: a checkpoint has not come: %s",
-                        self.experiment.job_id,
-                        error,
-                    )
             in_vain = self.journal.stop_asked or self.experiment.was_deleted()
             if not not_stored or in_vain:
                 return
-            if not waits:
-                waits = True
+            if tried == 0:
+                why = not_stored[0].text
                 self.journal.say(
-                    f"waits with the restart until checkpoints can be stored: {not_stored[0].text}"
+                    f"waits with the restart until checkpoints can be stored: {why}"
                 )
-            time.sleep(RETRY_SECONDS)
+            time.sleep(retry_pause(tried))
+
+    def _warn_of_missing(self, errors: Sequence[UgroError]) -> None:
+        for error in errors:
+            self.journal.log.warning(
+                "%s: a checkpoint has not come: %s", self.experiment.job_id, error
+            )
 
     # ---- the end ----
 

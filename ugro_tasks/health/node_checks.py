@@ -15,7 +15,7 @@ from ..hosts.nvidia import Gpu
 
 DISK_MIN_BYTES = 2 << 30
 DISK_MIN_FILES = 1000
-HOME_MIN_BYTES = 8 << 20  # leases and caches
+HOME_MIN_BYTES = 8 << 20  # what is remembered between requests
 OPEN_FILES_MIN = 1024
 # Exit codes of nvidia-smi; 14: the infoROM is corrupted, which does not affect training.
 WARNINGS_ONLY = {0, 14}
@@ -341,7 +341,7 @@ def _disk(node: Node, disk: Space) -> Check:
 
 
 def _home(node: Node, home: Space | None) -> Check:
-    """Check that UGRO can write its own folder; without it there is no lease."""
+    """Check that UGRO can write its own folder."""
     if home is None:
         return Check(name="home", ok=True, value="not told")
     full = home.free_bytes < HOME_MIN_BYTES

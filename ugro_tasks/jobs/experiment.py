@@ -29,8 +29,8 @@ from ..cluster.model import Cluster
 from ..codec import UNREADABLE, convert, decode
 from ..errors import NotSigned, RecordError
 from ..files import File, Folder, Held
+from ..node.processes import user_name
 from ..node.protocol import GPU, LOG, METRICS
-from ..text import user_name
 from .gpu_use import GpuSamples
 from .outputs import HALF_WRITTEN, Outputs
 from .phase import Reason

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import fcntl
 import os
 import re
@@ -48,11 +47,12 @@ class Runner:
         while True:
             try:
                 return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pass
             except OSError as error:
-                if error.errno in NO_LOCKS:
-                    return None
-                if error.errno != errno.EWOULDBLOCK:
+                if error.errno not in NO_LOCKS:
                     raise
+                return None
             yield self.progress("waiting for another build")
             self.listen(PROGRESS_SECONDS)
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import stat
 from typing import Optional, Set, Tuple
 
 from .files import Json, expand, read_json
-from .processes import processes, supervisor_of
+from .processes import (
+    ATTEMPT_NAME,
+    attempt_of,
+    job_part,
+    processes,
+    supervisor_of,
+)
 from .streams import stream_sizes
 from .tree import stats_in
 
-# <job_id>.<nonce>, with -<attempt> from the second attempt on, as in the tokens of its processes; and the
-# node, but in folders of earlier versions.
-NAME = re.compile(
-    r"([A-Za-z0-9][A-Za-z0-9._-]*_\d{8}_\d{6}\.[0-9A-Za-z]+)(-\d+)?(\.[A-Za-z0-9][A-Za-z0-9._-]*)?"
-)
 OTHERS_TOLD = 1000
 
 
@@ -30,9 +30,7 @@ def clean(request: Json) -> Json:
     each file counted once, `streams` are {file of a stream: its bytes}. `others` are the names of
     job folders beside them that were not asked about.
     """
-    alive = {
-        job_part(process.token.split(":")[0]) for process in processes(lambda _: True)
-    }
+    alive = {job_part(attempt_of(one.token)) for one in processes(lambda _: True)}
     counted: Set[Tuple[int, int]] = set()
     asked: Set[str] = set()
     projects: Set[str] = set()
@@ -41,7 +39,7 @@ def clean(request: Json) -> Json:
         asked.add(name)
         projects.add(project)
         path = os.path.join(expand(project), "jobs", name)
-        if not NAME.fullmatch(name) or not os.path.lexists(path):
+        if not ATTEMPT_NAME.fullmatch(name) or not os.path.lexists(path):
             continue
         try:
             kept = reason_to_keep(path, name, alive)
@@ -69,12 +67,6 @@ def clean(request: Json) -> Json:
     return {"folders": found, "others": others[:OTHERS_TOLD]}
 
 
-def job_part(name: str) -> str:
-    """Return <job_id>.<nonce> of the name of an attempt or its folder; what is no such name as it is."""
-    match = NAME.fullmatch(name)
-    return match[1] if match else name
-
-
 def reason_to_keep(path: str, name: str, alive: Set[str]) -> Optional[str]:
     """Return the reason to keep a folder, None if it may be removed."""
     facts = os.lstat(path)
@@ -87,7 +79,8 @@ def reason_to_keep(path: str, name: str, alive: Set[str]) -> Optional[str]:
     if plan is None and os.path.lexists(plan_path):
         return "its plan cannot be read"
     if plan:
-        attempt, node = (str(plan.get("token")) + "::").split(":")[:2]
+        attempt, _, rest = str(plan.get("token")).partition(":")
+        node = rest.partition(":")[0]
         if name not in (attempt, "%s.%s" % (attempt, node)):
             return "its plan is that of another job"
     if supervisor_of(path) or job_part(name) in alive:
@@ -123,4 +116,4 @@ def jobs_in(project: str) -> "list[str]":
         names = os.listdir(os.path.join(expand(project), "jobs"))
     except OSError:
         return []
-    return [name for name in names if NAME.fullmatch(name)]
+    return [name for name in names if ATTEMPT_NAME.fullmatch(name)]

@@ -13,27 +13,31 @@ import contextlib
 import errno
 import fcntl
 import os
-import pwd
-import re
 import socket
 import struct
 from typing import Optional
 
 from .files import Json, own_folder, read_json, state_folder, write_json
-from .processes import folder_of_supervisor, identity, start_time
+from .processes import (
+    folder_of_supervisor,
+    identity,
+    job_of,
+    job_part,
+    start_time,
+    user_name,
+)
 from .protocol import Refusal
 
 # Of connections by those who look, until the holder clears them.
 BACKLOG = 4096
 # The credentials of a Unix socket, see socket(7): pid, user, group.
 UCRED = struct.Struct("3i")
-JOB_FOLDER = re.compile(r"(.+_\d{8}_\d{6})\.")
-# What flock says of a lock that another has.
-LOCKED = (errno.EWOULDBLOCK, errno.EACCES)
+# What flock says of a lock that another has, by NFS too; a lease of root's cannot be opened.
+LOCKED = (errno.EWOULDBLOCK, errno.EACCES, errno.EPERM)
 
 
 class Lease:
-    """A slot that this process holds, until `close` or its end."""
+    """A slot that this process holds: for a context, or until its end."""
 
     def __init__(self, kept: socket.socket) -> None:
         self._kept = kept
@@ -107,19 +111,10 @@ def words_path(slot: str) -> str:
     return os.path.join(state_folder(), "lease-%s.json" % slot)
 
 
-def user_name(user: int) -> str:
-    """Return the name of a user, else the number."""
-    try:
-        return pwd.getpwuid(user).pw_name
-    except KeyError:
-        return str(user)
-
-
 def job_of_stranger(pid: int) -> Optional[str]:
     """Return the job that another user's supervisor was started for, as far as its command shows it."""
     folder = folder_of_supervisor(pid) or ""
-    found = JOB_FOLDER.match(os.path.basename(folder))
-    return found[1] if found else None
+    return job_of(job_part(os.path.basename(folder))) or None
 
 
 # ---- leases of UGRO's first version ----

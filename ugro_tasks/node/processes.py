@@ -25,6 +25,11 @@ SECOND_LOOK_SECONDS = 0.02
 # For processes to end after KILL.
 KILL_SECONDS = 5.0
 MEMORY = re.compile(r"processes-.+\.json")
+# <job_id>.<nonce>, with -<attempt> from the second attempt on, as in the tokens of its processes; and the
+# node, but in folders of earlier versions.
+ATTEMPT_NAME = re.compile(
+    r"([A-Za-z0-9][A-Za-z0-9._-]*_\d{8}_\d{6}\.[0-9A-Za-z]+)(-\d+)?(\.[A-Za-z0-9][A-Za-z0-9._-]*)?"
+)
 TOKEN = re.compile("(?:^|\0)UGRO_TOKEN=([^\0:]*:[^\0:]*:[^\0:]*)(?:\0|$)")
 
 
@@ -42,12 +47,33 @@ class Process(NamedTuple):
 
 def job_of(token: str) -> str:
     """Return the job id in <job_id>.<nonce>:<node>:<slot>."""
-    return token.split(":")[0].rpartition(".")[0]
+    return attempt_of(token).rpartition(".")[0]
+
+
+def job_part(name: str) -> str:
+    """Return <job_id>.<nonce> of the name of an attempt or its folder; what is no such name as it is."""
+    match = ATTEMPT_NAME.fullmatch(name)
+    return match[1] if match else name
+
+
+def attempt_of(token: str) -> str:
+    """Return the attempt, <job_id>.<nonce> or <job_id>.<nonce>-<number>, in a token."""
+    return token.split(":")[0]
 
 
 def slot_of(token: str) -> str:
     """Return the slot in <job_id>.<nonce>:<node>:<slot>."""
     return token.split(":")[2]
+
+
+def user_name(user_id: Optional[int]) -> str:
+    """Return the name of a user of this machine, for showing."""
+    import pwd  # late: few meet other people's files and processes
+
+    try:
+        return pwd.getpwuid(-1 if user_id is None else user_id).pw_name
+    except (KeyError, OverflowError):
+        return "user %s" % user_id
 
 
 def boot_id() -> str:

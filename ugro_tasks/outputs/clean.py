@@ -34,7 +34,7 @@ from ..jobs.experiments import Experiments
 from ..jobs.metrics import measure
 from ..jobs.record import JobRecord
 from ..jobs.state import Event, JobState
-from ..node.clean import job_part
+from ..node.processes import job_part
 from ..node.tree import PARTIAL_FOLDER
 from .home import RanAttempt, missing, ran_attempts
 
@@ -248,8 +248,9 @@ class _Home:
             if not job.state.started_at:
                 continue
             with contextlib.suppress(RecordError):  # its folders are not asked for
+                nodes = job.experiment.cluster_in(job.record).nodes
                 for attempt in ran_attempts(job.experiment, job.record, job.state):
-                    for node in job.experiment.cluster().nodes:
+                    for node in nodes:
                         name = folder_name(job.record, attempt.number, node.name)
                         self._attempts[name] = (job, attempt)
 

@@ -145,7 +145,7 @@ def test_a_restart_waits_while_the_disk_here_takes_no_checkpoint(
         return full if len(asked) < 3 else []
 
     monkeypatch.setattr(SshBackend, "fetch_checkpoints", fetched)
-    monkeypatch.setattr(supervise, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(supervise, "retry_pause", lambda _: 0.01)
     state = world.run()
     waits = "waits with the restart until checkpoints can be stored: experiments: No space left on device"
     assert world.said().count(waits) == (1 if ends == "stored" else 0)

@@ -11,7 +11,7 @@ from ...hosts.fleet import Fleet
 from ...hosts.host import Host
 from ...hosts.operations import Reset
 from ...hosts.requests import ask
-from ...text import user_name
+from ...node.processes import user_name
 from .stop import PROOF_SECONDS
 
 RESET_GRACE_SECONDS = 3.0
