@@ -88,11 +88,12 @@ GROUPS = (
     ),
     Group(
         name="hostile",
-        about="ranks and nodes that turn against their controller, and people who share a folder",
+        about="ranks and nodes that turn against their controller, and people or nodes that share a folder",
         paths=(
             "tests/launch/test_hostile_rank.py",
             "tests/launch/test_shapeshifter.py",
             "tests/launch/test_shared_folder.py",
+            "tests/launch/test_shared_home.py",
         ),
         minutes=3,
     ),
