@@ -92,13 +92,14 @@ class LabHost:
         argv: Sequence[str],
         *,
         check: bool = True,
+        user: str = "root",
         input: str | None = None,  # noqa: A002
         timeout: float = 30,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command over OpenSSH, as the lab's user; needs `Lab.trust()` first."""
+        """Run a command over OpenSSH, with the lab's key; needs `Lab.trust()` first."""
         ssh = ["ssh", "-F", str(self.ssh_config), "-o", "BatchMode=yes"]
         return subprocess.run(
-            [*ssh, f"root@{self.address}", shlex.join(argv)],
+            [*ssh, f"{user}@{self.address}", shlex.join(argv)],
             check=check,
             input=input,
             timeout=timeout,

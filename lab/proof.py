@@ -78,11 +78,16 @@ def prove_place(pid: int, place: str) -> int:
 
 def prove_removable(pid: int, path: str) -> None:
     """Raise LabError if `path` of a host contains, or is in, a path shared with this machine."""
-    for kept in map(Path, _notes(pid)["keep"]):
+    for kept in shared_paths(pid):
         if kept.is_relative_to(path) or Path(path).is_relative_to(kept):
             raise LabError(
                 f"{path} is shared with this machine by way of {kept}: nothing was done"
             )
+
+
+def shared_paths(pid: int) -> list[Path]:
+    """Return what a host shares with this machine, at the same paths; `pid` is its process 1."""
+    return [Path(path) for path in _notes(pid)["keep"]]
 
 
 def mounts_below(folder: Path) -> list[Path]:
