@@ -98,10 +98,21 @@ GROUPS = (
         minutes=3,
     ),
     Group(
+        name="logind",
+        about="logouts, lingering and scopes, on a machine with a real systemd",
+        paths=("tests/logind",),
+        minutes=1.5,
+        programs={
+            "systemd-run": "systemd libpam-systemd dbus polkitd",
+            "setcap": "libcap2-bin",
+            "sudo": "sudo",
+        },
+    ),
+    Group(
         name="fresh",
         about="the README's first command in a fresh checkout, with next to nothing on PATH",
         paths=("tests/fresh",),
-        minutes=4,
+        minutes=3,
     ),
     Group(
         name="site",

@@ -34,6 +34,14 @@ parser.add_argument(
     help="leave a process of a session of its own behind",
 )
 parser.add_argument(
+    "--hide",
+    action="store_true",
+    help="so, and it is no child of this one and has an empty environment",
+)
+parser.add_argument(
+    "--sudo", action="store_true", help="so, of the second rank, deaf and as root"
+)
+parser.add_argument(
     "--clash",
     action="store_true",
     help="write a file with the name of one of UGRO's own",
@@ -51,6 +59,11 @@ if options.ignore_term:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if options.daemon:
     subprocess.Popen(["sleep", "600"], start_new_session=True)
+if options.hide:
+    subprocess.run(["setsid", "--fork", "env", "-i", "sleep", "600"], check=True)
+if options.sudo and rank == 1:
+    deaf = ["sh", "-c", "trap '' TERM; while sleep 1; do :; done"]
+    subprocess.run(["sudo", "--background", *deaf], check=True)
 if options.raw:
     sys.stdout.buffer.write(bytes.fromhex(options.raw))
     sys.stdout.buffer.flush()

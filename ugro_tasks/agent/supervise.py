@@ -283,12 +283,19 @@ class Supervision:
             # Whoever waits for the proof of a stop, or for the cause, need not wait for this.
             self._fetch_all()
         self.backend.begin()
+        left = {rank.node: rank.left_pids for rank in self.journal.state.ranks}
         for name in self.backend.still_away():
-            self.journal.say(
-                "is still away, and told to stop once it is back. Where the agent has ended by then: "
-                f"inv reset --nodes {name}",
-                name,
-            )
+            self.journal.say(_still_to_stop(name, left.get(name, ())), name)
+
+
+def _still_to_stop(node: str, left_pids: Sequence[int]) -> str:
+    if left_pids:
+        pids = " ".join(map(str, left_pids))
+        return f"still has processes of it that would not end; where they are another user's: sudo kill -KILL {pids}"
+    return (
+        "is still away, and told to stop once it is back. Where the agent has ended by then: "
+        f"inv reset --nodes {node}"
+    )
 
 
 def _stopped(end: AttemptEnd, reason: Reason) -> Outcome:

@@ -10,7 +10,7 @@ from msgspec import Struct, UnsetType
 
 from ..cluster.model import Cluster, Node
 from ..environments.judge import why_behind
-from ..hosts.answers import ProbeAnswer, Ran, Reach, Space
+from ..hosts.answers import Logout, ProbeAnswer, Process, Ran, Reach, Space
 from ..hosts.nvidia import Gpu
 
 DISK_MIN_BYTES = 2 << 30
@@ -356,6 +356,29 @@ def _home(node: Node, home: Space | None) -> Check:
     )
 
 
+def _logout(node: Node, logout: Logout) -> Check:
+    """Check that logind does not end a job with the connection by which it was started."""
+    if not logout.kills:
+        return Check(name="logout", ok=True, value="what was started goes on")
+    if not logout.lingers:
+        return Check(
+            name="logout",
+            ok=False,
+            value="a connection that breaks ends all that it started: logind has KillUserProcesses=yes",
+            fix=f"on {node.name}: loginctl enable-linger, once; jobs then run in a scope of their own",
+        )
+    broken = logout.scope_error
+    return Check(
+        name="logout",
+        ok=not broken,
+        value=f"logind has KillUserProcesses=yes, and no scope can be had: {broken}"
+        if broken
+        else "jobs run in a scope of their own, which goes on",
+        fix=f"on {node.name}: `systemd-run --user --scope true` must work; or the machine's administrator sets "
+        "KillUserProcesses=no in /etc/systemd/logind.conf",
+    )
+
+
 def _login(node: Node, facts: ProbeAnswer) -> Iterator[Check]:
     said = [line for line in facts.preface.splitlines() if line.strip()]
     words = "silent"
@@ -365,14 +388,22 @@ def _login(node: Node, facts: ProbeAnswer) -> Iterator[Check]:
             "only (its first line may be `case $- in *i*) ;; *) return ;; esac`)"
         )
     yield Check(name="login shell", ok=True, note=bool(said), value=words)
-    orphans = []
-    if facts.lease is None:
-        for process in facts.jobs:
-            where = f"pid {process.pid} of job {process.job}"
-            orphans.append(f"{where} goes on without a supervisor")
-    yield Check(
-        name="leftovers",
-        ok=not orphans,
-        value=", ".join(orphans) or "none",
-        fix=f"end them: inv reset --nodes {node.name}",
+    if facts.logout is not None:
+        yield _logout(node, facts.logout)
+    yield _leftovers(node, facts.jobs if facts.lease is None else [])
+
+
+def _leftovers(node: Node, left: list[Process]) -> Check:
+    """Check that nothing of a job goes on without its supervisor."""
+    words = []
+    for process in left:
+        whose = f", {process.user}'s" if process.user else ""
+        where = f"pid {process.pid} of job {process.job}{whose}"
+        words.append(f"{where} goes on without a supervisor")
+    fix = f"end them: inv reset --nodes {node.name}"
+    foreign = [str(process.pid) for process in left if process.user]
+    if foreign:
+        fix = f"end them on {node.name}: sudo kill -KILL {' '.join(foreign)}"
+    return Check(
+        name="leftovers", ok=not left, value=", ".join(words) or "none", fix=fix
     )

@@ -57,6 +57,8 @@ class Process(Struct, frozen=True, kw_only=True):
     job: ShortText
     token: ShortText
     command: ShortText
+    user: ShortText | None = None
+    """Another user of that machine, whose processes UGRO cannot end there; None: the one that it logs in as."""
 
 
 class Interface(Struct, frozen=True, kw_only=True):
@@ -105,6 +107,14 @@ class Torch(Ran, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.code == 0 and self.torch and not self.python:
             raise ValueError("torch, but no Python")
+
+
+class Logout(Struct, frozen=True, kw_only=True):
+    """What becomes of a user's processes when the login ends that started them."""
+
+    kills: bool
+    lingers: bool
+    scope_error: LongText = ""
 
 
 class Reach(Struct, frozen=True, kw_only=True):
@@ -212,6 +222,7 @@ class ProbeAnswer(Struct, frozen=True, kw_only=True):
     started: Seconds
     ended: Seconds
     home: Space | None = None
+    logout: Logout | None = None
     open_files: Int64 | None = None
     visible_cards: ShortText | None = None
     preface: LongText = ""

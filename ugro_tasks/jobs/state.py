@@ -34,6 +34,7 @@ class RankState(Struct, frozen=True, kw_only=True):
     lost: str | None = None
     ended_at: float | None = None
     left_pids: tuple[int, ...] = ()  # of the job, still alive after a stop
+    suspects: tuple[str, ...] = ()  # processes that may be of the job: left alone
     proven_gone: bool = False  # the node has proved that no process of the job is left
 
 

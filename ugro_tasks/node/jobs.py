@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
-from typing import Any, List, Optional
+from typing import Any, List, Optional, Sequence
 
 from .files import Json, expand, read_json, read_text, write_json
 from .lease import lease_holder
@@ -27,6 +27,7 @@ from .processes import (
     supervisor_of,
 )
 from .protocol import Refusal
+from .scope import scope_argv
 
 LEFTOVERS = ("supervisor.json", "torchrun.json", "stop.json", "exit.json", "error.json")
 
@@ -53,11 +54,10 @@ def prepare(request: Json, blob: bytes) -> Json:
         lay_out(folder, request, blob)
     except OSError as error:
         raise unwritable(folder, error) from error
-    supervisor = start_supervisor(folder, request)
-    assert supervisor.stdout
-    with supervisor.stdout as pipe:
-        # The supervisor closes its end once it holds the lease.
-        said = pipe.read()
+    said = b""
+    # Where a scope cannot be had after all, the login's own cgroup has to do.
+    for before in dict.fromkeys([tuple(scope_argv(request["token"])), ()]):
+        said = said or start_supervisor(folder, request, before)
     if not said:
         log = read_text(os.path.join(folder, "supervisor.log"))
         raise Refusal("broken", log[-2000:])
@@ -69,13 +69,16 @@ def prepare(request: Json, blob: bytes) -> Json:
     return {"folder": folder}
 
 
-def start_supervisor(folder: str, request: Json) -> "subprocess.Popen[bytes]":
-    """Start the job's supervisor, from its own copy of this program."""
+def start_supervisor(folder: str, request: Json, before: Sequence[str]) -> bytes:
+    """Start the job's supervisor, from its own copy of this program; return what it says once it has the lease.
+
+    `before` stands before its command. Nothing is said by what could not be started.
+    """
     program = os.path.join(folder, "node.zip")
     log_path = os.path.join(folder, "supervisor.log")
     with open(log_path, "ab") as log, contextlib.ExitStack() as inherited:
-        return subprocess.Popen(
-            supervisor_argv(program, folder),
+        supervisor = subprocess.Popen(
+            [*before, *supervisor_argv(program, folder)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -84,6 +87,9 @@ def start_supervisor(folder: str, request: Json) -> "subprocess.Popen[bytes]":
             start_new_session=True,
             pass_fds=keeping_port(request.get("rendezvous_port"), inherited),
         )
+    assert supervisor.stdout
+    with supervisor.stdout as pipe:
+        return pipe.read()
 
 
 def keeping_port(port: Optional[int], inherited: contextlib.ExitStack) -> List[int]:

@@ -24,6 +24,7 @@ from .processes import (
     start_time,
 )
 from .programs import run_later
+from .scope import look_at_logout
 
 # More than a process takes from its last file to its end.
 ENDING_SECONDS = 0.05
@@ -41,6 +42,7 @@ def probe(request: Json) -> Json:
         "gpus": run_later(nvidia_smi("gpu", HEALTH_FIELDS)),
         "apps": run_later(nvidia_smi("compute-apps", APP_FIELDS)),
         "resolves_to": resolve_later(socket.gethostname()),
+        "logout": look_at_logout(),
     }
     ours = processes(lambda _: True)
     facts: Json = {

@@ -1,8 +1,9 @@
 """UGRO's processes on this node: finding them, and ending them.
 
-A process is a job's if it carries the job's token in its environment, if it descends from one that is, or if the
-supervisor remembers it as such. A program may overwrite its environment (setproctitle), or be started with an empty
-one; as a subreaper the supervisor has it among its descendants all the same. Nothing else is ever ended.
+A process is a job's if it carries the job's token in its environment, if it descends from one that is, if the
+supervisor remembers it as such, or if it is in the job's cgroup, where it has one (see `scope`). A program may
+overwrite its environment (setproctitle), or be started with an empty one; as a subreaper the supervisor has it among
+its descendants all the same. Nothing else is ever ended.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ ATTEMPT_NAME = re.compile(
     r"([A-Za-z0-9][A-Za-z0-9._-]*_\d{8}_\d{6}\.[0-9A-Za-z]+)(-\d+)?(\.[A-Za-z0-9][A-Za-z0-9._-]*)?"
 )
 TOKEN = re.compile("(?:^|\0)UGRO_TOKEN=([^\0:]*:[^\0:]*:[^\0:]*)(?:\0|$)")
+# Of a scope of the systemd of user %d: only he can name it, and put processes into it.
+SCOPE = r"/user@%d\.service/(?:.*/)?ugro-([^/:\n]*:[^/:\n]*:[^/:\n]*)\.scope(?:/|$)"
 
 
 class Process(NamedTuple):
@@ -41,8 +44,11 @@ class Process(NamedTuple):
     command: str
 
     def facts(self) -> Json:
-        """Return the process as sent to the controller."""
-        return dict(self._asdict(), job=job_of(self.token))
+        """Return the process as sent to the controller, with its user if it is another one's."""
+        user = user_of(self.pid)
+        is_foreign = user is not None and user != os.getuid()
+        foreign: Json = {"user": user_name(user)} if is_foreign else {}
+        return dict(self._asdict(), job=job_of(self.token), **foreign)
 
 
 def job_of(token: str) -> str:
@@ -64,6 +70,12 @@ def attempt_of(token: str) -> str:
 def slot_of(token: str) -> str:
     """Return the slot in <job_id>.<nonce>:<node>:<slot>."""
     return token.split(":")[2]
+
+
+def user_of(pid: int) -> Optional[int]:
+    """Return the real user of a process, whoever owns its files in /proc; None for no process."""
+    found = re.search(r"^Uid:\s*(\d+)", read_text("/proc/%d/status" % pid), re.M)
+    return int(found[1]) if found else None
 
 
 def user_name(user_id: Optional[int]) -> str:
@@ -133,9 +145,7 @@ def processes(wanted: Callable[[str], bool]) -> List[Process]:
     for pid, token in sorted(tokens_of_all().items()):
         if pid == own_pid or not wanted(token):
             continue
-        argv = read_text("/proc/%d/cmdline" % pid)
-        command = argv.replace("\0", " ").strip() or stat_name(pid)
-        found.append(Process(pid, token, command[:200]))
+        found.append(Process(pid, token, command_of(pid)))
     return found
 
 
@@ -159,10 +169,17 @@ def tokens_of_all() -> Dict[int, str]:
         if match:
             tokens[pid] = match[1]
     for pid in parents:
-        token_above = nearest_token(pid, parents, tokens)
-        if token_above:
-            tokens.setdefault(pid, token_above)
+        # A job may be started by a rank of another one, in its cgroup.
+        known = nearest_token(pid, parents, tokens) or token_of_scope(pid)
+        if known:
+            tokens.setdefault(pid, known)
     return {pid: token for pid, token in tokens.items() if start_time(pid) is not None}
+
+
+def token_of_scope(pid: int) -> Optional[str]:
+    """Return the token of the scope a process is in, see `scope.scope_argv`; None without one."""
+    found = re.search(SCOPE % os.getuid(), read_text("/proc/%d/cgroup" % pid), re.M)
+    return found[1] if found else None
 
 
 def nearest_token(
@@ -178,10 +195,11 @@ def nearest_token(
     return None
 
 
-def stat_name(pid: int) -> str:
-    """Return the name of a process that shows no command, in brackets."""
+def command_of(pid: int) -> str:
+    """Return the start of a process's command; its name in brackets if it shows none, "" if it has ended."""
+    words = read_text("/proc/%d/cmdline" % pid).replace("\0", " ").strip()
     name = read_text("/proc/%d/comm" % pid).strip()
-    return "[%s]" % name if name else ""
+    return words[:200] or ("[%s]" % name if name else "")
 
 
 # ---- what a supervisor remembers ----

@@ -215,6 +215,10 @@ def run(folder: str, plan: Json, lease: Lease) -> Json:
     # Without a status the grace is used up; otherwise only leftovers of the script are alive.
     grace_seconds = 0.0 if status is None else LEFTOVER_GRACE_SECONDS
     left = end_all(lambda: others_of_rank(plan["token"]), grace_seconds)
+    # Late: it is not needed before.
+    from .suspects import suspects
+
+    suspected = suspects(plan["token"], folder)
     if left:
         note_processes(plan["token"])
     else:
@@ -232,6 +236,7 @@ def run(folder: str, plan: Json, lease: Lease) -> Json:
         "error": last_words(os.path.join(folder, "error.json")),
         "started_at": started_at,
         "left_pids": [process.pid for process in left],
+        "suspects": suspected,
         "outputs": outputs[:OUTPUTS_TOLD],
         "oom_kills": oom_kills() - oom_kills_before,
         **(stopped.facts() if stopped else {}),

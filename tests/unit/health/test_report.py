@@ -66,7 +66,7 @@ def test_a_fit_node_passes_every_check(tmp_path: Path) -> None:
     assert [name for name, check in checks.items() if not check.ok] == []
     assert list(checks) == [
         "environment", "gpu", "gpu errors", "vram", "cuda", "address", "own name", "port", "disk", "home",
-        "shared memory", "rsync", "open files", "login shell", "leftovers", "clock",
+        "shared memory", "rsync", "open files", "login shell", "logout", "leftovers", "clock",
     ]  # fmt: skip
 
 

@@ -320,6 +320,9 @@ def _notes_of_exit(rank_exit: RankExit) -> list[Act]:
         pids = ", ".join(map(str, rank_exit.left_pids))
         how += f"; still there: pids {pids}"
         changes["left_pids"] = rank_exit.left_pids
+    if rank_exit.suspects:
+        how += f"; may be of it, left alone: {'; '.join(rank_exit.suspects)}"
+        changes["suspects"] = rank_exit.suspects
     return [
         ChangeRank(rank_exit.rank, changes),
         Say(f"rank {rank_exit.rank} ended: {how}", rank_exit.node),

@@ -38,7 +38,7 @@ def reset(
     with Fleet.of(cluster) as fleet:
         answers = fleet.map(end)
     left = [
-        f"{node}: pid {process.pid} would not end: {process.command}"
+        f"{node}: pid {process.pid} would not end: {process.command}{_remedy(process)}"
         for node, answer in answers.items()
         if not isinstance(answer, HostError)
         for process in answer.left
@@ -48,3 +48,9 @@ def reset(
     return {
         node: a if isinstance(a, HostError) else a.ended for node, a in answers.items()
     }
+
+
+def _remedy(process: Process) -> str:
+    if process.user is None:
+        return ""
+    return f"\n    it is {process.user}'s; end it there: sudo kill -KILL {process.pid}"

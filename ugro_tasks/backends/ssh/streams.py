@@ -20,6 +20,7 @@ from ...jobs.outcome import RankExit
 from ...jobs.plan import NodePlan
 from ...node.protocol import EXIT, LOST, MANIFEST, NOTICE
 from ...outputs.streams import NO_BASES, RankFiles
+from ...text import printable
 from .disk_thread import DiskThread
 
 # Heartbeats that may be missing before the connection counts as dead.
@@ -122,6 +123,18 @@ Small = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=1 << 31)]
 Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 
 
+Words = Annotated[str, msgspec.Meta(max_length=300)]
+
+
+class _Suspect(msgspec.Struct, frozen=True):
+    pid: Small
+    command: Words
+    why: Words
+
+    def __str__(self) -> str:
+        return printable(f"pid {self.pid} ({self.command}): {self.why}")
+
+
 class _ExitRecord(msgspec.Struct, frozen=True):
     code: Small | None = None
     signal: Small | None = None
@@ -133,6 +146,7 @@ class _ExitRecord(msgspec.Struct, frozen=True):
     log_bytes: Size | None = None
     oom_kills: Small = 0
     left_pids: tuple[Small, ...] = ()
+    suspects: tuple[_Suspect, ...] = ()
     outputs: tuple[str, ...] = ()  # the topmost names of what it wrote
 
 
@@ -145,12 +159,9 @@ def _end(host: Host, plan: NodePlan, frame: Frame) -> RankExit:
     try:
         if frame.kind == EXIT:
             record = decode(_ExitRecord, frame.payload)
-            return RankExit(
-                node=plan.node,
-                rank=plan.rank,
-                at=time.time(),
-                **msgspec.structs.asdict(record),
-            )
+            facts = msgspec.structs.asdict(record)
+            facts["suspects"] = tuple(map(str, record.suspects))
+            return RankExit(node=plan.node, rank=plan.rank, at=time.time(), **facts)
         lost = decode(_LostRecord, frame.payload)
     except UNREADABLE as error:
         raise NodeFault(

@@ -110,6 +110,8 @@ def _rank_state(rank: RankState) -> str:
         return "in touch"
     if rank.left_pids:
         return f"processes left: {', '.join(map(str, rank.left_pids))}"
+    if rank.suspects:
+        return f"left alone: {'; '.join(rank.suspects)}"
     if rank.ended_at is None:
         return "gone" if rank.proven_gone else "out of touch"
     if rank.lost:
