@@ -43,6 +43,8 @@ PR_SET_CHILD_SUBREAPER = 36
 GPU_SAMPLE_SECONDS = 5.0
 # Between two looks at the rank's processes, for whoever must find them without their supervisor.
 LOOK_SECONDS = 5.0
+# Between two looks whether the rank has ended that was told to stop.
+STOP_LOOK_SECONDS = 0.05
 # For processes left behind by a script.
 LEFTOVER_GRACE_SECONDS = 2.0
 ERROR_CHARACTERS = 20_000
@@ -212,7 +214,7 @@ def run(folder: str, plan: Json, lease: Lease) -> Json:
         return {"error": "%s: %s" % (folder, error.strerror)}
     oom_kills_before = oom_kills()
     status, stopped = watch(folder, plan, torchrun.pid, lease)
-    # Without a status the grace is used up; otherwise only leftovers of the script are alive.
+    # Without a status there is no more grace; otherwise only leftovers of the script are alive.
     grace_seconds = 0.0 if status is None else LEFTOVER_GRACE_SECONDS
     left = end_all(lambda: others_of_rank(plan["token"]), grace_seconds)
     # Late: it is not needed before.
@@ -243,10 +245,10 @@ def run(folder: str, plan: Json, lease: Lease) -> Json:
     }
 
 
-def others_of_rank(token: str) -> List[Process]:
-    """Return the living processes of a rank but its supervisor, which asks, and the supervisor's guard."""
-    guard = os.getppid()
-    return [process for process in of_rank(token) if process.pid != guard]
+def others_of_rank(token: str, torchrun: Optional[int] = None) -> List[Process]:
+    """Return the living processes of a rank but its supervisor, which asks, the supervisor's guard, and torchrun."""
+    but = (os.getppid(), torchrun)
+    return [process for process in of_rank(token) if process.pid not in but]
 
 
 def oom_kills() -> int:
@@ -303,11 +305,12 @@ def watch(
 ) -> Tuple[Optional[int], Optional[StopOfRank]]:
     """Wait for torchrun and return (its wait status, what stopped it).
 
-    The status is None if the grace ran out, the stop None without one. Meanwhile orphans are reaped
-    and the GPU is sampled.
+    The status is None if torchrun is to be killed: what was told to stop has ended, or its grace ran
+    out. The stop is None without one. Meanwhile orphans are reaped and the GPU is sampled.
     """
     deadline = float("inf")
     stopped: Optional[StopOfRank] = None
+    was_running = False
     sampler: Optional[subprocess.Popen[bytes]] = None
     next_sample = float("inf")
     began = next_look = time.monotonic()
@@ -340,12 +343,20 @@ def watch(
             # A script starts most of its processes early.
             next_look = now + min(LOOK_SECONDS, max(0.2, now - began))
         wake_at = min(next_sample, next_look, deadline)
+        if was_running:
+            wake_at = min(wake_at, now + STOP_LOOK_SECONDS)
+            if not others_of_rank(plan["token"], torchrun):
+                # torchrun would take a second to come to its end, in which nothing of use happens.
+                os.kill(torchrun, signal.SIGKILL)
+                return None, stopped
         got = wait_for(WATCHED, wake_at - now)
         if got and got.si_signo in STOP:
             stop = stop_of(folder, got)
             # What came first is why: a machine that shuts down may be told to stop as well.
             stopped = stopped or stop
             deadline = min(deadline, time.monotonic() + stop.grace_seconds)
+            if stop.reason is not None:
+                was_running = bool(others_of_rank(plan["token"], torchrun))
             with contextlib.suppress(ProcessLookupError):
                 os.kill(torchrun, signal.SIGTERM)
 

@@ -10,7 +10,14 @@ import os
 from typing import Iterator, List, Optional, Set
 
 from .files import Json
-from .processes import command_of, noted_processes, stat_of, tokens_of_all, user_of
+from .processes import (
+    command_of,
+    is_alive,
+    noted_processes,
+    stat_of,
+    tokens_of_all,
+    user_of,
+)
 
 # Told of one rank.
 MOST = 20
@@ -33,7 +40,8 @@ def younger(since: int) -> Iterator[int]:
     """Yield the pids of this user's processes that began after a time, in clock ticks since boot."""
     for name in os.listdir("/proc"):
         fields = stat_of(int(name)) if name.isdigit() else []
-        if fields and int(fields[19]) > since and user_of(int(name)) == os.getuid():
+        is_younger = is_alive(fields) and int(fields[19]) > since
+        if is_younger and user_of(int(name)) == os.getuid():
             yield int(name)
 
 

@@ -852,6 +852,28 @@ def test_a_script_that_obeys_term_ends_in_its_own_way(rank: Rank) -> None:
     assert rank.log == "ready\nsaved\n"
 
 
+LINGERING = """
+import signal, subprocess, time
+child = subprocess.Popen(["sleep", "60"])
+def end(*_):
+    child.terminate()
+    child.wait()
+    time.sleep(60)
+signal.signal(signal.SIGTERM, end)
+print("ready", flush=True)
+signal.pause()
+"""
+
+
+def test_torchrun_is_not_waited_for_when_its_rank_has_ended(rank: Rank) -> None:
+    rank.prepare(sys.executable, "-c", LINGERING)
+    rank.start()
+    wait_until(lambda: rank.log == "ready\n", "the rank to be ready")
+    answer = rank.stop(30.0)
+    assert (answer["left"], answer["exit"]["stopped"]) == ([], "asked")
+    assert (answer["exit"]["code"], answer["exit"]["signal"]) == (None, None)
+
+
 def test_a_script_that_ignores_term_is_killed_after_its_grace(rank: Rank) -> None:
     rank.script("trap '' TERM; echo ready; sleep 60")
     answer = rank.stop(grace_seconds=0.3)

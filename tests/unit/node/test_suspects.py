@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.tools import wait_until
 from ugro_tasks.node.processes import stat_of
 from ugro_tasks.node.suspects import suspects, suspicion, younger
 
@@ -67,6 +68,12 @@ def test_what_has_ended_is_no_suspect(tmp_path: Path) -> None:
     with subprocess.Popen(["true"], cwd=tmp_path) as process:
         process.wait()
     assert suspicion(process.pid, str(tmp_path), set()) is None
+
+
+def test_a_zombie_is_no_suspect(tmp_path: Path) -> None:
+    with subprocess.Popen(["sh", "-c", "kill -KILL $$"], cwd=tmp_path) as process:
+        wait_until(lambda: stat_of(process.pid)[0] == "Z", "it to be a zombie")
+        assert process.pid not in list(younger(0))
 
 
 def test_what_began_before_is_no_suspect(start: Start, tmp_path: Path) -> None:

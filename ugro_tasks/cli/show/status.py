@@ -118,4 +118,6 @@ def _rank_state(rank: RankState) -> str:
         return rank.lost
     if rank.signal:
         return f"ended by signal {rank.signal}"
+    if rank.exit_code is None:
+        return "stopped"
     return f"exit code {rank.exit_code}"
