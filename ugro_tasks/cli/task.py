@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import invoke.exceptions
 
-from ..errors import RecordError, UgroError, UsageError
+from ..errors import Interrupted, RecordError, UgroError, UsageError
 from .command_line import ExtraArguments, UgroTask
 from .command_line import as_called as as_called
 
@@ -61,12 +63,15 @@ def task(
             given = signature.bind(*args, **flags)
             try:
                 _configure(given.arguments, signature, given.args[0])
-                result = body(*given.args, **given.kwargs)
-                sys.stdout.flush()
+                with _taking_any_text():
+                    result = body(*given.args, **given.kwargs)
+                    sys.stdout.flush()
             except BrokenPipeError:
                 # The reader has closed the pipe (`| head`), which is no error.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise invoke.exceptions.Exit(code=128 + signal.SIGPIPE) from None
+            except KeyboardInterrupt:
+                raise TaskFailed(Interrupted("interrupted")) from None
             except UgroError as error:
                 raise TaskFailed(error) from error
             except OSError as error:
@@ -80,6 +85,21 @@ def task(
         return UgroTask(checked, help, group, extra, collection)
 
     return decorate
+
+
+@contextlib.contextmanager
+def _taking_any_text() -> Iterator[None]:
+    """Let stdout show what its encoding lacks as question marks, as in a terminal of ISO-8859-1."""
+    stream = sys.stdout
+    if not isinstance(stream, io.TextIOWrapper):
+        yield
+        return
+    before = stream.errors
+    stream.reconfigure(errors="replace")
+    try:
+        yield
+    finally:
+        stream.reconfigure(errors=before)
 
 
 def _configure(

@@ -48,6 +48,8 @@ STOP_LOOK_SECONDS = 0.05
 # For processes left behind by a script.
 LEFTOVER_GRACE_SECONDS = 2.0
 ERROR_CHARACTERS = 20_000
+# Far more than any traceback; a rank may write what it likes.
+ERROR_FILE_BYTES = 1 << 24
 # For data loaders and sockets, if the node's limits allow it; a million slows some programs down.
 OPEN_FILES = 65536
 
@@ -276,6 +278,8 @@ def last_words(path: str) -> Optional[str]:
     A long one is shortened to the start of the exception and the end of its traceback, still as
     JSON.
     """
+    if (size_of(path) or 0) > ERROR_FILE_BYTES:
+        return "%s is too long to be an error: %d bytes" % (path, size_of(path) or 0)
     text = read_text(path)
     if len(text) <= ERROR_CHARACTERS:
         return text or None

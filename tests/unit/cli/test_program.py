@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from invoke.context import Context
+
+from ugro_tasks.cli.task import TaskFailed, task
 
 ROOT = Path(__file__).parents[3]
 BAD = [
@@ -118,3 +121,28 @@ def test_closed_streams_are_no_reason_to_fail(
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert bool(done.stdout) is (1 not in closed)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_what_an_encoding_lacks_is_shown_as_question_marks(
+    encoding: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ugro_tasks.cli.program", "health", "--cluster", "local"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding},
+        capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 5, done.stderr  # there is no environment
+    assert b"Traceback" not in done.stderr
+    mark = "\N{BALLOT X}".encode(encoding, "replace")
+    assert mark + b"  local0" in done.stdout
+
+
+def test_ctrl_c_ends_any_command_with_a_word_and_130() -> None:
+    @task(help={})
+    def waits(_context: Context) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(TaskFailed, match="interrupted") as failed:
+        waits(Context())
+    assert failed.value.exit_code == 130

@@ -342,6 +342,13 @@ def test_any_error_file_is_told_as_far_as_it_goes(tmp_path: Path, content: str) 
     assert (last_words(str(tmp_path / "error.json")) or "") == content[:20_000]
 
 
+def test_an_error_file_of_any_size_fills_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "error.json"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    assert (last_words(str(path)) or "").endswith("is too long to be an error: 1099511627776 bytes")  # fmt: skip
+
+
 def test_a_script_may_remove_its_output_folder(tmp_path: Path) -> None:
     assert names_in(str(tmp_path / "output")) == []
 
