@@ -88,14 +88,16 @@ GROUPS = (
     ),
     Group(
         name="hostile",
-        about="ranks and nodes that turn against their controller, and people or nodes that share a folder",
+        about="ranks and nodes that turn against their controller, and folders that are shared or cannot be locked",
         paths=(
             "tests/launch/test_hostile_rank.py",
             "tests/launch/test_shapeshifter.py",
             "tests/launch/test_shared_folder.py",
             "tests/launch/test_shared_home.py",
+            "tests/launch/test_without_locks.py",
         ),
         minutes=3,
+        programs=COMPILER,
     ),
     Group(
         name="logind",

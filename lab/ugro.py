@@ -40,6 +40,7 @@ class Ugro:
         self.lab = lab
         self.folder = folder
         self.hosts = lab.hosts[:hosts]
+        self.environ: dict[str, str] = {}
         self.experiments = folder / "experiments"
         document = yaml.safe_load(lab.cluster_file.read_text())
         document["paths"] = {
@@ -62,7 +63,7 @@ class Ugro:
         """Start a command in a process group of its own."""
         return subprocess.Popen(
             [sys.executable, "-m", "ugro_tasks.cli.program", *words],
-            env={**self.lab.environ, "UGRO_CLUSTER": str(self.cluster_file)},
+            env={**self.lab.environ, "UGRO_CLUSTER": str(self.cluster_file), **self.environ},
             cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, process_group=0,
         )  # fmt: skip

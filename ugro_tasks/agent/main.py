@@ -103,10 +103,12 @@ class Agent:
         there = Experiments(self.experiments.folder)
         if not self._jobs or not there.folder.is_dir():
             return bool(self._jobs)
-        lock = there.take_agent_lock()
-        if lock is None:
-            return False
-        self._locks.append(lock)
+        # Where there are no locks no other agent has one either.
+        with contextlib.suppress(RecordError):
+            lock = there.take_agent_lock()
+            if lock is None:
+                return False
+            self._locks.append(lock)
         self.experiments.take_up_again()
         return True
 
@@ -206,6 +208,8 @@ def main() -> None:
             if time.monotonic() > deadline:
                 return
             time.sleep(0.02)
+    except RecordError as error:
+        sys.exit(error.text)
     except OSError as error:
         sys.exit(f"{error.filename}: {error.strerror}; nothing can be done here")
     with lock:

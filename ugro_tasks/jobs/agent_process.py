@@ -16,7 +16,7 @@ from .experiments import Experiments
 def ensure_agent(experiments: Experiments) -> int | None:
     """Start an agent for this folder unless one runs; return the pid of a new one.
 
-    Raises RecordError if the folder cannot be written, because an agent could not work there.
+    Raises RecordError if the folder cannot be written or locked, because an agent could not work there.
     """
     if experiments.agent_pid() is not None:
         return None

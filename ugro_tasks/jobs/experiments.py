@@ -12,12 +12,13 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
 from ..errors import JobNotFound, RecordError
 from ..files import File, Folder, Held
+from ..node.files import NO_LOCKS
 from .experiment import Experiment, is_id, name_of, stamp_of
 from .phase import Phase
 from .record import JobRecord
@@ -298,30 +299,54 @@ class Experiments:
     def take_agent_lock(self) -> io.FileIO | None:
         """Take the lock of this user's agent of the folder; None if an agent runs.
 
-        The lock is held as long as the returned file is open.
+        The lock is held as long as the returned file is open. Raises RecordError if the file system has no locks.
         """
         self.make_folder()
         lock = self._own(LOCK).open_to_change()
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            return None
+        with contextlib.ExitStack() as after:
+            after.enter_context(lock)
+            if not self._locks(lock, fcntl.LOCK_EX):
+                return None
+            after.pop_all()
         return lock
 
     def agent_pid(self) -> int | None:
-        """Return the pid of this user's running agent, None without one."""
+        """Return the pid of this user's running agent, None without one.
+
+        Raises RecordError if the file system has no locks, without which there can be none.
+        """
         file = self._own(LOCK)
         try:
             # Opened for reading, because the disk may be read-only.
             with file.open() as lock:
                 # Shared, so that two commands at once are not taken for an agent.
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                is_free = self._locks(lock, fcntl.LOCK_SH)
         except FileNotFoundError:
             return None
+        return None if is_free else int(file.read() or 0)
+
+    def prepare_for_agent(self) -> None:
+        """Make what an agent needs; raises RecordError if this folder can have none."""
+        try:
+            self.make_folder()
+            with self._own(LOCK).open_to_change() as lock:
+                self._locks(lock, fcntl.LOCK_SH)
+        except OSError as error:
+            raise RecordError(f"{error.filename}: {error.strerror}") from error
+
+    def _locks(self, lock: IO[bytes] | io.FileIO, how: int) -> bool:
+        try:
+            fcntl.flock(lock, how | fcntl.LOCK_NB)
         except BlockingIOError:
-            return int(file.read() or 0)
-        return None
+            return False
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            raise RecordError(
+                f"{self.folder}: its file system has no locks ({error.strerror}), and an agent needs one. "
+                "Let paths.experiments be on a local disk, or mount that one with locks"
+            ) from error
+        return True
 
 
 def _is_job(entry: os.DirEntry[str]) -> bool:

@@ -111,8 +111,10 @@ class _Agents:
             return
         self._looked_at = now
         self.experiment.check_supervisable()
+        # Where the file system has no locks there will never be one.
+        runs = self.experiments.agent_pid() is not None
         try:
-            begun = ensure_agent(self.experiments) is not None
+            begun = not runs and ensure_agent(self.experiments) is not None
             self._begun = self._begun + 1 if begun else 0
             self._well_at = now
         except RecordError:

@@ -21,6 +21,7 @@ def submit(spec: JobSpec, cluster: Cluster) -> Experiment:
     experiments = Experiments(cluster.experiments)
     record = draft(spec, cluster)
     _refuse_if_taken(experiments, cluster)
+    experiments.prepare_for_agent()
     log = open_log("launcher", cluster)
     metrics = b""
     if record.resume:

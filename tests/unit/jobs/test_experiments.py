@@ -1,5 +1,7 @@
 """The experiment folder: nothing half-made, nothing lost, and nothing found that was not meant."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -649,6 +651,21 @@ def test_one_agent_has_the_lock(experiments: Experiments) -> None:
         assert experiments.take_agent_lock() is None
         assert experiments.agent_pid() == 4711
     assert experiments.agent_pid() is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_no_agent_but_a_fault(
+    experiments: Experiments, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    experiments.prepare_for_agent()
+
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for asks in (experiments.agent_pid, experiments.take_agent_lock, experiments.prepare_for_agent):  # fmt: skip
+        with pytest.raises(RecordError, match="its file system has no locks"):
+            asks()
 
 
 def test_the_lock_is_free_when_its_agent_was_killed(experiments: Experiments) -> None:
