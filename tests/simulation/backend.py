@@ -65,14 +65,15 @@ class HeldBack(WriteBehind):
             self._world.truth.hold_state(cast("partial[None]", write).args[0])
         super().put(write, of=of)
 
-    def let_write(self) -> None:
-        """Do what waits."""
+    def let_write(self) -> bool:
+        """Do what waits; say whether there was any."""
         waited, self._waits = self._waits, False
         if waited and self._world.threads:
             super()._begin()
             super().settle()
         elif waited:
             self._run()
+        return waited
 
     def _insist(self, write: Write) -> None:
         if self._world.may_write():

@@ -81,6 +81,10 @@ class Truth:
             self._hold_end_of(state)
             self._hold_stop_of(before, state)
 
+    def hold_written(self) -> None:
+        """Hold that the record says what was noted, once nothing waits to be written."""
+        assert self.job.state() == self._last
+
     def _hold_ranks(self, state: JobState) -> None:
         for rank in state.ranks:
             node = self._node(rank.node)
@@ -129,7 +133,7 @@ class Truth:
             if member.exit and not member.exit.gave_up:
                 assert member.exit == self._node(member.node).exit, member
             elif member.exit and was.exit is None:
-                self._hold_given_up(member, after.members, now)
+                self._hold_given_up(member, after, now)
         orders = {
             act.node: act.order.reason for act in acts if isinstance(act, TellToStop)
         }
@@ -160,20 +164,23 @@ class Truth:
             enough = state.tries is not None and member.stop_tries >= state.tries
             assert member.stop.unreached is None or enough, member
 
-    def _hold_given_up(
-        self, member: Member, members: Sequence[Member], now: float
-    ) -> None:
-        """Hold that a rank counts as lost only where its node is, and not this machine's network."""
+    def _hold_given_up(self, member: Member, state: GangState, now: float) -> None:
+        """Hold that a rank that runs counts as lost only where its node is away for long, and this machine is not."""
         node = self._node(member.node)
-        others = [self._node(other.node) for other in members if other != member]
+        if not node.runs or self.was_given_up:
+            return
+        limit = state.limits.away_seconds
+        assert limit is not None, "given up where it is to be waited for"
+        unreached = [*node.away, *node.refuses_login]
+        assert any(since <= now - limit for since, _ in unreached), (now, node.name)
+        others = [self._node(other.node) for other in state.members if other != member]
         remote = [other for other in others if not other.local]
         # A connection that is out is noticed a little later.
         lately = [now - back for back in (0.0, 1.0, 2.0, 4.0)]
         online = any(not other.is_away(at) for other in remote for at in lately)
         alone = not remote and bool(others)
         answers = not node.is_away(now)
-        gone = not node.runs
-        assert gone or online or alone or answers or self.was_given_up, (now, node.name)
+        assert online or alone or answers, (now, node.name)
 
     # ---- the nodes ----
 
@@ -196,11 +203,10 @@ class Truth:
         running = {node.name for node in self.nodes if node.runs}
         assert running <= named, (running, state)
         ends = [self.facts(self._node(rank.node)) for rank in state.ranks]
-        all_well = bool(ends) and ends == [SUCCESS] * len(ends)
-        lost = any(rank.lost for rank in state.ranks)
-        if all_well and not self.was_stop_asked and not lost:
-            proven = all(rank.exit_code == 0 for rank in state.ranks)
-            assert state.phase == "succeeded" or not proven, state
+        known = [rank.exit_code == 0 and rank.proven_gone for rank in state.ranks]
+        if ends and ends == [SUCCESS] * len(ends) and all(known):
+            # Also where a request to stop came too late.
+            assert state.phase == "succeeded" or self.was_given_up, state
 
     def hold_after_see_off(self) -> None:
         """Hold that nothing runs any more."""

@@ -211,7 +211,6 @@ class World(SimulatedNodes):
         """Let one agent after the other see the job through, until it is at its end."""
         experiments = self.home.experiments
         while True:
-            assert self.now < PATIENCE_SECONDS, self.job.state()
             experiments.complete_history()
             ours, left_alone = experiments.to_supervise()
             if left_alone:
@@ -284,6 +283,7 @@ class World(SimulatedNodes):
 
     def advance(self) -> None:
         """Let what waits be written, and time go by."""
+        assert self.now < PATIENCE_SECONDS, "not at its end"
         self._let_write()
         super().advance()
         if self._is_killed:
@@ -303,9 +303,11 @@ class World(SimulatedNodes):
 
     def _let_write(self) -> None:
         if self._behind and not self.disk_takes_nothing:
-            self._behind.let_write()
+            wrote = self._behind.let_write()
             if self._is_killed:
                 raise Killed
+            if wrote:
+                self.truth.hold_written()
 
     def may_write(self) -> bool:
         """Count a write; say whether the agent lives to do it."""
