@@ -75,9 +75,9 @@ GROUPS = (
     Group(
         name="schedules",
         about="what holds of a job in every state, in twenty thousand schedules of faults and kills",
-        paths=("tests/unit/backends/ssh/test_schedules.py",),
+        paths=("tests/simulation",),
         minutes=2,
-        # In one process, for one table of all that was met.
+        # In one process, which starts others itself.
         arguments=("-n", "0"),
     ),
     Group(

@@ -43,9 +43,11 @@ VALUES = {
     "min-nodes": "N",
     "nodes": "A,B",
     "older-than": "AGE",
+    "on-files": "N",
     "plot": "FILE",
     "rank": "N",
     "rounds": "N",
+    "schedules": "N",
     "seed": "N",
     "set": "SECTION.KEY=VALUE",
 }

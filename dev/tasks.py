@@ -1,4 +1,4 @@
-"""The developers' tasks check, test and chaos, added to the others by the root's tasks.py."""
+"""The developers' tasks check, test, chaos and simulate, added to the others by the root's tasks.py."""
 
 from __future__ import annotations
 
@@ -107,6 +107,40 @@ def chaos(
         note(suite.sum_up(summary))
     if summary.violations:
         raise Exit(f"{summary.violations} violations", code=1)
+
+
+@task(
+    help={
+        "schedules": "how many",
+        "seed": "of all that is drawn (default: a random one)",
+        "on_files": "how many of them to play again with real files and threads",
+    }
+)
+def simulate(
+    _context: Any,
+    schedules: str | int = 20_000,
+    seed: str | int | None = None,
+    on_files: str | int = 200,
+) -> None:
+    """Play jobs on simulated nodes through drawn schedules of faults, and check what must hold in every state."""
+    import secrets
+
+    from tests.simulation import suite
+    from ugro_tasks.cli.show.format import note
+
+    drawn = whole(seed, "--seed")
+    if drawn is None:
+        drawn = secrets.randbelow(1_000_000)
+    summary = suite.run(
+        whole(schedules, "--schedules", 1) or 1,
+        drawn,
+        whole(on_files, "--on-files") or 0,
+    )
+    note(suite.tables(summary))
+    for failure in summary.failures:
+        note(failure)
+    if summary.failures:
+        raise Exit(f"{len(summary.failures)} failures, seed {drawn}", code=1)
 
 
 def _run_tests(

@@ -342,7 +342,7 @@ def test_the_checkout_has_the_developers_tasks_and_the_package_has_not(
     assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == [
         group.name for group in GROUPS
     ]
-    ask = "from ugro_tasks.cli.collection import ns; print({'check', 'test', 'chaos'} & set(ns.task_names))"
+    ask = "from ugro_tasks.cli.collection import ns; print({'check', 'test', 'chaos', 'simulate'} & set(ns.task_names))"
     done = subprocess.run(
         [sys.executable, "-c", ask],
         cwd=tmp_path,

@@ -180,7 +180,14 @@ def test_arguments_and_the_users_folder_reach_the_program(
 
 
 @pytest.mark.parametrize(
-    "words", [["test", "--", "-k", "a b"], ["check"], ["chaos"], ["--help", "test"]]
+    "words",
+    [
+        ["test", "--", "-k", "a b"],
+        ["check"],
+        ["chaos"],
+        ["simulate"],
+        ["--help", "test"],
+    ],
 )
 def test_the_developers_tasks_are_those_of_the_checkout(
     checkout: Checkout, words: list[str], tmp_path: Path

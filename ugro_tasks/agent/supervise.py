@@ -257,16 +257,20 @@ class Supervision:
         self.journal.write(self.experiment.sync_streams)
         now = time.time()
         cause = outcome.as_cause()
-        last: dict[str, Any] = {"ended_at": now, "cause": cause}
+        last: dict[str, Any] = {}
+        if self.journal.attempt:
+            last = {"ended_at": now, "cause": cause}
+        attempts = self.journal.state.attempts
         unproven = [
             rank.node for rank in self.journal.state.ranks if not rank.proven_gone
         ]
-        if unproven and self.journal.attempt:
-            before = self.journal.attempt.left_behind
+        if unproven and attempts:
+            # Also of an attempt that has ended, where no other one could follow.
+            before = attempts[-1].left_behind
             last["left_behind"] = tuple(dict.fromkeys([*before, *unproven]))
         # In one write: whoever finds a job that runs and no attempt under way begins another.
         self.journal.change(
-            attempt=last if self.journal.attempt else None,
+            attempt=last,
             phase=end.phase,
             reason=outcome.reason,
             ended_at=now,

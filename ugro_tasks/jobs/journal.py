@@ -29,7 +29,12 @@ LOOKS_AT_STOP = 3
 class Journal:
     """The job's record and state, in memory and in its folder. Any thread may write."""
 
-    def __init__(self, experiment: Experiment, log: logging.Logger) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        log: logging.Logger,
+        write_behind: Callable[..., WriteBehind] = WriteBehind,
+    ) -> None:
         self.experiment = experiment.held()
         self.log = log
         self._changing = threading.RLock()
@@ -38,7 +43,7 @@ class Journal:
         self.record: JobRecord = self.experiment.signed_record()
         self.state: JobState = self.experiment.state()
         self._was_said_deleted = False
-        self._behind = WriteBehind(log, self._recover, self._is_in_vain)
+        self._behind = write_behind(log, self._recover, self._is_in_vain)
         self._behind.put(self._mend)
 
     def say(self, message: str, node: str | None = None) -> None:

@@ -49,7 +49,7 @@ class WriteBehind:
             self._waiting.append((write, of))
             if not self._is_writing:
                 self._is_writing = True
-                threading.Thread(target=self._run, name="writing", daemon=True).start()
+                self._begin()
 
     def settle(self) -> None:
         """Wait until all is written, for as long as it takes; raises as `put` does."""
@@ -63,6 +63,10 @@ class WriteBehind:
             self._waiting.clear()
             self._is_abandoned = True
             self._changed.wait_for(lambda: not self._is_writing)
+
+    def _begin(self) -> None:
+        """Begin to write what waits."""
+        threading.Thread(target=self._run, name="writing", daemon=True).start()
 
     def _run(self) -> None:
         while True:

@@ -178,6 +178,23 @@ def test_a_node_that_stays_away_is_left_behind_and_told_to_stop_later(
     )
 
 
+def test_a_node_that_keeps_a_restart_from_beginning_is_told_to_stop_later(
+    tmp_path: Path,
+) -> None:
+    """Its rank may run on, after the attempt that it belongs to, and after the job."""
+    world = World(tmp_path, max_restarts=1)
+    thread = world.begin()
+    wait_until(world.is_followed, "all ranks to be followed")
+    world.nodes[2].cut()
+    state = world.end_of(thread)
+    assert state.phase is Phase.FAILED
+    assert state.attempts[0].left_behind == ("gpu2",)
+    assert any("is still away" in words for words in world.said())
+    world.nodes[2].mend()
+    wait_until(lambda: world.nodes[2].told[-1] == "stop", "the late stop")
+    assert not world.nodes[2].runs
+
+
 def test_a_job_is_seen_off_until_each_node_was_heard(tmp_path: Path) -> None:
     """It has ended, and one of its nodes may still run a rank."""
     world = World(tmp_path)

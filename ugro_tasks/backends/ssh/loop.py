@@ -70,11 +70,11 @@ class Loop(Generic[S, E, A]):
 
         Raises the exception of a thread: a missing result proves nothing.
         """
-        watch = StopWatch(self._journal, self._events.put)
+        watch = self._watch()
         event: E | Common = Begin()
         try:
             while True:
-                state, acts = self._step(state, event, time.monotonic())
+                state, acts = self._step(state, event, self._now())
                 for act in acts:
                     self._carry_out(act)
                 if until(state):
@@ -97,6 +97,12 @@ class Loop(Generic[S, E, A]):
                 self._events.put(error)
 
         threading.Thread(target=run, name=name, daemon=True).start()
+
+    def _now(self) -> float:
+        return time.monotonic()
+
+    def _watch(self) -> StopWatch:
+        return StopWatch(self._journal, self._events.put)
 
     def _next(self) -> E | StopAsked | Tick:
         try:
