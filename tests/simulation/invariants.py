@@ -143,8 +143,16 @@ class Truth:
         self._hold_orders(after, set(orders.values()))
         if after.stage is Stage.OVER and after.order and not after.given_up:
             self._hold_told(after)
-        starts = any(isinstance(act, DoStep) and act.step is Step.START for act in acts)
-        if starts and self.stop_asked_at is not None:
+        for act in acts:
+            if isinstance(act, DoStep):
+                self._hold_sent(act.step, now)
+
+    def _hold_sent(self, step: Step, now: float) -> None:
+        """Hold that the record has what the nodes are to begin, and that nobody asked for a stop before a start."""
+        plan = self.job.signed_record().plan
+        assert plan, "begun without a plan"
+        assert self.job.state().attempts[-1].number == plan.attempt
+        if step is Step.START and self.stop_asked_at is not None:
             assert self.stop_asked_at >= now, "started though asked to stop"
 
     def _hold_orders(self, state: GangState, reasons: set[str]) -> None:
@@ -185,13 +193,13 @@ class Truth:
     # ---- the nodes ----
 
     def hold_start(self, attempt: int) -> None:
-        """Hold that a rank that begins is known to the record, and the only attempt's."""
+        """Hold that a rank that begins is of the last attempt, and that nothing of another one runs where it does.
+
+        Its order may come late, when the agent that sent it was killed and the record cannot be read.
+        """
         self.ever_ran = True
-        state = self.job.state()
-        plan = self.job.signed_record().plan
-        assert plan, "started without a plan"
-        assert (plan.attempt, state.attempts[-1].number) == (attempt, attempt)
-        left = {name for a in state.attempts for name in a.left_behind}
+        assert self._last.attempts[-1].number == attempt
+        left = {name for a in self._last.attempts for name in a.left_behind}
         for node in self.nodes:
             assert not node.runs or node.attempt == attempt or node.name in left
 

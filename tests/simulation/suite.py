@@ -144,7 +144,9 @@ def _play(world: World) -> Played:
     world.run()
     state = msgspec.to_builtins(world.job.state())
     said = [event.message for event in world.job.events()[0]]
-    return Played(world.schedule, _without_times(state), said)
+    # The id of a job has the time at which it was made.
+    nameless = [words.replace(world.job.job_id, "<job>") for words in said]
+    return Played(world.schedule, _without_times(state), nameless)
 
 
 def _without_times(value: Any) -> Any:
