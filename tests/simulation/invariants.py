@@ -183,8 +183,8 @@ class Truth:
         assert any(since <= now - limit for since, _ in unreached), (now, node.name)
         others = [self._node(other.node) for other in state.members if other != member]
         remote = [other for other in others if not other.local]
-        # A connection that is out is noticed a little later.
-        lately = [now - back for back in (0.0, 1.0, 2.0, 4.0)]
+        # A connection that is out is noticed a little later: when the node is tried again.
+        lately = [now - back for back in (0.0, 1.0, 2.0, 4.0, 6.0)]
         online = any(not other.is_away(at) for other in remote for at in lately)
         alone = not remote and bool(others)
         answers = not node.is_away(now)
