@@ -534,4 +534,21 @@ HABITS: dict[str, tuple[tuple[str, ...], str]] = {
         ("--hide",),
         "so is one that has an empty environment, and is deaf to TERM",
     ),
+    "unreadable-output": (
+        ("--unreadable",),
+        "a file and a folder among the outputs that may not be read, and a name that is no text",
+    ),
+    # Which act is drawn, see `ACTS`.
+    "hostile-rank": (
+        ("--hostile",),
+        "a rank forges what UGRO says, and meddles with its attempt's folder, the node's memory or its outputs",
+    ),
 }
+# What a hostile rank does besides forging, see scripts/hostile.py: a record of its end, which counts only once its
+# supervisor has gone;
+FORGES_END = ("forge-exit", "garble-exit")
+# what must change nothing; and what may end the rank that does it.
+HARMLESS = (*FORGES_END, "block-exit", "forge-stop", "garble-memory", "plant")
+HARMS_ITSELF = ("garble-identity", "remove-records", "remove-folder", "replace-streams")
+REMOVES_STREAMS = ("remove-folder", "replace-streams")
+ACTS = (*HARMLESS, *HARMS_ITSELF)

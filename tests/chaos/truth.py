@@ -32,7 +32,8 @@ def lies(played: Played, found: Mapping[str, list[Attempt]]) -> Iterator[str]:
     if phase == "succeeded":
         ranks = {rank["node"]: rank["rank"] for rank in state["ranks"]}
         for node, rank in ranks.items():
-            yield from _not_well(node, rank, ends.get(node, {}).get(last))
+            if not (played.plan.removes_streams and node == played.plan.harmed):
+                yield from _not_well(node, rank, ends.get(node, {}).get(last))
         if code != 0 or state["cause"]:
             yield f"succeeded with exit code {code} and the cause {state['cause']}"
     elif phase == "stopped":
@@ -70,6 +71,8 @@ def lies(played: Played, found: Mapping[str, list[Attempt]]) -> Iterator[str]:
         and not lost_sight
         and not not_home
     )
+    if watched and phase == "succeeded" and not state["gathered_at"]:
+        yield f"the launch ended with {played.launch_code}, and not all of it is here"
     if watched and played.launch_code != code:
         yield f"the launch ended with {played.launch_code}, the record says {code}"
 
@@ -119,6 +122,8 @@ def _wrong_cause(played: Played, blame: list[Hit]) -> Iterator[str]:
     culprits = {hit.where for hit in blame}
     if plan.goal == "fail":
         culprits.add(f"lab{plan.fail_rank}")
+    if plan.harmed:
+        culprits.add(plan.harmed)
     if (
         "second-controller" in {hit.fault.kind for hit in blame}
         and state["exit_code"] == 6
@@ -130,7 +135,7 @@ def _wrong_cause(played: Played, blame: list[Hit]) -> Iterator[str]:
         yield f"{state['state']}, and nothing was done that could be why: {words}"
     elif not any(name in words for name in culprits):
         yield f"{state['state']}, and the cause names none of {sorted(culprits)}: {words}"
-    elif state["state"] == "refused" and all(hit.ran for hit in blame):
+    elif state["state"] == "refused" and blame and all(hit.ran for hit in blame):
         yield f"refused although it ran: {words}"
 
 
@@ -141,7 +146,8 @@ def _wrong_attempts(played: Played, blame: list[Hit]) -> Iterator[str]:
         yield f"{len(attempts)} attempts, {plan.restarts} restarts were allowed"
     if any(attempt["ended_at"] is None for attempt in attempts):
         yield "an attempt without an end in a job that has ended"
-    reasons = len(blame) + (plan.goal == "fail")
+    # A hostile rank turns on itself in each attempt.
+    reasons = len(blame) + (plan.goal == "fail") + 2 * bool(plan.harmed)
     # Who has asked for a stop gets no restart, nor has one who is away for longer than a restart waits.
     stayed_away = any(
         KINDS[hit.fault.kind].lasts and hit.fault.seconds > TIMEOUTS["return_seconds"]
