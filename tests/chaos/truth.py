@@ -8,6 +8,7 @@ from tests.chaos.faults import KINDS
 from tests.chaos.home import TIMEOUTS
 from tests.chaos.nodes import Attempt
 from tests.chaos.rounds import Hit, Played
+from tests.chaos.versions import NEW_FIELD
 
 OF_THE_CONTROLLER = {"home-disk-full", "home-read-only", "home-out-of-inodes"}
 # Whoever follows a job by its path loses it with these, and is told so.
@@ -55,6 +56,8 @@ def lies(played: Played, found: Mapping[str, list[Attempt]]) -> Iterator[str]:
     else:
         yield f"it ended {phase!r}, which is no end"
     yield from _wrong_attempts(played, blame)
+    if played.stage.has_new_field and NEW_FIELD not in state:
+        yield "what another version wrote into the record is lost"
     kinds = {hit.fault.kind for hit in played.hits}
     told_that_no_stop = (
         played.launch_code == 12
