@@ -6,17 +6,20 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from lab import Lab, LabHost
 from tests.chaos import nodes
 from tests.chaos.home import Command, Home
 from tests.chaos.timeline import Timeline
+from tests.chaos.versions import NEW_FIELD, make_another_version
 
 Undo = Callable[[], None]
 Moment = Literal["before", "launching", "running", "ending"]
 MASTER_PORT = 29500
 WAIT_FOR_PROCESS_SECONDS = 20.0
+ANOTHER_VERSION_TRIES = 3
 POLITE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -57,10 +60,17 @@ class Stage:
     command: Command | None = None  # the launch that somebody watches
     second: Command | None = None  # the other controller's
     second_name: str = ""
+    # Whether a record has had a field of another version.
+    has_new_field: bool = False
 
     @property
     def hosts(self) -> list[LabHost]:
         return self.lab.hosts
+
+    @property
+    def another_version(self) -> Path:
+        """The folder of UGRO in another version."""
+        return self.lab.folder / "another-version"
 
     @property
     def job_id(self) -> str:
@@ -229,6 +239,34 @@ def agent_killed(stage: Stage, fault: Fault) -> Undo:
     if not stage.home.kill_agent():
         raise Missed("no agent lives")
     return nothing
+
+
+def agent_of_another_version(stage: Stage, fault: Fault) -> Undo:
+    """Have the next agent started by a command of another version; one of this one may come first."""
+    version = stage.another_version
+    if not version.exists():
+        make_another_version(version)
+    for _ in range(ANOTHER_VERSION_TRIES):
+        if not stage.home.kill_agent() or _is_over(stage):
+            raise Missed("no agent lives, or the job is over")
+        stage.home.run("status", stage.name, version=version)
+        if stage.home.agent_is_of(version):
+            break
+    else:
+        raise Missed("agents of this version came first")
+    deadline = time.monotonic() + WAIT_FOR_PROCESS_SECONDS
+    while time.monotonic() < deadline and not stage.has_new_field:
+        over = _is_over(stage)
+        stage.has_new_field = NEW_FIELD in stage.home.state(stage.name)
+        if over:
+            break
+        time.sleep(0.03)
+    stage.timeline.note("suite", f"its records have a new field: {stage.has_new_field}")
+    return nothing
+
+
+def _is_over(stage: Stage) -> bool:
+    return bool(stage.home.state(stage.name).get("ended_at"))
 
 
 def launch_killed(stage: Stage, fault: Fault) -> Undo:
@@ -452,6 +490,13 @@ KINDS: dict[str, Kind] = {
         moments=("running", "running", "launching", "launching", "ending"),
         weight=1.5,
     ),
+    "agent-of-another-version": Kind(
+        does=agent_of_another_version,
+        words="kill -9 of the agent, and the next one is of another version, with another program for the nodes",
+        promise="it goes on; what this version does not know of its records is kept by the agents after it",
+        on_node=False,
+        moments=("running", "running", "launching", "ending"),
+    ),
     "launch-killed": Kind(
         does=launch_killed,
         words="kill -9 of `inv launch`",
@@ -534,4 +579,21 @@ HABITS: dict[str, tuple[tuple[str, ...], str]] = {
         ("--hide",),
         "so is one that has an empty environment, and is deaf to TERM",
     ),
+    "unreadable-output": (
+        ("--unreadable",),
+        "a file and a folder among the outputs that may not be read, and a name that is no text",
+    ),
+    # Which act is drawn, see `ACTS`.
+    "hostile-rank": (
+        ("--hostile",),
+        "a rank forges what UGRO says, and meddles with its attempt's folder, the node's memory or its outputs",
+    ),
 }
+# What a hostile rank does besides forging, see scripts/hostile.py: a record of its end, which counts only once its
+# supervisor has gone;
+FORGES_END = ("forge-exit", "garble-exit")
+# what must change nothing; and what may end the rank that does it.
+HARMLESS = (*FORGES_END, "block-exit", "forge-stop", "garble-memory", "plant")
+HARMS_ITSELF = ("garble-identity", "remove-records", "remove-folder", "replace-streams")
+REMOVES_STREAMS = ("remove-folder", "replace-streams")
+ACTS = (*HARMLESS, *HARMS_ITSELF)

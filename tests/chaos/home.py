@@ -192,8 +192,10 @@ class Home:
 
     # Commands
 
-    def command(self, *words: str, terminal: bool = False) -> Command:
-        """`ugro ...`, running."""
+    def command(
+        self, *words: str, terminal: bool = False, version: Path | None = None
+    ) -> Command:
+        """`ugro ...`, running; with `version` that of the package in this folder."""
         argv = [
             *(
                 "nsenter",
@@ -207,11 +209,15 @@ class Home:
             "TMPDIR": str(self.disk / "tmp"),
             "CHAOS_HOME": str(self.disk),
         }
+        if version:
+            own["PYTHONPATH"] = str(version)
         return Command(argv, self.lab.environ | own, terminal=terminal)
 
-    def run(self, *words: str, seconds: float = 60) -> Command:
+    def run(
+        self, *words: str, seconds: float = 60, version: Path | None = None
+    ) -> Command:
         """`ugro ...`, to its end."""
-        command = self.command(*words)
+        command = self.command(*words, version=version)
         try:
             command.wait(seconds)
         finally:
@@ -247,6 +253,14 @@ class Home:
         except (FileNotFoundError, ValueError):
             return 0
         return pid if self._is_agent(pid) else 0
+
+    def agent_is_of(self, version: Path) -> bool:
+        """Tell whether the living agent runs the package in this folder: it works there."""
+        pid = self.agent_pid()
+        try:
+            return pid != 0 and Path(f"/proc/{pid}/cwd").readlink() == version
+        except OSError:
+            return False
 
     def processes(self) -> dict[int, str]:
         """{pid: command} of all that this controller runs, the agent included."""

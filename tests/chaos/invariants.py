@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,12 +16,13 @@ from lab import Lab, LabHost
 from tests.chaos import nodes, truth
 from tests.chaos.home import Home
 from tests.chaos.nodes import Attempt
-from tests.chaos.rounds import Played
+from tests.chaos.rounds import TRACEBACK, Played
 
 # For what is on its way out, and for outputs that are still gathered.
 SETTLE_SECONDS = 20.0
 # The end of a connection may be the packet that was lost: TCP says it again after ever longer pauses.
 LINK_SETTLE_SECONDS = 90.0
+NODE_FAULT = 25
 OF_A_JOB = {
     "plan.json", "node.zip", "supervisor.json", "torchrun.json", "stop.json", "exit.json", "error.json", "log",
     "gpu.jsonl", "supervisor.log", "code", "output", "torchrun", "resume",
@@ -66,6 +69,8 @@ def violations(played: Played) -> Iterator[str]:
         yield from _outputs(played, folder, found)
         yield from _checkpoints(folder)
         yield from _shown(played, folder)
+        if "hostile-rank" in played.plan.habits:
+            yield from _can_be_looked_at(stage.home, played.job_id)
     if stage.second_name and (second := stage.other.job_folder(stage.second_name)):
         yield from _records(stage.other, second.name, second)
     # The next launch removes what one that was killed while it made its job has left: that round looks again.
@@ -110,6 +115,8 @@ def _streams(
             rank = attempts[attempt.number]["nodes"].index(node)
             ranks.setdefault(rank, []).append((node, attempt))
     for rank, parts in ranks.items():
+        if played.plan.removes_streams and rank == played.plan.loud_rank:
+            continue
         parts.sort(key=lambda part: part[1].number)
         kinds = {f"logs/training_rank{rank}.log": "log"} | (
             {"metrics.jsonl": "output/metrics.jsonl"} if rank == 0 else {}
@@ -130,7 +137,8 @@ def _streams(
             if f'"node": "{node}"'.encode() in line
         )
         sent = b"".join(attempt.stream("gpu.jsonl") for attempt in there)
-        if here != sent:
+        is_gone = played.plan.removes_streams and node == played.plan.harmed
+        if here != sent and not is_gone:
             yield f"gpu.jsonl: {len(here)} bytes of {node} at home, {len(sent)} there"
 
 
@@ -216,6 +224,10 @@ def _outputs(
     """What the ranks of the last attempt wrote is here, if need be after one `inv gather`, as UGRO says."""
     if played.state["state"] != "succeeded":
         return
+    if withheld := list(_withheld(found)):
+        yield from _not_gathered(played, folder, withheld)
+        yield from _not_home(played, folder, found)
+        return
     missing = _settled(lambda: list(_not_home(played, folder, found)))
     if missing and "not gathered" in (folder / "events.jsonl").read_text():
         played.stage.home.run("gather", played.job_id)
@@ -233,11 +245,62 @@ def _not_home(
                 continue
             source = attempt.folder / "output" / "artifacts"
             here = folder / "outputs" / str(rank) / "artifacts"
-            for path in source.iterdir():
-                if not (here / path.name).exists():
-                    yield f"{path.name} of rank {rank} has not come home"
-                elif (here / path.name).read_bytes() != path.read_bytes():
-                    yield f"{path.name} of rank {rank} is not what it is on {node}"
+            for path in source.rglob("*"):
+                name = path.relative_to(source)
+                if path.is_symlink() or not path.is_file():
+                    continue
+                if not (here / name).exists():
+                    yield f"{name} of rank {rank} has not come home"
+                elif (here / name).read_bytes() != path.read_bytes():
+                    yield f"{name} of rank {rank} is not what it is on {node}"
+
+
+def _withheld(found: dict[str, list[Attempt]]) -> Iterator[Path]:
+    """The outputs on the nodes that cannot come home as they are."""
+    for attempt in itertools.chain(*found.values()):
+        artifacts = attempt.folder / "output" / "artifacts"
+        for path in artifacts.iterdir() if artifacts.is_dir() else ():
+            if _leads_out(path) or not path.lstat().st_mode & stat.S_IRUSR:
+                yield path
+
+
+def _leads_out(path: Path) -> bool:
+    """Whether a path is a link that leads out of its folder, by its text."""
+    return path.is_symlink() and str(path.readlink()).startswith(("/", ".."))
+
+
+def _not_gathered(played: Played, folder: Path, withheld: list[Path]) -> Iterator[str]:
+    """It is said what is not home; it comes once it may be read, and links are left by their user's wish alone."""
+    home, job_id = played.stage.home, played.job_id
+    if played.state["gathered_at"]:
+        yield f"it counts as gathered without {[path.name for path in withheld]}"
+    done = home.run("gather", job_id)
+    if done.process.returncode != NODE_FAULT:
+        yield f"gather ended with {done.process.returncode}: {done.said[-500:]}"
+    told = (folder / "events.jsonl").read_text()
+    for path in withheld:
+        if path.name not in done.said:
+            yield f"gather does not name {path.name}: {done.said[-500:]}"
+        if f"artifacts/{path.name}" not in told:
+            yield f"no event names {path.name}"
+    for path in withheld:
+        if not path.is_symlink():
+            path.chmod(0o700)
+    done = home.run("gather", job_id, "--leave-links")
+    if done.process.returncode or not home.state(played.stage.name)["gathered_at"]:
+        yield f"gather --leave-links ended with {done.process.returncode}: {done.said[-500:]}"
+    for path in folder.rglob("*"):
+        if path.parent.name == "artifacts" and _leads_out(path):
+            yield f"a link came home: {path} leads to {path.readlink()}"
+
+
+def _can_be_looked_at(home: Home, job_id: str) -> Iterator[str]:
+    """Whatever a rank has written, its job is shown."""
+    for words in (("status", job_id), ("results", job_id), ("logs", job_id)):
+        done = home.run(*words)
+        if done.process.returncode or TRACEBACK.search(done.said):
+            code = done.process.returncode
+            yield f"{' '.join(words)} ended with {code}: {done.said[-2000:]}"
 
 
 def _checkpoints(folder: Path) -> Iterator[str]:

@@ -20,8 +20,16 @@ DISK = "/run/lab/disk"
 CLOCK = "/run/lab/clock"
 LIBRARY = "/run/lab/clock.so"
 COMPILER = shutil.which("cc")
-# Read by bash in each session over SSH: so a clock can be stepped for whatever starts on a host from then on.
-BASHRC = f"export LD_PRELOAD={LIBRARY} LAB_CLOCK={CLOCK}\n"
+# Read by bash in each session over SSH. Root obeys the modes of files there, as a user who trains does: else nothing
+# could be unreadable.
+AS_A_USER = """
+if [ -z "$CHAOS_USER" ] && [ -n "$BASH_EXECUTION_STRING" ]; then
+    export CHAOS_USER=1
+    exec setpriv --bounding-set=-dac_override,-dac_read_search /bin/bash -c "$BASH_EXECUTION_STRING"
+fi
+"""
+# So a clock can be stepped for whatever starts on a host from then on.
+OWN_CLOCK = f"export LD_PRELOAD={LIBRARY} LAB_CLOCK={CLOCK}\n"
 TORCHRUN = "torch.distributed.run"
 HEAD_BYTES = 1 << 14
 TAIL_BYTES = 1 << 12
@@ -70,6 +78,11 @@ def give_disk(lab: Lab, host: LabHost) -> None:
     host.run(["sh", "-c", script])
 
 
+def obey_modes(host: LabHost) -> None:
+    """Whoever logs in to the host from now on may read what the modes of files allow, and no more."""
+    host.path(".bashrc").write_text(AS_A_USER)
+
+
 def fill_disk(host: LabHost) -> None:
     """Not one page more goes onto the host's disk."""
     fill(
@@ -90,7 +103,7 @@ def begin_own_clock(host: LabHost) -> None:
     if not library.exists():
         checked([COMPILER, "-shared", "-fPIC", "-O1", "-o", str(library), str(source)])
     set_clock(host, 0)
-    host.path(".bashrc").write_text(BASHRC)
+    host.path(".bashrc").write_text(AS_A_USER + OWN_CLOCK)
 
 
 def set_clock(host: LabHost, seconds: float) -> None:
@@ -102,7 +115,7 @@ def set_clock(host: LabHost, seconds: float) -> None:
 
 def end_own_clock(host: LabHost) -> None:
     """All is right with what starts from now on, and with what still runs."""
-    host.path(".bashrc").unlink(missing_ok=True)
+    obey_modes(host)
     set_clock(host, 0)
 
 
@@ -180,6 +193,8 @@ def has_ended(lab: Lab, host: LabHost, job_id: str) -> bool:
 def _ends(lab: Lab, host: LabHost, job_id: str, *, first: bool) -> list[bytes]:
     pieces = []
     for path in host.path(f"{project_of(lab)}/jobs").glob(f"{job_id}.*/log"):
+        if not path.is_file():
+            continue  # but a pipe, by a rank that is hostile
         with contextlib.suppress(OSError), path.open("rb") as file:
             if first:
                 pieces.append(file.read(HEAD_BYTES))
@@ -207,7 +222,9 @@ def leases_held(host: LabHost) -> list[str]:
 
 
 def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
+    """Return what is in a regular file; b"" for anything else, as a rank may put it there."""
+    if not path.is_file():
         return b""
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_bytes()
+    return b""

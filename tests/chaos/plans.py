@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tests.chaos.faults import HABITS, KINDS, Fault, Kind
+from tests.chaos.faults import (
+    ACTS,
+    FORGES_END,
+    HABITS,
+    HARMS_ITSELF,
+    KINDS,
+    REMOVES_STREAMS,
+    Fault,
+    Kind,
+)
 from tests.chaos.nodes import COMPILER
 
 HOSTS = 3
@@ -16,6 +25,12 @@ Way = Literal["detach", "follow", "terminal"]
 Goal = Literal["end", "stop", "ctrl-c", "fail"]
 WAYS: tuple[Way, ...] = ("detach", "follow", "terminal")
 GOALS: tuple[Goal, ...] = ("end", "stop", "ctrl-c", "fail")
+
+
+# After these a node's supervisor has written no record.
+SUPERVISOR_GONE = {
+    "supervisor-killed", "node-rebooted", "node-shut-down", "session-ended",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +48,7 @@ class Plan:
     samples: bool  # stand-in cards, so that there are GPU samples to carry
     seconds: float  # what the script takes
     habits: tuple[str, ...]
+    act: str  # of a hostile rank
     faults: tuple[Fault, ...]
 
     @property
@@ -41,13 +57,30 @@ class Plan:
         return f"c{self.seed}"
 
     @property
+    def loud_rank(self) -> int:
+        """The rank that has the habits that not all of them have."""
+        return self.seed % self.hosts
+
+    @property
+    def harmed(self) -> str:
+        """The node of a hostile rank that may have harmed itself, "" without one."""
+        is_harmed = "hostile-rank" in self.habits and self.act in HARMS_ITSELF
+        return f"lab{self.loud_rank}" if is_harmed else ""
+
+    @property
+    def removes_streams(self) -> bool:
+        """Whether a hostile rank has taken away what could be compared with what came home."""
+        return self.harmed != "" and self.act in REMOVES_STREAMS
+
+    @property
     def words(self) -> tuple[str, ...]:
         """The launch."""
         script = [
             f"--seconds {self.seconds:.1f}",
-            f"--loud-rank {self.seed % self.hosts}",
+            f"--loud-rank {self.loud_rank}",
         ]
-        script += [" ".join(HABITS[habit][0]) for habit in self.habits]
+        for habit in self.habits:
+            script += [*HABITS[habit][0], *self._act_of(habit)]
         if self.restarts:
             script.append("--save-every 10")
         if self.goal == "fail":
@@ -63,6 +96,9 @@ class Plan:
             *(["--detach"] if self.way == "detach" else []),
         )
 
+    def _act_of(self, habit: str) -> list[str]:
+        return [self.act] if habit == "hostile-rank" else []
+
     @property
     def patience_seconds(self) -> float:
         """By when it must be over, also on a machine that is at many other things."""
@@ -77,7 +113,8 @@ class Plan:
             f"{self.hosts} nodes",
             *([f"{self.restarts} restart"] if self.restarts else []),
         ]
-        more += [*self.habits, *([self.goal] if self.goal != "end" else [])]
+        more += [" ".join([habit, *self._act_of(habit)]) for habit in self.habits]
+        more += [*([self.goal] if self.goal != "end" else [])]
         return f"{faults} ({', '.join(more)})"
 
 
@@ -110,6 +147,10 @@ def draw(seed: int, kinds: Sequence[str] = ()) -> Plan:
     habits = [habit for habit in HABITS if rng.random() < 0.12]
     faults = [_drawn(rng, kind, KINDS[kind], hosts) for kind in chosen]
     loud = [habit for habit in habits if "--output" in HABITS[habit][0]]
+    act = rng.choice(ACTS)
+    if act in FORGES_END and SUPERVISOR_GONE & set(chosen):
+        # Nobody is left who could say that it is forged.
+        act = "forge-stop"
     return Plan(
         seed=seed,
         hosts=hosts,
@@ -117,9 +158,10 @@ def draw(seed: int, kinds: Sequence[str] = ()) -> Plan:
         goal=goal,
         goal_delay=rng.uniform(0.2, 1.8),
         fail_rank=rng.randrange(hosts) if goal == "fail" else -1,
-        restarts=1 if rng.random() < 0.2 else 0,
+        restarts=1 if rng.random() < 0.5 else 0,
         samples=rng.random() < 0.15,
         seconds=rng.uniform(1.2, 2.6),
+        act=act,
         habits=tuple(habit for habit in HABITS if habit in kinds)
         or tuple(habit for habit in habits if habit not in loud[1:]),
         faults=tuple(fault for fault in faults if fault.kind in available()),

@@ -61,6 +61,7 @@ class Suite:
         lab.trust()
         for host in lab.hosts:
             nodes.give_disk(lab, host)
+            nodes.obey_modes(host)
         self.home, self.other = Home(lab, "one"), Home(lab, "two")
 
     def play(self, plan: Plan) -> Outcome:

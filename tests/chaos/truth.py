@@ -8,6 +8,7 @@ from tests.chaos.faults import KINDS
 from tests.chaos.home import TIMEOUTS
 from tests.chaos.nodes import Attempt
 from tests.chaos.rounds import Hit, Played
+from tests.chaos.versions import NEW_FIELD
 
 OF_THE_CONTROLLER = {"home-disk-full", "home-read-only", "home-out-of-inodes"}
 # Whoever follows a job by its path loses it with these, and is told so.
@@ -32,7 +33,8 @@ def lies(played: Played, found: Mapping[str, list[Attempt]]) -> Iterator[str]:
     if phase == "succeeded":
         ranks = {rank["node"]: rank["rank"] for rank in state["ranks"]}
         for node, rank in ranks.items():
-            yield from _not_well(node, rank, ends.get(node, {}).get(last))
+            if not (played.plan.removes_streams and node == played.plan.harmed):
+                yield from _not_well(node, rank, ends.get(node, {}).get(last))
         if code != 0 or state["cause"]:
             yield f"succeeded with exit code {code} and the cause {state['cause']}"
     elif phase == "stopped":
@@ -54,6 +56,8 @@ def lies(played: Played, found: Mapping[str, list[Attempt]]) -> Iterator[str]:
     else:
         yield f"it ended {phase!r}, which is no end"
     yield from _wrong_attempts(played, blame)
+    if played.stage.has_new_field and NEW_FIELD not in state:
+        yield "what another version wrote into the record is lost"
     kinds = {hit.fault.kind for hit in played.hits}
     told_that_no_stop = (
         played.launch_code == 12
@@ -70,6 +74,8 @@ def lies(played: Played, found: Mapping[str, list[Attempt]]) -> Iterator[str]:
         and not lost_sight
         and not not_home
     )
+    if watched and phase == "succeeded" and not state["gathered_at"]:
+        yield f"the launch ended with {played.launch_code}, and not all of it is here"
     if watched and played.launch_code != code:
         yield f"the launch ended with {played.launch_code}, the record says {code}"
 
@@ -119,6 +125,8 @@ def _wrong_cause(played: Played, blame: list[Hit]) -> Iterator[str]:
     culprits = {hit.where for hit in blame}
     if plan.goal == "fail":
         culprits.add(f"lab{plan.fail_rank}")
+    if plan.harmed:
+        culprits.add(plan.harmed)
     if (
         "second-controller" in {hit.fault.kind for hit in blame}
         and state["exit_code"] == 6
@@ -130,7 +138,7 @@ def _wrong_cause(played: Played, blame: list[Hit]) -> Iterator[str]:
         yield f"{state['state']}, and nothing was done that could be why: {words}"
     elif not any(name in words for name in culprits):
         yield f"{state['state']}, and the cause names none of {sorted(culprits)}: {words}"
-    elif state["state"] == "refused" and all(hit.ran for hit in blame):
+    elif state["state"] == "refused" and blame and all(hit.ran for hit in blame):
         yield f"refused although it ran: {words}"
 
 
@@ -141,7 +149,8 @@ def _wrong_attempts(played: Played, blame: list[Hit]) -> Iterator[str]:
         yield f"{len(attempts)} attempts, {plan.restarts} restarts were allowed"
     if any(attempt["ended_at"] is None for attempt in attempts):
         yield "an attempt without an end in a job that has ended"
-    reasons = len(blame) + (plan.goal == "fail")
+    # A hostile rank turns on itself in each attempt.
+    reasons = len(blame) + (plan.goal == "fail") + 2 * bool(plan.harmed)
     # Who has asked for a stop gets no restart, nor has one who is away for longer than a restart waits.
     stayed_away = any(
         KINDS[hit.fault.kind].lasts and hit.fault.seconds > TIMEOUTS["return_seconds"]

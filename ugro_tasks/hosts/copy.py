@@ -24,6 +24,8 @@ from .streams import Frame, open_frames
 
 # Without a byte from the other side: a disk under full load stalls for long.
 SILENCE_SECONDS = 120.0
+# Of the errors of a transfer.
+ERRORS_NAMED = 20
 # For a node's error message to arrive after it has stopped listening.
 LAST_WORDS_SECONDS = 10.0
 # A file received damaged is requested once more.
@@ -471,8 +473,8 @@ def _incomplete(host: Host, what: str) -> NodeFault:
 
 
 def _summary(errors: Sequence[str]) -> str:
-    """Summarise errors: the first one, and the number of others."""
-    first = shortened(errors[0], 500)
-    if len(errors) == 1:
-        return first
-    return f"{first}, and {len(errors) - 1} more"
+    """Name the errors of a transfer, of very many the first ones and the number of others."""
+    words = "; ".join(shortened(error, 500) for error in errors[:ERRORS_NAMED])
+    if len(errors) > ERRORS_NAMED:
+        words += f"; and {len(errors) - ERRORS_NAMED} more"
+    return words

@@ -92,9 +92,10 @@ def lease_holder(slot: str) -> Optional[Json]:
     known: Json = {"pid": pid or None}
     if user != os.geteuid():
         return dict(known, user=user_name(user), job=job_of_stranger(pid))
-    words = read_json(words_path(slot))
-    if words and words["process"] == identity(pid):
-        known.update(words["holder"])
+    words = read_json(words_path(slot)) or {}
+    holder = words.get("holder")
+    if words.get("process") == identity(pid) and isinstance(holder, dict):
+        known.update(holder)
     return known
 
 

@@ -32,6 +32,8 @@ ATTEMPT_NAME = re.compile(
     r"([A-Za-z0-9][A-Za-z0-9._-]*_\d{8}_\d{6}\.[0-9A-Za-z]+)(-\d+)?(\.[A-Za-z0-9][A-Za-z0-9._-]*)?"
 )
 TOKEN = re.compile("(?:^|\0)UGRO_TOKEN=([^\0:]*:[^\0:]*:[^\0:]*)(?:\0|$)")
+# Of a process written down: its pid, its start time, its token.
+NOTED = [int, str, str]
 # Of a scope of the systemd of user %d: only he can name it, and put processes into it.
 SCOPE = r"/user@%d\.service/(?:.*/)?ugro-([^/:\n]*:[^/:\n]*:[^/:\n]*)\.scope(?:/|$)"
 
@@ -119,10 +121,11 @@ def identity(pid: int) -> Json:
 
 def supervisor_of(folder: str) -> Optional[int]:
     """Return the pid of the living supervisor of a job's folder, else None."""
-    was = read_json(os.path.join(folder, "supervisor.json"))
-    if not was or identity(was["pid"]) != was:
+    was = read_json(os.path.join(folder, "supervisor.json")) or {}
+    pid = was.get("pid")
+    # A rank can write there as well.
+    if not isinstance(pid, int) or identity(pid) != was:
         return None
-    pid: int = was["pid"]
     return pid
 
 
@@ -237,8 +240,12 @@ def noted_processes() -> Iterator[Tuple[int, str, str]]:
         memory = read_json(os.path.join(folder, name)) or {}
         if memory.get("boot_id") != boot_id():
             continue
-        for pid, start, token in memory["processes"]:
-            yield pid, start, token
+        noted = memory.get("processes")
+        for one in noted if isinstance(noted, list) else []:
+            # A rank can write there as well, and none may keep others from being found.
+            is_whole = isinstance(one, list) and [type(part) for part in one] == NOTED
+            if is_whole and one[2].count(":") == 2:
+                yield one[0], one[1], one[2]
 
 
 def environment_of(pid: int) -> str:

@@ -82,6 +82,9 @@ def send_streams(request: Json) -> None:
     while True:
         # Read first, so that all data written before the end is sent before EXIT.
         ended = read_json(exit_path)
+        if ended and supervisor_of(folder):
+            # A supervisor writes it last of all: this one is not its own, but the rank's.
+            ended = None
         gone = ending is not None and not ending.is_alive()
         if ended or time.monotonic() - looked_at > MANIFEST_SECONDS:
             looked_at = time.monotonic()
@@ -251,7 +254,7 @@ def manifests(request: Json) -> Json:
 def lost(folder: str) -> Json:
     """Return {known, rebooted} of a rank without supervisor and exit record."""
     was = read_json(os.path.join(folder, "supervisor.json"))
-    rebooted = was is not None and was["boot_id"] != boot_id()
+    rebooted = was is not None and was.get("boot_id") != boot_id()
     return {"known": was is not None, "rebooted": rebooted}
 
 

@@ -47,6 +47,8 @@ LOOK_SECONDS = 5.0
 STOP_LOOK_SECONDS = 0.05
 # For processes left behind by a script.
 LEFTOVER_GRACE_SECONDS = 2.0
+# Far beyond any order's.
+GRACE_SECONDS_MOST = 1e9
 ERROR_CHARACTERS = 20_000
 # Far more than any traceback; a rank may write what it likes.
 ERROR_FILE_BYTES = 1 << 24
@@ -121,14 +123,21 @@ def run_when_told(folder: str, plan: Json, lease: Lease) -> Json:
 
 
 def write_exit_record(folder: str, record: Json) -> None:
-    """Write exit.json, trying again as long as the disk is full: it must not be lost."""
+    """Write exit.json, trying again as long as the disk is full: it must not be lost.
+
+    A folder that the script has put in its place goes. Where the script has removed the job's own folder there is
+    nowhere to write it, and nobody would look.
+    """
     path = os.path.join(folder, "exit.json")
-    while True:
+    while os.path.isdir(folder):
         try:
             write_json(path, dict(record, ended_at=time.time()))
-            return
+        except IsADirectoryError:
+            shutil.rmtree(path, ignore_errors=True)
         except OSError:
             time.sleep(1.0)
+        else:
+            return
 
 
 class StopOfRank(NamedTuple):
@@ -162,6 +171,9 @@ def stop_of(folder: str, got: signal.struct_siginfo) -> StopOfRank:
     On a full disk there is no stop.json: then the way it was sent shows that it is an order.
     """
     order = read_json(os.path.join(folder, "stop.json"))
+    if order and not is_order(order):
+        # The script's: UGRO writes its own over it.
+        order = None
     # What a rank has said by now, it has not said because it is stopped.
     log_bytes = size_of(os.path.join(folder, "log"))
     if order:
@@ -179,6 +191,18 @@ def stop_of(folder: str, got: signal.struct_siginfo) -> StopOfRank:
         signal=got.si_signo,
         # See systemd's shutdown(8): there is no login any more.
         shutting_down=any(os.path.exists(path) for path in SHUTDOWN_SIGNS),
+    )
+
+
+def is_order(order: Json) -> bool:
+    """Tell whether the content of stop.json is of the types that an order has."""
+    grace_seconds = order.get("grace_seconds")
+    by = order.get("by")
+    return (
+        isinstance(grace_seconds, (int, float))
+        and 0 <= grace_seconds <= GRACE_SECONDS_MOST
+        and isinstance(order.get("reason"), str)
+        and (by is None or isinstance(by, str))
     )
 
 
@@ -297,10 +321,10 @@ def last_words(path: str) -> Optional[str]:
 
 
 def names_in(folder: str) -> List[str]:
-    """Return the sorted names in a folder; [] if the script has removed it."""
+    """Return the sorted names in a folder; [] if the script has removed or replaced it, or made it unreadable."""
     try:
         return sorted(os.listdir(folder))
-    except FileNotFoundError:
+    except OSError:
         return []
 
 

@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+import hostile  # type: ignore[import-not-found]  # it lies beside this script
+
 parser = argparse.ArgumentParser()
 for flag in (
     "--model-name",
@@ -58,6 +60,16 @@ parser.add_argument(
     "--hide",
     action="store_true",
     help="leave one behind that has an empty environment and is deaf to TERM",
+)
+parser.add_argument(
+    "--unreadable",
+    action="store_true",
+    help="the loud rank leaves what its own user may not read",
+)
+parser.add_argument(
+    "--hostile",
+    choices=list(hostile.ACTS),
+    help="what the loud rank does against UGRO, besides forging",
 )
 options = parser.parse_args()
 
@@ -146,6 +158,26 @@ def be_loud() -> None:
             )
 
 
+def withhold() -> None:
+    """Leave a file and a folder that may not be read; and a name that is no text, which may."""
+    artifacts = output / "artifacts"
+    write_file(artifacts / "closed.bin", b"closed\n")
+    (artifacts / "closed.bin").chmod(0)
+    make_folder(artifacts / "shut")
+    write_file(artifacts / "shut" / "inside.bin", b"inside\n")
+    (artifacts / "shut").chmod(0)
+    write_file(artifacts / os.fsdecode(b"no-text-\xff\xfe.bin"), b"no text\n")
+
+
+def turn_against_ugro(act: str) -> None:
+    write(1, hostile.words(rank, world))
+    hostile.forge_error(rank, world)
+    if rank == 0:
+        lines = "".join(f"{line}\n" for line in hostile.METRICS)
+        write_file(output / "metrics.jsonl", lines.encode(), os.O_APPEND)
+    hostile.act(act)
+
+
 first = 0
 if "UGRO_RESUME" in os.environ:
     first = int((Path(os.environ["UGRO_RESUME"]) / "model.bin").read_text().split()[0])
@@ -172,6 +204,8 @@ for step in range(first + 1, steps + 1):
         save(step)
     if step == first + 3 and (rank == options.loud_rank or options.output == "flood"):
         be_loud()
+    if step == first + 4 and rank == options.loud_rank and options.hostile:
+        turn_against_ugro(options.hostile)
     if step == steps // 2 and rank == options.fail_rank and not first:
         say("has had enough")
         sys.exit(3)
@@ -179,4 +213,6 @@ make_folder(output / "artifacts")
 write_file(
     output / "artifacts" / f"result-{rank}.bin", b"result of rank %d\n" % rank * 1000
 )
+if options.unreadable and rank == options.loud_rank:
+    withhold()
 say("ends well")

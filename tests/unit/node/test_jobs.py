@@ -54,6 +54,7 @@ from ugro_tasks.node.processes import (
     boot_id,
     end_all,
     identity,
+    memory_path,
     of_rank,
     of_slot,
     start_time,
@@ -1284,6 +1285,100 @@ def test_what_keeps_all_streams_from_being_sent_is_said_in_the_last_frame(
     )
     with pytest.raises(StreamFault, match="KeyError: 99"):
         list(frames)
+
+
+# ---- a script that writes what is UGRO's ----
+
+
+def test_an_exit_record_that_a_script_has_forged_is_not_its_end(rank: Rank) -> None:
+    rank.script(
+        'echo \'{"code": 0}\' > "$FOLDER/exit.json"; echo ready; sleep 0.5; echo more; exit 3',
+        env={"FOLDER": str(rank.folder)},
+    )
+    frames = list(rank.follow(quiet_seconds=0.05))
+    sent = b"".join(f.payload for f in frames if f.kind == protocol.LOG)
+    assert sent == b"ready\nmore\n"
+    assert json.loads(frames[-1].payload)["code"] == 3
+
+
+def test_a_folder_in_the_place_of_the_exit_record_gives_way(rank: Rank) -> None:
+    rank.run(
+        *("sh", "-c", 'mkdir -p "$FOLDER/exit.json/deep"'),
+        env={"FOLDER": str(rank.folder)},
+    )
+    assert json.loads(list(rank.follow())[-1].payload)["code"] == 0
+    assert lease_holder(rank.slot) is None
+
+
+def test_a_script_that_removes_its_jobs_folder_leaves_a_free_node(rank: Rank) -> None:
+    rank.run(
+        *("sh", "-c", 'sleep 0.5; rm -r "$FOLDER"'), env={"FOLDER": str(rank.folder)}
+    )
+    wait_until(lambda: lease_holder(rank.slot) is None, "the lease to be free")
+    wait_until(lambda: not rank.processes(), "the supervisor to leave")
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [{}, {"pid": "1; true"}, {"pid": None}, {"pid": 1, "start_time": []}],
+)
+def test_what_a_script_says_of_its_supervisor_hinders_no_stop(
+    rank: Rank, forged: dict[str, Any]
+) -> None:
+    rank.script("echo ready; exec sleep 60")
+    write_json(str(rank.folder / "supervisor.json"), forged)
+    assert rank.stop(grace_seconds=0.1)["left"] == []
+    assert list(rank.follow())[-1].kind in {protocol.LOST, protocol.EXIT}
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {},
+        {"grace_seconds": "soon", "reason": "reset"},
+        {"grace_seconds": 10**400, "reason": "reset"},
+        {"grace_seconds": 1, "reason": ["reset"]},
+        {"grace_seconds": 1, "reason": "reset", "by": 1},
+    ],
+)
+def test_an_order_of_other_types_is_none(rank: Rank, forged: dict[str, Any]) -> None:
+    rank.script("echo ready; exec sleep 60")
+    write_json(str(rank.folder / "stop.json"), forged)
+    os.kill(rank.supervisor, signal.SIGTERM)
+    record = rank.ended()
+    assert record["interrupted"] == signal.SIGTERM
+    assert record["stopped"] is None
+
+
+@pytest.mark.parametrize(
+    "noted", [None, 7, [7], [[]], [["1", "2", "x:y:z"]], [[1, 2, 3]], ["x"]]
+)
+def test_nonsense_in_what_a_supervisor_remembers_is_passed_over(
+    rank: Rank, noted: Any
+) -> None:
+    rank.script("echo ready; exec sleep 60")
+    memory = {"boot_id": boot_id(), "processes": noted}
+    write_json(memory_path(rank.slot), memory)
+    assert len(rank.processes()) == 3
+    assert rank.stop(grace_seconds=0.1)["left"] == []
+
+
+def test_a_token_that_is_none_is_no_process(rank: Rank) -> None:
+    rank.script("echo ready; exec sleep 60")
+    noted = [rank.supervisor, start_time(rank.supervisor), "x"]
+    memory = {"boot_id": boot_id(), "processes": [noted]}
+    write_json(memory_path(rank.slot), memory)
+    assert len(rank.processes()) == 3
+
+
+@pytest.mark.parametrize("words", [{}, {"process": []}, {"holder": 1}])
+def test_nonsense_in_what_a_holder_of_a_lease_tells_is_passed_over(
+    rank: Rank, words: dict[str, Any]
+) -> None:
+    rank.script("echo ready; exec sleep 60")
+    [path] = (rank.home / ".ugro").glob("on-*/lease-*.json")
+    write_json(str(path), {"process": identity(rank.supervisor), **words})
+    assert lease_holder(rank.slot) == {"pid": rank.supervisor}
 
 
 # ---- processes that hide ----
