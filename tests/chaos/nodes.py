@@ -78,6 +78,21 @@ def give_disk(lab: Lab, host: LabHost) -> None:
     host.run(["sh", "-c", script])
 
 
+def share_home(lab: Lab, common: Path) -> None:
+    """Put one folder under what UGRO has on all hosts, as over NFS."""
+    for name in (project_of(lab), ".ugro"):
+        (common / name).mkdir(exist_ok=True)
+        for host in lab.hosts:
+            host.run(["mount", "--bind", str(common / name), f"{host.home}/{name}"])
+
+
+def end_shared_home(lab: Lab) -> None:
+    """Give each host its own again; what still runs there keeps what it has open."""
+    for name in (project_of(lab), ".ugro"):
+        for host in lab.hosts:
+            host.run(["umount", "--lazy", f"{host.home}/{name}"])
+
+
 def obey_modes(host: LabHost) -> None:
     """Whoever logs in to the host from now on may read what the modes of files allow, and no more."""
     host.path(".bashrc").write_text(AS_A_USER)
@@ -163,7 +178,7 @@ def signal_one(host: LabHost, job_id: str, word: str, signum: int) -> int:
 def attempts(lab: Lab, host: LabHost, job_id: str) -> list[Attempt]:
     """The job's attempts on the host, the first one first."""
     found = []
-    for folder in host.path(f"{project_of(lab)}/jobs").glob(f"{job_id}.*"):
+    for folder in host.path(f"{project_of(lab)}/jobs").glob(f"{job_id}.*.{host.name}"):
         number = int((re.findall(r"\.\w+-(\d+)\.", folder.name) or ["1"])[0])
         record = _content(folder / "exit.json")
         found.append(
@@ -192,7 +207,9 @@ def has_ended(lab: Lab, host: LabHost, job_id: str) -> bool:
 
 def _ends(lab: Lab, host: LabHost, job_id: str, *, first: bool) -> list[bytes]:
     pieces = []
-    for path in host.path(f"{project_of(lab)}/jobs").glob(f"{job_id}.*/log"):
+    for path in host.path(f"{project_of(lab)}/jobs").glob(
+        f"{job_id}.*.{host.name}/log"
+    ):
         if not path.is_file():
             continue  # but a pipe, by a rank that is hostile
         with contextlib.suppress(OSError), path.open("rb") as file:

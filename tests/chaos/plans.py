@@ -45,6 +45,7 @@ class Plan:
     goal_delay: float
     fail_rank: int  # who fails by itself where that is the goal, else -1
     restarts: int
+    shared_home: bool  # what UGRO has on the nodes is one folder
     samples: bool  # stand-in cards, so that there are GPU samples to carry
     seconds: float  # what the script takes
     habits: tuple[str, ...]
@@ -111,6 +112,7 @@ class Plan:
         more = [
             self.way,
             f"{self.hosts} nodes",
+            *(["one home"] if self.shared_home else []),
             *([f"{self.restarts} restart"] if self.restarts else []),
         ]
         more += [" ".join([habit, *self._act_of(habit)]) for habit in self.habits]
@@ -162,6 +164,8 @@ def draw(seed: int, kinds: Sequence[str] = ()) -> Plan:
         samples=rng.random() < 0.15,
         seconds=rng.uniform(1.2, 2.6),
         act=act,
+        # Where a node's disk is filled, it is that of one node.
+        shared_home=rng.random() < 0.15 and "node-disk-full" not in chosen,
         habits=tuple(habit for habit in HABITS if habit in kinds)
         or tuple(habit for habit in habits if habit not in loud[1:]),
         faults=tuple(fault for fault in faults if fault.kind in available()),

@@ -8,6 +8,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from lab import Lab, LabError, LabUnavailable
 from lab.host import VOLATILE
@@ -56,8 +58,10 @@ class Summary:
 class Suite:
     """A lab with two controllers, on which rounds are played."""
 
-    def __init__(self, lab: Lab, *, verbose: bool = False) -> None:
+    def __init__(self, lab: Lab, common: Path, *, verbose: bool = False) -> None:
         self.lab, self.verbose = lab, verbose
+        # What the hosts share, where they have one home.
+        self.common = common
         lab.trust()
         for host in lab.hosts:
             nodes.give_disk(lab, host)
@@ -75,10 +79,11 @@ class Suite:
             timeline=timeline,
             name=plan.name,
         )
-        played = Round(plan, stage).play()
-        found = list(invariants.violations(played))
-        if found or self.verbose:
-            self._tell(stage, played)
+        with self._homes(plan):
+            played = Round(plan, stage).play()
+            found = list(invariants.violations(played))
+            if found or self.verbose:
+                self._tell(stage, played)
         outcome = Outcome(
             seed=plan.seed,
             plan=str(plan),
@@ -99,7 +104,13 @@ class Suite:
         """That a launch without any fault succeeds; what was wrong with it."""
         plan = draw(0, ["agent-killed"])
         quiet = replace(
-            plan, faults=(), habits=(), goal="end", fail_rank=-1, seconds=0.2
+            plan,
+            faults=(),
+            habits=(),
+            goal="end",
+            fail_rank=-1,
+            seconds=0.2,
+            shared_home=False,
         )
         outcome = self.play(quiet)
         if outcome.state != "succeeded":
@@ -113,6 +124,18 @@ class Suite:
         """End both controllers."""
         self.home.close()
         self.other.close()
+
+    @contextlib.contextmanager
+    def _homes(self, plan: Plan) -> Iterator[None]:
+        """Have the hosts share a home, where that is drawn."""
+        if not plan.shared_home:
+            yield
+            return
+        nodes.share_home(self.lab, self.common)
+        try:
+            yield
+        finally:
+            nodes.end_shared_home(self.lab)
 
     def _tell(self, stage: Stage, played: Played) -> None:
         timeline = stage.timeline
@@ -158,6 +181,9 @@ class Suite:
                     host.empty(place, check=False)
                 host.run(["find", f"{nodes.DISK}/own", "-mindepth", "1", "-delete"])
             host.remove(f"{nodes.project_of(self.lab)}/jobs", check=False)
+        for folder in self.common.iterdir():
+            if by_force or folder.name != ".ugro":
+                shutil.rmtree(folder)
         for home in (self.home, self.other):
             for path in home.experiments.glob("c[0-9]*_*_*"):
                 shutil.rmtree(path)
@@ -175,12 +201,13 @@ def suite(*, verbose: bool = False) -> Iterator[Suite]:
 
     With `verbose` the timeline of each round is kept, not only of those that fail.
     """
-    try:
-        brought_up = Lab.up(owned=True)
-    except LabUnavailable as why:
-        raise ToolMissing(f"no lab: {why}") from why
-    with brought_up as lab:
-        made = Suite(lab, verbose=verbose)
+    with contextlib.ExitStack() as after:
+        common = Path(after.enter_context(TemporaryDirectory(prefix="ugro-chaos-")))
+        try:
+            lab = after.enter_context(Lab.up(owned=True, share=[common]))
+        except LabUnavailable as why:
+            raise ToolMissing(f"no lab: {why}") from why
+        made = Suite(lab, common, verbose=verbose)
         try:
             yield made
         finally:
