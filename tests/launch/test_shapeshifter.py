@@ -39,20 +39,26 @@ from pathlib import Path
 
 rank, output = int(os.environ["RANK"]), Path(os.environ["UGRO_OUTPUT_DIR"])
 checkpoints = output / "checkpoints"
+
+def write(path, content, flags=os.O_TRUNC):
+    # A pipe that has taken the file's place would be waited for without end.
+    flags |= os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK
+    with open(os.open(path, flags, 0o644), "wb") as file:
+        file.write(content)
+
 begun = time.monotonic()
 while time.monotonic() - begun < float(sys.argv[sys.argv.index("--seconds") + 1]):
     print("rank", rank, "goes on", flush=True)
     with contextlib.suppress(OSError):
         (output / "artifacts").mkdir(parents=True, exist_ok=True)
-        (output / "artifacts" / "model.bin").write_bytes(b"a model")
-        with (output / "metrics.jsonl").open("a") as file:
-            file.write('{"step": 1, "loss": 2.0}\\n')
+        write(output / "artifacts" / "model.bin", b"a model")
+        write(output / "metrics.jsonl", b'{"step": 1, "loss": 2.0}\\n', os.O_APPEND)
         (checkpoints / "step").mkdir(parents=True, exist_ok=True)
         content = b"weights of rank %d" % rank
-        (checkpoints / "step" / "rank").write_bytes(content)
+        write(checkpoints / "step" / "rank", content)
         part = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         manifest = {"checkpoint": "step", "step": 1, "rank": rank, "ranks": [0, 1], "files": {"step/rank": part}}
-        (checkpoints / "half").write_text(json.dumps(manifest))
+        write(checkpoints / "half", json.dumps(manifest).encode())
         (checkpoints / "half").rename(checkpoints / "step.manifest.json")
     time.sleep(0.1)
 """
