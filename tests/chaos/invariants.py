@@ -47,42 +47,50 @@ def violations(played: Played) -> Iterator[str]:
     """Each promise that was broken, in words."""
     stage, lab = played.stage, played.stage.lab
     yield from played.faults
-    if played.state.get("exit_code") == 9:
+    if any(job.state.get("exit_code") == 9 for job in played.jobs):
         # It was said that this node could not be told to stop, and what to do: that is done here.
         stage.home.run("reset")
-    links = {hit.fault.kind for hit in played.hits} & {"link-down", "link-slow"}
+    links = played.kinds & {"link-down", "link-slow"}
     patience = LINK_SETTLE_SECONDS if links else SETTLE_SECONDS
     yield from _settled(
         lambda: list(_left_running(lab, [stage.home, stage.other])), patience
     )
-    found = (
-        {host.name: nodes.attempts(lab, host, played.job_id) for host in lab.hosts}
-        if played.job_id
-        else {}
-    )
-    yield from truth.lies(played, found)
+    for job in played.jobs:
+        yield from _of_job(job)
     yield from truth.lies_of_second(played)
-    folder = stage.home.job_folder(stage.name)
-    if folder:
-        yield from _streams(played, folder, found)
-        yield from _records(stage.home, played.job_id, folder)
-        yield from _outputs(played, folder, found)
-        yield from _checkpoints(folder)
-        yield from _shown(played, folder)
-        if "hostile-rank" in played.plan.habits:
-            yield from _can_be_looked_at(stage.home, played.job_id)
     if stage.second_name and (second := stage.other.job_folder(stage.second_name)):
         yield from _records(stage.other, second.name, second)
     # The next launch removes what one that was killed while it made its job has left: that round looks again.
-    killed = {hit.fault.kind for hit in played.hits} & {
-        "launch-killed",
-        "terminal-closed",
-    }
+    killed = played.kinds & {"launch-killed", "terminal-closed"}
     excused = ".making-" if killed else None
     for home in (stage.home, stage.other):
         yield from _settled(lambda home=home: list(_left_at_home(home, excused)))  # type: ignore[misc]
     for host in lab.hosts:
         yield from _left_on_disk(lab, host)
+
+
+def _of_job(played: Played) -> Iterator[str]:
+    """What is promised of each job."""
+    stage = played.stage
+    found = (
+        {
+            host.name: nodes.attempts(stage.lab, host, played.job_id)
+            for host in stage.hosts
+        }
+        if played.job_id
+        else {}
+    )
+    yield from truth.lies(played, found)
+    folder = stage.home.job_folder(stage.name)
+    if not folder:
+        return
+    yield from _streams(played, folder, found)
+    yield from _records(stage.home, played.job_id, folder)
+    yield from _outputs(played, folder, found)
+    yield from _checkpoints(folder)
+    yield from _shown(played, folder)
+    if "hostile-rank" in played.plan.habits:
+        yield from _can_be_looked_at(stage.home, played.job_id)
 
 
 def _settled(
@@ -368,7 +376,7 @@ def _left_at_home(home: Home, excused: str | None) -> Iterator[str]:
         if excused and path.name.startswith(excused):
             continue
         if path.name not in OF_THE_FOLDER and not re.fullmatch(
-            r"c\d+b?_\d{8}_\d{6}", path.name
+            r"c\d+[bx]?_\d{8}_\d{6}", path.name
         ):
             yield f"controller {home.name}: {path.name} is left in the experiments folder"
         for inside in path.iterdir() if path.is_dir() else ():

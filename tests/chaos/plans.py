@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tests.chaos.faults import (
@@ -35,10 +35,10 @@ SUPERVISOR_GONE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A round, before it is played."""
+    """A round, before it is played; or the other job of one."""
 
     seed: int
-    hosts: int
+    nodes: tuple[int, ...]  # of the job, that of rank 0 first
     way: Way
     goal: Goal
     # Seconds after all ranks have begun, where somebody stops the job.
@@ -51,22 +51,36 @@ class Plan:
     habits: tuple[str, ...]
     act: str  # of a hostile rank
     faults: tuple[Fault, ...]
+    # A job on the nodes that this one has not, with the same agent.
+    beside: Plan | None = None
+    suffix: str = ""
 
     @property
     def name(self) -> str:
         """The job's."""
-        return f"c{self.seed}"
+        return f"c{self.seed}{self.suffix}"
+
+    @property
+    def jobs(self) -> list[Plan]:
+        """The plans of all jobs of the round."""
+        return [self, *([self.beside] if self.beside else [])]
+
+    def is_hit_by(self, fault: Fault) -> bool:
+        """Whether it is this job that a fault hits, or both."""
+        if fault.kind == "port-taken":
+            return 0 in self.nodes
+        return fault.node is None or fault.node in self.nodes
 
     @property
     def loud_rank(self) -> int:
         """The rank that has the habits that not all of them have."""
-        return self.seed % self.hosts
+        return self.seed % len(self.nodes)
 
     @property
     def harmed(self) -> str:
         """The node of a hostile rank that may have harmed itself, "" without one."""
         is_harmed = "hostile-rank" in self.habits and self.act in HARMS_ITSELF
-        return f"lab{self.loud_rank}" if is_harmed else ""
+        return f"lab{self.nodes[self.loud_rank]}" if is_harmed else ""
 
     @property
     def removes_streams(self) -> bool:
@@ -89,8 +103,8 @@ class Plan:
         return (
             *("launch", "--name", self.name, "--args", " ".join(script)),
             *(
-                ["--nodes", ",".join(f"lab{n}" for n in range(self.hosts))]
-                if self.hosts < HOSTS
+                ["--nodes", ",".join(f"lab{n}" for n in self.nodes)]
+                if len(self.nodes) < HOSTS
                 else []
             ),
             *(["--max-restarts", str(self.restarts)] if self.restarts else []),
@@ -111,7 +125,8 @@ class Plan:
         faults = "; ".join(map(str, self.faults)) or "no fault"
         more = [
             self.way,
-            f"{self.hosts} nodes",
+            f"{len(self.nodes)} nodes",
+            *([f"beside it {len(self.beside.nodes)}"] if self.beside else []),
             *(["one home"] if self.shared_home else []),
             *([f"{self.restarts} restart"] if self.restarts else []),
         ]
@@ -153,9 +168,9 @@ def draw(seed: int, kinds: Sequence[str] = ()) -> Plan:
     if act in FORGES_END and SUPERVISOR_GONE & set(chosen):
         # Nobody is left who could say that it is forged.
         act = "forge-stop"
-    return Plan(
+    plan = Plan(
         seed=seed,
-        hosts=hosts,
+        nodes=tuple(range(hosts)),
         way=way,
         goal=goal,
         goal_delay=rng.uniform(0.2, 1.8),
@@ -169,6 +184,31 @@ def draw(seed: int, kinds: Sequence[str] = ()) -> Plan:
         habits=tuple(habit for habit in HABITS if habit in kinds)
         or tuple(habit for habit in habits if habit not in loud[1:]),
         faults=tuple(fault for fault in faults if fault.kind in available()),
+    )
+    if hosts == HOSTS and rng.random() < 0.25:
+        return _with_another(rng, plan)
+    return plan
+
+
+def _with_another(rng: random.Random, plan: Plan) -> Plan:
+    """Divide the nodes between the job and another one, which nobody stops and whose ranks have no habits."""
+    first = rng.choice([1, 2])
+    beside = replace(
+        plan,
+        nodes=plan.nodes[first:],
+        suffix="x",
+        way=rng.choice(["detach", "follow"]),
+        goal="end",
+        fail_rank=-1,
+        restarts=rng.choice([0, 1]),
+        seconds=rng.uniform(1.2, 2.6),
+        habits=(),
+    )
+    return replace(
+        plan,
+        nodes=plan.nodes[:first],
+        fail_rank=plan.fail_rank % first if plan.goal == "fail" else -1,
+        beside=beside,
     )
 
 

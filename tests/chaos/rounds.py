@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lab.tools import read_proc
@@ -32,11 +32,7 @@ class Hit:
     fault: Fault
     at: float
     ran: bool  # all ranks ran by then
-
-    @property
-    def where(self) -> str:
-        """The node that it hit; rank 0's where the launch as a whole is meant."""
-        return f"lab{self.fault.node or 0}"
+    where: str  # the node that it hit; rank 0's where the launch as a whole is meant
 
 
 @dataclass(kw_only=True)
@@ -57,6 +53,25 @@ class Played:
     stopped_by: str = ""  # who asked for a stop, "" where nobody did
     # Violations that showed while it was played.
     faults: list[str] = field(default_factory=list)
+    beside: Played | None = None  # the round's other job
+
+    @property
+    def jobs(self) -> list[Played]:
+        """What the jobs of the round have left behind."""
+        return [self, *([self.beside] if self.beside else [])]
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of all faults that were done in the round, whichever job they hit."""
+        return {hit.fault.kind for job in self.jobs for hit in job.hits}
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the job has ended, or will never be."""
+        state = self.stage.home.state(self.stage.name)
+        command = self.stage.command
+        assert command
+        return bool(state.get("ended_at")) if state else not command.running
 
 
 class Round:
@@ -66,7 +81,9 @@ class Round:
         self.plan, self.stage = plan, stage
         self.note = stage.timeline.note
         self.played = Played(plan=plan, stage=stage)
-        self._used = stage.hosts[: plan.hosts]
+        if plan.beside:
+            other = replace(stage, name=plan.beside.name)
+            self.played.beside = Played(plan=plan.beside, stage=other)
         self._threads: list[threading.Thread] = []
         self._asked_to_stop = threading.Event()
         self._over = threading.Event()
@@ -78,10 +95,11 @@ class Round:
             for fault in self.plan.faults:
                 if fault.moment == "before":
                     self._begin(fault)
-            stage.command = stage.home.command(
-                *self.plan.words, terminal=self.plan.way == "terminal"
-            )
-            self.note("suite", f"$ {' '.join(self.plan.words)}")
+            for job in played.jobs:
+                job.stage.command = stage.home.command(
+                    *job.plan.words, terminal=job.plan.way == "terminal"
+                )
+                self.note("suite", f"$ {' '.join(job.plan.words)}")
             for fault in self.plan.faults:
                 if fault.moment != "before":
                     self._in_thread(lambda fault=fault: self._play(fault))  # type: ignore[misc]
@@ -91,9 +109,11 @@ class Round:
             self._over.set()
             for thread in self._threads:
                 thread.join(self.plan.patience_seconds)
-            played.launch_code, played.launch_said = self._end_of(
-                stage.command, "launch"
-            )
+            for job in played.jobs:
+                assert job.stage.command
+                job.launch_code, job.launch_said = self._end_of(
+                    job.stage.command, f"launch {job.plan.name}"
+                )
             if stage.second:
                 # It may be the one that runs, after the first.
                 patience = self.plan.patience_seconds
@@ -101,14 +121,15 @@ class Round:
                     stage.second, "the second launch", patience
                 )
                 played.second_code = code
-        played.job_id = stage.job_id
-        played.state = stage.home.state(stage.name)
+        for job in played.jobs:
+            job.job_id = job.stage.job_id
+            job.state = stage.home.state(job.stage.name)
         return played
 
     # ---- faults ----
 
     def _play(self, fault: Fault) -> None:
-        if not self._wait_for(fault.moment):
+        if not self._wait_for(fault.moment, self._job_of(fault)):
             return self.note("suite", f"{fault} came too late")
         self._over.wait(fault.delay)
         self._begin(fault, now=True)
@@ -116,13 +137,19 @@ class Round:
 
     def _begin(self, fault: Fault, *, now: bool = False) -> None:
         """Do it; undo it when its time is up, in this thread or in one of its own."""
-        ran = bool(self.stage.home.state(self.stage.name).get("started_at"))
+        hit = [job for job in self.played.jobs if job.plan.is_hit_by(fault)]
+        ran = [
+            bool(job.stage.home.state(job.plan.name).get("started_at")) for job in hit
+        ]
         try:
             self.note("suite", f"{fault}: begins")
-            undo = KINDS[fault.kind].does(self.stage, fault)
+            undo = KINDS[fault.kind].does(self._job_of(fault).stage, fault)
         except Missed as missed:
             return self.note("suite", f"{fault} missed: {missed}")
-        self.played.hits.append(Hit(fault=fault, at=time.time(), ran=ran))
+        for job, all_ran in zip(hit, ran, strict=True):
+            node = job.plan.nodes[0] if fault.node is None else fault.node
+            done = Hit(fault=fault, at=time.time(), ran=all_ran, where=f"lab{node}")
+            job.hits.append(done)
         if not (KINDS[fault.kind].lasts or KINDS[fault.kind].until_over):
             return None
         if now:
@@ -130,6 +157,11 @@ class Round:
         else:
             self._in_thread(lambda: self._undo_later(fault, undo))
         return None
+
+    def _job_of(self, fault: Fault) -> Played:
+        """The job that a fault hits, the first one where it hits both or, on a node without a job, none."""
+        hit = [job for job in self.played.jobs if job.plan.is_hit_by(fault)]
+        return hit[0] if hit else self.played
 
     def _undo_later(self, fault: Fault, undo: Undo) -> None:
         if KINDS[fault.kind].until_over:
@@ -140,7 +172,7 @@ class Round:
         self.note("suite", f"{fault}: is over")
 
     def _stop(self) -> None:
-        if not self._wait_for("running"):
+        if not self._wait_for("running", self.played):
             return
         self._over.wait(self.plan.goal_delay)
         if self.stage.home.state(self.stage.name).get("ended_at"):
@@ -157,57 +189,63 @@ class Round:
         if code is not None:
             self.played.other_codes["stop"] = code
 
-    def _wait_for(self, moment: str) -> bool:
-        """False where it did not come before the job was over."""
+    def _wait_for(self, moment: str, job: Played) -> bool:
+        """False where it did not come before all was over."""
         met: Callable[[], bool] = {
             "launching": lambda: True,
-            "running": lambda: self._came_to(nodes.has_begun, all),
+            "running": lambda: self._came_to(job, nodes.has_begun, all),
             "ending": lambda: (
-                self._asked_to_stop.is_set() or self._came_to(nodes.has_ended, any)
+                (self._asked_to_stop.is_set() and job is self.played)
+                or self._came_to(job, nodes.has_ended, any)
             ),
         }[moment]
         while not met():
             if self._over.wait(POLL_SECONDS):
                 return False
+            if job.is_over:
+                return met()
         return True
 
     def _came_to(
-        self, moment: Callable[..., bool], of_hosts: Callable[[Iterable[bool]], bool]
+        self,
+        job: Played,
+        moment: Callable[..., bool],
+        of_hosts: Callable[[Iterable[bool]], bool],
     ) -> bool:
-        """Whether all or any of the hosts have come to a moment of the job; False while there is no job."""
-        job = self.stage.job_id
-        return bool(job) and of_hosts(
-            moment(self.stage.lab, host, job) for host in self._used
+        """Whether all or any of its hosts have come to a moment of the job; False while there is no job."""
+        job_id = job.stage.job_id
+        return bool(job_id) and of_hosts(
+            moment(self.stage.lab, self.stage.hosts[node], job_id)
+            for node in job.plan.nodes
         )
 
-    # ---- the job ----
+    # ---- the jobs ----
 
     def _watch(self) -> None:
-        """Until the job has ended and no fault goes on; a user looks at it now and then if nobody follows."""
-        home, command = self.stage.home, self.stage.command
-        assert command
+        """Until the jobs have ended and no fault goes on; a user looks at them now and then if nobody follows."""
+        home, jobs = self.stage.home, self.played.jobs
         deadline = time.monotonic() + self.plan.patience_seconds
         looked = time.monotonic()
         while time.monotonic() < deadline:
-            state = home.state(self.stage.name)
-            if (state or not command.running) and (not state or state.get("ended_at")):
+            going_on = [job for job in jobs if not job.is_over]
+            if not going_on:
                 # Faults that wait for a moment that will not come now are told so.
                 self._over.set()
                 if not any(thread.is_alive() for thread in list(self._threads)):
                     return
             elif (
-                not command.running
+                not any(job.stage.command and job.stage.command.running for job in jobs)
                 and not home.agent_pid()
                 and time.monotonic() - looked > LOOK_SECONDS
             ):
-                done = home.run("status", self.stage.name)
+                done = home.run("status", going_on[0].plan.name)
                 looked = time.monotonic()
                 self.note("suite", f"$ status: exit code {done.process.returncode}")
                 self._no_traceback(done, "status")
             time.sleep(POLL_SECONDS)
-        state = home.state(self.stage.name)
+        states = [home.state(job.plan.name).get("state", "no job") for job in jobs]
         self.played.faults.append(
-            f"not over after {self.plan.patience_seconds:.0f} s: {state.get('state', 'no job')}; "
+            f"not over after {self.plan.patience_seconds:.0f} s: {', '.join(states)}; "
             f"threads {[t.name for t in self._threads if t.is_alive()]}"
         )
 
@@ -261,12 +299,14 @@ class Round:
         ]
         for host in clocks:
             nodes.begin_own_clock(host)
-        for host in self._used if self.plan.samples else ():
+        used = [node for plan in self.plan.jobs for node in plan.nodes]
+        with_cards = [self.stage.hosts[node] for node in used if self.plan.samples]
+        for host in with_cards:
             host.nvidia_smi("rtx4070")
         try:
             yield
         finally:
             for host in clocks:
                 nodes.end_own_clock(host)
-            for host in self._used:
+            for host in with_cards:
                 host.nvidia_smi(None)

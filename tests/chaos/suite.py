@@ -18,7 +18,7 @@ from lab.tools import lab_processes
 from tests.chaos import invariants, nodes
 from tests.chaos.faults import HABITS, KINDS, Stage
 from tests.chaos.home import Home
-from tests.chaos.plans import Plan, available, draw
+from tests.chaos.plans import HOSTS, Plan, available, draw
 from tests.chaos.rounds import Played, Round
 from tests.chaos.timeline import Note, Timeline
 from ugro_tasks.errors import ToolMissing, UsageError
@@ -33,6 +33,7 @@ class Outcome:
     faults: list[str]  # the kinds that hit
     habits: list[str]
     state: str
+    beside: str  # the state of the round's other job, "" without one
     cause: str
     seconds: float
     violations: list[str]
@@ -87,9 +88,12 @@ class Suite:
         outcome = Outcome(
             seed=plan.seed,
             plan=str(plan),
-            faults=[hit.fault.kind for hit in played.hits],
+            faults=sorted(played.kinds),
             habits=list(plan.habits),
             state=played.state.get("state", "no job"),
+            beside=(
+                played.beside.state.get("state", "no job") if played.beside else ""
+            ),
             cause=((played.state.get("cause") or {}).get("message") or "").partition(
                 "\n"
             )[0],
@@ -111,6 +115,8 @@ class Suite:
             fail_rank=-1,
             seconds=0.2,
             shared_home=False,
+            beside=None,
+            nodes=tuple(range(HOSTS)),
         )
         outcome = self.play(quiet)
         if outcome.state != "succeeded":
@@ -139,31 +145,30 @@ class Suite:
 
     def _tell(self, stage: Stage, played: Played) -> None:
         timeline = stage.timeline
-        for home, name in ((self.home, stage.name), (self.other, stage.second_name)):
+        names = [
+            (self.home, "job", stage.name),
+            (self.home, "job x", played.beside.plan.name if played.beside else ""),
+            (self.other, "job 2", stage.second_name),
+        ]
+        for home, who, name in names:
             if name and (folder := home.job_folder(name)):
-                timeline.add_events(
-                    folder / "events.jsonl", "job" if home is self.home else "job 2"
-                )
+                timeline.add_events(folder / "events.jsonl", who)
+        for home in (self.home, self.other):
             timeline.add_log(home.logs / "agent.log", f"agent {home.name}")
-        for host in self.lab.hosts:
-            for attempt in (
-                nodes.attempts(self.lab, host, played.job_id) if played.job_id else ()
-            ):
+        for job in played.jobs:
+            self._tell_of_job(timeline, job)
+
+    def _tell_of_job(self, timeline: Timeline, job: Played) -> None:
+        for host in self.lab.hosts if job.job_id else ():
+            for attempt in nodes.attempts(self.lab, host, job.job_id):
                 at = (attempt.exit or {}).get("ended_at") or time.time()
-                timeline.notes.append(
-                    Note(
-                        at,
-                        host.name,
-                        f"attempt {attempt.number}: exit.json {attempt.exit}",
-                    )
-                )
+                words = f"{job.plan.name}, attempt {attempt.number}: exit.json {attempt.exit}"
+                timeline.notes.append(Note(at, host.name, words))
                 if said := attempt.stream("supervisor.log"):
-                    timeline.note(
-                        host.name,
-                        f"supervisor.log: {said.decode(errors='replace')[-3000:]}",
-                    )
-        timeline.note("state", str(played.state))
-        timeline.note("launch", f"said: {played.launch_said[-1500:]}")
+                    words = said.decode(errors="replace")[-3000:]
+                    timeline.note(host.name, f"supervisor.log: {words}")
+        timeline.note("state", str(job.state))
+        timeline.note("launch", f"said: {job.launch_said[-1500:]}")
 
     def _tidy(self, *, by_force: bool) -> None:
         """Nothing of the round is left for the next one to stumble over, but the agent and its connections."""
@@ -202,7 +207,7 @@ def suite(*, verbose: bool = False) -> Iterator[Suite]:
     With `verbose` the timeline of each round is kept, not only of those that fail.
     """
     with contextlib.ExitStack() as after:
-        common = Path(after.enter_context(TemporaryDirectory(prefix="ugro-chaos-")))
+        common = Path(after.enter_context(TemporaryDirectory(prefix="chaos-home-")))
         try:
             lab = after.enter_context(Lab.up(owned=True, share=[common]))
         except LabUnavailable as why:
@@ -292,10 +297,12 @@ def sum_up(summary: Summary) -> str:
 def line(outcome: Outcome, number: int, rounds: int) -> str:
     """One line about a round."""
     end = outcome.state + (f": {outcome.cause}" if outcome.cause else "")
+    beside = f"  beside: {outcome.beside}" if outcome.beside else ""
     verdict = (
         "ok" if not outcome.violations else f"{len(outcome.violations)} VIOLATIONS"
     )
-    return f"{number:4}/{rounds}  seed {outcome.seed}  {outcome.plan}  {end[:110]}  {outcome.seconds:.1f} s  {verdict}"
+    what = f"{number:4}/{rounds}  seed {outcome.seed}  {outcome.plan}"
+    return f"{what}  {end[:110]}{beside}  {outcome.seconds:.1f} s  {verdict}"
 
 
 def report(outcome: Outcome, kinds: Sequence[str]) -> Iterator[str]:

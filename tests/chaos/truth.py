@@ -124,7 +124,7 @@ def _wrong_cause(played: Played, blame: list[Hit]) -> Iterator[str]:
     words = f"{cause['message']} {cause['node'] or ''}"
     culprits = {hit.where for hit in blame}
     if plan.goal == "fail":
-        culprits.add(f"lab{plan.fail_rank}")
+        culprits.add(f"lab{plan.nodes[plan.fail_rank]}")
     if plan.harmed:
         culprits.add(plan.harmed)
     if (
@@ -169,7 +169,7 @@ def lies_of_second(played: Played) -> Iterator[str]:
     if stage.second is None:
         return
     state = stage.other.state(stage.second_name)
-    early = {hit.fault.kind for hit in played.hits}
+    early = played.kinds
     allowed = {0, 6}
     if len(early) > 1:  # something else is broken as well
         allowed |= {5, 7, 8, 9}
@@ -179,8 +179,8 @@ def lies_of_second(played: Played) -> Iterator[str]:
         yield f"the second launch ended with {code}: {played.second_said[-800:]}"
     if (
         code == 6
-        and played.job_id
-        and played.job_id not in played.second_said
+        and any(job.job_id for job in played.jobs)
+        and not any(job.job_id in played.second_said for job in played.jobs)
         and "held by" not in played.second_said
     ):
         yield f"the second launch was refused and not told by whom: {played.second_said[-500:]}"
