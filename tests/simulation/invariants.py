@@ -88,7 +88,7 @@ class Truth:
     def _hold_ranks(self, state: JobState) -> None:
         for rank in state.ranks:
             node = self._node(rank.node)
-            assert not (rank.proven_gone and node.runs), rank
+            assert not (rank.proven_gone and (node.runs or rank.left_pids)), rank
             if rank.exit_code is None and rank.signal is None:
                 continue
             end = node.exit

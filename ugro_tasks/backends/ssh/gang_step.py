@@ -83,8 +83,7 @@ def _take(state: GangState, event: Event | Common, now: float) -> Result:
         case Disconnected():
             return _disconnected(state, state.member(event.node), event, now)
         case Looked():
-            looked = msgspec.structs.replace(state, looking=False)
-            return judge(looked, now, looked=event.any_answers)
+            return _looked(state, event, now)
         case Exited():
             return _exited(state, state.member(event.exit.node), event, now)
         case NotStored():
@@ -223,14 +222,32 @@ def _disconnected(
 def _lost_if_too_long(state: GangState, node: str, at: float, now: float) -> Result:
     """Give a node up that is missed for too long; `at` is now in Unix seconds."""
     judged, acts = judge(state, now)
-    member = judged.member(node)
-    limit = _away_limit(judged, member)
-    if limit is None or not is_missed_for(judged, member, now, limit):
+    if judged.looking and not judged.given_up:
+        # What is known of the other nodes is of earlier, and this machine may have gone offline since.
         return judged, acts
+    ended, more = _lost_if_missed(judged, judged.member(node), at, now)
+    return ended, [*more, *acts]
+
+
+def _looked(state: GangState, event: Looked, now: float) -> Result:
+    looked = msgspec.structs.replace(state, looking=False)
+    state, acts = judge(looked, now, looked=event.any_answers)
+    for member in state.members:
+        # One that is being asked for again is judged by what comes of that.
+        if member.trouble and member.follow_at is not None:
+            at = member.trouble.at
+            state, more = _lost_if_missed(state, state.member(member.node), at, now)
+            acts += more
+    return state, acts
+
+
+def _lost_if_missed(state: GangState, member: Member, at: float, now: float) -> Result:
+    limit = _away_limit(state, member)
+    if limit is None or not is_missed_for(state, member, now, limit):
+        return state, []
     why = f"{member.node} has been out of reach for {limit:g} s"
     given_up = RankExit.given_up(member.node, member.rank, at, why)
-    ended, more = _exited(judged, member, Exited(given_up), now)
-    return ended, [*more, *acts]
+    return _exited(state, member, Exited(given_up), now)
 
 
 def _give_up_streams(
@@ -291,11 +308,14 @@ def _exited(state: GangState, member: Member, event: Exited, now: float) -> Resu
         ended, acts = _stop_after_reset(ended)
     elif state.stage is Stage.RUNNING and not rank_exit.succeeded:
         ended, acts = _stop_after_failure(ended)
-    noted = [*acts, *_notes_of_exit(rank_exit)]
+    noted = [*acts, *_notes_of_exit(member, rank_exit)]
     return _before(noted, _settle(ended, now))
 
 
-def _notes_of_exit(rank_exit: RankExit) -> list[Act]:
+def _notes_of_exit(member: Member, rank_exit: RankExit) -> list[Act]:
+    # What the node showed at a stop is of later than the exit record, whichever came here first.
+    left_at_stop = member.stop.left_pids if member.stop else ()
+    left_pids = rank_exit.left_pids or left_at_stop
     if rank_exit.was_reset:
         how = f"reset by {rank_exit.stopped_by or 'somebody'}"
     elif rank_exit.stopped:
@@ -314,12 +334,12 @@ def _notes_of_exit(rank_exit: RankExit) -> list[Act]:
         "signal": rank_exit.signal or rank_exit.interrupted,
         "ended_at": rank_exit.at,
         "lost": rank_exit.lost,
-        "proven_gone": not rank_exit.lost and not rank_exit.left_pids,
+        "left_pids": left_pids,
+        "proven_gone": not rank_exit.lost and not left_pids,
     }
     if rank_exit.left_pids:
         pids = ", ".join(map(str, rank_exit.left_pids))
         how += f"; still there: pids {pids}"
-        changes["left_pids"] = rank_exit.left_pids
     if rank_exit.suspects:
         how += f"; may be of it, left alone: {'; '.join(rank_exit.suspects)}"
         changes["suspects"] = rank_exit.suspects

@@ -261,6 +261,24 @@ def test_a_stop_that_is_not_proven_is_the_outcome(
     )
 
 
+def test_an_exit_record_does_not_outdo_what_the_stop_has_shown() -> None:
+    """The answer to the stop is of later, whichever of them comes here first."""
+    simulation = Simulation(ranks=1)
+    [node] = simulation.nodes
+    node.left_pids = (41,)
+    # So its stream is there again long after the stop.
+    node.away = [(4.0, 4.2)]
+    node.refuses_login = [(4.0, 8.0)]
+    simulation.at(5.0, simulation.ask_to_stop)
+    simulation.run()
+    [last] = [
+        act.changes
+        for _, act in simulation.of_kind(ChangeRank)
+        if "proven_gone" in act.changes
+    ][-1:]
+    assert (last["left_pids"], last["proven_gone"]) == ((41,), False)
+
+
 def test_a_stop_waits_for_a_node_with_growing_pauses_and_says_so_once() -> None:
     simulation = Simulation()
     simulation.nodes[2].away = [(4.0, 60.0)]
@@ -445,6 +463,20 @@ def test_a_node_that_is_away_when_the_others_are_back_is_lost_after_the_limit() 
     assert state.members[2].exit.gave_up
     [(stopped, _), *_] = simulation.of_kind(TellToStop)
     assert 320.0 + 60.0 < stopped < 320.0 + 60.0 + 20.0
+
+
+def test_a_controller_that_went_offline_just_now_gives_no_node_up() -> None:
+    """The last look at the others was well; the one of this moment is waited for."""
+    simulation = Simulation(away_seconds=30.0)
+    simulation.nodes[1].away = [(24.0, 49.5)]
+    simulation.at(20.0, partial(simulation.nodes[0].end, code=0))
+    simulation.at(20.0, partial(simulation.nodes[2].end, code=0))
+    simulation.go_offline(53.0, 90.0)
+    # Not asked in between, when it answers.
+    simulation.nodes[1].refuses_login = [(49.0, 53.0)]
+    simulation.at(95.0, partial(simulation.nodes[1].end, code=0))
+    state = simulation.run()
+    assert [rank_exit.code for rank_exit in state.exits] == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
