@@ -80,15 +80,18 @@ def test_the_rest_of_the_logs_of_a_job_that_was_given_up_comes_before_it_counts_
     ugro: Ugro, hosts: list[LabHost]
 ) -> None:
     ugro.set_timeouts(connect_seconds=1)
-    job = ugro.detach("away", "--seconds 12")
+    job = ugro.detach("away", "--seconds 100")
     job.wait_for_log("step 1", rank=1)
     hosts[1].cut()
     assert ugro.run("stop", "away", "--give-up").returncode == 9
+    # It would tell the rank to stop.
+    ugro.kill_agent()
     hosts[1].mend()
     early = ugro.run("gather", "away")
     assert early.returncode == 25
     assert "lab1: rank 1 still runs there" in early.stderr
-    wait_until(lambda: not job.processes(hosts[1]), "rank 1 to end by itself", 60)
+    hosts[1].kill(job.pid(hosts[1], "rehearse.py"))
+    wait_until(lambda: not job.processes(hosts[1]), "rank 1 to end", 60)
     kept = ugro.run("clean", "away")
     assert "not gathered; first: ugro gather" in kept.stdout + kept.stderr
     assert len(folders(hosts[1], job)) == 1
