@@ -13,7 +13,7 @@ from lab import Lab, LabHost
 from tests.chaos import nodes
 from tests.chaos.home import Command, Home
 from tests.chaos.timeline import Timeline
-from tests.chaos.versions import NEW_FIELD, make_another_version
+from tests.chaos.versions import NEW_FIELD, ROOT, make_another_version
 
 Undo = Callable[[], None]
 Moment = Literal["before", "launching", "running", "ending"]
@@ -242,27 +242,47 @@ def agent_killed(stage: Stage, fault: Fault) -> Undo:
 
 
 def agent_of_another_version(stage: Stage, fault: Fault) -> Undo:
-    """Have the next agent started by a command of another version; one of this one may come first."""
-    version = stage.another_version
-    if not version.exists():
-        make_another_version(version)
+    """Have the next agent started by a command of another version than the last one's, be it the older or the newer.
+
+    One that follows the job may start an agent of its own version first.
+    """
+    another = stage.another_version
+    if not another.exists():
+        make_another_version(another)
+    version = ROOT if stage.home.agent_is_of(another) else another
     for _ in range(ANOTHER_VERSION_TRIES):
-        if not stage.home.kill_agent() or _is_over(stage):
+        if _is_over(stage) or not stage.home.kill_agent():
             raise Missed("no agent lives, or the job is over")
+        stage.has_new_field |= NEW_FIELD in stage.home.state(stage.name)
         stage.home.run("status", stage.name, version=version)
+        # It has been started, and takes the lock within moments.
+        _wait_for_agent(stage)
         if stage.home.agent_is_of(version):
             break
     else:
-        raise Missed("agents of this version came first")
+        raise Missed("agents of the same version came first")
     deadline = time.monotonic() + WAIT_FOR_PROCESS_SECONDS
-    while time.monotonic() < deadline and not stage.has_new_field:
+    is_expected = version == another
+    while is_expected and not stage.has_new_field and time.monotonic() < deadline:
         over = _is_over(stage)
         stage.has_new_field = NEW_FIELD in stage.home.state(stage.name)
         if over:
             break
         time.sleep(0.03)
-    stage.timeline.note("suite", f"its records have a new field: {stage.has_new_field}")
+    stage.timeline.note(
+        "suite",
+        f"agent of {version}; a new field is in the record: {stage.has_new_field}",
+    )
     return nothing
+
+
+def _wait_for_agent(stage: Stage) -> None:
+    """Wait until an agent lives, or none is needed any more."""
+    deadline = time.monotonic() + WAIT_FOR_PROCESS_SECONDS
+    while not stage.home.agent_pid() and not _is_over(stage):
+        if time.monotonic() > deadline:
+            raise Missed("no agent has begun")
+        time.sleep(0.01)
 
 
 def _is_over(stage: Stage) -> bool:
