@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
-from typing import Any, List, Optional, Sequence
+from typing import Any, List, Optional
 
 from .files import Json, expand, read_json, read_text, write_json
 from .lease import lease_holder
@@ -54,10 +54,11 @@ def prepare(request: Json, blob: bytes) -> Json:
         lay_out(folder, request, blob)
     except OSError as error:
         raise unwritable(folder, error) from error
-    said = b""
-    # Where a scope cannot be had after all, the login's own cgroup has to do.
-    for before in dict.fromkeys([tuple(scope_argv(request["token"])), ()]):
-        said = said or start_supervisor(folder, request, before)
+    scope = scope_argv(request["token"])
+    said = start_supervisor(folder, request, scope)
+    if scope and not said:
+        # It cannot be had after all, so the login's own cgroup has to do.
+        said = start_supervisor(folder, request, [])
     if not said:
         log = read_text(os.path.join(folder, "supervisor.log"))
         raise Refusal("broken", log[-2000:])
@@ -69,7 +70,7 @@ def prepare(request: Json, blob: bytes) -> Json:
     return {"folder": folder}
 
 
-def start_supervisor(folder: str, request: Json, before: Sequence[str]) -> bytes:
+def start_supervisor(folder: str, request: Json, before: List[str]) -> bytes:
     """Start the job's supervisor, from its own copy of this program; return what it says once it has the lease.
 
     `before` stands before its command. Nothing is said by what could not be started.

@@ -69,8 +69,9 @@ def look_at_logout() -> Callable[[], Json]:
 
     def finish() -> Json:
         kills = is_killed(user_name(os.getuid()), asked()["stdout"])
-        error = error_of_scope() if kills and lingers() else ""
-        return {"kills": kills, "lingers": lingers(), "scope_error": error}
+        goes_on = lingers()
+        error = error_of_scope() if kills and goes_on else ""
+        return {"kills": kills, "lingers": goes_on, "scope_error": error}
 
     return finish
 

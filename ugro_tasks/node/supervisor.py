@@ -302,8 +302,9 @@ def last_words(path: str) -> Optional[str]:
     A long one is shortened to the start of the exception and the end of its traceback, still as
     JSON.
     """
-    if (size_of(path) or 0) > ERROR_FILE_BYTES:
-        return "%s is too long to be an error: %d bytes" % (path, size_of(path) or 0)
+    size = size_of(path) or 0
+    if size > ERROR_FILE_BYTES:
+        return "%s is too long to be an error: %d bytes" % (path, size)
     text = read_text(path)
     if len(text) <= ERROR_CHARACTERS:
         return text or None
@@ -338,6 +339,7 @@ def watch(
     """
     deadline = float("inf")
     stopped: Optional[StopOfRank] = None
+    # Whether the rank still ran when it was told to stop: then its end is waited for, and not torchrun's.
     was_running = False
     sampler: Optional[subprocess.Popen[bytes]] = None
     next_sample = float("inf")

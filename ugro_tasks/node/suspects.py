@@ -28,9 +28,10 @@ def suspects(token: str, folder: str) -> List[Json]:
     since = int(stat_of(os.getpid())[19])
     noted = {pid for pid, _, of in noted_processes() if of == token}
     known = tokens_of_all()
+    inside = os.path.realpath(folder)
     found = []
     for pid in younger(since):
-        why = None if pid in known else suspicion(pid, folder, noted)
+        why = None if pid in known else suspicion(pid, inside, noted)
         if why:
             found.append({"pid": pid, "command": command_of(pid), "why": why})
     return found[:MOST]
@@ -46,7 +47,7 @@ def younger(since: int) -> Iterator[int]:
 
 
 def suspicion(pid: int, folder: str, noted: Set[int]) -> Optional[str]:
-    """Return why a process may be of a rank, None if nothing says so."""
+    """Return why a process may be of the rank of a folder, a real path; None if nothing says so."""
     fields = stat_of(pid)
     if fields and int(fields[3]) in noted:
         return "it is in a session of the job's"
@@ -58,7 +59,7 @@ def suspicion(pid: int, folder: str, noted: Set[int]) -> Optional[str]:
         return None if is_of_login(pid) else "it may not be looked at"
     except OSError:
         return None
-    is_inside = (place + "/").startswith(os.path.realpath(folder) + "/")
+    is_inside = (place + "/").startswith(folder + "/")
     return "it is in the job's folder" if is_inside else None
 
 
