@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,10 +14,16 @@ import pytest
 from lab import Lab, LabHost
 from lab.tools import wait_until
 from tests.environments.conftest import UV, Project, give_pixi, sha256, torch_wheel
-from tests.hosts.helpers import background, faults, health, mounted, value
+from tests.hosts.helpers import background, faults, health, mounted, ugro, value
+from tests.unit.node.test_jobs import archive
 from ugro_tasks.cluster.file import read_cluster_file
+from ugro_tasks.cluster.model import Node
+from ugro_tasks.environments.recipe import place_of
 from ugro_tasks.environments.sync import make_locks
 from ugro_tasks.hosts import ssh
+from ugro_tasks.hosts.fleet import connect
+from ugro_tasks.hosts.operations import Prepare
+from ugro_tasks.hosts.requests import ask, node_zip
 
 NAMES = ["lab0", "lab1", "lab2"]
 pytestmark = pytest.mark.skipif(
@@ -127,6 +133,53 @@ def test_venv_takes_only_what_is_pinned(
     )
     assert torch_of(hosts[0], project) == "1.0+stand.in"
     assert len(builds(hosts[0], project)) == 1
+
+
+def test_what_a_job_uses_on_another_machine_with_the_same_folder_stays(
+    project: Project, hosts: list[LabHost], tmp_path: Path
+) -> None:
+    project.document["workers"] = project.document["workers"][:1]
+    project.manage("venv")
+    project.pin_for_pip("1.0")
+    place = str(project.nodes()[0]["paths"]["project"]).removeprefix("~/")
+    with ExitStack() as shared:
+        for host in hosts[:2]:
+            host.path(place).mkdir(parents=True)
+            over = f"{host.home}/{place}"
+            host.run(["mount", "--bind", str(tmp_path), over])
+            shared.callback(host.run, ["umount", "--lazy", over])
+        project.synced()
+        cluster = read_cluster_file(project.cluster_file)
+        job = prepared(cluster.nodes[1])
+        project.pin_for_pip("2.0")
+        done = project.sync("--nodes", "lab0")
+        assert done.returncode == 6
+        assert f"lab0: held by job {job} on lab1 of /home/ada" in done.stderr
+        assert torch_of(hosts[1], project) == "1.0+stand.in"
+        assert ugro("reset", cluster=project.cluster_file).returncode == 0
+        project.synced("--nodes", "lab0")
+        assert torch_of(hosts[1], project) == "2.0+stand.in"
+
+
+def prepared(node: Node) -> str:
+    """A job that waits on a node for its start; its id."""
+    job = "exp1_20260120_120000"
+    zipped = node_zip()
+    request = Prepare(
+        token=f"{job}.c0ffee00:{node.name}:{node.slot}",
+        node=node.name,
+        folder=f"{node.project}/jobs/{job}.c0ffee00.{node.name}",
+        argv=("true",),
+        env={},
+        environment_work=place_of(node)["work"],
+        node_bytes=len(zipped),
+        controller="/home/ada/experiments",
+        hold_seconds=60.0,
+    )
+    host = connect(node, connect_seconds=10.0)
+    ask(host, request, blob=zipped + archive({"train.py": ""}))
+    host.close()
+    return job
 
 
 def test_a_stale_lock_is_said_once(project: Project, hosts: list[LabHost]) -> None:

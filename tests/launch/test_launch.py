@@ -45,6 +45,19 @@ def test_arguments_and_variables_arrive_byte_for_byte(ugro: Ugro) -> None:
     assert f"echo {hostile!r} {hostile!r}" in done.stdout
 
 
+def test_what_a_script_leaves_behind_is_ended_and_named(ugro: Ugro) -> None:
+    done = ugro.launch("exp1", "--daemon")
+    assert done.returncode == 0
+    ranks = ugro.job("exp1").state()["ranks"]
+    for rank in ranks:
+        [outlived] = rank["outlived"]
+        assert re.fullmatch(r"pid \d+ \(sleep 600\)", outlived)
+        words = f"exit code 0; went on without it, and was ended: {outlived}"
+        assert f"rank {rank['rank']} ended: {words}" in done.stdout
+        assert words in ugro.run("status", "exp1").stdout
+    assert ugro.job("exp1").left() == []
+
+
 def test_bytes_that_are_no_text_are_kept_and_never_reach_the_terminal_raw(
     ugro: Ugro,
 ) -> None:

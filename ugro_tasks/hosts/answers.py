@@ -42,6 +42,8 @@ class Holder(Struct, frozen=True, kw_only=True):
 
     job: ShortText | None = None
     token: ShortText | None = None
+    node: ShortText | None = None
+    """Where it runs, if that is another machine that shares the node's environment."""
     controller: Path | None = None
     pid: Pid | None = None
     command: ShortText | None = None
@@ -402,6 +404,8 @@ def describe_holder(holder: Holder | None) -> str:
     holder = holder or Holder()
     job = shortened(holder.job, 100) if holder.job else None
     words = f"held by job {job}" if job else "held by another job"
+    if holder.node:
+        words += f" on {shortened(holder.node, 100)}"
     if holder.user:
         words += f" of the user {shortened(holder.user, 100)}"
     if holder.controller:

@@ -143,6 +143,7 @@ class Prepare(Request[EmptyAnswer], frozen=True, kw_only=True, tag="prepare"):
     argv: tuple[str, ...]
     env: Mapping[str, str]
     activation: tuple[str, ...] = ()
+    environment_work: str | None = None
     node_bytes: int
     controller: str
     hold_seconds: float

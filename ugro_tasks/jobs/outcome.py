@@ -63,6 +63,8 @@ class RankExit(msgspec.Struct, frozen=True, kw_only=True):
     gave_up: bool = False
     left_pids: tuple[int, ...] = ()
     """The processes that would not end with it, as those of another user."""
+    outlived: tuple[str, ...] = ()
+    """The processes that went on after its good end, and were ended."""
     suspects: tuple[str, ...] = ()
     """Processes that may be of it, and why; that is not proven, and they were left alone."""
     outputs: tuple[str, ...] = ()

@@ -48,6 +48,8 @@ class NodePlan(Struct, frozen=True, kw_only=True):
     env: dict[str, str]
     # Prints the variables of a pixi environment; `env` overrides them.
     activation: tuple[str, ...] = ()
+    # The folder in which the environment's users are noted; None: UGRO has not made it.
+    environment_work: str | None = None
     batch_size: Size = 1  # sequences in a micro-step of this rank
     memory: Memory | None = None  # None: there is no estimate
     # The reason without an estimate; None: this script never has one.

@@ -34,6 +34,8 @@ class RankState(Struct, frozen=True, kw_only=True):
     lost: str | None = None
     ended_at: float | None = None
     left_pids: tuple[int, ...] = ()  # of the job, still alive after a stop
+    # Processes that went on after the rank's good end, and were ended.
+    outlived: tuple[str, ...] = ()
     suspects: tuple[str, ...] = ()  # processes that may be of the job: left alone
     proven_gone: bool = False  # the node has proved that no process of the job is left
 

@@ -3,6 +3,8 @@
 FOLDER is the place of the environment (~/ugro/.venv, say). The work folder beside it has
 
     lock                 an flock: one build at a time
+    builder.json         who made the last one
+    users/               the jobs that use it, see `environment_users`
     log                  the output of pip, uv or pixi in the last build
     files/               the recipe's files
     store/               packages from the controller: wheels, a cache of uv's, or a pack of pixi's
@@ -33,6 +35,7 @@ from .environment import (
     stamp_of,
     version_of,
 )
+from .environment_users import user_of_environment
 from .files import Json, expand, write_json
 from .installers import (
     PIP_OPTIONS,
@@ -145,7 +148,7 @@ class Build:
 
     @contextlib.contextmanager
     def _holding_the_node(self) -> Iterator[None]:
-        """Hold the lease of each slot using this environment; refuses with "busy"."""
+        """Hold the lease of each slot using this environment; refuses with "busy", here or where a job uses it."""
         holder = {
             "token": self.request["token"],
             "job": JOB,
@@ -162,6 +165,11 @@ class Build:
                 if others:
                     other = others[0].facts()
                     raise Refusal("busy", "the node is not free", holder=other)
+            user = user_of_environment(self.work)
+            if user is not None:
+                words = "a job uses it on another machine, which shares the folder"
+                raise Refusal("busy", words, holder=user)
+            write_json(os.path.join(self.work, "builder.json"), holder)
             yield
 
     def _tidy(self) -> Iterator[Json]:

@@ -65,8 +65,8 @@ def prepare(request: Json, blob: bytes) -> Json:
     answer: Json = json.loads(said)
     if not answer["leased"]:
         refuse_if_busy(request["token"])
-        words = "another launch took this node in the same moment"
-        raise Refusal("busy", words, holder={})
+        # Nothing holds the node itself, so its environment is being made, or another launch was as quick.
+        raise Refusal("busy", "it is held", holder=answer.get("holder", {}))
     return {"folder": folder}
 
 

@@ -39,7 +39,9 @@ CHUNK_BYTES = 1 << 18
 READER_GONE_SECONDS = 300.0
 MANIFEST_BYTES = 1 << 19
 MANIFEST_SUFFIX = ".manifest.json"
+# Of one rank.
 OUTPUTS_TOLD = 1000
+PROCESSES_TOLD = 20
 
 # Variables able to change torchrun's flags or a rank's place in the gang.
 MISLEADING = re.compile(

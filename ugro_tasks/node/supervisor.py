@@ -14,8 +14,9 @@ import subprocess
 import time
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
+from .environment_users import using
 from .files import Json, expand, read_json, read_text, write_json
-from .gpu import GPU_FIELDS, nvidia_smi
+from .gpu_samples import GpuSampler
 from .lease import Lease, take_lease
 from .processes import (
     Process,
@@ -29,7 +30,7 @@ from .processes import (
     reap,
     slot_of,
 )
-from .protocol import MISLEADING, OUTPUTS_TOLD
+from .protocol import MISLEADING, OUTPUTS_TOLD, PROCESSES_TOLD, Refusal
 
 GO = signal.SIGUSR1
 STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -40,13 +41,14 @@ SHUTDOWN_SIGNS = ("/run/nologin", "/run/systemd/shutdown/scheduled")
 # See prctl(2).
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
-GPU_SAMPLE_SECONDS = 5.0
 # Between two looks at the rank's processes, for whoever must find them without their supervisor.
 LOOK_SECONDS = 5.0
 # Between two looks whether the rank has ended that was told to stop.
 STOP_LOOK_SECONDS = 0.05
 # For processes left behind by a script.
 LEFTOVER_GRACE_SECONDS = 2.0
+# For a script's helpers to end by themselves after it.
+HELPERS_SECONDS = 0.5
 # Far beyond any order's.
 GRACE_SECONDS_MOST = 1e9
 ERROR_CHARACTERS = 20_000
@@ -69,15 +71,27 @@ def supervise(folder: str) -> None:
         "since": time.time(),
     }
     lease = take_lease(slot_of(plan["token"]), holder)
-    if lease:
-        write_json(os.path.join(folder, "supervisor.json"), identity(os.getpid()))
-    os.write(1, json.dumps({"leased": lease is not None}).encode())
-    os.dup2(2, 1)
     if not lease:
+        say({"leased": False})
         return
-    with lease:
+    with lease, contextlib.ExitStack() as used:
+        work = plan.get("environment_work")
+        user = dict(holder, node=plan["node"])
+        try:
+            used.enter_context(using(expand(work) if work else None, user))
+        except Refusal as refusal:
+            say({"leased": False, "holder": refusal.answer["holder"]})
+            return
+        write_json(os.path.join(folder, "supervisor.json"), identity(os.getpid()))
+        say({"leased": True})
         record = run_when_told(folder, plan, lease)
         write_exit_record(folder, record)
+
+
+def say(answer: Json) -> None:
+    """Answer the request that has started this process, which waits for nothing else."""
+    os.write(1, json.dumps(answer).encode())
+    os.dup2(2, 1)
 
 
 def leave_a_guard() -> None:
@@ -239,7 +253,10 @@ def run(folder: str, plan: Json, lease: Lease) -> Json:
         end_all(lambda: others_of_rank(plan["token"]), 0.0)
         return {"error": "%s: %s" % (folder, error.strerror)}
     oom_kills_before = oom_kills()
-    status, stopped = watch(folder, plan, torchrun.pid, lease)
+    with GpuSampler(folder, plan["node"]) as sampler:
+        status, stopped = watch(folder, plan, torchrun.pid, lease, sampler)
+    has_succeeded = status == 0 and not stopped
+    outlived = still_running(plan["token"]) if has_succeeded else []
     # Without a status there is no more grace; otherwise only leftovers of the script are alive.
     grace_seconds = 0.0 if status is None else LEFTOVER_GRACE_SECONDS
     left = end_all(lambda: others_of_rank(plan["token"]), grace_seconds)
@@ -264,6 +281,10 @@ def run(folder: str, plan: Json, lease: Lease) -> Json:
         "error": last_words(os.path.join(folder, "error.json")),
         "started_at": started_at,
         "left_pids": [process.pid for process in left],
+        "outlived": [
+            {"pid": process.pid, "command": process.command}
+            for process in outlived[:PROCESSES_TOLD]
+        ],
         "suspects": suspected,
         "outputs": outputs[:OUTPUTS_TOLD],
         "oom_kills": oom_kills() - oom_kills_before,
@@ -275,6 +296,20 @@ def others_of_rank(token: str, torchrun: Optional[int] = None) -> List[Process]:
     """Return the living processes of a rank but its supervisor, which asks, the supervisor's guard, and torchrun."""
     but = (os.getppid(), torchrun)
     return [process for process in of_rank(token) if process.pid not in but]
+
+
+def still_running(token: str) -> List[Process]:
+    """Return what goes on although torchrun has ended well: a script's daemon may be the work itself.
+
+    Helpers, such as Python's resource tracker, end by themselves a moment after the script.
+    """
+    deadline = time.monotonic() + HELPERS_SECONDS
+    while True:
+        list(reap())
+        found = others_of_rank(token)
+        if not found or time.monotonic() >= deadline:
+            return found
+        time.sleep(STOP_LOOK_SECONDS)
 
 
 def oom_kills() -> int:
@@ -330,7 +365,7 @@ def names_in(folder: str) -> List[str]:
 
 
 def watch(
-    folder: str, plan: Json, torchrun: int, lease: Lease
+    folder: str, plan: Json, torchrun: int, lease: Lease, sampler: GpuSampler
 ) -> Tuple[Optional[int], Optional[StopOfRank]]:
     """Wait for torchrun and return (its wait status, what stopped it).
 
@@ -341,38 +376,22 @@ def watch(
     stopped: Optional[StopOfRank] = None
     # Whether the rank still ran when it was told to stop: then its end is waited for, and not torchrun's.
     was_running = False
-    sampler: Optional[subprocess.Popen[bytes]] = None
-    next_sample = float("inf")
     began = next_look = time.monotonic()
-    if shutil.which("nvidia-smi"):
-        next_sample = time.monotonic()
     while True:
         for pid, status in reap():
             if pid == torchrun:
                 return status, stopped
-            if sampler and pid == sampler.pid:
-                with contextlib.suppress(OSError):
-                    record_sample(folder, plan, sampler)
-                sampler = None
+            sampler.note_end(pid)
         now = time.monotonic()
         if now >= deadline:
             return None, stopped
-        if now >= next_sample:
-            next_sample = now + GPU_SAMPLE_SECONDS
-            if sampler is None:
-                # A lost sample must not end the training.
-                with contextlib.suppress(OSError):
-                    sampler = subprocess.Popen(
-                        nvidia_smi("gpu", GPU_FIELDS),
-                        stdout=subprocess.PIPE,
-                        stderr=subprocess.DEVNULL,
-                    )
+        sampler.take_if_due(now)
         if now >= next_look:
             note_processes(plan["token"])
             lease.clear()
             # A script starts most of its processes early.
             next_look = now + min(LOOK_SECONDS, max(0.2, now - began))
-        wake_at = min(next_sample, next_look, deadline)
+        wake_at = min(sampler.next_at, next_look, deadline)
         if was_running:
             wake_at = min(wake_at, now + STOP_LOOK_SECONDS)
             if not others_of_rank(plan["token"], torchrun):
@@ -389,23 +408,6 @@ def watch(
                 was_running = bool(others_of_rank(plan["token"], torchrun))
             with contextlib.suppress(ProcessLookupError):
                 os.kill(torchrun, signal.SIGTERM)
-
-
-def record_sample(folder: str, plan: Json, sampler: subprocess.Popen[bytes]) -> None:
-    """Append a line to gpu.jsonl for each card in nvidia-smi's output."""
-    # It was reaped by pid, unknown to Popen.
-    sampler.returncode = 0
-    assert sampler.stdout
-    names = GPU_FIELDS.split(",")
-    path = os.path.join(folder, "gpu.jsonl")
-    with sampler.stdout as pipe, open(path, "a") as file:
-        output = pipe.read().decode("utf-8", "replace")
-        for line in output.splitlines():
-            values = [value.strip() for value in line.split(",")]
-            if len(values) != len(names):
-                continue
-            sample = dict(zip(names, values), node=plan["node"], time=time.time())
-            file.write(json.dumps(sample) + "\n")
 
 
 def be_a_child() -> None:

@@ -18,9 +18,7 @@ from .processes import (
     tokens_of_all,
     user_of,
 )
-
-# Told of one rank.
-MOST = 20
+from .protocol import PROCESSES_TOLD
 
 
 def suspects(token: str, folder: str) -> List[Json]:
@@ -34,7 +32,7 @@ def suspects(token: str, folder: str) -> List[Json]:
         why = None if pid in known else suspicion(pid, inside, noted)
         if why:
             found.append({"pid": pid, "command": command_of(pid), "why": why})
-    return found[:MOST]
+    return found[:PROCESSES_TOLD]
 
 
 def younger(since: int) -> Iterator[int]:

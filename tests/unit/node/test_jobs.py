@@ -99,7 +99,11 @@ class Rank:
         self.folder = home / self.at[2:]
 
     def prepare(
-        self, *argv: str, env: dict[str, str] | None = None, hold_seconds: float = 30.0
+        self,
+        *argv: str,
+        env: dict[str, str] | None = None,
+        hold_seconds: float = 30.0,
+        **more: Any,
     ) -> None:
         zipped, code = node_zip(), archive({"train.py": "print('hello')\n"})
         request = Prepare(
@@ -111,6 +115,7 @@ class Rank:
             node_bytes=len(zipped),
             controller="/home/ada/experiments",
             hold_seconds=hold_seconds,
+            **more,
         )
         ask(self.host, request, blob=zipped + code)
 
@@ -1240,7 +1245,7 @@ def test_the_zip_holds_no_file_of_the_rest_of_the_package() -> None:
             "node",
         }
         # It travels with each request.
-    assert len(node_zip()) < 72 << 10
+    assert len(node_zip()) < 80 << 10
 
 
 # ---- what cannot be read ----
@@ -1418,6 +1423,32 @@ def test_what_hides_ends_with_the_script_that_left_it(rank: Rank, hider: str) ->
     assert not (
         rank.home / f".ugro/on-{os.uname().nodename}/processes-{rank.slot}.json"
     ).exists()
+
+
+@hiding
+def test_what_goes_on_after_a_rank_that_succeeded_is_named_and_ended(
+    rank: Rank, hider: str
+) -> None:
+    rank.script(f"{hider}\necho ready; sleep 0.3; exit 0")
+    outlived = rank.ended()["outlived"]
+    assert outlived
+    assert all("sleep" in one["command"] for one in outlived)
+    assert [start_time(one["pid"]) for one in outlived] == [None] * len(outlived)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "sleep 0.2 & echo ready; exit 0",
+        "sleep 60 & echo ready; exit 3",
+        "echo ready; exit 0",
+    ],
+    ids=["a helper that ends by itself", "a failure", "nothing"],
+)
+def test_what_ends_with_a_rank_is_not_named(rank: Rank, script: str) -> None:
+    rank.script(script)
+    assert rank.ended()["outlived"] == []
+    wait_until(lambda: not rank.processes(), "nothing to be left")
 
 
 @hiding

@@ -240,6 +240,7 @@ class Gang:
             argv=plan.argv,
             env=plan.env,
             activation=plan.activation,
+            environment_work=plan.environment_work,
             node_bytes=len(packed),
             # Who holds the nodes, in the words that another controller is shown.
             controller=str(self.experiment.folder.parent),

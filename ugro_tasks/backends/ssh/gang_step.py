@@ -340,6 +340,9 @@ def _notes_of_exit(member: Member, rank_exit: RankExit) -> list[Act]:
     if rank_exit.left_pids:
         pids = ", ".join(map(str, rank_exit.left_pids))
         how += f"; still there: pids {pids}"
+    if rank_exit.outlived:
+        how += f"; went on without it, and was ended: {'; '.join(rank_exit.outlived)}"
+        changes["outlived"] = rank_exit.outlived
     if rank_exit.suspects:
         how += f"; may be of it, left alone: {'; '.join(rank_exit.suspects)}"
         changes["suspects"] = rank_exit.suspects

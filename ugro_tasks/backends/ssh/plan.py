@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from ...cluster.model import Cluster, Node
-from ...environments.recipe import activation_of
+from ...environments.recipe import activation_of, place_of
 from ...errors import LaunchFailed
 from ...hosts.answers import ProbeAnswer
 from ...jobs.attempt_names import folder_of, token_of
@@ -139,6 +139,7 @@ def _node_plan(
             ),
         },
         activation=activation_of(node, facts.environment),
+        environment_work=place_of(node).get("work"),
     )
 
 

@@ -126,6 +126,14 @@ Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 Words = Annotated[str, msgspec.Meta(max_length=300)]
 
 
+class _Outlived(msgspec.Struct, frozen=True):
+    pid: Small
+    command: Words
+
+    def __str__(self) -> str:
+        return printable(f"pid {self.pid} ({self.command})")
+
+
 class _Suspect(msgspec.Struct, frozen=True):
     pid: Small
     command: Words
@@ -146,6 +154,7 @@ class _ExitRecord(msgspec.Struct, frozen=True):
     log_bytes: Size | None = None
     oom_kills: Small = 0
     left_pids: tuple[Small, ...] = ()
+    outlived: tuple[_Outlived, ...] = ()
     suspects: tuple[_Suspect, ...] = ()
     outputs: tuple[str, ...] = ()  # the topmost names of what it wrote
 
@@ -160,6 +169,7 @@ def _end(host: Host, plan: NodePlan, frame: Frame) -> RankExit:
         if frame.kind == EXIT:
             record = decode(_ExitRecord, frame.payload)
             facts = msgspec.structs.asdict(record)
+            facts["outlived"] = tuple(map(str, record.outlived))
             facts["suspects"] = tuple(map(str, record.suspects))
             return RankExit(node=plan.node, rank=plan.rank, at=time.time(), **facts)
         lost = decode(_LostRecord, frame.payload)

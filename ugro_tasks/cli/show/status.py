@@ -120,4 +120,7 @@ def _rank_state(rank: RankState) -> str:
         return f"ended by signal {rank.signal}"
     if rank.exit_code is None:
         return "stopped"
-    return f"exit code {rank.exit_code}"
+    words = f"exit code {rank.exit_code}"
+    if rank.outlived:
+        words += f"; went on without it, and was ended: {'; '.join(rank.outlived)}"
+    return words
