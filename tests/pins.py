@@ -1,5 +1,6 @@
 """The releases that are pinned in requirements/."""
 
+import re
 import tomllib
 from importlib.metadata import metadata
 from pathlib import Path
@@ -9,16 +10,22 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
+PIN = re.compile(r"^([\w.-]+)==([^\s;]+)", re.MULTILINE)
+HASHED_PIN = re.compile(rf"{PIN.pattern}[^\n]*\\\n +--hash=sha256:[0-9a-f]{{64}}", re.MULTILINE)  # fmt: skip
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def pins_of(file: str) -> dict[str, str]:
     """{package: release} of a file of requirements."""
-    lines = (ROOT / "requirements" / f"{file}.txt").read_text().splitlines()
-    pinned = [
-        line.split("==") for line in lines if line and not line.startswith(("#", "-r "))
-    ]
-    return {canonicalize_name(name): version for name, version in pinned}
+    text = (ROOT / "requirements" / f"{file}.txt").read_text()
+    return {canonicalize_name(name): version for name, version in PIN.findall(text)}
+
+
+def without_hash(file: str) -> list[str]:
+    """The packages of a file of requirements whose files nothing is known of."""
+    text = (ROOT / "requirements" / f"{file}.txt").read_text()
+    hashed = {match[1] for match in HASHED_PIN.finditer(text)}
+    return [name for name, _ in PIN.findall(text) if name not in hashed]
 
 
 def too_new_for_the_oldest_python(file: str) -> dict[str, str]:

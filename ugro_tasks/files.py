@@ -515,6 +515,17 @@ def _written(
         raise OSError(error.errno, error.strerror, str(shown)) from error
 
 
+def process_lives(pid: str) -> bool:
+    """Return whether a process of this number runs here, whoever's it is."""
+    try:
+        os.kill(int(pid), 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    return True
+
+
 def leave_room(folder: int | Path, shown: Path | None = None) -> None:
     """Raise OSError if the disk of a folder or descriptor is nearly full.
 

@@ -16,7 +16,12 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.pins import PYPROJECT, pins_of, too_new_for_the_oldest_python
+from tests.pins import (
+    PYPROJECT,
+    pins_of,
+    too_new_for_the_oldest_python,
+    without_hash,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 # A set-up takes five seconds, and on a machine with other work a minute.
@@ -79,6 +84,7 @@ class Checkout:
         for folder in ("bin", "requirements", "wheels"):
             (root / folder).mkdir(parents=True)
         shutil.copy(ROOT / "bin" / "ugro", root / "bin")
+        shutil.copy(ROOT / "requirements" / "pip.txt", root / "requirements")
         # Where programs put what they need for a moment, if nobody tells them otherwise.
         self.temporary = root.parent / "temporary"
         self.temporary.mkdir(exist_ok=True)
@@ -332,6 +338,12 @@ def test_every_dependency_is_pinned_within_its_range(file: str) -> None:
     pins = pins_of(file)
     for requirement in map(Requirement, wanted):
         assert pins[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+@pytest.mark.parametrize("file", ["control", "dev", "docs", "pip"])
+def test_nothing_is_installed_but_what_its_hash_names(file: str) -> None:
+    assert pins_of(file)
+    assert without_hash(file) == []
 
 
 def test_files_that_are_installed_into_one_environment_agree() -> None:

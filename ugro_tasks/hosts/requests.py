@@ -28,10 +28,13 @@ from .operations import Build, Probe, Request
 
 A = TypeVar("A")
 
-# Run by the remote login shell. The zip is in memory only (memfd), so nothing is left on the node.
+# Run by the remote login shell; not every one takes a line feed within quotes. The zip is in memory only, or where that
+# is refused in a file without a name, so nothing is left on the node.
 BOOTSTRAP = (
     "import os,sys;sys.version_info<(3,8)and sys.exit('Python %d.%d'%sys.version_info[:2]+', and UGRO needs 3.8');"
-    "f=os.memfd_create('ugro');os.write(f,sys.stdin.buffer.read(int(sys.argv[1])));"
+    r"exec('try:f=os.memfd_create(\'ugro\')\nexcept OSError:"
+    "import tempfile;kept=tempfile.TemporaryFile();f=kept.fileno()');"
+    "os.write(f,sys.stdin.buffer.read(int(sys.argv[1])));"
     "sys.path.insert(0,'/proc/self/fd/%d'%f);del sys.argv[1];from node.main import main;main()"
 )
 TOO_OLD = ", and UGRO needs "

@@ -28,7 +28,7 @@ import msgspec
 from ..cluster.model import Cluster
 from ..codec import UNREADABLE, convert, decode
 from ..errors import NotSigned, RecordError
-from ..files import File, Folder, Held
+from ..files import File, Folder, Held, process_lives
 from ..node.processes import user_name
 from ..node.protocol import GPU, LOG, METRICS
 from .gpu_use import GpuSamples
@@ -269,7 +269,7 @@ class Experiment:
         """Remove the temporary files of records, left by killed processes."""
         for entry in self.files.entries():
             found = HALF_WRITTEN.fullmatch(entry.name)
-            if found and not Path("/proc", found[1]).exists():
+            if found and not process_lives(found[1]):
                 with contextlib.suppress(OSError):
                     self.files.remove(entry.name)
 

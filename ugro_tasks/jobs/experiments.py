@@ -17,7 +17,7 @@ from typing import IO, Any
 import msgspec
 
 from ..errors import JobNotFound, RecordError
-from ..files import File, Folder, Held
+from ..files import File, Folder, Held, process_lives
 from ..node.files import NO_LOCKS
 from .experiment import Experiment, is_id, name_of, stamp_of
 from .phase import Phase
@@ -87,8 +87,7 @@ class Experiments:
         ours = f".making-{os.uname().nodename}"
         for left in self.folder.glob(f"{ours}-*"):
             # Left by a command that was killed here.
-            pid = left.name.split("-")[-2]
-            if not Path("/proc", pid).exists():
+            if not process_lives(left.name.split("-")[-2]):
                 shutil.rmtree(left, ignore_errors=True)
         making = self.folder / f"{ours}-{os.getpid()}-{time.time_ns()}"
         draft = Experiment(making)

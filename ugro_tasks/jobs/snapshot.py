@@ -15,6 +15,8 @@ from .record import Code
 
 NOT_CODE = ("__pycache__", "*.pyc", ".git", ".*_cache", ".venv")
 CODE_LIMIT_BYTES = 64 << 20
+# For git to say its commit; it is not worth more.
+GIT_SECONDS = 10.0
 
 
 def snapshot(scripts: Path, target: Folder) -> Code:
@@ -113,7 +115,12 @@ def _git_commit(folder: Path) -> str | None:
     if not shutil.which("git"):
         return None
     argv = ["git", "-C", str(folder), "rev-parse", "HEAD"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, timeout=GIT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 

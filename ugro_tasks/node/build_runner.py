@@ -13,12 +13,12 @@ import subprocess
 import time
 from typing import Any, Dict, Generator, Iterator, List, Optional
 
-from .files import NO_LOCKS, Json, read_text
+from .files import NO_LOCKS, Json, read_end, read_text
 from .processes import end_all, of_rank
 
 PROGRESS_SECONDS = 0.5
 POLL_SECONDS = 0.05
-TAIL_CHARACTERS = 6000
+TAIL_BYTES = 6000
 PR_SET_PDEATHSIG = 1
 
 
@@ -114,7 +114,7 @@ class Runner:
 
     def tail(self) -> str:
         """Return the end of the log."""
-        return read_text(self.log)[-TAIL_CHARACTERS:]
+        return read_end(self.log, TAIL_BYTES)
 
 
 def be_a_child() -> None:

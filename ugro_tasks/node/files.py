@@ -51,6 +51,16 @@ def read_text(path: str) -> str:
         return ""
 
 
+def read_end(path: str, size: int) -> str:
+    """Read the last `size` bytes of a file as UTF-8, with invalid ones replaced; return "" if it cannot be read."""
+    try:
+        with open_plain(path) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+            return file.read(size).decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
 def read_json(path: str) -> Optional[Json]:
     """Read a JSON object; return None for anything else: no file, or one that a power cut has torn."""
     try:

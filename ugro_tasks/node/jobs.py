@@ -147,9 +147,8 @@ def start(request: Json) -> Json:
     if supervisor and not os.path.exists(running):
         with contextlib.suppress(ProcessLookupError):
             os.kill(supervisor, signal.SIGUSR1)
-    while supervisor_of(folder):
-        if os.path.exists(running) or os.path.exists(ended):
-            break
+    # An exit record may be forged, so only the supervisor's end is one.
+    while supervisor_of(folder) and not os.path.exists(running):
         time.sleep(0.005)
     if not os.path.exists(running):
         record = read_json(ended) or {"error": "the supervisor is gone"}

@@ -19,6 +19,7 @@ from .files import Json, expand, read_json, read_text, write_json
 from .gpu_samples import GpuSampler
 from .lease import Lease, take_lease
 from .processes import (
+    SECOND_LOOK_SECONDS,
     Process,
     clean_environment,
     end_all,
@@ -298,6 +299,14 @@ def others_of_rank(token: str, torchrun: Optional[int] = None) -> List[Process]:
     return [process for process in of_rank(token) if process.pid not in but]
 
 
+def has_ended(token: str, torchrun: int) -> bool:
+    """Return whether nothing of a rank is left beside torchrun; a process may fork and end, so it takes two looks."""
+    if others_of_rank(token, torchrun):
+        return False
+    time.sleep(SECOND_LOOK_SECONDS)
+    return not others_of_rank(token, torchrun)
+
+
 def still_running(token: str) -> List[Process]:
     """Return what goes on although torchrun has ended well: a script's daemon may be the work itself.
 
@@ -394,7 +403,7 @@ def watch(
         wake_at = min(sampler.next_at, next_look, deadline)
         if was_running:
             wake_at = min(wake_at, now + STOP_LOOK_SECONDS)
-            if not others_of_rank(plan["token"], torchrun):
+            if has_ended(plan["token"], torchrun):
                 # torchrun would take a second to come to its end, in which nothing of use happens.
                 os.kill(torchrun, signal.SIGKILL)
                 return None, stopped

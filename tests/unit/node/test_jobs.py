@@ -853,9 +853,7 @@ def test_the_gpus_are_sampled_meanwhile(
 
 
 def test_a_script_that_obeys_term_ends_in_its_own_way(rank: Rank) -> None:
-    rank.script(
-        "trap 'echo saved; exit 5' TERM; echo ready; while :; do sleep 0.02; done"
-    )
+    rank.script("trap 'echo saved; exit 5' TERM; sleep 60 & echo ready; wait")
     answer = rank.stop()
     assert (answer["left"], answer["exit"]["code"], answer["exit"]["stopped"]) == (
         [],
@@ -1003,9 +1001,7 @@ def test_a_stop_that_discards_takes_the_folder(rank: Rank) -> None:
 def test_when_the_supervisor_is_killed_its_script_ends_and_the_node_is_free(
     rank: Rank, other: Rank
 ) -> None:
-    rank.script(
-        "trap 'echo saved; exit' TERM; echo ready; while :; do sleep 0.02; done"
-    )
+    rank.script("trap 'echo saved; exit' TERM; sleep 60 & echo ready; wait")
     rank.kill_supervisor()
     wait_until(lambda: not rank.processes(), "the script to end")
     assert "saved" in rank.log
@@ -1194,6 +1190,24 @@ def test_following_ends_when_the_reader_has_gone(rank: Rank) -> None:
 
 
 # ---- the zip and its Pythons ----
+
+
+def test_a_node_that_refuses_memory_files_is_spoken_to_all_the_same(
+    rank: Rank, tmp_path: Path
+) -> None:
+    refusing = "import os;os.memfd_create=lambda name:os.open('/none',0);"
+    zipped = node_zip()
+    request = to_builtins(State(folder=rank.at, token=rank.token))
+    done = subprocess.run(
+        [sys.executable, "-ES", "-c", refusing + BOOTSTRAP, str(len(zipped))],
+        input=zipped + json.dumps(request).encode() + b"\n",
+        env=os.environ | {"TMPDIR": str(tmp_path / "home")},
+        capture_output=True,
+        check=True,
+    )
+    answer = json.loads(done.stdout.rpartition(protocol.MARK)[2])
+    assert answer["known"] is False
+    assert sorted(path.name for path in (tmp_path / "home").iterdir()) == [".ugro"]
 
 
 @pytest.mark.parametrize("python", pythons(), ids=lambda path: Path(path).parts[-3])
