@@ -317,6 +317,8 @@ class StateAnswer(Struct, frozen=True, kw_only=True):
     supervised: bool
     started: bool
     processes: list[Process]
+    paused: tuple[Pid, ...] = ()
+    """Those of the processes that a signal or a debugger has halted: they neither end nor go on."""
     exit: dict[str, Any] | None = None
 
 

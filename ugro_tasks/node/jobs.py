@@ -19,6 +19,7 @@ from .processes import (
     clean_environment,
     end_all,
     folder_of_supervisor,
+    is_paused,
     job_of,
     of_rank,
     of_slot,
@@ -188,12 +189,14 @@ def stop(request: Json) -> Json:
 def state(request: Json) -> Json:
     """Return the facts about a job here, from its folder and the process table."""
     folder = expand(request["folder"])
+    found = of_rank(request["token"])
     return {
         "known": os.path.isdir(folder),
         "supervised": supervisor_of(folder) is not None,
         "started": os.path.exists(os.path.join(folder, "torchrun.json")),
         "exit": read_json(os.path.join(folder, "exit.json")),
-        "processes": [process.facts() for process in of_rank(request["token"])],
+        "processes": [process.facts() for process in found],
+        "paused": [process.pid for process in found if is_paused(process.pid)],
     }
 
 

@@ -109,6 +109,11 @@ def is_alive(fields: List[str]) -> bool:
     return bool(fields) and fields[0] not in "ZX"
 
 
+def is_paused(pid: int) -> bool:
+    """Tell whether a signal such as SIGSTOP, or a debugger, has halted a process."""
+    return stat_of(pid)[:1] in (["T"], ["t"])
+
+
 def stat_of(pid: int) -> List[str]:
     """Return the fields of /proc/<pid>/stat from the third one, the state; [] for no process."""
     return read_text("/proc/%d/stat" % pid).rpartition(")")[2].split()

@@ -1001,7 +1001,9 @@ def test_a_stop_that_discards_takes_the_folder(rank: Rank) -> None:
 def test_when_the_supervisor_is_killed_its_script_ends_and_the_node_is_free(
     rank: Rank, other: Rank
 ) -> None:
-    rank.script("trap 'echo saved; exit' TERM; sleep 60 & echo ready; wait")
+    rank.script(
+        "trap 'echo saved; exit' TERM; echo ready; while :; do sleep 0.02; done"
+    )
     rank.kill_supervisor()
     wait_until(lambda: not rank.processes(), "the script to end")
     assert "saved" in rank.log
@@ -1020,9 +1022,21 @@ def test_what_outlives_a_killed_supervisor_is_stopped_by_its_token(rank: Rank) -
 # ---- state and reset ----
 
 
+def test_a_rank_that_was_halted_is_named_until_it_goes_on(rank: Rank) -> None:
+    rank.script("echo ready; exec sleep 60")
+    [halted] = [one.pid for one in rank.processes() if one.command == "sleep 60"]
+    assert rank.state()["paused"] == []
+    os.kill(halted, signal.SIGSTOP)
+    wait_until(lambda: rank.state()["paused"] == [halted], "it to be named")
+    os.kill(halted, signal.SIGCONT)
+    wait_until(lambda: rank.state()["paused"] == [], "it to go on")
+    os.kill(halted, signal.SIGSTOP)
+    assert rank.stop(0.2)["left"] == []
+
+
 def test_the_state_of_what_was_never_there(rank: Rank) -> None:
     assert rank.state() == {
-        "known": False, "supervised": False, "started": False, "exit": None, "processes": [],
+        "known": False, "supervised": False, "started": False, "exit": None, "processes": [], "paused": [],
     }  # fmt: skip
 
 

@@ -102,7 +102,13 @@ def _live(answer: StateAnswer | NoAnswer) -> str:
 
     if isinstance(answer, NoAnswer):
         return answer.error
-    return f"{len(answer.processes)} processes, supervised: {answer.supervised}"
+    words = f"{len(answer.processes)} processes, supervised: {answer.supervised}"
+    if answer.paused:
+        pids = " ".join(map(str, answer.paused))
+        words += (
+            f"; halted by a signal or a debugger; to go on, there: kill -CONT {pids}"
+        )
+    return words
 
 
 def _rank_state(rank: RankState) -> str:

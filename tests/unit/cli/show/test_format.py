@@ -163,7 +163,7 @@ def an_example_of_job(tmp_path: Path) -> None:
         live={
             "gpu0": NoAnswer(error=HOSTILE),
             "gpu1": StateAnswer(
-                known=True, supervised=True, started=True, processes=[]
+                known=True, supervised=True, started=True, processes=[], paused=(7,)
             ),
         },
     )
