@@ -30,7 +30,7 @@ from ugro_tasks.backends.ssh.gang_loop import Gang
 from ugro_tasks.backends.ssh.gang_step import step
 from ugro_tasks.backends.ssh.late_stop import left_behind
 from ugro_tasks.backends.ssh.loop import Common, Loop, StopAsked, StopWatch, Tick
-from ugro_tasks.errors import Interrupted, NotFit, UgroError
+from ugro_tasks.errors import NotFit, UgroError
 from ugro_tasks.hosts.fleet import Fleet
 from ugro_tasks.hosts.retry import retry_pause
 from ugro_tasks.jobs.attempt_names import folder_of, token_of
@@ -209,8 +209,7 @@ class SimulatedBackend(SshBackend):
             if number > 1:
                 self.stop()
             if self.journal.stop_asked:
-                words = "before it started"
-                return Outcome(phase=Phase.STOPPED, error=Interrupted, words=words)
+                return Outcome.stopped("before it started")
             missing = [name for name in names if not self._world.is_free(name)]
             if not missing:
                 break

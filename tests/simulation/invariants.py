@@ -105,6 +105,7 @@ class Truth:
                 assert state.exit_code == 0
             case "stopped":
                 assert self.was_stop_asked or self.was_reset, state
+                assert state.reason in {"asked", "reset"}, state
                 assert state.reason != "reset" or self.was_reset
             case "refused":
                 assert not self.ever_ran, state

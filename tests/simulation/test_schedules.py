@@ -43,7 +43,6 @@ def test_every_state_and_every_end_was_met(summary: suite.Summary) -> None:
         "succeeded",
         "failed",
         "refused",
-        "stopped",
         "stopped: asked",
         "stopped: reset",
     }

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from ..backends.api import AttemptEnd, Backend
-from ..errors import Interrupted, JobFailed, RecordError, UgroError
+from ..errors import JobFailed, RecordError, UgroError
 from ..hosts.retry import retry_pause
 from ..jobs.checkpoints import newest_whole
 from ..jobs.experiments import Experiments
@@ -311,4 +311,4 @@ def _stopped(end: AttemptEnd, reason: Reason) -> Outcome:
     ]
     if resets:
         words = f"{', '.join(resets)}; nothing of it is left on any node"
-    return Outcome(phase=Phase.STOPPED, error=Interrupted, words=words, reason=reason)
+    return Outcome.stopped(words, reason)

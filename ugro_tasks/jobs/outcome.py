@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ..errors import UgroError
+from ..errors import Interrupted, UgroError
 from .phase import Phase, Reason
 from .state import Cause
 
@@ -18,9 +18,18 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     words: str = ""
     cause: Cause | None = None
     reason: Reason | None = None
-    """Why it was stopped."""
+    """Why it was stopped; None if it was not."""
     final: bool = False
     """Whether a restart cannot help."""
+
+    def __post_init__(self) -> None:
+        if (self.phase is Phase.STOPPED) != (self.reason is not None):
+            raise ValueError(f"{self.phase} for the reason {self.reason}")
+
+    @classmethod
+    def stopped(cls, words: str, reason: Reason = Reason.ASKED) -> Outcome:
+        """Make the end of what somebody has asked to stop, or reset."""
+        return cls(phase=Phase.STOPPED, error=Interrupted, words=words, reason=reason)
 
     @property
     def exit_code(self) -> int:

@@ -12,7 +12,6 @@ from ugro_tasks.agent.restart import End, Restart, next_step
 from ugro_tasks.errors import (
     EnvironmentFault,
     HostUnreachable,
-    Interrupted,
     JobFailed,
     LaunchFailed,
     NodesBusy,
@@ -23,7 +22,7 @@ from ugro_tasks.errors import (
     UgroError,
 )
 from ugro_tasks.jobs.outcome import Outcome
-from ugro_tasks.jobs.phase import Phase
+from ugro_tasks.jobs.phase import Phase, Reason
 from ugro_tasks.jobs.state import Attempt, JobState
 
 SUCCESS = Outcome(phase=Phase.SUCCEEDED)
@@ -37,9 +36,9 @@ UNFIT_LATER = Outcome(phase=Phase.FAILED, error=NotFit, words="gpu1: disk: 1 GiB
 NOT_BACK = Outcome(
     phase=Phase.FAILED, error=NotFit, words="gpu1 did not come back", final=True
 )
-STOPPED = Outcome(phase=Phase.STOPPED, error=Interrupted, words="as asked")
+STOPPED = Outcome.stopped("as asked")
 STOPPED_UNPROVEN = Outcome(
-    phase=Phase.STOPPED, error=StopUnproven, words="gpu1: pids 41"
+    phase=Phase.STOPPED, error=StopUnproven, words="gpu1: pids 41", reason=Reason.ASKED
 )
 FAILED_UNPROVEN = Outcome(phase=Phase.FAILED, error=StopUnproven, words="gpu1: pids 41")
 
@@ -165,7 +164,8 @@ def test_what_a_restart_does_not_mend_ends_the_job(
 
 @pytest.mark.parametrize("phase", list(Phase))
 def test_nothing_follows_once_a_stop_was_asked_for(phase: Phase) -> None:
-    outcome = Outcome(phase=phase, error=JobFailed, words="why")
+    reason = Reason.ASKED if phase is Phase.STOPPED else None
+    outcome = Outcome(phase=phase, error=JobFailed, words="why", reason=reason)
     assert isinstance(
         following(Case(outcome=outcome, max_restarts=9, stop_asked=True)), End
     )

@@ -12,7 +12,6 @@ from ugro_tasks.backends.api import AttemptEnd, Backend
 from ugro_tasks.cluster.model import Cluster
 from ugro_tasks.errors import (
     HostUnreachable,
-    Interrupted,
     LaunchFailed,
     NodesBusy,
     NotFit,
@@ -158,7 +157,7 @@ class FakeBackend:
 
     def _refusal(self, names: Sequence[str]) -> Outcome | None:
         if self.journal.stop_asked:
-            return _stopped("before it started")
+            return Outcome.stopped("before it started")
         held = [name for name in names if self.machines[name].held]
         if held:
             words = f"{', '.join(held)}: taken"
@@ -185,7 +184,7 @@ class FakeBackend:
             if not away:
                 return None, names
             if self.journal.stop_asked:
-                return _stopped("before it started again"), []
+                return Outcome.stopped("before it started again"), []
             if time.monotonic() > deadline:
                 return self._go_without(away, names)
             time.sleep(POLL_SECONDS)
@@ -234,7 +233,7 @@ class FakeBackend:
         if left:
             return Outcome(phase=Phase.FAILED, error=StopUnproven, words=words)
         if not faults:
-            return _stopped("before it started")
+            return Outcome.stopped("before it started")
         if all(isinstance(fault, NodesBusy) for fault in faults):
             return Outcome(phase=Phase.REFUSED, error=NodesBusy, words=words)
         return Outcome(phase=Phase.FAILED, error=LaunchFailed, words=words)
@@ -421,8 +420,6 @@ class _Watch:
         if not left or not waited:
             return None
         phase = Phase.STOPPED if self.asked else Phase.FAILED
-        return Outcome(phase=phase, error=StopUnproven, words="\n".join(left))
-
-
-def _stopped(words: str) -> Outcome:
-    return Outcome(phase=Phase.STOPPED, error=Interrupted, words=words)
+        reason = Reason.ASKED if self.asked else None
+        words = "\n".join(left)
+        return Outcome(phase=phase, error=StopUnproven, words=words, reason=reason)

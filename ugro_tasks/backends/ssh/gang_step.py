@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from ...errors import HostError, Interrupted, LaunchFailed, NodesBusy, StopUnproven
+from ...errors import HostError, LaunchFailed, NodesBusy, StopUnproven
 from ...hosts.retry import retry_pause
 from ...jobs.outcome import Outcome, RankExit
 from ...jobs.phase import Phase, Reason
@@ -146,8 +146,7 @@ def _outcome_of_undo(state: GangState) -> Outcome:
         lines = "\n".join([*words, *left])
         return Outcome(phase=Phase.FAILED, error=StopUnproven, words=lines)
     if not state.faults:
-        words = ["before it started"]
-        return Outcome(phase=Phase.STOPPED, error=Interrupted, words=words[0])
+        return Outcome.stopped("before it started")
     if all(isinstance(fault, NodesBusy) for fault in state.faults):
         return Outcome(phase=Phase.REFUSED, error=NodesBusy, words="\n".join(words))
     failed = f"the {state.steps[0]} failed, so nothing runs anywhere:"
@@ -534,7 +533,10 @@ def _outcome_of_stop(state: GangState) -> Outcome | None:
     else:
         # A restart looks after the nodes that are missing, and an end without one names the rank that was lost.
         return None
-    return Outcome(phase=phase, error=StopUnproven, words="\n".join(left))
+    words = "\n".join(left)
+    return Outcome(
+        phase=phase, error=StopUnproven, words=words, reason=state.stopped_for
+    )
 
 
 # ---- helpers ----

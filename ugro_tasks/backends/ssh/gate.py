@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from ...cluster.model import Cluster
-from ...errors import Interrupted, NotFit, UgroError
+from ...errors import NotFit, UgroError
 from ...health.report import ClusterHealth
 from ...hosts.retry import retry_pause
 from ...jobs.outcome import Outcome
@@ -149,7 +149,7 @@ def _stop_asked(state: GateState) -> Result:
     if state.look_at is None:
         # What is under way ends soon.
         return asked, []
-    return _over(asked, _stopped("before it started again"))
+    return _over(asked, Outcome.stopped("before it started again"))
 
 
 # ---- the first attempt ----
@@ -175,7 +175,7 @@ def _make_environments(state: GateState, seen: Probed) -> Result:
 def _made(state: GateState, fault: UgroError | None) -> Result:
     if state.stop_asked:
         words = "while environments were made; what was in use stays in use"
-        return _over(state, _stopped(words))
+        return _over(state, Outcome.stopped(words))
     if fault:
         outcome = Outcome(phase=Phase.REFUSED, error=fault, words=fault.text)
         return _over(state, outcome)
@@ -186,7 +186,7 @@ def _refusal(
     state: GateState, health: ClusterHealth, late: Collection[str] = ()
 ) -> Outcome | None:
     if state.stop_asked:
-        return _stopped("before it started")
+        return Outcome.stopped("before it started")
     error = health.refusal(force=state.record.force, late=late)
     if error is None:
         return None
@@ -210,7 +210,7 @@ def _looked_for_all(state: GateState, health: ClusterHealth, now: float) -> Resu
         # A stop that was asked for is left to the start, which undoes what it has prepared.
         return _over(state, _admitted(state, health))
     if state.stop_asked:
-        return _over(state, _stopped("before it started again"))
+        return _over(state, Outcome.stopped("before it started again"))
     if not _any_answers(state, health):
         return _wait_for_any(state, now)
     if now > state.deadline:
@@ -298,10 +298,6 @@ def _not_back(gone: Collection[str], health: ClusterHealth) -> Outcome:
 
 def _admitted(state: GateState, health: ClusterHealth) -> Admitted:
     return Admitted(nodes=state.names, health=health, left_behind=state.gone)
-
-
-def _stopped(words: str) -> Outcome:
-    return Outcome(phase=Phase.STOPPED, error=Interrupted, words=words)
 
 
 def _over(state: GateState, result: Admitted | Outcome) -> Result:
