@@ -1,14 +1,16 @@
 """Whole launches on three hosts in which something breaks: nothing is lost, nothing is left, the cause is named."""
 
 import json
+import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 from lab import Lab, LabHost
 from lab.tools import wait_until
-from lab.ugro import Ugro
+from lab.ugro import Ugro, is_agent
 
 
 def test_a_link_cut_for_twenty_seconds_loses_no_byte(
@@ -220,6 +222,44 @@ def test_a_job_whose_node_will_not_come_back_can_be_given_up(
     hosts[1].mend()
     assert ugro.run("reset", "--nodes", "lab1").returncode == 0
     assert job.left() == []
+
+
+def test_a_copy_of_the_folder_is_left_alone_while_the_job_goes_on(
+    ugro: Ugro, lab: Lab, hosts: list[LabHost], tmp_path: Path
+) -> None:
+    job = ugro.detach("exp1", "--seconds 4", "--max-restarts", "1")
+    job.wait_for_log("step 1", rank=1)
+    (tmp_path / "copy").mkdir()
+    copy = Ugro(lab, tmp_path / "copy", hosts=2)
+    shutil.copytree(ugro.experiments, copy.experiments, symlinks=True)
+    done = copy.run("status", "exp1")
+    assert done.returncode == 0
+    words = f"it is supervised in {job.folder}, of which this folder is a copy"
+    assert words in done.stderr
+    assert copy.agent_pid() == 0
+    assert words in copy.run("stop", "exp1").stderr
+    hosts[1].kill(job.pid(hosts[1], "rehearse.py"))
+    state = job.wait_for("succeeded", "failed", "stopped")
+    assert (state["state"], len(state["attempts"])) == ("succeeded", 2)
+
+
+def test_a_folder_that_was_moved_to_another_disk_is_gone_on_with_there(
+    ugro: Ugro, lab: Lab, tmp_path: Path
+) -> None:
+    job = ugro.detach("exp1", "--seconds 6")
+    job.wait_for_log("step 1", rank=1)
+    before = ugro.agent_pid()
+    (tmp_path / "moved").mkdir()
+    moved = Ugro(lab, tmp_path / "moved", hosts=2)
+    # As `mv` does it between two disks.
+    shutil.copytree(ugro.experiments, moved.experiments, symlinks=True)
+    shutil.rmtree(ugro.experiments)
+    wait_until(lambda: moved.run("status").stderr == "", "the jobs to be offered")
+    wait_until(lambda: not is_agent(before, ugro.experiments), "the agent to leave")
+    state = moved.job("exp1").wait_for("succeeded", "failed")
+    assert state["state"] == "succeeded"
+    assert all(there == here for there, here in moved.job("exp1").digests())
+    moved.close()
 
 
 def test_a_job_that_ended_while_no_agent_lived_is_not_run_again(ugro: Ugro) -> None:

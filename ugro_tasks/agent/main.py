@@ -30,6 +30,7 @@ from ..jobs.experiments import Experiments
 from ..jobs.journal import Journal
 from ..jobs.log import open_log
 from ..jobs.phase import Phase
+from ..jobs.sole_supervision import SoleSupervision
 from ..jobs.state import Cause
 from .supervise import Supervision
 
@@ -47,6 +48,7 @@ class Agent:
         self.experiments = experiments.held()
         self._locks: list[io.FileIO] = []
         self._jobs: dict[str, threading.Thread] = {}
+        self._rights: dict[str, SoleSupervision] = {}
         self._hosts: dict[Node, Host] = {}
         self._left_alone: dict[str, str] = {}
         self._seen = -1
@@ -102,7 +104,9 @@ class Agent:
         """Go on in what has the folder's path now; return whether jobs are left that no other agent goes on with."""
         there = Experiments(self.experiments.folder)
         if not self._jobs or not there.folder.is_dir():
-            return bool(self._jobs)
+            return bool(self._jobs) and not self._has_successor()
+        if not all(right.claim() for right in list(self._rights.values())):
+            return False
         # Where there are no locks no other agent has one either.
         with contextlib.suppress(RecordError):
             lock = there.take_agent_lock()
@@ -111,6 +115,11 @@ class Agent:
             self._locks.append(lock)
         self.experiments.take_up_again()
         return True
+
+    def _has_successor(self) -> bool:
+        """Offer the jobs to who has the folder elsewhere by now; return whether one was taken."""
+        taken = [right.offer() for right in list(self._rights.values())]
+        return any(taken)
 
     def _say_once(self, words: str) -> None:
         if words != self._said:
@@ -125,12 +134,27 @@ class Agent:
         self._left_alone = left_alone
         for experiment in ours:
             if experiment.job_id not in self._jobs:
+                right = SoleSupervision.take(experiment)
+                if right is None:
+                    # A command looks at it, or it has just been taken in a copy of the folder.
+                    self._seen = -1
+                    continue
+                self._rights[experiment.job_id] = right
                 name = f"job-{experiment.job_id}"
                 thread = threading.Thread(
-                    target=self._supervise, args=(experiment,), name=name, daemon=True
+                    target=self._supervise_alone,
+                    args=(experiment,),
+                    name=name,
+                    daemon=True,
                 )
                 self._jobs[experiment.job_id] = thread
                 thread.start()
+
+    def _supervise_alone(self, experiment: Experiment) -> None:
+        try:
+            self._supervise(experiment)
+        finally:
+            self._rights.pop(experiment.job_id).end()
 
     def _supervise(self, experiment: Experiment) -> None:
         try:

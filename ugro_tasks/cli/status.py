@@ -37,19 +37,21 @@ def status(
     from .show.status import show_job, show_jobs
 
     chosen = api.open_cluster(cluster)
+    left_alone: dict[str, str] = {}
     if not is_dry(context):
         no_agent, left_alone = api.wake_agent(chosen)
         if no_agent:
             note(no_agent)
-        if name is None:
-            for why in left_alone.values():
-                note(why)
     if name is None:
         if live:
             raise UsageError("--live needs the name of a job")
+        for why in left_alone.values():
+            note(why)
         lines = api.status(chosen, limit=None if every else 20)
         show_jobs(lines, as_json=json)
         return lines
     report = api.job_report(name, chosen, live=live)
+    if report.job_id in left_alone:
+        note(left_alone[report.job_id])
     show_job(report, as_json=json)
     return report

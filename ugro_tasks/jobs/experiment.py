@@ -38,6 +38,7 @@ from .record import JobRecord, Kind, in_present_format
 from .record_file import FORMAT, Document, RecordFile, with_unknown_fields
 from .signature import is_signed, sign
 from .snapshot import pack
+from .sole_supervision import supervised_elsewhere
 from .state import Event, JobState
 
 JOB_ID = re.compile(r".+_\d{8}_\d{6}", re.ASCII | re.DOTALL)
@@ -177,7 +178,7 @@ class Experiment:
             )
 
     def check_supervisable(self) -> None:
-        """Raise RecordError if no agent of this user and this version may supervise the job.
+        """Raise RecordError if no agent of this user, this version and this folder may supervise the job.
 
         Whatever cannot be understood is left as it is: another version of UGRO may have written it.
         """
@@ -192,7 +193,12 @@ class Experiment:
         elif not state.phase.known:
             why = f"its state is {state.phase}, a word that this UGRO does not know"
         else:
-            return
+            there = supervised_elsewhere(self)
+            if there is None:
+                return
+            raise RecordError(
+                f"{self.job_id}: it is supervised in {there}, of which this folder is a copy; it is left alone here"
+            )
         raise RecordError(f"{self.job_id}: {why}; it is left alone: update UGRO")
 
     def _record_in(self, document: Document) -> JobRecord:

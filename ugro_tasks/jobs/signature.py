@@ -58,7 +58,7 @@ def _name_of(key: bytes) -> str:
 
 def _key(*, make: bool) -> bytes:
     """Read this user's secret; b"" if there is none, and none is to be made."""
-    home = _state_home()
+    home = state_home()
     folder = Folder(home, "ugro")
     file = folder.file(KEY_NAME)
     try:
@@ -86,7 +86,8 @@ def _key(*, make: bool) -> bytes:
     return key
 
 
-def _state_home() -> Path:
+def state_home() -> Path:
+    """Return the folder of what programs of this user remember, see the XDG Base Directory Specification."""
     told = os.environ.get("XDG_STATE_HOME", "")
     if os.path.isabs(told):  # noqa: PTH117  (the specification ignores others)
         return Path(told)

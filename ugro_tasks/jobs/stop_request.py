@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 
 from ..errors import StopUnproven, UgroError
+from ..node.processes import is_paused
 from .experiment import Experiment
 from .experiments import Experiments
 from .state import JobState
@@ -37,11 +38,15 @@ class StopRequest:
         return time.monotonic() > self._deadline
 
     def unproven(self, why: str) -> str:
-        """Write a message naming the nodes without proof, `why` before their names."""
+        """Write a message: `why`, the nodes without proof, and what comes of the request."""
         ranks = self.experiment.state().ranks
         missing = [rank.node for rank in ranks if not rank.proven_gone]
         nodes = ", ".join(missing) or "any node"
-        return f"{self.experiment.job_id}: {why} from {nodes}"
+        follows = "the agent goes on asking"
+        agent = Experiments(self.experiment.folder.parent).agent_pid()
+        if agent and is_paused(agent):
+            follows = f"the agent is halted by a signal or a debugger; to go on: kill -CONT {agent}"
+        return f"{self.experiment.job_id}: {why} from {nodes}; {follows}"
 
 
 def stoppable(experiment: Experiment) -> Experiment:
@@ -62,7 +67,6 @@ def stop(experiment: Experiment, *, give_up: bool = False) -> JobState:
     request = StopRequest(stoppable(experiment), give_up=give_up)
     for _ in watch(Experiments(experiment.folder.parent), experiment):
         if request.overdue:
-            raise StopUnproven(
-                f"{request.unproven('no proof yet')} after {request.patience_seconds:.0f} s; the agent goes on asking"
-            )
+            why = f"no proof after {request.patience_seconds:.0f} s"
+            raise StopUnproven(request.unproven(why))
     return experiment.state()

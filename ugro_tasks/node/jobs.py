@@ -62,7 +62,8 @@ def prepare(request: Json, blob: bytes) -> Json:
         said = start_supervisor(folder, request, [])
     if not said:
         log = read_text(os.path.join(folder, "supervisor.log"))
-        raise Refusal("broken", log[-2000:])
+        words = log[-2000:] or "its supervisor was ended before it could say anything"
+        raise Refusal("broken", words)
     answer: Json = json.loads(said)
     if not answer["leased"]:
         refuse_if_busy(request["token"])

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from lab.tools import wait_until
 from tests.unit.ended import EndedJob
 from tests.unit.factories import asked_to_stop
 from ugro_tasks.errors import StopUnproven, UgroError
 from ugro_tasks.jobs import stop_request
+from ugro_tasks.jobs.experiments import Experiments
 from ugro_tasks.jobs.phase import Phase
 from ugro_tasks.jobs.stop_request import stop
+from ugro_tasks.node.processes import is_paused
 
 
 @pytest.fixture
@@ -40,9 +45,24 @@ def test_a_stop_without_proof_says_so(
     job.end(Phase.RUNNING, proven_gone=False)
     monkeypatch.setattr(stop_request, "PATIENCE_SECONDS", -1e9)
     monkeypatch.setattr(stop_request, "watch", lambda *_: iter([None]))
-    with pytest.raises(StopUnproven, match=r"gpu0, gpu1, gpu2 .*the agent goes on"):
+    with pytest.raises(StopUnproven, match=r"gpu0, gpu1, gpu2; the agent goes on"):
         stop(job.home)
     assert asked_to_stop(job.home)
+
+
+def test_an_agent_that_was_halted_is_not_said_to_go_on(
+    job: EndedJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job.end(Phase.RUNNING, proven_gone=False)
+    monkeypatch.setattr(stop_request, "PATIENCE_SECONDS", -1e9)
+    monkeypatch.setattr(stop_request, "watch", lambda *_: iter([None]))
+    with subprocess.Popen(["sleep", "60"]) as agent:
+        monkeypatch.setattr(Experiments, "agent_pid", lambda _: agent.pid)
+        agent.send_signal(signal.SIGSTOP)
+        wait_until(lambda: is_paused(agent.pid), "it to be halted")
+        with pytest.raises(StopUnproven, match=f"to go on: kill -CONT {agent.pid}"):
+            stop(job.home)
+        agent.kill()
 
 
 def test_a_job_that_has_ended_is_not_stopped(job: EndedJob) -> None:

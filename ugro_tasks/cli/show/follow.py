@@ -140,6 +140,6 @@ class Follower:
 
     def _unproven(self, request: StopRequest, why: str) -> StopUnproven:
         return StopUnproven(
-            f"{request.unproven(why)}; the agent goes on asking. See: inv status {self.experiment.name}. "
+            f"{request.unproven(why)}. See: inv status {self.experiment.name}. "
             f"A node that will not come back: inv stop {self.experiment.name} --give-up"
         )
