@@ -11,6 +11,8 @@ import pytest
 from lab import Lab, LabHost
 from lab.tools import wait_until
 from lab.ugro import Ugro, is_agent
+from tests.unit.factories import asked_to_stop
+from ugro_tasks.jobs.experiment import Experiment
 
 
 def test_a_link_cut_for_twenty_seconds_loses_no_byte(
@@ -238,9 +240,14 @@ def test_a_copy_of_the_folder_is_left_alone_while_the_job_goes_on(
     assert words in done.stderr
     assert copy.agent_pid() == 0
     assert words in copy.run("stop", "exp1").stderr
+    assert not asked_to_stop(Experiment(copy.job("exp1").folder))
     hosts[1].kill(job.pid(hosts[1], "rehearse.py"))
     state = job.wait_for("succeeded", "failed", "stopped")
     assert (state["state"], len(state["attempts"])) == ("succeeded", 2)
+    wait_until(
+        lambda: "it has ended in" in copy.run("status").stderr, "the end to be known"
+    )
+    assert copy.agent_pid() == 0
 
 
 def test_a_folder_that_was_moved_to_another_disk_is_gone_on_with_there(

@@ -30,7 +30,7 @@ from ..jobs.experiments import Experiments
 from ..jobs.journal import Journal
 from ..jobs.log import open_log
 from ..jobs.phase import Phase
-from ..jobs.sole_supervision import SoleSupervision
+from ..jobs.sole_supervision import SoleSupervision, forget_long_ended
 from ..jobs.state import Cause
 from .supervise import Supervision
 
@@ -49,6 +49,7 @@ class Agent:
         self._locks: list[io.FileIO] = []
         self._jobs: dict[str, threading.Thread] = {}
         self._rights: dict[str, SoleSupervision] = {}
+        self._is_offering = False
         self._hosts: dict[Node, Host] = {}
         self._left_alone: dict[str, str] = {}
         self._seen = -1
@@ -65,10 +66,14 @@ class Agent:
         """
         with contextlib.suppress(OSError):  # on a full disk, the next one will
             self.experiments.complete_history()
+        forget_long_ended()
         idle_since = time.monotonic()
         while True:
             try:
-                if self.experiments.is_lost() and not self._finds_it_again():
+                if self.experiments.is_lost():
+                    if not self._finds_it_again():
+                        return
+                elif self._is_superseded():
                     return
                 if self._folder_changed():
                     if not self._unfinished() and self._code != _newest_code():
@@ -105,8 +110,6 @@ class Agent:
         there = Experiments(self.experiments.folder)
         if not self._jobs or not there.folder.is_dir():
             return bool(self._jobs) and not self._has_successor()
-        if not all(right.claim() for right in list(self._rights.values())):
-            return False
         # Where there are no locks no other agent has one either.
         with contextlib.suppress(RecordError):
             lock = there.take_agent_lock()
@@ -117,9 +120,18 @@ class Agent:
         return True
 
     def _has_successor(self) -> bool:
-        """Offer the jobs to who has the folder elsewhere by now; return whether one was taken."""
+        """Offer the jobs to who has the folder elsewhere by now; return whether all of them were taken."""
+        self._is_offering = True
         taken = [right.offer() for right in list(self._rights.values())]
-        return any(taken)
+        return bool(taken) and all(taken)
+
+    def _is_superseded(self) -> bool:
+        """Take back what was offered while the folder was lost; return whether another agent has some of it."""
+        if not self._is_offering:
+            return False
+        self._is_offering = False
+        claimed = [right.claim() for right in list(self._rights.values())]
+        return not all(claimed)
 
     def _say_once(self, words: str) -> None:
         if words != self._said:
@@ -134,7 +146,12 @@ class Agent:
         self._left_alone = left_alone
         for experiment in ours:
             if experiment.job_id not in self._jobs:
-                right = SoleSupervision.take(experiment)
+                try:
+                    right = SoleSupervision.take(experiment)
+                except RecordError as error:
+                    # It was readable a moment ago: somebody is changing it.
+                    self._say_once(error.text)
+                    continue
                 if right is None:
                     # A command looks at it, or it has just been taken in a copy of the folder.
                     self._seen = -1
@@ -154,7 +171,8 @@ class Agent:
         try:
             self._supervise(experiment)
         finally:
-            self._rights.pop(experiment.job_id).end()
+            right = self._rights.pop(experiment.job_id)
+            right.end(ended=_has_ended(experiment))
 
     def _supervise(self, experiment: Experiment) -> None:
         try:
@@ -205,6 +223,14 @@ class Agent:
         return fleet
 
 
+def _has_ended(experiment: Experiment) -> bool:
+    """Return whether the record in a job's folder tells its end."""
+    try:
+        return experiment.state().phase.finished
+    except RecordError:
+        return False
+
+
 def _log_of(cluster: Cluster) -> logging.Logger:
     """Open agent.log; without a folder for it, what it would say goes to the agent's last words."""
     try:
@@ -222,6 +248,14 @@ def _newest_code() -> int:
     return max(path.stat().st_mtime_ns for path in PACKAGE.rglob("*.py"))
 
 
+def _has_agent(experiments: Experiments) -> bool:
+    """Return whether an agent lives that was quicker; it has the lock although the disk may be read-only by now."""
+    try:
+        return experiments.agent_pid() is not None
+    except (OSError, RecordError):
+        return False
+
+
 def main() -> None:
     """Be the agent of the folder on the command line, unless it has one already."""
     experiments = Experiments(Path(sys.argv[1]))
@@ -235,6 +269,8 @@ def main() -> None:
     except RecordError as error:
         sys.exit(error.text)
     except OSError as error:
+        if _has_agent(experiments):
+            return
         sys.exit(f"{error.filename}: {error.strerror}; nothing can be done here")
     with lock:
         with contextlib.suppress(OSError):  # on a full disk it goes without its pid

@@ -318,7 +318,7 @@ class StateAnswer(Struct, frozen=True, kw_only=True):
     started: bool
     processes: list[Process]
     paused: tuple[Pid, ...] = ()
-    """Those of the processes that a signal or a debugger has halted: they neither end nor go on."""
+    """Those of the processes that a signal has halted: they neither end nor go on."""
     exit: dict[str, Any] | None = None
 
 

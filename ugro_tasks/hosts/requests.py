@@ -32,7 +32,7 @@ A = TypeVar("A")
 # is refused in a file without a name, so nothing is left on the node.
 BOOTSTRAP = (
     "import os,sys;sys.version_info<(3,8)and sys.exit('Python %d.%d'%sys.version_info[:2]+', and UGRO needs 3.8');"
-    r"exec('try:f=os.memfd_create(\'ugro\')\nexcept OSError:"
+    r"""exec('try:f=os.memfd_create("ugro")\nexcept(AttributeError,OSError):"""
     "import tempfile;kept=tempfile.TemporaryFile();f=kept.fileno()');"
     "os.write(f,sys.stdin.buffer.read(int(sys.argv[1])));"
     "sys.path.insert(0,'/proc/self/fd/%d'%f);del sys.argv[1];from node.main import main;main()"

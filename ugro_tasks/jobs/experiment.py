@@ -38,7 +38,7 @@ from .record import JobRecord, Kind, in_present_format
 from .record_file import FORMAT, Document, RecordFile, with_unknown_fields
 from .signature import is_signed, sign
 from .snapshot import pack
-from .sole_supervision import supervised_elsewhere
+from .sole_supervision import why_not_here
 from .state import Event, JobState
 
 JOB_ID = re.compile(r".+_\d{8}_\d{6}", re.ASCII | re.DOTALL)
@@ -193,13 +193,14 @@ class Experiment:
         elif not state.phase.known:
             why = f"its state is {state.phase}, a word that this UGRO does not know"
         else:
-            there = supervised_elsewhere(self)
-            if there is None:
-                return
-            raise RecordError(
-                f"{self.job_id}: it is supervised in {there}, of which this folder is a copy; it is left alone here"
-            )
+            return self.check_is_no_copy()
         raise RecordError(f"{self.job_id}: {why}; it is left alone: update UGRO")
+
+    def check_is_no_copy(self) -> None:
+        """Raise RecordError if an agent supervises the job, or has done so to its end, in another folder."""
+        why = why_not_here(self)
+        if why:
+            raise RecordError(f"{self.job_id}: {why}; it is left alone here")
 
     def _record_in(self, document: Document) -> JobRecord:
         try:

@@ -45,17 +45,18 @@ class StopRequest:
         follows = "the agent goes on asking"
         agent = Experiments(self.experiment.folder.parent).agent_pid()
         if agent and is_paused(agent):
-            follows = f"the agent is halted by a signal or a debugger; to go on: kill -CONT {agent}"
+            follows = f"the agent is halted by a signal; to go on: kill -CONT {agent}"
         return f"{self.experiment.job_id}: {why} from {nodes}; {follows}"
 
 
 def stoppable(experiment: Experiment) -> Experiment:
-    """Return the job, unless it has ended: then UgroError is raised."""
+    """Return the job, unless it has ended: then UgroError is raised; for a copy of its folder RecordError."""
     phase = experiment.state().phase
     if phase.finished:
         raise UgroError(
             f"{experiment.job_id} has ended already ({phase}); there is nothing to stop"
         )
+    experiment.check_is_no_copy()
     return experiment
 
 

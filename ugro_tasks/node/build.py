@@ -98,6 +98,11 @@ class Build:
         if request["offline"]:
             self.store = os.path.join(self.work, "store")
         self.log = os.path.join(self.work, "log")
+        self.holder = {
+            "token": request["token"],
+            "job": JOB,
+            "controller": request["controller"],
+        }
         self.runner = Runner(self.log, request["token"], request["silence_seconds"])
         self.kept: Optional[str] = None
 
@@ -107,6 +112,9 @@ class Build:
         made = False
         with open(os.path.join(self.work, "lock"), "w") as lock:
             yield from self.runner.take_lock(lock)
+            # For whoever is refused meanwhile.
+            with contextlib.suppress(OSError):
+                write_json(os.path.join(self.work, "builder.json"), self.holder)
             yield from self._tidy()
             if not self._is_made():
                 with self._holding_the_node():
@@ -149,14 +157,9 @@ class Build:
     @contextlib.contextmanager
     def _holding_the_node(self) -> Iterator[None]:
         """Hold the lease of each slot using this environment; refuses with "busy", here or where a job uses it."""
-        holder = {
-            "token": self.request["token"],
-            "job": JOB,
-            "controller": self.request["controller"],
-        }
         with contextlib.ExitStack() as stack:
             for slot in self.request["slots"]:
-                lease = take_lease(slot, holder)
+                lease = take_lease(slot, self.holder)
                 if lease is None:
                     other = lease_holder(slot) or {}
                     raise Refusal("busy", "the node is held", holder=other)
@@ -169,7 +172,6 @@ class Build:
             if user is not None:
                 words = "a job uses it on another machine, which shares the folder"
                 raise Refusal("busy", words, holder=user)
-            write_json(os.path.join(self.work, "builder.json"), holder)
             yield
 
     def _tidy(self) -> Iterator[Json]:

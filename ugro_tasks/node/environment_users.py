@@ -86,5 +86,7 @@ def user_of_environment(work: str) -> Optional[Json]:
         with open(path, "ab") as kept:
             if not locked_within(kept, fcntl.LOCK_EX, 0.0):
                 return read_json(path) or {}
-            os.unlink(path)
+            # Unless it has just ended.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
     return None

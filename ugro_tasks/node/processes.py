@@ -110,8 +110,8 @@ def is_alive(fields: List[str]) -> bool:
 
 
 def is_paused(pid: int) -> bool:
-    """Tell whether a signal such as SIGSTOP, or a debugger, has halted a process."""
-    return stat_of(pid)[:1] in (["T"], ["t"])
+    """Tell whether a signal such as SIGSTOP has halted a process."""
+    return stat_of(pid)[:1] == ["T"]
 
 
 def stat_of(pid: int) -> List[str]:

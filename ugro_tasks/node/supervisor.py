@@ -265,6 +265,7 @@ def run(folder: str, plan: Json, lease: Lease) -> Json:
     from .suspects import suspects
 
     suspected = suspects(plan["token"], folder)
+    ended = [process for process in outlived if process not in left]
     if left:
         note_processes(plan["token"])
     else:
@@ -284,7 +285,7 @@ def run(folder: str, plan: Json, lease: Lease) -> Json:
         "left_pids": [process.pid for process in left],
         "outlived": [
             {"pid": process.pid, "command": process.command}
-            for process in outlived[:PROCESSES_TOLD]
+            for process in ended[:PROCESSES_TOLD]
         ],
         "suspects": suspected,
         "outputs": outputs[:OUTPUTS_TOLD],

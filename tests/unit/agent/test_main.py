@@ -42,6 +42,8 @@ def experiments(
     """A folder of this test's own, with the agents of it ended afterwards."""
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    # Their records have one nonce, and ids of the same second.
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     made = Experiments(tmp_path / "experiments")
     made.make_folder()
     yield made

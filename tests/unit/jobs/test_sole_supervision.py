@@ -14,7 +14,11 @@ from ugro_tasks.errors import RecordError
 from ugro_tasks.jobs import sole_supervision
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.experiments import Experiments
-from ugro_tasks.jobs.sole_supervision import SoleSupervision, supervised_elsewhere
+from ugro_tasks.jobs.sole_supervision import (
+    SoleSupervision,
+    forget_long_ended,
+    why_not_here,
+)
 
 
 @pytest.fixture
@@ -48,15 +52,17 @@ def test_one_has_the_right_and_the_copy_is_told_where(
 ) -> None:
     right = taken(job)
     assert SoleSupervision.take(copy) is None
-    assert supervised_elsewhere(copy) == str(job.folder)
+    assert why_not_here(copy) == (
+        f"it is supervised in {job.folder}, of which this folder is a copy"
+    )
     with pytest.raises(RecordError, match="of which this folder is a copy"):
         copy.check_supervisable()
-    assert supervised_elsewhere(job) is None
+    assert why_not_here(job) is None
     job.check_supervisable()
-    right.end()
+    right.end(ended=False)
     assert notes(tmp_path) == []
     copy.check_supervisable()
-    taken(copy).end()
+    taken(copy).end(ended=False)
 
 
 def test_a_folder_that_was_moved_is_no_copy(job: Experiment, tmp_path: Path) -> None:
@@ -64,7 +70,7 @@ def test_a_folder_that_was_moved_is_no_copy(job: Experiment, tmp_path: Path) -> 
     (tmp_path / "experiments").rename(tmp_path / "archive")
     moved = Experiments(tmp_path / "archive").find(job.job_id)
     moved.check_supervisable()
-    right.end()
+    right.end(ended=False)
 
 
 def test_a_folder_that_came_back_from_a_backup_is_no_copy(
@@ -74,7 +80,7 @@ def test_a_folder_that_came_back_from_a_backup_is_no_copy(
     shutil.rmtree(tmp_path / "experiments")
     (tmp_path / "backup").rename(tmp_path / "experiments")
     Experiments(tmp_path / "experiments").find(job.job_id).check_supervisable()
-    right.end()
+    right.end(ended=False)
 
 
 def test_the_right_is_offered_where_the_folder_is_lost(
@@ -87,8 +93,8 @@ def test_the_right_is_offered_where_the_folder_is_lost(
     other = taken(copy)
     assert right.offer() is True
     assert right.claim() is False
-    other.end()
-    right.end()
+    other.end(ended=False)
+    right.end(ended=False)
 
 
 def without_locks(*_: object) -> None:
@@ -101,8 +107,8 @@ def test_where_nothing_can_be_locked_each_may_supervise(
     monkeypatch.setattr(fcntl, "flock", without_locks)
     first, second = taken(job), taken(copy)
     copy.check_supervisable()
-    first.end()
-    second.end()
+    first.end(ended=False)
+    second.end(ended=False)
 
 
 def test_a_note_that_is_none_hides_nothing(
@@ -112,6 +118,22 @@ def test_a_note_that_is_none_hides_nothing(
     right = taken(job)
     [note] = notes(tmp_path)
     note.write_text("nonsense")
-    assert supervised_elsewhere(copy) is None
+    assert why_not_here(copy) is None
     assert SoleSupervision.take(copy) is None
-    right.end()
+    right.end(ended=False)
+
+
+def test_no_copy_begins_again_what_has_ended(
+    job: Experiment, copy: Experiment, tmp_path: Path
+) -> None:
+    taken(job).end(ended=True)
+    with pytest.raises(RecordError, match=f"it has ended in {job.folder}, of which"):
+        copy.check_supervisable()
+    job.check_supervisable()
+    [note] = notes(tmp_path)
+    forget_long_ended()
+    assert note.exists()
+    os.utime(note, (0, 0))
+    forget_long_ended()
+    assert notes(tmp_path) == []
+    copy.check_supervisable()

@@ -9,6 +9,7 @@ import os
 import pwd
 import resource
 import shutil
+import shlex
 import signal
 import stat
 import subprocess
@@ -1204,6 +1205,14 @@ def test_following_ends_when_the_reader_has_gone(rank: Rank) -> None:
 
 
 # ---- the zip and its Pythons ----
+
+
+def test_every_login_shell_reads_the_same_program() -> None:
+    quoted = shlex.quote(BOOTSTRAP)
+    # fish takes a backslash before a quote as an escape, csh a line feed or an exclamation mark as its own.
+    assert "\\'" not in quoted
+    assert "\n" not in quoted
+    assert "!" not in quoted
 
 
 def test_a_node_that_refuses_memory_files_is_spoken_to_all_the_same(

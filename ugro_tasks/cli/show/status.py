@@ -105,9 +105,7 @@ def _live(answer: StateAnswer | NoAnswer) -> str:
     words = f"{len(answer.processes)} processes, supervised: {answer.supervised}"
     if answer.paused:
         pids = " ".join(map(str, answer.paused))
-        words += (
-            f"; halted by a signal or a debugger; to go on, there: kill -CONT {pids}"
-        )
+        words += f"; halted by a signal; to go on, there: kill -CONT {pids}"
     return words
 
 
