@@ -8,8 +8,8 @@ import json
 import os
 import pwd
 import resource
-import shutil
 import shlex
+import shutil
 import signal
 import stat
 import subprocess
