@@ -1462,7 +1462,7 @@ def test_what_hides_ends_with_the_script_that_left_it(rank: Rank, hider: str) ->
     ).exists()
 
 
-@hiding
+@pytest.mark.parametrize("hider", [HIDERS["a daemon"], HIDERS["deaf"]])
 def test_what_goes_on_after_a_rank_that_succeeded_is_named_and_ended(
     rank: Rank, hider: str
 ) -> None:
