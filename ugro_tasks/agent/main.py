@@ -148,9 +148,9 @@ class Agent:
             if experiment.job_id not in self._jobs:
                 try:
                     right = SoleSupervision.take(experiment)
-                except RecordError as error:
-                    # It was readable a moment ago: somebody is changing it.
-                    self._say_once(error.text)
+                except (OSError, RecordError) as error:
+                    # It was readable a moment ago: somebody is changing it. The others begin all the same.
+                    self._say_once(f"{experiment.job_id}: {error}")
                     continue
                 if right is None:
                     # A command looks at it, or it has just been taken in a copy of the folder.

@@ -39,29 +39,30 @@ def test_a_stop_returns_the_last_state(
     assert asked_to_stop(job.home)
 
 
-def test_a_stop_without_proof_says_so(
-    job: EndedJob, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def unproven(job: EndedJob, monkeypatch: pytest.MonkeyPatch) -> EndedJob:
+    """A job whose nodes do not answer a stop in time."""
     job.end(Phase.RUNNING, proven_gone=False)
     monkeypatch.setattr(stop_request, "PATIENCE_SECONDS", -1e9)
     monkeypatch.setattr(stop_request, "watch", lambda *_: iter([None]))
+    return job
+
+
+def test_a_stop_without_proof_says_so(unproven: EndedJob) -> None:
     with pytest.raises(StopUnproven, match=r"gpu0, gpu1, gpu2; the agent goes on"):
-        stop(job.home)
-    assert asked_to_stop(job.home)
+        stop(unproven.home)
+    assert asked_to_stop(unproven.home)
 
 
 def test_an_agent_that_was_halted_is_not_said_to_go_on(
-    job: EndedJob, monkeypatch: pytest.MonkeyPatch
+    unproven: EndedJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job.end(Phase.RUNNING, proven_gone=False)
-    monkeypatch.setattr(stop_request, "PATIENCE_SECONDS", -1e9)
-    monkeypatch.setattr(stop_request, "watch", lambda *_: iter([None]))
     with subprocess.Popen(["sleep", "60"]) as agent:
         monkeypatch.setattr(Experiments, "agent_pid", lambda _: agent.pid)
         agent.send_signal(signal.SIGSTOP)
         wait_until(lambda: is_paused(agent.pid), "it to be halted")
         with pytest.raises(StopUnproven, match=f"to go on: kill -CONT {agent.pid}"):
-            stop(job.home)
+            stop(unproven.home)
         agent.kill()
 
 
