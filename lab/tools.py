@@ -125,3 +125,16 @@ def wait_until(met: Callable[[], bool], what: str, timeout_seconds: float = 30) 
         if time.monotonic() > deadline:
             raise LabError(f"waited {timeout_seconds:g} s for {what}")
         time.sleep(0.005)
+
+
+def remove_in_use(folder: Path) -> None:
+    """Remove a folder that somebody may still write into.
+
+    A file that comes in between leaves it "not empty"; whoever reads that says it again.
+    """
+
+    def is_removed() -> bool:
+        shutil.rmtree(folder, ignore_errors=True)
+        return not folder.exists()
+
+    wait_until(is_removed, f"{folder} to be removed")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lab import Lab, LabHost
-from lab.tools import wait_until
+from lab.tools import remove_in_use, wait_until
 from lab.ugro import Ugro, is_agent
 from tests.unit.factories import asked_to_stop
 from ugro_tasks.jobs.experiment import Experiment
@@ -260,7 +260,7 @@ def test_a_folder_that_was_moved_to_another_disk_is_gone_on_with_there(
     moved = Ugro(lab, tmp_path / "moved", hosts=2)
     # As `mv` does it between two disks.
     shutil.copytree(ugro.experiments, moved.experiments, symlinks=True)
-    shutil.rmtree(ugro.experiments)
+    remove_in_use(ugro.experiments)
     wait_until(lambda: moved.run("status").stderr == "", "the jobs to be offered")
     wait_until(lambda: not is_agent(before, ugro.experiments), "the agent to leave")
     state = moved.job("exp1").wait_for("succeeded", "failed")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lab import LabHost
-from lab.tools import wait_until
+from lab.tools import remove_in_use, wait_until
 from lab.ugro import Job, Ugro
 from tests.chaos.home import fill
 
@@ -169,7 +169,7 @@ def test_a_stop_acts_all_the_same(
 
 def test_a_deleted_record_is_said_and_ends_no_rank(ugro: Ugro, disk: Disk) -> None:
     job = running(ugro, 8)
-    shutil.rmtree(job.folder)
+    remove_in_use(job.folder)
     time.sleep(3)
     assert len(job.left()) >= 6
     wait_until(lambda: not job.left(), "the ranks to end by themselves", 60)
