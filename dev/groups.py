@@ -120,7 +120,7 @@ GROUPS = (
         name="site",
         about="the documents make a site in which every link leads somewhere",
         paths=("tests/site",),
-        minutes=1,
+        minutes=0.5,
         requirements="docs.txt",
     ),
     Group(
@@ -137,7 +137,7 @@ GROUPS = (
         name="records",
         about="a job's record is taken away in mid-run: moved, unmounted, deleted, or its disk is full",
         paths=("tests/launch/test_record_away.py",),
-        minutes=3,
+        minutes=2.5,
     ),
     Group(
         name="preflight",
@@ -147,9 +147,9 @@ GROUPS = (
     ),
     Group(
         name="training",
-        about="scripts/train_production.py fine-tunes small models",
+        about="the programs in scripts/ train small models, stop, and go on to the last digit",
         paths=("tests/training",),
-        minutes=2,
+        minutes=3,
     ),
     Group(
         name="chaos",

@@ -18,7 +18,7 @@ from tests.training.ranks import clean_environment
 # Each process imports torch, which on a machine with other work takes a while.
 pytestmark = pytest.mark.timeout(600)
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+REPOSITORY = Path(__file__).resolve().parents[2]
 TRAIN = REPOSITORY / "scripts" / "train_single_test.py"
 MEASURE = REPOSITORY / "scripts" / "measure_allreduce.py"
 SMALL = [
