@@ -141,6 +141,16 @@ def test_pull_keeps_modes_and_times(
         assert (ours.st_mode, ours.st_mtime_ns) == (theirs.st_mode, theirs.st_mtime_ns)
 
 
+def test_a_slow_login_may_be_slower_than_a_look_at_the_disk(
+    way: Way, login: Login, hosts: list[LabHost], folder: str, tmp_path: Path
+) -> None:
+    """The folder here is made only when the other side has answered."""
+    (hosts[0].path(Path(folder).name) / "file").write_text("x")
+    with login_runs(hosts[0], "sleep 1.5"):
+        way(login()).pull(f"{folder}/", str(tmp_path / "here"))
+    assert (tmp_path / "here" / "file").read_text() == "x"
+
+
 @pytest.mark.needs("rsync")
 def test_what_one_way_brought_the_other_does_not_bring_again(
     login: Login, hosts: list[LabHost], folder: str, tmp_path: Path

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import HostError, HostUnreachable, NodeFault
 from ..files import leave_room
@@ -17,6 +17,7 @@ from ..node.protocol import FRAME, HEARTBEAT
 from ..node.receiver import Receiver, Want
 from ..node.source import Source
 from ..node.tree import Unfit
+from ..text import first_of
 from .answers import shortened
 from .host import ARRIVED_STAYS, Host
 from .stray_links import remove_stray_links
@@ -24,14 +25,20 @@ from .streams import Frame, open_frames
 
 # Without a byte from the other side: a disk under full load stalls for long.
 SILENCE_SECONDS = 120.0
-# Of the errors of a transfer.
-ERRORS_NAMED = 20
 # For a node's error message to arrive after it has stopped listening.
 LAST_WORDS_SECONDS = 10.0
 # A file received damaged is requested once more.
 ROUNDS_MOST = 2
 # The exceptions of reading a malformed frame.
 MALFORMED = (ValueError, RecursionError, TypeError, KeyError, AttributeError)
+
+
+class NotCome(NamedTuple):
+    """What has not come of a rank's outputs: each path with the reason."""
+
+    faults: list[str]
+    links: list[str]
+    """What a link leads to comes only under conditions, see `node/outputs.py`."""
 
 
 class Copy:
@@ -91,7 +98,7 @@ class Copy:
         asked = _pull_request(
             source, exclude, only, files, never_links, links=links, gently=gently
         )
-        self._receive(
+        receiver = self._receive(
             asked,
             target,
             progress,
@@ -102,6 +109,8 @@ class Copy:
             verify=verify,
             links=links,
         )
+        if receiver.errors:
+            raise _incomplete(self.host, receiver.errors)
 
     def _receive(
         self,
@@ -113,7 +122,8 @@ class Copy:
     ) -> Receiver:
         """Fetch what is missing here of what the node lists; `heard` is called in between.
 
-        `choice` is for `Receiver`. Raises as `pull` does.
+        `choice` is for `Receiver`, which has the errors of single files. Raises HostError, and
+        OSError if the disk here is full.
         """
         with _Exchange(self.host, "send_files", asked) as exchange:
             receiver = Receiver(
@@ -130,8 +140,6 @@ class Copy:
             finally:
                 receiver.close()
                 remove_stray_links(target)
-        if receiver.errors:
-            raise _incomplete(self.host, _summary(receiver.errors))
         return receiver
 
     def bytes_to_come(
@@ -160,8 +168,8 @@ class Copy:
         leave_links: bool = False,
         announce: Callable[[str, str, int], None] | None = None,
         progress: Callable[[int], None] | None = None,
-    ) -> list[str]:
-        """Fetch the outputs of a rank that are missing here; return the links that were left out.
+    ) -> NotCome:
+        """Fetch the outputs of a rank that are missing here; return what has not come.
 
         A link may come as what it leads to, see `node/outputs.py`; `announce` is told of it before:
         (link, what it leads to, bytes). Raises HostError, and OSError if the disk here is full.
@@ -182,7 +190,10 @@ class Copy:
             only_new=only_new,
             verify=verify,
         )
-        return [shortened(words, 500) for words in receiver.left_out]
+        return NotCome(
+            faults=[shortened(words, 500) for words in receiver.errors],
+            links=[shortened(words, 500) for words in receiver.left_out],
+        )
 
     def missing(
         self,
@@ -307,7 +318,7 @@ class _Push:
             result = json.loads(frame.payload)
             errors = [str(error) for error in result["errors"]]
         if errors:
-            raise _incomplete(self.exchange.host, _summary(errors))
+            raise _incomplete(self.exchange.host, errors)
         self.tell(self._sent_bytes, self._sent_bytes)
 
 
@@ -372,7 +383,7 @@ class _Exchange:
     def _failure(self, frame: Frame) -> NodeFault:
         with self.readable():
             message = shortened(json.loads(frame.payload)["message"])
-        return _incomplete(self.host, message)
+        return _incomplete(self.host, [message])
 
     def frames(self) -> Iterator[Frame]:
         """Yield the node's frames; raises NodeFault if it reports a failure."""
@@ -397,7 +408,7 @@ class _Exchange:
 
     def broken_off(self) -> NodeFault:
         """Make the error for a connection closed in the middle."""
-        return _incomplete(self.host, f"{self.operation}: it broke off")
+        return _incomplete(self.host, [f"{self.operation}: it broke off"])
 
 
 class _Readable:
@@ -467,14 +478,7 @@ def _percentages(progress: Callable[[int], None] | None) -> Callable[[int, int],
     return tell
 
 
-def _incomplete(host: Host, what: str) -> NodeFault:
+def _incomplete(host: Host, errors: Sequence[str]) -> NodeFault:
     """Make the error for an incomplete transfer."""
-    return NodeFault(host.node.name, what, ARRIVED_STAYS)
-
-
-def _summary(errors: Sequence[str]) -> str:
-    """Name the errors of a transfer, of very many the first ones and the number of others."""
-    words = "; ".join(shortened(error, 500) for error in errors[:ERRORS_NAMED])
-    if len(errors) > ERRORS_NAMED:
-        words += f"; and {len(errors) - ERRORS_NAMED} more"
-    return words
+    words = first_of([shortened(error, 500) for error in errors])
+    return NodeFault(host.node.name, words, ARRIVED_STAYS)

@@ -300,7 +300,9 @@ def _refuse_excess(name: str, complaints: int, into: str | None) -> None:
     if os.fstat(complaints).st_size > COMPLAINTS_BYTES:
         raise NodeFault(name, "its rsync complains without end")
     if into:
-        leave_room(Path(into))
+        folder = Path(into)
+        # rsync makes the folder itself, when the other side has answered.
+        leave_room(folder if folder.exists() else folder.parent)
 
 
 def _at(remote: str, path: str) -> str:

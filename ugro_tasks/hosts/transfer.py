@@ -14,7 +14,7 @@ from typing import TypedDict, TypeVar, Unpack
 
 from ..errors import HostUnreachable
 from ..files import has_many_names
-from .copy import Copy
+from .copy import Copy, NotCome
 from .host import Host
 from .rsync import Rsync, RsyncUnusable, rsync_fault_here
 
@@ -78,8 +78,8 @@ class Transfer:
         leave_links: bool = False,
         announce: Callable[[str, str, int], None] | None = None,
         **options: Unpack[OutputOptions],
-    ) -> list[str]:
-        """Make the folder `target` here like a rank's outputs on the host; return the links left out.
+    ) -> NotCome:
+        """Make the folder `target` here like a rank's outputs on the host; return what has not come.
 
         rsync brings most of it; what it does not tell of is found, fetched or named by `Copy.complete`.
         """

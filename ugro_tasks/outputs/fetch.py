@@ -15,9 +15,9 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 from ..errors import HostError, NodeFault, RecordError, UgroError
-from ..hosts.copy import Copy
+from ..hosts.copy import Copy, NotCome
 from ..hosts.fleet import Fleet
-from ..hosts.host import Host
+from ..hosts.host import ARRIVED_STAYS, Host
 from ..hosts.transfer import Transfer
 from ..jobs.checkpoints import stored_manifests
 from ..jobs.experiment import METRICS_NAME, Experiment
@@ -25,10 +25,10 @@ from ..jobs.outputs import CHECKPOINTS
 from ..jobs.plan import NodePlan
 from ..jobs.state import Event
 from ..node.protocol import MANIFEST_SUFFIX
+from ..text import first_of
 
 # Of what a link leads to, to be said before it comes.
 LARGE_BYTES = 1 << 30
-LINKS_NAMED = 20
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -63,7 +63,7 @@ def fetch_outputs(
 
         transfer = Transfer(host)
         try:
-            left_out = _pull(
+            not_come = _pull(
                 experiment,
                 plan,
                 transfer,
@@ -72,7 +72,7 @@ def fetch_outputs(
                 leave_links=leave_links,
                 tell=tell,
             )
-            _note_left_out(experiment, plan, left_out, on_wish=leave_links)
+            _say_what_has_not_come(experiment, plan, not_come, leave_links=leave_links)
         except UgroError as error:
             errors.append(error)
         except OSError as error:
@@ -101,8 +101,8 @@ def _pull(
     verify: bool,
     leave_links: bool,
     tell: Callable[[int], None],
-) -> list[str]:
-    """Pull a rank's outputs; return the links that were left out."""
+) -> NotCome:
+    """Pull a rank's outputs; return what has not come."""
     outputs = experiment.outputs
     target = outputs.make(plan.rank)
 
@@ -112,7 +112,7 @@ def _pull(
             _say(experiment, plan, words)
 
     try:
-        left_out = transfer.pull_outputs(
+        not_come = transfer.pull_outputs(
             _source(plan),
             f"{target.place}/",
             exclude=_left_out(experiment, plan),
@@ -128,23 +128,26 @@ def _pull(
         if plan.rank == 0:
             outputs.link_for_people()
     outputs.remove_if_empty(plan.rank)
-    return left_out
+    return not_come
 
 
-def _note_left_out(
-    experiment: Experiment, plan: NodePlan, links: Sequence[str], *, on_wish: bool
+def _say_what_has_not_come(
+    experiment: Experiment, plan: NodePlan, not_come: NotCome, *, leave_links: bool
 ) -> None:
-    """Name the links that were left out; raises NodeFault unless that was wished for."""
-    if not links:
-        return
-    words = "; ".join(links[:LINKS_NAMED])
-    if len(links) > LINKS_NAMED:
-        words += f"; and {len(links) - LINKS_NAMED} more"
-    if on_wish:
-        _say(experiment, plan, f"links left out: {words}")
-        return
-    fix = f"without them: inv gather {experiment.job_id} --leave-links"
-    raise NodeFault(plan.node, f"what these links lead to does not come: {words}", fix)
+    """Name all of it; raises NodeFault, unless it is links and `leave_links` wished for that."""
+    whats = []
+    fixes = []
+    if not_come.faults:
+        whats.append(first_of(not_come.faults))
+        fixes.append(ARRIVED_STAYS)
+    links = first_of(not_come.links)
+    if links and leave_links:
+        _say(experiment, plan, f"links left out: {links}")
+    elif links:
+        whats.append(f"what these links lead to does not come: {links}")
+        fixes.append(f"without them: inv gather {experiment.job_id} --leave-links")
+    if whats:
+        raise NodeFault(plan.node, "; ".join(whats), "; ".join(fixes))
 
 
 def _say(experiment: Experiment, plan: NodePlan, words: str) -> None:

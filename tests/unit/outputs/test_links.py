@@ -267,6 +267,26 @@ def test_links_can_be_left_out_by_name_and_the_job_counts_as_gathered(
     assert stays(job) == []
 
 
+def test_files_and_links_that_do_not_come_are_named_together(
+    job: EndedJob, disk: Path
+) -> None:
+    job.write(0, "artifacts/model.bin", b"model")
+    link(job, "data", disk)
+    # A folder of the user's own in the place of the file.
+    (home(job) / "artifacts/model.bin/notes").mkdir(parents=True)
+    both = (
+        r"artifacts/model\.bin: [^;]*; what these links lead to does not come: data: "
+    )
+    with pytest.raises(NodeFault, match=both) as error:
+        job.gather()
+    assert "--leave-links" in error.value.fix
+    with pytest.raises(NodeFault, match=r"artifacts/model\.bin") as error:
+        job.gather(leave_links=True)
+    assert "data" not in error.value.what
+    said = [event.message for event in job.home.events()[0]]
+    assert any(words.startswith("links left out: data: ") for words in said)
+
+
 def test_what_links_lead_to_keeps_a_folder_until_it_was_left_out_or_came(
     job: EndedJob, disk: Path
 ) -> None:
@@ -327,11 +347,12 @@ def test_what_rsync_passes_over_is_found_by_our_own_listing(
     left = Transfer(LocalHost(job.cluster.nodes[0])).pull_outputs(
         f"{output}/", f"{here}/", never_links=["checkpoints"]
     )
-    assert len(left) == 1
-    assert left[0].startswith("data: ")
+    assert left.faults == []
+    assert len(left.links) == 1
+    assert left.links[0].startswith("data: ")
     assert (here / "artifacts/big/model.bin").read_bytes() == b"weights"
     found = Copy(LocalHost(job.cluster.nodes[0])).missing(f"{output}/", f"{here}/")
-    assert found == left
+    assert found == left.links
 
 
 def test_many_empty_files_do_not_take_the_last_names_of_a_disk(
