@@ -66,6 +66,10 @@ def watch(
         events, event_offset = experiment.events(event_offset)
         yield from events
         moved = bool(events)
+        # Before the lines: it names the nodes of the ranks that print them.
+        if state != last_state:
+            yield state
+            last_state = state
         for rank, tail in logs.items():
             for text in tail.read(rest_too=state.phase.finished):
                 yield Line(rank, text)
@@ -74,9 +78,6 @@ def watch(
         logged = read_metrics(lines[-1]) if lines else None
         if logged:
             yield Progress(logged)
-        if state != last_state:
-            yield state
-            last_state = state
         if state.phase.finished and not moved:
             return
         if not state.phase.finished:

@@ -75,3 +75,35 @@ def test_a_stop_that_is_overdue_names_the_nodes_and_the_way_out(
         stopping(tmp_path, goes_on).stop()
     assert "no proof yet from gpu1; the agent goes on" in unproven.value.text
     assert "inv stop exp1 --give-up" in unproven.value.text
+
+
+class Starting(Experiment):
+    """A job whose state is another one at each look."""
+
+    states: list[JobState]
+
+    def state(self) -> JobState:
+        """Return the next state; the last one for ever."""
+        return self.states.pop(0) if len(self.states) > 1 else self.states[0]
+
+
+def test_lines_that_are_there_with_the_first_ranks_have_their_nodes_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a busy machine a look finds the ranks and their first lines together."""
+    experiments = Experiments(tmp_path / "experiments")
+    record = make_record(make_cluster(tmp_path))
+    created = experiments.create(record, make_scripts(tmp_path / "scripts"))
+    experiment = Starting(created.folder)
+    ranks = (RankState(rank=0, node="gpu0"),)
+    queued = JobState(phase=Phase.QUEUED)
+    experiment.states = [
+        queued,
+        queued,
+        JobState(phase=Phase.RUNNING, ranks=ranks),
+        JobState(phase=Phase.SUCCEEDED, ranks=ranks, gathered_at=1.0),
+    ]
+    experiment.log(0).path.parent.mkdir(exist_ok=True)
+    experiment.log(0).path.write_text("step 1\n")
+    Follower(experiments, experiment, Interrupts()).until_ended(interrupt_stops=False)
+    assert "gpu0 │ step 1\n" in capsys.readouterr().out
