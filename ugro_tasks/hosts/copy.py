@@ -20,7 +20,7 @@ from ..node.tree import Unfit
 from ..text import first_of
 from .answers import shortened
 from .host import ARRIVED_STAYS, Host
-from .stray_links import remove_stray_links
+from .received import tidy
 from .streams import Frame, open_frames
 
 # Without a byte from the other side: a disk under full load stalls for long.
@@ -139,7 +139,7 @@ class Copy:
                 _store(exchange, receiver, _percentages(progress))
             finally:
                 receiver.close()
-                remove_stray_links(target)
+                tidy(target)
         return receiver
 
     def bytes_to_come(

@@ -36,9 +36,7 @@ class PartialFile:
         self.digest = digest
         self._folder = folder
         self._alive = alive
-        self._descriptor = open_beneath(
-            folder, partial_of(path), os.O_RDWR | os.O_CREAT, create=True
-        )
+        self._descriptor = _opened(folder, partial_of(path))
         try:
             if not _is_locked(self._descriptor):
                 self._take_over(offset)
@@ -109,6 +107,16 @@ class PartialFile:
             at += len(piece)
             self._alive()
         return digest.digest()
+
+
+def _opened(folder: str, path: str) -> int:
+    """Open a partial file, made if missing."""
+    flags = os.O_RDWR | os.O_CREAT
+    try:
+        return open_beneath(folder, path, flags, create=True)
+    except FileNotFoundError:
+        # Another transfer has removed the folder, which was still empty.
+        return open_beneath(folder, path, flags, create=True)
 
 
 def _is_locked(descriptor: int) -> bool:

@@ -1,4 +1,4 @@
-"""Removal of links leading out of a folder received from a node."""
+"""What a folder received from a node must not keep, and what a transfer leaves in it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import contextlib
 import os
 import posixpath
 
+from ..node.tree import PARTIAL_FOLDER
+
 # As many as the kernel follows: more lead nowhere.
 HOPS_MOST = 40
 
 
-def remove_stray_links(folder: str) -> None:
+def tidy(folder: str) -> None:
     """Remove the links in a folder leading out of it, at any depth, and those with an absolute target.
 
-    A link may leave the folder by way of another one: `a -> deep/up/..` looks harmless, but leads
+    Folders of partial files are removed if they are empty, as after a transfer that a disk took no
+    file of. A link may leave the folder by way of another one: `a -> deep/up/..` looks harmless, but leads
     out if `deep/up` is a link to `..`. Neither an rsync before 3.4 nor `leads_inside` notices that.
     """
     waiting = [""]
@@ -27,6 +30,9 @@ def remove_stray_links(folder: str) -> None:
                 path = posixpath.join(inside, entry.name)
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(path)
+                    if entry.name == PARTIAL_FOLDER:
+                        with contextlib.suppress(OSError):
+                            os.rmdir(entry.path)  # noqa: PTH106
                 elif entry.is_symlink() and _leads_out(folder, path):
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(entry.path)  # noqa: PTH108
