@@ -292,6 +292,8 @@ class LabHost:
 
         The link is down meanwhile, so that lost connections are not reported to their other ends.
         """
+        # One that dies has its mounts for a moment longer than its link.
+        prove_process_1(self.pid, self._lab_folder)
         for place in VOLATILE:
             prove_place(self.pid, place)
         self.cut()
