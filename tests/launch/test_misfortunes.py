@@ -229,7 +229,7 @@ def test_a_job_whose_node_will_not_come_back_can_be_given_up(
 def test_a_copy_of_the_folder_is_left_alone_while_the_job_goes_on(
     ugro: Ugro, lab: Lab, hosts: list[LabHost], tmp_path: Path
 ) -> None:
-    job = ugro.detach("exp1", "--seconds 4", "--max-restarts", "1")
+    job = ugro.detach("exp1", "--seconds 10", "--max-restarts", "1")
     job.wait_for_log("step 1", rank=1)
     (tmp_path / "copy").mkdir()
     copy = Ugro(lab, tmp_path / "copy", hosts=2)
