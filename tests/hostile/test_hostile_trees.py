@@ -22,7 +22,7 @@ from tests.unit.ended import EndedJob
 from tests.unit.factories import asked_to_stop
 from ugro_tasks.errors import HostError, UgroError
 from ugro_tasks.hosts.fleet import Fleet
-from ugro_tasks.hosts.received import tidy
+from ugro_tasks.hosts.received import remove_strays
 from ugro_tasks.outputs.checkpoints import _checked, fetch_checkpoints
 from ugro_tasks.outputs.fetch import fetch_outputs
 
@@ -274,7 +274,7 @@ def test_links_that_lead_out_by_way_of_others_are_removed(tmp_path: Path) -> Non
     }
     for name, target in links.items():
         (folder / name).symlink_to(target)
-    tidy(str(folder))
+    remove_strays(str(folder))
     assert {path.name for path in folder.rglob("*") if path.is_symlink()} == {
         "here",
         "loop",

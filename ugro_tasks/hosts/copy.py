@@ -20,11 +20,13 @@ from ..node.tree import Unfit
 from ..text import first_of
 from .answers import shortened
 from .host import ARRIVED_STAYS, Host
-from .received import tidy
+from .received import remove_strays
 from .streams import Frame, open_frames
 
 # Without a byte from the other side: a disk under full load stalls for long.
 SILENCE_SECONDS = 120.0
+# Of what is said of one file.
+ERROR_CHARACTERS = 500
 # For a node's error message to arrive after it has stopped listening.
 LAST_WORDS_SECONDS = 10.0
 # A file received damaged is requested once more.
@@ -110,7 +112,7 @@ class Copy:
             links=links,
         )
         if receiver.errors:
-            raise _incomplete(self.host, receiver.errors)
+            raise _incomplete(self.host, _summary(receiver.errors))
 
     def _receive(
         self,
@@ -139,7 +141,7 @@ class Copy:
                 _store(exchange, receiver, _percentages(progress))
             finally:
                 receiver.close()
-                tidy(target)
+                remove_strays(target)
         return receiver
 
     def bytes_to_come(
@@ -191,8 +193,7 @@ class Copy:
             verify=verify,
         )
         return NotCome(
-            faults=[shortened(words, 500) for words in receiver.errors],
-            links=[shortened(words, 500) for words in receiver.left_out],
+            faults=_shortened(receiver.errors), links=_shortened(receiver.left_out)
         )
 
     def missing(
@@ -318,7 +319,7 @@ class _Push:
             result = json.loads(frame.payload)
             errors = [str(error) for error in result["errors"]]
         if errors:
-            raise _incomplete(self.exchange.host, errors)
+            raise _incomplete(self.exchange.host, _summary(errors))
         self.tell(self._sent_bytes, self._sent_bytes)
 
 
@@ -383,7 +384,7 @@ class _Exchange:
     def _failure(self, frame: Frame) -> NodeFault:
         with self.readable():
             message = shortened(json.loads(frame.payload)["message"])
-        return _incomplete(self.host, [message])
+        return _incomplete(self.host, message)
 
     def frames(self) -> Iterator[Frame]:
         """Yield the node's frames; raises NodeFault if it reports a failure."""
@@ -408,7 +409,7 @@ class _Exchange:
 
     def broken_off(self) -> NodeFault:
         """Make the error for a connection closed in the middle."""
-        return _incomplete(self.host, [f"{self.operation}: it broke off"])
+        return _incomplete(self.host, f"{self.operation}: it broke off")
 
 
 class _Readable:
@@ -478,7 +479,16 @@ def _percentages(progress: Callable[[int], None] | None) -> Callable[[int, int],
     return tell
 
 
-def _incomplete(host: Host, errors: Sequence[str]) -> NodeFault:
+def _incomplete(host: Host, what: str) -> NodeFault:
     """Make the error for an incomplete transfer."""
-    words = first_of([shortened(error, 500) for error in errors])
-    return NodeFault(host.node.name, words, ARRIVED_STAYS)
+    return NodeFault(host.node.name, what, ARRIVED_STAYS)
+
+
+def _summary(errors: Sequence[str]) -> str:
+    """Name the errors of a transfer in one line."""
+    return first_of(_shortened(errors))
+
+
+def _shortened(errors: Sequence[str]) -> list[str]:
+    """Return the errors of single files, each printable and at most ERROR_CHARACTERS long."""
+    return [shortened(error, ERROR_CHARACTERS) for error in errors]

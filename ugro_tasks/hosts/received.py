@@ -12,12 +12,13 @@ from ..node.tree import PARTIAL_FOLDER
 HOPS_MOST = 40
 
 
-def tidy(folder: str) -> None:
-    """Remove the links in a folder leading out of it, at any depth, and those with an absolute target.
+def remove_strays(folder: str) -> None:
+    """Remove the links leading out of a folder, at any depth, and those with an absolute target.
 
-    Folders of partial files are removed if they are empty, as after a transfer that a disk took no
-    file of. A link may leave the folder by way of another one: `a -> deep/up/..` looks harmless, but leads
+    A link may leave the folder by way of another one: `a -> deep/up/..` looks harmless, but leads
     out if `deep/up` is a link to `..`. Neither an rsync before 3.4 nor `leads_inside` notices that.
+
+    Empty folders of partial files are removed as well: a disk took the folder, but no file in it.
     """
     waiting = [""]
     while waiting:

@@ -16,7 +16,7 @@ from ..errors import HostUnreachable, NodeFault
 from ..files import leave_room
 from ..node.tree import PARTIAL_FOLDER
 from .host import ARRIVED_STAYS, LAST_WORDS_CHARACTERS, READ_BYTES, Host
-from .received import tidy
+from .received import remove_strays
 
 # Without a byte from the other side: a disk under full load stalls for long. A dead connection is
 # noticed by ssh after 15 s (`openssh_options`).
@@ -168,7 +168,7 @@ class Rsync:
                 arguments, progress, files, may_end_with=may_end_with, into=target
             )
         finally:
-            tidy(target)
+            remove_strays(target)
 
     def bytes_to_come(
         self, source: str, target: str, *, exclude: Sequence[str] = ()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.ended import small_disk
-from ugro_tasks.hosts.received import tidy
+from ugro_tasks.hosts.received import remove_strays
 from ugro_tasks.node import partial_file
 from ugro_tasks.node.partial_file import PartialFile
 from ugro_tasks.node.tree import open_beneath
@@ -20,7 +20,7 @@ def test_only_empty_folders_of_partial_files_are_removed(tmp_path: Path) -> None
     kept.touch()
     (tmp_path / "checkpoint-10" / ".ugro-partial").mkdir(parents=True)
     (tmp_path / "empty").mkdir()
-    tidy(str(tmp_path))
+    remove_strays(str(tmp_path))
     assert kept.exists()
     assert (tmp_path / "empty").exists()
     assert not (tmp_path / "checkpoint-10" / ".ugro-partial").exists()
@@ -33,7 +33,7 @@ def test_a_disk_that_takes_no_file_keeps_no_folder_for_it(tmp_path: Path) -> Non
         subprocess.run(remount, check=True)
         with pytest.raises(OSError, match="No space left"):
             partial(small)
-        tidy(str(small))
+        remove_strays(str(small))
         assert list(small.iterdir()) == []
 
 
