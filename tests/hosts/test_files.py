@@ -325,3 +325,21 @@ def test_rsync_verifies_the_host_key(
     (tmp_path / "file").touch()
     assert error_of(lambda: way(login()).push(f"{tmp_path}/", "/tmp/unverified"))
     hosts[0].run(["test", "!", "-e", "/tmp/unverified"])
+
+
+@pytest.mark.needs("rsync")
+def test_a_pull_that_is_broken_off_leaves_no_process_at_work(
+    login: Login, hosts: list[LabHost], folder: str, tmp_path: Path
+) -> None:
+    """rsync receives in a second process, which would make folders after all is cleaned up."""
+    hosts[0].run(["truncate", "--size", "400M", f"{folder}/large"])
+    target = tmp_path / "target"
+
+    def interrupt(percent: int) -> None:
+        if percent > 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Rsync(login()).pull(f"{folder}/", str(target), progress=interrupt)
+    words = [file.read_bytes() for file in Path("/proc").glob("[0-9]*/cmdline")]
+    assert [word for word in words if bytes(target) in word] == []

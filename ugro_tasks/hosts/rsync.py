@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import select
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -225,6 +226,8 @@ class Rsync:
                     stderr=complaints,
                     # Its messages are parsed, so they must be in English.
                     env={**os.environ, "LC_ALL": "C"},
+                    # A process group of its own, to be killed as a whole.
+                    start_new_session=True,
                 )
             except FileNotFoundError as error:
                 raise RsyncUnusable from error
@@ -232,7 +235,7 @@ class Rsync:
                 try:
                     said = self._watch(process, complaints.fileno(), progress, into)
                 except BaseException:
-                    process.kill()
+                    _kill(process)
                     raise
             complaints.seek(0)
             complaint = complaints.read(READ_BYTES).decode("utf-8", "replace")
@@ -293,6 +296,19 @@ def _output_of(process: subprocess.Popen[bytes], stdout: int) -> Iterator[bytes]
         yield b""
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(LOOK_SECONDS)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill rsync, the process that it receives files in, and its ssh, and wait until they are gone.
+
+    A receiver that outlives the others stores what it has, and makes folders for that.
+    """
+    assert process.stdout is not None  # noqa: S101
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    # All of them hold its other end.
+    while process.stdout.read(READ_BYTES):
+        pass
 
 
 def _refuse_excess(name: str, complaints: int, into: str | None) -> None:
