@@ -33,6 +33,7 @@ from lab.registry import (
     sweep,
     write_state,
 )
+from lab.ssh_home import write_ssh
 from lab.tools import (
     REFUSALS,
     LabError,
@@ -138,7 +139,7 @@ class Lab:
 
     @property
     def ssh_config(self) -> Path:
-        """Return the file for OpenSSH's -F, because OpenSSH takes ~ from passwd, not from HOME."""
+        """Return the user's configuration of ssh."""
         return self.home / ".ssh" / "config"
 
     @property
@@ -169,13 +170,22 @@ class Lab:
             inherited = name == SECRETS or not name.startswith(NOT_INHERITED)
             if name not in environ and inherited:
                 environ[name] = value
-        environ["PATH"] = f"{sys.prefix}/bin:{os.environ.get('PATH', '')}"
+        environ["PATH"] = f"{sys.prefix}/bin:{self.path}"
         return environ
 
     @property
     def exports(self) -> dict[str, str]:
         """Return the variables to export for acting as the lab's user."""
-        return {"HOME": str(self.home), "UGRO_CLUSTER": str(self.cluster_file)}
+        return {
+            "HOME": str(self.home),
+            "PATH": self.path,
+            "UGRO_CLUSTER": str(self.cluster_file),
+        }
+
+    @property
+    def path(self) -> str:
+        """Return the user's PATH, with an ssh that takes HOME for the user's home."""
+        return f"{self.folder}/bin:{os.environ.get('PATH', '')}"
 
     def trust(self) -> None:
         """Write the hosts' present keys to known_hosts, and no others."""
@@ -197,6 +207,7 @@ class Lab:
         ssh.mkdir(parents=True, mode=0o700)
         for folder in ("experiments", "logs"):
             (self.folder / folder).mkdir()
+        write_ssh(self.folder / "bin")
         keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab"]
         checked([*keygen, "-f", f"{ssh}/id_ed25519"])
         self.known_hosts.touch(mode=0o600)

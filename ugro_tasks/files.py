@@ -515,6 +515,14 @@ def _written(
         raise OSError(error.errno, error.strerror, str(shown)) from error
 
 
+def state_home() -> Path:
+    """Return the folder of what programs of this user remember, see the XDG Base Directory Specification."""
+    told = os.environ.get("XDG_STATE_HOME", "")
+    if os.path.isabs(told):  # noqa: PTH117  (the specification ignores others)
+        return Path(told)
+    return Path.home() / ".local" / "state"
+
+
 def process_lives(pid: str) -> bool:
     """Return whether a process of this number runs here, whoever's it is."""
     try:

@@ -201,7 +201,8 @@ def test_a_file_made_to_cost_is_refused_soon(tmp_path: Path, content: bytes) -> 
     ],
 )
 @pytest.mark.parametrize(
-    "key", ["ip", "hostname", "user", "jump", "ssh_port", "name", "rank", "transport"]
+    "key",
+    ["ip", "hostname", "user", "ssh", "jump", "ssh_port", "name", "rank", "transport"],
 )
 def test_what_a_node_is_reached_by_cannot_be_a_command(
     tmp_path: Path, key: str, value: str
@@ -213,7 +214,13 @@ def test_what_a_node_is_reached_by_cannot_be_a_command(
     if cluster:
         is_usable(cluster)
         # Who logs in and the jump host may be such words; nothing else may.
-        assert (key, value) in {("jump", "a@b"), ("jump", "a:22"), ("jump", "[::1]")}
+        assert (key, value) in {
+            ("user", "a@b"),
+            ("ssh", "a@b"),
+            ("jump", "a@b"),
+            ("jump", "a:22"),
+            ("jump", "[::1]"),
+        }
 
 
 @examples(25)

@@ -44,6 +44,7 @@ class Done(NamedTuple):
 def lab_user(lab: Lab, patch: pytest.MonkeyPatch) -> Iterator[None]:
     """This process is the lab's user; afterwards ~/.ssh is as before, and `patch` is the caller's to undo."""
     patch.setenv("HOME", str(lab.home))
+    patch.setenv("PATH", lab.path)
     patch.setenv("UGRO_CLUSTER", str(lab.cluster_file))
     patch.delenv("SSH_AUTH_SOCK", raising=False)
     # Where all nodes are there, nobody waits so long, however busy this machine is; see `one_node_is_away`.
@@ -243,8 +244,13 @@ def listening(host: LabHost, port: int) -> Iterator[None]:
 
 
 @contextmanager
-def sshd_on(host: LabHost, port: int, path: str = LOGIN_PATH) -> Iterator[None]:
-    """A second sshd, on another port and with another PATH for those who log in."""
+def sshd_on(
+    host: LabHost, port: int, path: str = LOGIN_PATH, *first: str
+) -> Iterator[None]:
+    """A second sshd, on another port and with another PATH for those who log in.
+
+    The lines `first` of its configuration count before all others.
+    """
     edit = [
         "sed",
         "-e",
@@ -253,6 +259,7 @@ def sshd_on(host: LabHost, port: int, path: str = LOGIN_PATH) -> Iterator[None]:
         f"s|^SetEnv .*|SetEnv PATH={path}|",
     ]
     text = host.run([*edit, "/run/lab/sshd_config"]).stdout
+    text = "".join(f"{line}\n" for line in first) + text
     host.run(["tee", "/run/lab/second"], input=text)
     sshd = host.entered("--mount", "--uts", "--ipc", "--pid", "--net", "--wd")
     with subprocess.Popen(

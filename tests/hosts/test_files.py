@@ -266,6 +266,10 @@ def test_without_an_rsync_that_serves_here_files_travel_all_the_same(
     if says:
         (programs / "rsync").write_text(f"#!/bin/sh\nprintf '{says}'\n")
         (programs / "rsync").chmod(0o755)
+    for program in ("ssh", "ssh-keygen"):
+        found = shutil.which(program)
+        assert found
+        (programs / program).symlink_to(found)
     monkeypatch.setenv("PATH", str(programs))
     assert fault in (rsync_fault_here() or "")
     (tmp_path / "out").mkdir()

@@ -31,7 +31,6 @@ from ugro_tasks.errors import (
     HostUnreachable,
     LoginRefused,
     NodeFault,
-    UsageError,
 )
 from ugro_tasks.health.init import make_folders
 from ugro_tasks.health.report import examine
@@ -309,6 +308,7 @@ def test_three_nodes_of_one_machine_answer_for_themselves(tmp_path: Path) -> Non
 
 def test_the_hosts_of_a_fleet_have_a_configuration_each(cluster: Cluster) -> None:
     with Fleet.of(cluster) as fleet:
+        fleet.map(hello)
         assert len({id(host.connection.connect_kwargs) for host in fleet}) == 3
         assert len({id(host.connection.config) for host in fleet}) == 3
 
@@ -838,25 +838,16 @@ def test_an_include_needs_no_identity_file(home: Lab, login: Login, path: str) -
     assert hello(login(user=None)) == b"hello\n"
 
 
-def test_an_identity_file_that_is_not_there_is_passed_over(
-    home: Lab, login: Login
-) -> None:
-    # As ssh does: the default keys are tried all the same.
-    configure(
-        home,
-        ["Host *", "  User root", "  IdentityFile ~/.ssh/id_of_another_machine"],
-        included=False,
-    )
-    assert hello(login()) == b"hello\n"
-
-
-@pytest.mark.parametrize("line", ["Port twenty-two", 'Host "unclosed'])
-def test_a_mistake_in_the_ssh_configuration_is_an_error_of_its_own(
+@pytest.mark.parametrize("line", ["Port twenty-two", "Colour green"])
+def test_a_mistake_in_the_ssh_configuration_is_told_in_its_own_words(
     home: Lab, login: Login, line: str
 ) -> None:
     ssh_config(home, line)
-    with pytest.raises(UsageError, match=r"\.ssh/config"):
-        login(ssh_port=None)
+    error = refusal(login, ssh_port=None)
+    assert isinstance(error, HostUnreachable)
+    assert ".ssh/config" in error.what
+    assert line.split()[0].lower() in error.what.lower()
+    assert "ssh -G" in error.fix
 
 
 def configure(home: Lab, entry: list[str], *, included: bool) -> None:

@@ -257,6 +257,7 @@ def _node(
         rank=rank,
         transport=node.transport,
         address=node.ip,
+        ssh=node.ssh,
         hostname=node.hostname,
         user=node.user,
         ssh_port=ssh_port,

@@ -122,17 +122,26 @@ HostName = Annotated[
 UserName = Annotated[
     str,
     matching(
-        r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}",
-        "is not a user name: use letters, digits, '.', '_', '+' and '-'",
+        r"[A-Za-z0-9_]([A-Za-z0-9_.+@\\-]{0,126}[A-Za-z0-9_.+-])?",
+        "is not a user name: use letters, digits, '.', '_', '+', '-', '@' and '\\'",
     ),
 ]
 Jump = Annotated[
     str,
     matching(
-        r"([A-Za-z0-9_][\w.+-]*@)?([A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?",
+        r"([A-Za-z0-9_][\w.+@\\-]*@)?([A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?",
         "is not one jump host: write user@host:port (for a chain, use ProxyJump in ~/.ssh/config)",
     ),
     AfterValidator(_jump),
+]
+SshName = Annotated[
+    str,
+    matching(
+        r"([A-Za-z0-9_][A-Za-z0-9_.+@\\-]*@)?"
+        r"([A-Za-z0-9_][A-Za-z0-9._-]*|[0-9A-Fa-f]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*)",
+        "is not what one types after ssh: a Host of ~/.ssh/config, a name or an address, or user@one; "
+        "a port is `ssh_port`",
+    ),
 ]
 NodePath = Annotated[
     str,

@@ -74,7 +74,9 @@ class Node(Record, frozen=True, kw_only=True):
     """0 is the master."""
     transport: Literal["ssh", "local"] = "ssh"
     address: str
-    """An IP address, for the rendezvous and for SSH."""
+    """The IP address among the ranks, also for SSH if `ssh -G` knows no more of the names."""
+    ssh: str | None = None
+    """What one would type after `ssh`."""
     hostname: str | None = None
     user: str | None = None
     """None: the ssh configuration decides; so too for `ssh_port` and `jump`."""

@@ -17,6 +17,7 @@ from .fields import (
     Program,
     Rank,
     Section,
+    SshName,
     UserName,
     Word,
 )
@@ -76,6 +77,8 @@ class NodeSection(Section):
     hostname: HostName | None = None
     user: UserName | None = None
     """The user to log in as; without it the ssh configuration decides."""
+    ssh: SshName | None = None
+    """What one types after `ssh` to reach the machine, if that is neither its hostname nor its ip."""
     transport: Literal["ssh", "local"] = "ssh"
     """`local`: this node is the machine running UGRO itself."""
     ssh_port: Port | None = None

@@ -1,103 +1,227 @@
-"""The user's known_hosts: reading the known host keys, and adding new ones."""
+"""The host keys that the user trusts: asked of ssh-keygen, and new ones written down."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from base64 import b64encode
-from collections.abc import Sequence
+import subprocess
+import tempfile
+from base64 import b64decode, b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import paramiko
 
+from .ssh_config import SshConfig
 
-def known_hosts() -> Path:
-    """Return the path of the user's own known_hosts."""
-    return Path("~/.ssh/known_hosts").expanduser()
+LOOKUP_SECONDS = 10.0
+# What ssh-keygen says after the number of a line that begins with @revoked, and with @cert-authority.
+REVOKED = "REVOKED"
+AUTHORITY = "CA"
+# The beginning of a key revocation list.
+KRL = b"SSHKRL\n\0"
 
 
-def load_host_keys(client: paramiko.SSHClient, *files: Path) -> None:
-    """Make the keys in these files known to the client, skipping lines unreadable for paramiko.
+@dataclass(kw_only=True, slots=True)
+class KnownKeys:
+    """The keys of one host in the known_hosts files."""
 
-    A key marked @revoked stays unknown, even if another line lists it.
+    files: dict[tuple[str, str], Path] = field(default_factory=dict)
+    """{(type, key in base64): the first file with it}"""
+    revoked: dict[tuple[str, str], Path] = field(default_factory=dict)
+    at_any_port: dict[tuple[str, str], Path] = field(default_factory=dict)
+    """Keys known without a port, of a host at another port than 22."""
+
+    @property
+    def types(self) -> list[str]:
+        """Return the types of the keys, in the order of their lines."""
+        known = self.files or self.at_any_port
+        return list(dict.fromkeys(type_ for type_, _ in known))
+
+    def verify(self, config: SshConfig, key: paramiko.PKey) -> None:
+        """Raise UnverifiedKey unless the host's key is one of these and not revoked."""
+        shown = (key.get_name(), key.get_base64())
+        revoked = config.revoked_host_keys
+        if revoked and _is_revoked(revoked, key):
+            raise RevokedKey(config, key, revoked)
+        if shown in self.revoked:
+            raise RevokedKey(config, key, self.revoked[shown])
+        if shown in self.files or shown in self.at_any_port:
+            return
+        if self.files:
+            raise ChangedKey(config, key, self.files)
+        raise UnknownKey(config, key)
+
+
+def known_keys(config: SshConfig) -> KnownKeys:
+    """Look a host up in its known_hosts files: by patterns, hashes and markers, as OpenSSH does.
+
+    Lines without a key are passed over. An authority's key is none of a host's own. A key known for
+    the host at no port of its own counts for each port, if none is known for the port.
     """
-    lines: list[str] = []
+    known = _known_as(config.known_name, config.known_hosts_files)
+    if known.files or config.known_name == config.known_host:
+        return known
+    at_any_port = _known_as(config.known_host, config.known_hosts_files)
+    return KnownKeys(
+        files=known.files,
+        at_any_port=at_any_port.files,
+        revoked=at_any_port.revoked | known.revoked,
+    )
+
+
+def _known_as(name: str, files: Sequence[Path]) -> KnownKeys:
+    known = KnownKeys()
     for file in files:
-        if file.is_file():
-            lines += file.read_text(errors="replace").splitlines()
-    revoked = _revoked(lines)
-    for line in lines:
-        entry = _entry(line.strip())
-        if entry is None or entry.key is None:
+        if not file.is_file():
             continue
-        if entry.key.get_base64() in revoked:
-            continue
-        for name in entry.hostnames or ():
-            client.get_host_keys().add(name, entry.key.get_name(), entry.key)
+        for marker, entry in _lines_of(name, file):
+            if marker == AUTHORITY:
+                continue
+            keys = known.revoked if marker == REVOKED else known.files
+            # A marker is a word of the line, before the names.
+            key = _key_of(entry.split()[2 if marker else 1 :])
+            if key:
+                keys.setdefault(key, file)
+    return known
 
 
-def _revoked(lines: Sequence[str]) -> set[str]:
-    """Collect the keys of lines like `@revoked NAMES TYPE KEY COMMENT`."""
-    revoked = set()
-    for line in lines:
-        words = line.split()
-        if len(words) > 3 and words[0] == "@revoked":
-            revoked.add(words[3])
-    return revoked
-
-
-def _entry(line: str) -> paramiko.hostkeys.HostKeyEntry | None:
-    """Parse a line; return None for a comment, a marked line, or an unreadable one."""
-    if line.startswith(("#", "@")):
+def _key_of(words: Sequence[str]) -> tuple[str, str] | None:
+    """Return (type, base64) of a key; None if it is none, which ssh-keygen does not look at."""
+    if len(words) < 2:
         return None
     try:
-        return paramiko.hostkeys.HostKeyEntry.from_line(line)
-    except (paramiko.SSHException, paramiko.hostkeys.InvalidHostKey, ValueError):
+        content = b64decode(words[1], validate=True)
+        type_ = paramiko.Message(content).get_text()
+    except ValueError:
         return None
+    return (type_, words[1]) if type_ == words[0] else None
 
 
-class UnknownKey(paramiko.SSHException):
-    """A host showed a key missing from known_hosts."""
+def _lines_of(name: str, file: Path) -> list[tuple[str, str]]:
+    """Return [(marker, line)] of a host in a known_hosts file."""
+    try:
+        done = subprocess.run(
+            ["ssh-keygen", "-F", name, "-f", str(file)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=LOOKUP_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise paramiko.SSHException(f"{file} cannot be read") from error
+    found = []
+    marker = ""
+    for line in done.stdout.decode("utf-8", "replace").splitlines():
+        if line.startswith("#"):
+            # "# Host NAME found: line NUMBER MARKER"
+            _, _, told = line.partition(" found: line ")
+            marker = told.partition(" ")[2]
+        else:
+            found.append((marker, line))
+    return found
 
-    def __init__(self, name: str, key: paramiko.PKey) -> None:
-        super().__init__(name)
-        self.name = name
+
+def _is_revoked(file: Path, key: paramiko.PKey) -> bool:
+    """Tell whether a file of RevokedHostKeys, a list of keys or a KRL, names a key.
+
+    With a file that cannot be read each key counts as revoked, as it does for OpenSSH.
+    """
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return True
+    if not content.startswith(KRL):
+        return key.get_base64().encode() in content.split()
+    with tempfile.NamedTemporaryFile(suffix=".pub") as asked:
+        asked.write(f"{key.get_name()} {key.get_base64()}\n".encode())
+        asked.flush()
+        done = subprocess.run(
+            ["ssh-keygen", "-Q", "-f", str(file), asked.name],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=LOOKUP_SECONDS,
+            check=False,
+        )
+    return done.returncode != 0
+
+
+class UnverifiedKey(paramiko.SSHException):
+    """A host showed a key that must not be trusted."""
+
+    def __init__(self, config: SshConfig, key: paramiko.PKey) -> None:
+        super().__init__(config.known_name)
+        self.config = config
         self.key = key
 
 
-class RejectUnknownKeys(paramiko.MissingHostKeyPolicy):
-    """The policy for keys missing from known_hosts: reject all."""
+class UnknownKey(UnverifiedKey):
+    """known_hosts has no key of this host."""
 
-    def missing_host_key(
+
+class RevokedKey(UnverifiedKey):
+    """known_hosts says that this key is revoked."""
+
+    def __init__(self, config: SshConfig, key: paramiko.PKey, file: Path) -> None:
+        super().__init__(config, key)
+        self.file = file
+
+
+class ChangedKey(UnverifiedKey):
+    """known_hosts has other keys of this host."""
+
+    def __init__(
         self,
-        client: paramiko.SSHClient,  # noqa: ARG002
-        hostname: str,
+        config: SshConfig,
         key: paramiko.PKey,
+        files: Mapping[tuple[str, str], Path],
     ) -> None:
-        """Raise UnknownKey."""
-        raise UnknownKey(hostname, key)
+        super().__init__(config, key)
+        (self.type, self.expected), self.file = _likeliest(files, key.get_name())
+
+    @property
+    def expected_fingerprint(self) -> str:
+        """Return the known key as `ssh-keygen -l` shows it."""
+        return _fingerprint(self.type, b64decode(self.expected))
+
+
+def _likeliest(
+    files: Mapping[tuple[str, str], Path], type_: str
+) -> tuple[tuple[str, str], Path]:
+    """Return a known key, of this type if there is one."""
+    for known, file in files.items():
+        if known[0] == type_:
+            return known, file
+    return next(iter(files.items()))
 
 
 def fingerprint(key: paramiko.PKey) -> str:
     """Format a key as `ssh-keygen -l` does."""
-    digest = hashlib.sha256(key.asbytes()).digest()
+    return _fingerprint(key.get_name(), key.asbytes())
+
+
+def _fingerprint(type_: str, content: bytes) -> str:
+    digest = hashlib.sha256(content).digest()
     encoded = b64encode(digest).decode().rstrip("=")
-    return f"{key.get_name()} SHA256:{encoded}"
+    return f"{type_} SHA256:{encoded}"
 
 
 class NewKey:
     """A host's key, not in known_hosts yet."""
 
-    def __init__(self, name: str, key: paramiko.PKey) -> None:
-        self.name = name
-        self.fingerprint = fingerprint(key)
-        self._line = f"{name} {key.get_name()} {key.get_base64()}\n"
+    def __init__(self, unknown: UnknownKey) -> None:
+        self.name = unknown.config.known_name
+        self.fingerprint = fingerprint(unknown.key)
+        self._file = unknown.config.known_hosts
+        self._line = (
+            f"{self.name} {unknown.key.get_name()} {unknown.key.get_base64()}\n"
+        )
 
     def trust(self) -> None:
         """Append the key to the user's known_hosts."""
-        path = known_hosts()
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(self._file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         with open(descriptor, "r+b") as file:
             before = file.read()
             if before and not before.endswith(b"\n"):

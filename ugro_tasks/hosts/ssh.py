@@ -11,13 +11,12 @@ import shlex
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import paramiko
-from fabric import Config, Connection
+from fabric import Connection
 
 from ..cluster.model import Node
-from ..errors import HostUnreachable, NodeFault
+from ..errors import HostError, HostUnreachable, NodeFault
 from .host import (
     ANSWER_LIMIT_BYTES,
     READ_BYTES,
@@ -25,9 +24,10 @@ from .host import (
     answer_too_long,
     stdout_of,
 )
-from .ssh_config import alias_of, openssh_options, ssh_config_faults, user_ssh_config
+from .openssh_options import openssh_options
 from .ssh_errors import explained
-from .transport import BROKEN_OFF, after_login, hops_to, log_in, make_strict
+from .ssh_way import way_to
+from .transport import BROKEN_OFF, Hop, after_login, hops_of, log_in
 
 # For a node to start a command with a stream as its output.
 START_SECONDS = 30.0
@@ -38,50 +38,59 @@ LAST_WAIT_SECONDS = 0.1
 class SshHost:
     """A node over SSH.
 
-    Fabric's connection reads the user's configuration, goes through jump hosts and logs in; here it
-    is also made to verify host keys and to limit every wait. Commands use channels of its
-    transport.
+    `ssh -G` says how the node is reached, and is asked anew before each login. Commands use
+    channels of the connection's transport.
     """
 
     def __init__(self, node: Node, connect_seconds: float) -> None:
         self.node = node
         self.round_trip_seconds = 0.0
+        self.connect_seconds = connect_seconds
+        self.hops: list[Hop] = []
+        """The way at the last login: jump hosts first, the node last; [] before the first."""
         self._opening = threading.Lock()
-        with ssh_config_faults():
-            config = Config(ssh_config=user_ssh_config())
-            self._alias = alias_of(config.base_ssh_config, node)
-            gateway = None
-            if node.jump:
-                gateway = Connection(node.jump, config=config.clone())
-            self.connection = Connection(
-                self._alias or node.address,
-                user=node.user,
-                port=node.ssh_port,
-                gateway=gateway,
-                config=config,
-            )
-        for hop in hops_to(self.connection):
-            make_strict(hop, connect_seconds, _transport)
 
     def open(self) -> None:
         """Log in on every hop of the way, if not done yet; raises HostError."""
         with self._opening:
-            for hop in hops_to(self.connection):
-                if hop.is_connected:
-                    continue
+            if self.is_open:
+                return
+            self.close()
+            self.hops = hops_of(way_to(self.node), self.connect_seconds)
+            for hop in self.hops:
                 try:
                     log_in(hop)
                 except BROKEN_OFF as error:
-                    is_jump_host = hop is not self.connection
-                    raise explained(
-                        self.node.name, hop, error, is_jump_host=is_jump_host
-                    ) from error
+                    self.close()
+                    raise self.explained(error, hop) from error
+
+    @property
+    def connection(self) -> Connection:
+        """Return Fabric's connection to the node itself."""
+        return self.hops[-1].connection
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether the whole way is logged in to, as far as is known here."""
+        return bool(self.hops) and all(hop.connection.is_connected for hop in self.hops)
 
     def close(self) -> None:
         """Close the connections to the host and to its jump hosts."""
         # The jump hosts' connections are this host's own: a dead one would block the next login.
-        for hop in reversed(hops_to(self.connection)):
-            hop.close()
+        for hop in reversed(self.hops):
+            hop.connection.close()
+
+    def explained(self, error: Exception, hop: Hop | None = None) -> HostError:
+        """Make the HostError for an exception, at the node itself unless another hop is given."""
+        where = hop or self.hops[-1]
+        is_jump_host = where is not self.hops[-1]
+        return explained(
+            self.node.name,
+            where.config,
+            error,
+            is_jump_host=is_jump_host,
+            is_behind_one=self.hops[0] is not where,
+        )
 
     def run(
         self, argv: Sequence[str], stdin: bytes = b"", timeout_seconds: float = 30.0
@@ -103,12 +112,12 @@ class SshHost:
                 raise HostUnreachable(self.node.name, what, fix) from error
             except (paramiko.SSHException, OSError, EOFError) as error:
                 self.close()
-                raise explained(self.node.name, self.connection, error) from error
+                raise self.explained(error) from error
             if channel.exit_status < 0:
-                if self.connection.transport.is_active():
+                if channel.get_transport().is_active():
                     raise NodeFault(self.node.name, f"{argv[0]} was ended by a signal")
                 self.close()
-                raise explained(self.node.name, self.connection, EOFError())
+                raise self.explained(EOFError())
         return stdout_of(self.node, argv, channel.exit_status, output, complaint.last)
 
     def stream(self, argv: Sequence[str], stdin: bytes | None = b"") -> _SshStream:
@@ -117,15 +126,13 @@ class SshHost:
 
     def rsync_remote(self) -> tuple[list[str], str]:
         """Return rsync's options and prefix; see `Host.rsync_remote`."""
-        node = self.node
-        shell = shlex.join(["ssh", *openssh_options(node)])
-        host = node.address
+        # The same answers as the open connection had.
+        way = [hop.config for hop in self.hops] if self.is_open else way_to(self.node)
+        shell = shlex.join(["ssh", *openssh_options(way)])
+        host = way[-1].words[-1]
         # rsync takes an IPv6 address in brackets.
         if ":" in host:
             host = f"[{host}]"
-        host = self._alias or host
-        if node.user:
-            host = f"{node.user}@{host}"
         return ["-e", shell], f"{host}:"
 
     def _output(
@@ -154,14 +161,14 @@ class SshHost:
             channel.exec_command(shlex.join(argv))
         except BROKEN_OFF as error:
             self.close()
-            raise explained(self.node.name, self.connection, error) from error
+            raise self.explained(error) from error
         if stdin is not None:
             threading.Thread(target=_feed, args=(channel, stdin), daemon=True).start()
         return channel
 
     def _open_channel(self, timeout_seconds: float) -> paramiko.Channel:
         """Open a channel, logging in if needed; reconnect once if the connection turns out dead."""
-        was_connected = self.connection.is_connected
+        was_connected = self.is_open
         self.open()
         begun = time.monotonic()
         try:
@@ -172,9 +179,9 @@ class SshHost:
             self.close()
             if was_connected:
                 return self._open_channel(timeout_seconds)
-            raise explained(self.node.name, self.connection, error) from error
+            raise self.explained(error) from error
         self.round_trip_seconds = time.monotonic() - begun
-        after_login(self.connection.transport)
+        after_login(channel.get_transport())
         return channel
 
 
@@ -204,7 +211,7 @@ class _SshStream:
         try:
             return _receive(self.channel, time.monotonic() + silence_seconds)
         except (paramiko.SSHException, OSError) as error:
-            raise explained(self.host.node.name, self.host.connection, error) from error
+            raise self.host.explained(error) from error
 
     def write(self, data: bytes) -> None:
         """Write to the command's stdin; see `Stream.write`."""
@@ -212,7 +219,7 @@ class _SshStream:
             self.channel.settimeout(WRITE_SECONDS)
             self.channel.sendall(data)
         except (paramiko.SSHException, OSError, EOFError) as error:
-            raise explained(self.host.node.name, self.host.connection, error) from error
+            raise self.host.explained(error) from error
 
     def close(self) -> None:
         """End the command; see `Stream.close`."""
@@ -234,14 +241,3 @@ def _receive(channel: paramiko.Channel, deadline: float) -> bytes:
 
 def _seconds_left(deadline: float) -> float:
     return max(LAST_WAIT_SECONDS, deadline - time.monotonic())
-
-
-def _transport(socket_: Any, **options: Any) -> paramiko.Transport:
-    """Make paramiko's transport with the AES-GCM ciphers first.
-
-    They need no separate MAC, so a byte costs a quarter less.
-    """
-    made = paramiko.Transport(socket_, **options)
-    algorithms = made.get_security_options()
-    algorithms.ciphers = sorted(algorithms.ciphers, key=lambda name: "gcm" not in name)
-    return made

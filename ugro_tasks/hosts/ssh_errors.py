@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import shlex
 import socket
+from pathlib import Path
 
 import paramiko
-from fabric import Connection
 
 from ..errors import (
     HostError,
@@ -17,7 +17,11 @@ from ..errors import (
     LoginRefused,
 )
 from .host import LAST_WORDS_CHARACTERS
-from .known_hosts import UnknownKey, fingerprint
+from .known_hosts import ChangedKey, RevokedKey, UnverifiedKey, fingerprint
+from .login_keys import KeysRefused, SecondFactorWanted, TooManyKeys
+from .ssh_config import SshConfig, expanded
+
+SEE_LOG = "see its log: journalctl -u ssh"
 
 _BY_ERRNO = {
     errno.ECONNREFUSED: (
@@ -44,62 +48,108 @@ _BY_PARAMIKO = {
 
 
 def explained(
-    name: str, hop: Connection, error: Exception, *, is_jump_host: bool = False
+    name: str,
+    config: SshConfig,
+    error: Exception,
+    *,
+    is_jump_host: bool = False,
+    is_behind_one: bool = False,
 ) -> HostError:
-    """Make the HostError for an exception of paramiko or the socket layer.
+    """Make the HostError of a node for an exception of paramiko or the socket layer.
 
-    `hop` is the connection with the error.
+    `config` is OpenSSH's answer for the host with the error: the node or a jump host before it.
     """
-    where = f"{hop.user}@{hop.host} port {hop.port}"
+    where = config.place
     if is_jump_host:
         where = f"jump host {where}"
     return (
-        _about_host_key(name, hop, where, error)
-        or _about_login(name, hop, where, error)
-        or _about_network(name, hop, where, error)
+        _about_host_key(name, where, error)
+        or _about_login(name, config, where, error)
+        or _about_network(name, config, where, error, is_behind_one=is_behind_one)
     )
 
 
-def _about_host_key(
-    name: str, hop: Connection, where: str, error: Exception
-) -> HostError | None:
-    if isinstance(error, paramiko.BadHostKeyException):
+def _about_host_key(name: str, where: str, error: Exception) -> HostError | None:
+    if not isinstance(error, UnverifiedKey):
+        return None
+    known_name = error.config.known_name
+    shown = fingerprint(error.key)
+    if isinstance(error, ChangedKey):
         return HostKeyChanged(
             name,
-            f"its host key has changed ({where}): it shows {fingerprint(error.key)}, "
-            f"known_hosts has {fingerprint(error.expected_key)}",
-            f"if the machine was set up anew: ssh-keygen -R {_known_name(hop)}, then: inv init; "
+            f"its host key has changed ({where}): it shows {shown}, "
+            f"{error.file} has {error.expected_fingerprint}",
+            f"if the machine was set up anew: {_forget(known_name, error.file)}, then: inv init; "
             "if not, somebody may be in between",
         )
-    if isinstance(error, UnknownKey):
-        return HostKeyUnknown(
+    if isinstance(error, RevokedKey):
+        return HostKeyChanged(
             name,
-            f"its host key is not in known_hosts: {error.name} shows {fingerprint(error.key)}",
-            "compare it on the machine (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then: inv init",
+            f"its host key is revoked ({where}): {error.file} says so of {shown}",
+            "give the machine another host key, or correct the line",
         )
-    return None
+    return HostKeyUnknown(
+        name,
+        f"its host key is not in known_hosts: {known_name} shows {shown}",
+        "compare it on the machine (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then: inv init",
+    )
 
 
 def _about_login(
-    name: str, hop: Connection, where: str, error: Exception
+    name: str, config: SshConfig, where: str, error: Exception
 ) -> HostError | None:
-    if isinstance(error, paramiko.PasswordRequiredException):
-        what = f"the key for {where} has a passphrase"
-        return LoginRefused(name, what, "load it once: ssh-add")
-    is_refused = isinstance(error, paramiko.AuthenticationException)
-    if is_refused or "authentication methods" in str(error):
-        what = f"{where} accepts none of your keys"
-        return LoginRefused(name, what, f"put one there: {_copy_id(hop)}")
+    if isinstance(error, SecondFactorWanted):
+        what = f"{where} accepts your key, and wants more: {', '.join(error.methods)}"
+        fix = "UGRO cannot answer that; ask for an exemption for keys from this machine"
+        return LoginRefused(name, what, fix)
+    if isinstance(error, TooManyKeys):
+        what = f"{where} ended the login after {error.offered} keys"
+        fix = (
+            "name the right one in ~/.ssh/config: IdentityFile, and IdentitiesOnly yes"
+        )
+        return LoginRefused(name, what, fix)
+    if isinstance(error, KeysRefused):
+        return _about_keys(name, config, where, error)
+    if isinstance(error, paramiko.AuthenticationException):
+        return LoginRefused(name, f"{where} refuses the login: {error}", SEE_LOG)
     return None
 
 
+def _about_keys(
+    name: str, config: SshConfig, where: str, error: KeysRefused
+) -> LoginRefused:
+    """Tell apart why no key let the user in."""
+    keys = error.keys
+    if error.methods and "publickey" not in error.methods:
+        what = f"{where} takes no keys, only: {', '.join(error.methods)}"
+        return LoginRefused(
+            name, what, "let its sshd take keys: PubkeyAuthentication yes"
+        )
+    if keys.locked:
+        file = shlex.quote(str(keys.locked[0]))
+        what = f"the key for {where} has a passphrase ({keys.locked[0]})"
+        return LoginRefused(name, what, f"load it once: ssh-add {file}")
+    if not keys.offered:
+        what = f"there is no key for {where}: none in a file, none in an ssh-agent"
+        fix = f"make one with ssh-keygen, then: {_copy_id(config)}"
+        return LoginRefused(name, what, fix)
+    what = f"{where} accepts none of your keys"
+    return LoginRefused(name, what, f"put one there: {_copy_id(config)}")
+
+
 def _about_network(
-    name: str, hop: Connection, where: str, error: Exception
+    name: str,
+    config: SshConfig,
+    where: str,
+    error: Exception,
+    *,
+    is_behind_one: bool,
 ) -> HostError:
     if isinstance(error, socket.gaierror):
-        what = f"the name {hop.host} cannot be resolved"
-        return HostUnreachable(name, what, "check the cluster file and DNS")
-    if isinstance(error, paramiko.ChannelException) and hop.gateway:
+        what = f"the name {config.host} cannot be resolved"
+        fix = "check the cluster file, your ssh configuration and DNS"
+        return HostUnreachable(name, what, fix)
+    if isinstance(error, paramiko.ChannelException) and is_behind_one:
         what = f"the jump host cannot reach {where}"
         return HostUnreachable(name, what, "is the machine on, and sshd running?")
     number = getattr(error, "errno", None)
@@ -113,20 +163,22 @@ def _about_network(
         if known in said:
             said = words
             break
-    return HostUnreachable(name, f"{where}: {said}", "see its log: journalctl -u ssh")
+    return HostUnreachable(name, f"{where}: {said}", SEE_LOG)
 
 
-def _known_name(host: Connection) -> str:
-    """Return the host's name in known_hosts, quoted for a shell."""
-    if host.port == 22:
-        return shlex.quote(host.host)
-    return shlex.quote(f"[{host.host}]:{host.port}")
+def _forget(known_name: str, file: Path) -> str:
+    """Return the command to forget a host's key."""
+    argv = ["ssh-keygen", "-R", known_name]
+    # Without -f it is that of the home in the password file.
+    if file != expanded("~/.ssh/known_hosts"):
+        argv += ["-f", str(file)]
+    return shlex.join(argv)
 
 
-def _copy_id(host: Connection) -> str:
+def _copy_id(config: SshConfig) -> str:
     """Return the command to put a key on a host."""
     argv = ["ssh-copy-id"]
-    if host.port != 22:
-        argv += ["-p", str(host.port)]
-    argv.append(f"{host.user}@{host.host}")
+    if config.port != 22:
+        argv += ["-p", str(config.port)]
+    argv.append(f"{config.user}@{config.host}")
     return shlex.join(argv)

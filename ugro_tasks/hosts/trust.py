@@ -9,9 +9,7 @@ from ..errors import HostKeyUnknown
 from .fleet import Fleet
 from .known_hosts import NewKey, UnknownKey
 from .ssh import SshHost
-
-# The host itself and the jump hosts before it.
-HOPS_AT_MOST = 4
+from .ssh_way import HOPS_AT_MOST
 
 
 def new_key_of(node: Node, connect_seconds: float) -> NewKey | None:
@@ -27,7 +25,7 @@ def new_key_of(node: Node, connect_seconds: float) -> NewKey | None:
     except HostKeyUnknown as error:
         unknown = error.__cause__
         if isinstance(unknown, UnknownKey):
-            return NewKey(unknown.name, unknown.key)
+            return NewKey(unknown)
         raise
     finally:
         host.close()
@@ -44,7 +42,7 @@ def trust_host_keys(
     """
     fleet = Fleet.of(cluster)
     limit = cluster.timeouts.connect_seconds
-    for _ in range(HOPS_AT_MOST):
+    for _ in range(HOPS_AT_MOST + 1):
         found = fleet.map(lambda host: new_key_of(host.node, limit))
         # By the name in known_hosts: nodes may share a jump host.
         keys = {}

@@ -73,7 +73,8 @@ def would_adopt(experiment: Experiment) -> Adoption:
 def _way_to(node: Node) -> str:
     if node.transport == "local":
         return "local"
-    way = f"{node.user}@{node.address}" if node.user else node.address
+    place = node.ssh or node.address
+    way = f"{node.user}@{place}" if node.user else place
     if node.ssh_port is not None:
         way += f" port {node.ssh_port}"
     return f"{way} by way of {node.jump}" if node.jump else way

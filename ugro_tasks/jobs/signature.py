@@ -12,13 +12,12 @@ import hashlib
 import hmac
 import os
 import stat
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from ..errors import RecordError
-from ..files import Folder
+from ..files import Folder, state_home
 
 SIGNATURE = "signature"
 KEY_NAME = "signing.key"
@@ -84,11 +83,3 @@ def _key(*, make: bool) -> bytes:
     if len(key) != KEY_BYTES:
         raise RecordError(f"{file.path}: damaged; remove it, and adopt what still runs")
     return key
-
-
-def state_home() -> Path:
-    """Return the folder of what programs of this user remember, see the XDG Base Directory Specification."""
-    told = os.environ.get("XDG_STATE_HOME", "")
-    if os.path.isabs(told):  # noqa: PTH117  (the specification ignores others)
-        return Path(told)
-    return Path.home() / ".local" / "state"

@@ -21,8 +21,7 @@ import msgspec
 
 from ..codec import UNREADABLE, decode
 from ..errors import RecordError
-from ..files import File, Folder
-from .signature import state_home
+from ..files import File, Folder, state_home
 
 if TYPE_CHECKING:
     from .experiment import Experiment

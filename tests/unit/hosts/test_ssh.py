@@ -13,9 +13,17 @@ from tests.unit.factories import make_node
 from ugro_tasks.cluster.model import Node
 from ugro_tasks.errors import HostUnreachable
 from ugro_tasks.hosts import ssh
-from ugro_tasks.hosts.known_hosts import RejectUnknownKeys
 from ugro_tasks.hosts.ssh import SshHost
-from ugro_tasks.hosts.transport import UNACKNOWLEDGED_SECONDS, _PromptSocket, hops_to
+from ugro_tasks.hosts.ssh_config import SshConfig
+from ugro_tasks.hosts.ssh_way import way_to
+from ugro_tasks.hosts.transport import (
+    UNACKNOWLEDGED_SECONDS,
+    Hop,
+    _OnlyKnownKeys,
+    _PromptSocket,
+    hops_of,
+    log_in,
+)
 
 CONNECT_SECONDS = 3.0
 NODE = make_node(address="127.0.0.1", user="x")
@@ -32,6 +40,7 @@ class Channel:
     """A channel of a command that says nothing and ends well."""
 
     exit_status = 0
+    sock = None
 
     def __init__(self) -> None:
         self.commands: list[str] = []
@@ -39,6 +48,9 @@ class Channel:
         self.status_event.set()
 
     def settimeout(self, seconds: float) -> None: ...
+
+    def get_transport(self) -> Channel:
+        return self
 
     def exec_command(self, command: str) -> None:
         self.commands.append(command)
@@ -60,9 +72,6 @@ class Connection:
     """What stands for Fabric's connection and its transport: it counts logins, and is dead as often as told."""
 
     host = "127.0.0.1"
-    user = "x"
-    port = 22
-    gateway = None
     sock = None
 
     def __init__(self, dead: int) -> None:
@@ -85,15 +94,21 @@ class Connection:
         self.is_connected = False
 
 
+CONFIG = SshConfig(
+    words=("127.0.0.1",),
+    settings={"hostname": ["127.0.0.1"], "user": ["x"], "port": ["22"]},
+)
+
+
 def host_with(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> SshHost:
     def log_in(hop: Any) -> None:
-        hop.logins += 1
-        hop.is_connected = True
+        hop.connection.logins += 1
+        hop.connection.is_connected = True
 
     monkeypatch.setattr(ssh, "log_in", log_in)
-    host = SshHost(NODE, CONNECT_SECONDS)
-    host.connection = connection
-    return host
+    monkeypatch.setattr(ssh, "way_to", lambda _: [CONFIG])
+    monkeypatch.setattr(ssh, "hops_of", lambda *_: [Hop(CONFIG, connection)])
+    return SshHost(NODE, CONNECT_SECONDS)
 
 
 def test_a_connection_found_dead_is_opened_anew(
@@ -126,30 +141,27 @@ def test_it_is_opened_anew_once_and_only_where_it_had_been_open(
 @pytest.mark.parametrize(
     "node", [NODE, make_node(jump="y@127.0.0.2:2200")], ids=["direct", "jump host"]
 )
-def test_each_hop_verifies_keys_and_has_limits_of_its_own(node: Node) -> None:
-    hops = hops_to(SshHost(node, CONNECT_SECONDS).connection)
+def test_each_hop_verifies_keys_and_has_limits_of_its_own(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hops = hops_of(way_to(node), CONNECT_SECONDS)
     assert len(hops) == (2 if node.jump else 1)
-    assert len({id(hop.connect_kwargs) for hop in hops}) == len(hops)
+    assert len({id(hop.connection.connect_kwargs) for hop in hops}) == len(hops)
+    monkeypatch.setattr(_PromptSocket, "to", lambda *_: _NoSocket())
     for hop in hops:
+        monkeypatch.setattr(hop.connection, "open", lambda: None)
+        monkeypatch.setattr(hop.connection, "transport", _NoSocket())
+        log_in(hop)
         # paramiko has no public way to ask for the policy.
-        assert isinstance(hop.client._policy, RejectUnknownKeys)
-        assert hop.connect_timeout == CONNECT_SECONDS
-        limits = {
-            name: hop.connect_kwargs[name]
-            for name in hop.connect_kwargs
-            if "timeout" in name
-        }
+        assert isinstance(hop.connection.client._policy, _OnlyKnownKeys)
+        assert hop.connection.connect_timeout == CONNECT_SECONDS
+        given = hop.connection.connect_kwargs
+        limits = {name: given[name] for name in given if "timeout" in name}
         assert limits == dict.fromkeys(
             ("banner_timeout", "auth_timeout", "channel_timeout"), 6.0
         )
-
-
-def test_a_transport_prefers_a_cipher_that_needs_no_digest() -> None:
-    factory = SshHost(NODE, CONNECT_SECONDS).connection.connect_kwargs[
-        "transport_factory"
-    ]
-    made = factory(_NoSocket())
-    assert "gcm" in made.get_security_options().ciphers[0]
+        made = given["transport_factory"](_NoSocket())
+        assert "gcm" in made.get_security_options().ciphers[0]
 
 
 def test_a_write_to_a_link_that_was_cut_has_a_limit() -> None:
@@ -164,14 +176,6 @@ def test_a_write_to_a_link_that_was_cut_has_a_limit() -> None:
 class _NoSocket:
     def settimeout(self, seconds: float) -> None: ...
 
+    def set_keepalive(self, seconds: int) -> None: ...
+
     def close(self) -> None: ...
-
-
-def test_a_host_is_no_connection_of_fabrics() -> None:
-    host = SshHost(NODE, CONNECT_SECONDS)
-    assert not hasattr(host, "call")
-    assert (host.node, host.connection.host, host.connection.user) == (
-        NODE,
-        "127.0.0.1",
-        "x",
-    )

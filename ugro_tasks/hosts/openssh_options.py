@@ -1,0 +1,66 @@
+"""OpenSSH's options for a connection of ours, the same on each jump host as at the end."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from .ssh_config import SshConfig, own_known_hosts
+
+# How OpenSSH is made to do nothing but what it was started for, whatever the configuration says.
+HARDENED = (
+    "BatchMode=yes",
+    "StrictHostKeyChecking=yes",
+    "ConnectTimeout=10",
+    "ServerAliveInterval=5",
+    "ServerAliveCountMax=3",
+    "ForwardAgent=no",
+    "ForwardX11=no",
+    "ClearAllForwardings=yes",
+    "PermitLocalCommand=no",
+    "RemoteCommand=none",
+    "RequestTTY=no",
+    "ControlPath=none",
+)
+# The same; OpenSSH before 8.7 has no such settings.
+HARDENED_SINCE_8_7 = (
+    "SessionType=default",
+    "StdinNull=no",
+    "ForkAfterAuthentication=no",
+)
+
+
+def openssh_options(way: Sequence[SshConfig]) -> list[str]:
+    """Return OpenSSH's options for a way, without the host's name.
+
+    OpenSSH gives its jump hosts none of its own options, so each gets them here.
+    """
+    *jump_hosts, config = way
+    options = _settings(config)
+    words = list(config.words[:-1])
+    if jump_hosts:
+        if "-J" in words:
+            at = words.index("-J")
+            del words[at : at + 2]
+        options += ["-o", f"ProxyCommand={_proxy_command(jump_hosts)}"]
+    return [*options, *words]
+
+
+def _proxy_command(way: Sequence[SshConfig]) -> str:
+    """Return the command that leads through these hosts to %h and %p, which OpenSSH fills in."""
+    ssh = shlex.join(["ssh", *openssh_options(way)]).replace("%", "%%")
+    host = shlex.quote(way[-1].words[-1]).replace("%", "%%")
+    return f"{ssh} -W '[%h]:%p' {host}"
+
+
+def _settings(config: SshConfig) -> list[str]:
+    """Return the options for a connection that asks, forwards and starts nothing."""
+    settings = list(HARDENED)
+    if "sessiontype" in config.settings:
+        settings += HARDENED_SINCE_8_7
+    if not config.keeps_known_hosts:
+        settings.append(f'UserKnownHostsFile="{own_known_hosts()}"')
+    options = []
+    for setting in settings:
+        options += ["-o", setting]
+    return options
