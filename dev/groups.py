@@ -66,6 +66,13 @@ GROUPS = (
         by_default=True,
     ),
     Group(
+        name="openssh",
+        about="UGRO reaches what ssh reaches; hosts and files once more, by OpenSSH's own program",
+        paths=("tests/openssh",),
+        minutes=2.5,
+        drawn=90,
+    ),
+    Group(
         name="launch",
         about="jobs from launch to gather on three hosts, with real torchrun",
         paths=("tests/launch",),
@@ -162,8 +169,8 @@ GROUPS = (
         name="rounds",
         about="two hundred rounds of chaos, with all that is drawn from their seeds",
         paths=("tests/chaos/test_rounds.py",),
-        minutes=6,
-        drawn=40,
+        minutes=3.5,
+        drawn=24,
         programs=COMPILER,
     ),
 )

@@ -27,6 +27,8 @@ PYTEST_ROOT = "PYTEST_DEBUG_TEMPROOT"
 # torch's compiler makes an empty folder for each user, uv an empty lock for each environment; both reuse them.
 REUSED = ("torchinductor_", "uv-")
 NO_TESTS = 5  # pytest's exit code where nothing was selected
+# For processes that clean up after others, which were killed.
+CLEAN_UP_SECONDS = 3.0
 
 
 @dataclass(kw_only=True)
@@ -174,9 +176,19 @@ def _run_pytest(programs: Programs, title: str, arguments: Sequence[str]) -> Res
         code = programs.run(title, argv, **{"TMPDIR": folder, PYTEST_ROOT: root})
         counts = json.loads(tally.read_text()) if tally.exists() else {}
         tally.unlink(missing_ok=True)
-        left = tuple(sorted(left_behind(Path(folder))))
+        left = _left_behind_for_good(Path(folder))
     seconds = time.monotonic() - begun
     return Result(name=title, seconds=seconds, code=code, left_behind=left, **counts)
+
+
+def _left_behind_for_good(folder: Path) -> tuple[str, ...]:
+    """Return the names that are still there once what outlives pytest for a moment has gone as well."""
+    deadline = time.monotonic() + CLEAN_UP_SECONDS
+    while left := tuple(sorted(left_behind(folder))):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    return left
 
 
 def left_behind(folder: Path) -> Iterator[str]:

@@ -95,13 +95,20 @@ def first_time(nodes: Nodes = None, cluster: AnyCluster = None) -> list[FirstTim
 
 
 def health(
-    nodes: Nodes = None, cluster: AnyCluster = None, *, save: bool = True
+    nodes: Nodes = None,
+    cluster: AnyCluster = None,
+    *,
+    deep: bool = False,
+    save: bool = True,
 ) -> ClusterHealth:
-    """Return the health of the cluster; with `save` it is kept in the experiments folder, too."""
+    """Return the health of the cluster; with `save` it is kept in the experiments folder, too.
+
+    With `deep`, rsync's own connection is tried although it worked before.
+    """
     from .health.check import check, keep
 
     chosen = open_cluster(cluster, nodes)
-    found = check(chosen)
+    found = check(chosen, deep=deep)
     if save:
         keep(chosen, found)
     return found

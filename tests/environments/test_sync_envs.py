@@ -20,10 +20,10 @@ from ugro_tasks.cluster.file import read_cluster_file
 from ugro_tasks.cluster.model import Node
 from ugro_tasks.environments.recipe import place_of
 from ugro_tasks.environments.sync import make_locks
-from ugro_tasks.hosts import ssh
 from ugro_tasks.hosts.fleet import connect
 from ugro_tasks.hosts.operations import Prepare
 from ugro_tasks.hosts.requests import ask, node_zip
+from ugro_tasks.hosts.ssh import host as ssh
 
 NAMES = ["lab0", "lab1", "lab2"]
 pytestmark = pytest.mark.skipif(
@@ -35,13 +35,13 @@ pytestmark = pytest.mark.skipif(
 def requests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The node of each command that goes out over SSH."""
     sent: list[str] = []
-    execute = ssh.SshHost._execute
+    execute = ssh.SshHost._start
 
     def counted(host: Any, *args: Any, **more: Any) -> Any:
         sent.append(host.node.name)
         return execute(host, *args, **more)
 
-    monkeypatch.setattr(ssh.SshHost, "_execute", counted)
+    monkeypatch.setattr(ssh.SshHost, "_start", counted)
     return sent
 
 

@@ -38,7 +38,7 @@ from ugro_tasks.hosts.fleet import Fleet
 from ugro_tasks.hosts.host import Host
 from ugro_tasks.hosts.operations import State
 from ugro_tasks.hosts.requests import ask
-from ugro_tasks.hosts.ssh import SshHost
+from ugro_tasks.hosts.ssh.host import SshHost
 from ugro_tasks.jobs.experiment import Experiment
 from ugro_tasks.jobs.experiments import Experiments
 from ugro_tasks.jobs.phase import Phase

@@ -12,6 +12,7 @@ from ugro_tasks.cluster.file import load_cluster
 from ugro_tasks.cluster.model import Cluster, Timeouts
 from ugro_tasks.hosts.fleet import connect
 from ugro_tasks.hosts.host import Host
+from ugro_tasks.hosts.ssh import way as ssh_way
 
 
 @pytest.fixture
@@ -19,6 +20,8 @@ def home(
     lab: Lab, hosts: list[LabHost], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Lab]:
     """This process is the lab's user; known_hosts and the rest of ~/.ssh are restored afterwards."""
+    # What is said of all hosts is asked anew: tests change it within the moment.
+    monkeypatch.setattr(ssh_way, "_NOBODY", ssh_way._Nobody())
     with lab_user(lab, monkeypatch):
         yield lab
 
@@ -30,10 +33,19 @@ def one_node_is_away(home: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def cluster(home: Lab) -> Cluster:
+def transport() -> str:
+    """What the hosts are logged in to by; `tests/openssh` runs the same tests by the other one."""
+    return "paramiko"
+
+
+@pytest.fixture
+def cluster(home: Lab, transport: str) -> Cluster:
     """The lab's cluster, with little patience."""
     loaded = load_cluster(str(home.cluster_file))
-    return replace(loaded, timeouts=Timeouts(connect_seconds=1))
+    nodes = tuple(replace(node, transport=transport) for node in loaded.nodes)
+    # A master and its first command take a moment on a busy machine.
+    timeouts = Timeouts(connect_seconds=1 if transport == "paramiko" else 2)
+    return replace(loaded, nodes=nodes, timeouts=timeouts)
 
 
 @pytest.fixture
@@ -50,7 +62,11 @@ def login(cluster: Cluster) -> Iterator[Callable[..., Host]]:
         yield make
 
 
-@pytest.fixture(params=["ssh", "local"])
-def host(request: pytest.FixtureRequest, login: Callable[..., Host]) -> Host:
+@pytest.fixture(params=["over SSH", "local"])
+def host(
+    request: pytest.FixtureRequest, login: Callable[..., Host], transport: str
+) -> Host:
     """The seam, by each of its ends."""
-    return login(transport=request.param)
+    if request.param == "local":
+        return login(transport="local")
+    return login(transport=transport)

@@ -1,6 +1,7 @@
 """`inv health` on the lab: every check is made to fail for real, and names its cause and its fix."""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tests.hosts.helpers import (
     value,
 )
 from ugro_tasks.cluster.file import load_cluster
+from ugro_tasks.health.check import check
 
 TORCH_VERSION = "2.13.0"
 
@@ -265,6 +267,43 @@ def test_an_address_that_no_interface_has(
     found = faults(answer)["lab1", "address"]
     assert f"no interface has {wrong}" in found
     assert hosts[1].address in found
+
+
+@pytest.mark.needs("rsync")
+def test_rsyncs_own_connection_is_tried_until_it_has_worked(
+    home: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    broken = folder / "ssh"
+    broken.write_text(
+        "#!/bin/sh\n"
+        'PATH=${PATH#*:}\n[ "$1" = -G ] && exec ssh "$@"\n'
+        "echo it has its day off >&2; exit 255\n"
+    )
+    path = os.environ["PATH"]
+
+    def troubles(*, works: bool, deep: bool = False) -> list[str]:
+        broken.chmod(0o644 if works else 0o755)
+        monkeypatch.setenv("PATH", f"{folder}:{path}")
+        found = check(load_cluster(str(home.cluster_file)), deep=deep)
+        assert found.fit
+        return [
+            told.value
+            for node in found.nodes
+            for told in node.checks
+            if told.name == "rsync's connection"
+        ]
+
+    for value_ in troubles(works=False):
+        assert "it has its day off" in value_
+        assert "files travel without it, slower" in value_
+    assert len(troubles(works=False)) == 3
+    assert troubles(works=True) == []
+    assert troubles(works=False) == [], "it is known to work"
+    assert len(troubles(works=False, deep=True)) == 3
+    assert len(troubles(works=False)) == 3, "it is known no longer"
 
 
 # ---- who is there ----

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @task(
     help={
-        "deep": "also time an all-reduce across the nodes (launches a short job)",
+        "deep": "try all connections anew, and time an all-reduce across the nodes (launches a short job)",
         "nodes": NODES_HELP,
         "cluster": CLUSTER_HELP,
         "verbose": "show every check, not only what failed",
@@ -38,7 +38,7 @@ def health(
     chosen = api.open_cluster(cluster, nodes)
     dry = is_dry(context)
     with waiting(f"probing {len(chosen.nodes)} nodes"), loading("cli.show.health"):
-        found = api.health(cluster=chosen, save=not dry)
+        found = api.health(cluster=chosen, deep=deep, save=not dry)
     from .show.health import show_health
 
     measured = None

@@ -72,7 +72,7 @@ class Node(Record, frozen=True, kw_only=True):
     name: str
     rank: Rank
     """0 is the master."""
-    transport: Literal["ssh", "local"] = "ssh"
+    transport: Literal["ssh", "openssh", "paramiko", "local"] = "ssh"
     address: str
     """The IP address among the ranks, also for SSH if `ssh -G` knows no more of the names."""
     ssh: str | None = None
@@ -92,6 +92,11 @@ class Node(Record, frozen=True, kw_only=True):
     slot: str = "node"
     """The name of the node's lease. Nodes that share one machine have one each."""
     environment: Environment
+
+    @property
+    def is_local(self) -> bool:
+        """Tell whether the node is the machine running UGRO itself."""
+        return self.transport == "local"
 
     @property
     def hides_card(self) -> bool:

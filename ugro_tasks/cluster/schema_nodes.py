@@ -79,8 +79,9 @@ class NodeSection(Section):
     """The user to log in as; without it the ssh configuration decides."""
     ssh: SshName | None = None
     """What one types after `ssh` to reach the machine, if that is neither its hostname nor its ip."""
-    transport: Literal["ssh", "local"] = "ssh"
-    """`local`: this node is the machine running UGRO itself."""
+    transport: Literal["ssh", "openssh", "paramiko", "local"] = "ssh"
+    """`local`: this node is the machine running UGRO itself. `ssh`: UGRO chooses between `openssh`,
+    the program of that name, and `paramiko`, a library, which is faster."""
     ssh_port: Port | None = None
     """Without it the ssh configuration decides; then 22."""
     jump: Jump | None = None

@@ -149,7 +149,7 @@ def ensure_local(cluster: Cluster) -> None:
 
 
 def _is_local_venv(node: Node) -> bool:
-    return node.transport == "local" and node.environment.manager == "venv"
+    return node.is_local and node.environment.manager == "venv"
 
 
 def survey(

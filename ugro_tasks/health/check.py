@@ -5,21 +5,43 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..cluster.model import Cluster
+from ..errors import HostError
 from ..hosts.fleet import Fleet
+from ..hosts.host import Host
+from ..hosts.rsync_trial import rsync_trouble
 from ..loading import loading
-from .probe import probe
+from .probe import Answers, probe
 
 if TYPE_CHECKING:  # it is loaded while the nodes are waited for
     from .report import ClusterHealth
 
 
-def check(cluster: Cluster) -> ClusterHealth:
-    """Ask all nodes, and judge what they say."""
+def check(cluster: Cluster, *, deep: bool = False) -> ClusterHealth:
+    """Ask all nodes, and judge what they say.
+
+    rsync's own connection is tried where it never worked, with `deep` everywhere.
+    """
     with Fleet.of(cluster) as fleet, loading("health.report"):
         answers = probe(fleet, cluster)
+        rsync = _rsync_troubles(fleet, answers, anew=deep)
     from .report import judge_cluster
 
-    return judge_cluster(cluster, answers)
+    return judge_cluster(cluster, answers, rsync)
+
+
+def _rsync_troubles(fleet: Fleet, answers: Answers, *, anew: bool) -> dict[str, str]:
+    """Return {node: why rsync does not get there}."""
+
+    def trouble(host: Host) -> str | None:
+        answer = answers.of[host.node.name]
+        if isinstance(answer, HostError) or not answer.facts.rsync:
+            return None
+        return rsync_trouble(host, anew=anew)
+
+    if answers.rsync_fault:
+        return {}
+    found = fleet.map(trouble)
+    return {node: str(words) for node, words in found.items() if words}
 
 
 def keep(cluster: Cluster, found: ClusterHealth) -> None:

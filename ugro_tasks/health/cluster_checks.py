@@ -109,7 +109,7 @@ def _mtu(node: Node, facts: ProbeAnswer | None) -> int | None:
 
     None if there is no such interface, or if the node is this machine.
     """
-    if facts is None or node.transport != "ssh":
+    if facts is None or node.is_local:
         return None
     interface = facts.interface_of(node.address)
     return facts.interfaces[interface].mtu if interface else None

@@ -9,9 +9,9 @@ from msgspec import Struct
 from ..cluster.model import Cluster, Node
 from ..errors import HostError
 from ..hosts.fleet import Fleet
-from ..hosts.known_hosts import NewKey
 from ..hosts.operations import MakeFolder
 from ..hosts.requests import ask
+from ..hosts.ssh.known_hosts import NewKey
 from ..hosts.trust import new_key_of, trust_host_keys
 from ..jobs.experiments import Experiments
 from .report import ClusterHealth, examine

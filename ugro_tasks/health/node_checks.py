@@ -297,7 +297,7 @@ def _machine(node: Node, facts: ProbeAnswer) -> Iterator[Check]:
         value=f"{facts.shm.total_bytes / 2**20:.0f} MiB in /dev/shm",
         fix=f"enlarge it on {node.name}: sudo mount -o remount,size=1G /dev/shm",
     )
-    if node.transport == "ssh":
+    if not node.is_local:
         yield rsync_check(facts.rsync)
     most = facts.open_files
     if most is not None:
@@ -316,6 +316,12 @@ def rsync_check(path: str | None, fault: str | None = None) -> Check:
         return Check(name="rsync", ok=True, value=path)
     value = f"{fault or 'not installed'}: files travel without it, slower (sudo apt install rsync)"
     return Check(name="rsync", ok=True, note=True, value=value)
+
+
+def rsync_connection_check(trouble: str) -> Check:
+    """Report that rsync's own connection to a node does not come about."""
+    value = f"{trouble}: files travel without it, slower"
+    return Check(name="rsync's connection", ok=True, note=True, value=value)
 
 
 def _disk(node: Node, disk: Space) -> Check:

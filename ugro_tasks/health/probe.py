@@ -58,7 +58,7 @@ def probe(
     salt = secrets.randbits(16)
     with ThreadPoolExecutor(1) as beside:
         here = None
-        if any(node.transport == "ssh" for node in cluster.nodes):
+        if any(not node.is_local for node in cluster.nodes):
             here = beside.submit(rsync_fault_here)
         answers = fleet.map(
             lambda host: _probe(host, cluster, nonce, salt, asking, model, keep_port)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from msgspec import Struct
@@ -14,7 +15,7 @@ from ..hosts.fleet import Fleet
 from ..hosts.nvidia import Gpu
 from ..hosts.requests import Asking, ask
 from .cluster_checks import COMPARED, judge_all
-from .node_checks import Check, judge, rsync_check
+from .node_checks import Check, judge, rsync_check, rsync_connection_check
 from .probe import Answer, Answers, probe
 
 _SAME = {f"same {name}" for name in COMPARED}  # checks across environments
@@ -109,11 +110,17 @@ def examine(
     return judge_cluster(cluster, answers)
 
 
-def judge_cluster(cluster: Cluster, answers: Answers) -> ClusterHealth:
-    """Return the health of the cluster for these answers."""
-    nodes = [
-        _judge_answer(cluster, node, answers.of[node.name]) for node in cluster.nodes
-    ]
+def judge_cluster(
+    cluster: Cluster, answers: Answers, rsync: Mapping[str, str] = MappingProxyType({})
+) -> ClusterHealth:
+    """Return the health of the cluster for these answers.
+
+    `rsync` says why rsync does not get to a node: {node: words}.
+    """
+    nodes = []
+    for node in cluster.nodes:
+        trouble = rsync.get(node.name)
+        nodes.append(_judge_answer(cluster, node, answers.of[node.name], trouble))
     facts, clock_offsets = _by_node(answers)
     across = judge_all(cluster, facts, clock_offsets)
     return ClusterHealth(
@@ -133,7 +140,10 @@ def _controller(answers: Answers) -> list[Check]:
 
 
 def _judge_answer(
-    cluster: Cluster, node: Node, answer: Answer | HostError
+    cluster: Cluster,
+    node: Node,
+    answer: Answer | HostError,
+    rsync_trouble: str | None,
 ) -> NodeHealth:
     common: dict[str, Any] = {
         "node": node.name,
@@ -144,6 +154,9 @@ def _judge_answer(
         check = Check(name="reachable", ok=False, value=answer.what, fix=answer.fix)
         return NodeHealth(**common, reachable=False, checks=(check,))
     facts = answer.facts
+    checks = [*judge(cluster, node, facts, answer.clock_offset_seconds)]
+    if rsync_trouble:
+        checks.append(rsync_connection_check(rsync_trouble))
     return NodeHealth(
         **common,
         reachable=True,
@@ -151,7 +164,7 @@ def _judge_answer(
         clock_offset_seconds=answer.clock_offset_seconds,
         held_by=describe_holder(facts.holder) if facts.holder else None,
         gpus=facts.cards,
-        checks=tuple(judge(cluster, node, facts, answer.clock_offset_seconds)),
+        checks=tuple(checks),
         facts=facts,
     )
 

@@ -12,14 +12,14 @@ from ..cluster.model import Cluster, Node
 from ..errors import HostError, UgroError
 from .host import Host, T
 from .local import LocalHost
-from .ssh import SshHost
+from .ssh.host import SshHost
 
 E = TypeVar("E", bound=UgroError)
 
 
 def connect(node: Node, connect_seconds: float) -> Host:
     """Make the host of a node, without contacting it yet."""
-    if node.transport == "local":
+    if node.is_local:
         return LocalHost(node)
     return SshHost(node, connect_seconds)
 

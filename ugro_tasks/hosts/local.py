@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import select
 import subprocess
+import time
 from collections.abc import Sequence
 
 from ..cluster.model import Node
 from ..errors import HostUnreachable, NodeFault
-from .host import (
-    ANSWER_LIMIT_BYTES,
-    READ_BYTES,
-    WRITE_SECONDS,
-    Stream,
-    answer_too_long,
-    stdout_of,
-)
+from .host import ANSWER_LIMIT_BYTES, Stream, answer_too_long, stdout_of
+from .pipes import Pipes
 
 
 class LocalHost:
@@ -65,62 +58,37 @@ class _LocalStream:
     def __init__(self, node: Node, argv: Sequence[str], stdin: bytes | None) -> None:
         self.node = node
         try:
-            process = subprocess.Popen(
-                argv,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                bufsize=0,
-            )
+            self.pipes = Pipes(argv, stderr=subprocess.DEVNULL)
         except OSError as error:
             raise NodeFault(node.name, f"{argv[0]}: {error.strerror}") from error
-        assert process.stdin is not None  # noqa: S101
-        assert process.stdout is not None  # noqa: S101
-        self.process = process
-        self.stdin = process.stdin
-        self.stdout = process.stdout
-        os.set_blocking(self.stdin.fileno(), False)
         if stdin is not None:
             self._feed(stdin)
 
     def _feed(self, stdin: bytes) -> None:
         """Write all of the command's stdin and close it; the command need not read it."""
         try:
-            with contextlib.suppress(BrokenPipeError), self.stdin:
-                _write_all(self.stdin.fileno(), stdin)
+            with contextlib.suppress(BrokenPipeError):
+                self.pipes.write(stdin)
+            self.pipes.end_input()
         except TimeoutError as error:
             self.close()
             raise HostUnreachable(self.node.name, "it does not listen") from error
 
     def read(self, silence_seconds: float) -> bytes:
         """Return the next bytes; see `Stream.read`."""
-        readable, _, _ = select.select([self.stdout], [], [], silence_seconds)
-        if not readable:
-            raise HostUnreachable(self.node.name, f"no word for {silence_seconds:g} s")
-        return os.read(self.stdout.fileno(), READ_BYTES)
+        try:
+            return self.pipes.read(time.monotonic() + silence_seconds)
+        except TimeoutError as error:
+            what = f"no word for {silence_seconds:g} s"
+            raise HostUnreachable(self.node.name, what) from error
 
     def write(self, data: bytes) -> None:
         """Write to the command's stdin; see `Stream.write`."""
         try:
-            _write_all(self.stdin.fileno(), data)
+            self.pipes.write(data)
         except OSError as error:
             raise HostUnreachable(self.node.name, "it has stopped listening") from error
 
     def close(self) -> None:
         """End the command; see `Stream.close`."""
-        self.stdin.close()
-        self.stdout.close()
-        self.process.kill()
-        self.process.wait()
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    """Write to a non-blocking pipe; raises TimeoutError if it takes nothing for WRITE_SECONDS."""
-    left = memoryview(data)
-    while left:
-        _, writable, _ = select.select([], [descriptor], [], WRITE_SECONDS)
-        if not writable:
-            raise TimeoutError
-        with contextlib.suppress(BlockingIOError):
-            count = os.write(descriptor, left)
-            left = left[count:]
+        self.pipes.close()

@@ -185,6 +185,12 @@ class Rsync:
         digits = re.sub(rb"\D", b"", found[1])
         return int(digits)
 
+    def reach(self) -> None:
+        """Connect, and transfer nothing; raises HostError and RsyncUnusable."""
+        options, remote = self._remote()
+        arguments = [*options, "--dry-run", "--", "/", _at(remote, "/")]
+        self._run(arguments, files=())
+
     def _remote(self) -> tuple[list[str], str]:
         """Return a new list of options, and the prefix of a path on the host."""
         options, before = self.host.rsync_remote() or ([], "")

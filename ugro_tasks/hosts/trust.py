@@ -7,9 +7,9 @@ from collections.abc import Callable
 from ..cluster.model import Cluster, Node
 from ..errors import HostKeyUnknown
 from .fleet import Fleet
-from .known_hosts import NewKey, UnknownKey
-from .ssh import SshHost
-from .ssh_way import HOPS_AT_MOST
+from .ssh.host import SshHost
+from .ssh.known_hosts import NewKey, UnknownKey
+from .ssh.way import HOPS_AT_MOST
 
 
 def new_key_of(node: Node, connect_seconds: float) -> NewKey | None:
@@ -17,7 +17,7 @@ def new_key_of(node: Node, connect_seconds: float) -> NewKey | None:
 
     Raises HostError for any other obstacle.
     """
-    if node.transport == "local":
+    if node.is_local:
         return None
     host = SshHost(node, connect_seconds)
     try:

@@ -71,7 +71,7 @@ def would_adopt(experiment: Experiment) -> Adoption:
 
 
 def _way_to(node: Node) -> str:
-    if node.transport == "local":
+    if node.is_local:
         return "local"
     place = node.ssh or node.address
     way = f"{node.user}@{place}" if node.user else place

@@ -401,7 +401,7 @@ class Breakable(LocalHost):
 
     def kill(self, percent: int) -> None:
         if percent > 20:
-            self.last.process.kill()
+            self.last.pipes.process.kill()
 
     def interrupt(self, percent: int) -> None:
         if percent > 20:

@@ -25,7 +25,7 @@ from ugro_tasks.errors import (
 from ugro_tasks.hosts.fleet import Fleet
 from ugro_tasks.hosts.host import Host
 from ugro_tasks.hosts.local import LocalHost
-from ugro_tasks.hosts.ssh import SshHost
+from ugro_tasks.hosts.ssh.host import SshHost
 
 WAIT_SECONDS = 30.0
 

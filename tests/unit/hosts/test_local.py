@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.factories import make_node
 from ugro_tasks.errors import HostUnreachable
-from ugro_tasks.hosts import local
+from ugro_tasks.hosts import pipes
 from ugro_tasks.hosts.local import LocalHost
 
 MUCH = bytes(1 << 20)  # more than a pipe takes
@@ -20,7 +20,7 @@ def host() -> LocalHost:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "WRITE_SECONDS", 0.2)
+    monkeypatch.setattr(pipes, "WRITE_SECONDS", 0.2)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -335,7 +335,7 @@ def local(python: Path) -> LocalHost:
 def test_a_node_that_says_nothing_is_out_of_reach(
     python: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ugro_tasks.hosts.local.WRITE_SECONDS", 0.5)
+    monkeypatch.setattr("ugro_tasks.hosts.pipes.WRITE_SECONDS", 0.5)
     python.write_text("#!/bin/sh\nexec sleep 60\n")
     # The program is larger than a pipe, so a node that reads nothing is noticed when it is sent.
     with pytest.raises(HostUnreachable, match="it does not listen"):

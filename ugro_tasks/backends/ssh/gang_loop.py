@@ -156,7 +156,7 @@ class Gang:
             gang.Member(
                 node=plan.node,
                 rank=plan.rank,
-                local=self._hosts[plan.node].node.transport == "local",
+                local=self._hosts[plan.node].node.is_local,
             )
             for plan in self.plan.nodes
             if plan.node in nodes

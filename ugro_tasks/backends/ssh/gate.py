@@ -243,7 +243,7 @@ def _any_answers(state: GateState, health: ClusterHealth) -> bool:
 
     This machine's own answer says nothing, unless there is but one other to wait for.
     """
-    local = {node.name for node in state.cluster.nodes if node.transport == "local"}
+    local = {node.name for node in state.cluster.nodes if node.is_local}
     others = [node for node in health.nodes if node.node not in local]
     is_only_one = len(others) == 1 and len(health.nodes) > 1
     return not others or is_only_one or any(node.reachable for node in others)

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 import shlex
 import socket
 from pathlib import Path
 
 import paramiko
 
-from ..errors import (
+from ...errors import (
     HostError,
     HostKeyChanged,
     HostKeyUnknown,
     HostUnreachable,
     LoginRefused,
 )
-from .host import LAST_WORDS_CHARACTERS
-from .known_hosts import ChangedKey, RevokedKey, UnverifiedKey, fingerprint
-from .login_keys import KeysRefused, SecondFactorWanted, TooManyKeys
-from .ssh_config import SshConfig, expanded
+from ..host import LAST_WORDS_CHARACTERS
+from .config import SshConfig, expanded
+from .known_hosts import ChangedKey, RevokedKey, UnverifiedKey
+from .login_keys import KeysRefused, LoginKeys, SecondFactorWanted, TooManyKeys
 
 SEE_LOG = "see its log: journalctl -u ssh"
+# What OpenSSH says of a connection that ended, beside the reason.
+_WITHOUT_A_REASON = (
+    "Connection closed by UNKNOWN port",
+    "kex_exchange_identification:",
+    "banner exchange:",
+    "ssh_dispatch_run_fatal:",
+)
 
 _BY_ERRNO = {
     errno.ECONNREFUSED: (
@@ -69,16 +78,70 @@ def explained(
     )
 
 
+def not_started(name: str, error: OSError) -> HostUnreachable:
+    """Make the error for an ssh that does not start on this machine."""
+    what = f"ssh cannot be started on this machine: {error.strerror}"
+    return HostUnreachable(name, what, "see its limits: ulimit -a")
+
+
+def reasons(said: str) -> list[str]:
+    """Return the lines of OpenSSH's last words that give a reason for its end."""
+    lines = [line.strip() for line in said.splitlines()]
+    return [line for line in lines if line and not line.startswith(_WITHOUT_A_REASON)]
+
+
+def explained_by_openssh(
+    name: str,
+    config: SshConfig,
+    said: str,
+    *,
+    is_jump_host: bool = False,
+    is_behind_one: bool = False,
+) -> HostError:
+    """Make the HostError of a node from what OpenSSH said at its end; otherwise as `explained`."""
+    words = "; ".join(reasons(said) or said.splitlines())[-LAST_WORDS_CHARACTERS:]
+    return explained(
+        name,
+        config,
+        _meant(config, words),
+        is_jump_host=is_jump_host,
+        is_behind_one=is_behind_one,
+    )
+
+
+def _meant(config: SshConfig, words: str) -> Exception:
+    """Return paramiko's or the socket layer's exception for what OpenSSH says."""
+    denied = re.search(r"Permission denied \(([^)]*)\)", words)
+    if denied:
+        keys = LoginKeys(config).looked_through()
+        methods = denied[1].split(",")
+        if keys.offered and "publickey" not in methods:
+            # OpenSSH does not tell which.
+            what = f"it takes no keys, or wants more: {', '.join(methods)}"
+            return paramiko.AuthenticationException(what)
+        return KeysRefused(keys, methods)
+    if "Too many authentication failures" in words:
+        return TooManyKeys(LoginKeys(config).looked_through().offered)
+    if "Could not resolve hostname" in words:
+        return socket.gaierror(words)
+    if "open failed" in words or "Stdio forwarding request failed" in words:
+        return paramiko.ChannelException(2, words)
+    for number in _BY_ERRNO:
+        if os.strerror(number) in words:
+            return OSError(number, words)
+    return paramiko.SSHException(f"ssh says: {words}") if words else EOFError()
+
+
 def _about_host_key(name: str, where: str, error: Exception) -> HostError | None:
     if not isinstance(error, UnverifiedKey):
         return None
     known_name = error.config.known_name
-    shown = fingerprint(error.key)
+    shown = error.key.fingerprint
     if isinstance(error, ChangedKey):
         return HostKeyChanged(
             name,
             f"its host key has changed ({where}): it shows {shown}, "
-            f"{error.file} has {error.expected_fingerprint}",
+            f"{error.file} has {error.expected.fingerprint}",
             f"if the machine was set up anew: {_forget(known_name, error.file)}, then: inv init; "
             "if not, somebody may be in between",
         )
@@ -151,7 +214,8 @@ def _about_network(
         return HostUnreachable(name, what, fix)
     if isinstance(error, paramiko.ChannelException) and is_behind_one:
         what = f"the jump host cannot reach {where}"
-        return HostUnreachable(name, what, "is the machine on, and sshd running?")
+        fix = "is it on, with sshd running? does the jump host allow it (AllowTcpForwarding)?"
+        return HostUnreachable(name, what, fix)
     number = getattr(error, "errno", None)
     if isinstance(error, TimeoutError):
         number = errno.ETIMEDOUT

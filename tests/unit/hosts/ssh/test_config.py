@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ugro_tasks.hosts.openssh_options import openssh_options
-from ugro_tasks.hosts.ssh_config import SshConfig
+from ugro_tasks.hosts.ssh.config import SshConfig
+from ugro_tasks.hosts.ssh.openssh_options import openssh_options
 
 
 def answer(**settings: str) -> SshConfig:
@@ -38,7 +38,7 @@ def test_where_the_user_keeps_no_host_keys_ugro_does(
     config = answer(userknownhostsfile=value)
     own = tmp_path / "ugro" / "known_hosts"
     assert config.known_hosts == own
-    assert f'UserKnownHostsFile="{own}"' in openssh_options([config])
+    assert f'UserKnownHostsFile="{own}"' in openssh_options([config], 10)
 
 
 @pytest.mark.parametrize(
@@ -53,16 +53,29 @@ def test_the_name_in_known_hosts(settings: dict[str, str], name: str) -> None:
     assert answer(**settings).known_name == name
 
 
+def test_a_configuration_cannot_turn_off_what_is_verified() -> None:
+    options = openssh_options([answer()], 10)
+    for setting in (
+        "StrictHostKeyChecking=yes",
+        "NoHostAuthenticationForLocalhost=no",
+        "ForwardAgent=no",
+        "ClearAllForwardings=yes",
+        "PermitLocalCommand=no",
+        "RemoteCommand=none",
+    ):
+        assert setting in options
+
+
 def test_new_settings_are_named_only_to_an_ssh_that_knows_them() -> None:
-    assert "StdinNull=no" not in openssh_options([answer()])
-    assert "StdinNull=no" in openssh_options([answer(sessiontype="default")])
+    assert "StdinNull=no" not in openssh_options([answer()], 10)
+    assert "StdinNull=no" in openssh_options([answer(sessiontype="default")], 10)
 
 
 def test_each_jump_host_of_rsync_gets_the_options_of_its_host() -> None:
     """Two levels of % and of quotes; OpenSSH takes off one of each."""
     first = answer()
     second = SshConfig(words=("-J", "first", "se%cond"), settings=first.settings)
-    *_, command = openssh_options([first, second, first])
+    *_, command = openssh_options([first, second, first], 10)
     outer = shlex.split(command.removeprefix("ProxyCommand="))
     assert outer[-3:] == ["-W", "[%h]:%p", "se%%cond"]
     assert "StrictHostKeyChecking=yes" in outer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import pytest
 from tests.unit.factories import make_node
 from ugro_tasks.cluster.model import Node
 from ugro_tasks.errors import HostUnreachable
-from ugro_tasks.hosts import ssh
-from ugro_tasks.hosts.ssh import SshHost
-from ugro_tasks.hosts.ssh_config import SshConfig
-from ugro_tasks.hosts.ssh_way import way_to
-from ugro_tasks.hosts.transport import (
+from ugro_tasks.hosts.ssh import host as ssh
+from ugro_tasks.hosts.ssh import login as ssh_login
+from ugro_tasks.hosts.ssh import paramiko_transport
+from ugro_tasks.hosts.ssh.config import SshConfig
+from ugro_tasks.hosts.ssh.host import SshHost
+from ugro_tasks.hosts.ssh.paramiko_transport import (
     UNACKNOWLEDGED_SECONDS,
     Hop,
     _OnlyKnownKeys,
@@ -24,6 +26,8 @@ from ugro_tasks.hosts.transport import (
     hops_of,
     log_in,
 )
+from ugro_tasks.hosts.ssh.transport import NotStarted
+from ugro_tasks.hosts.ssh.way import way_to
 
 CONNECT_SECONDS = 3.0
 NODE = make_node(address="127.0.0.1", user="x")
@@ -105,9 +109,10 @@ def host_with(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> SshHos
         hop.connection.logins += 1
         hop.connection.is_connected = True
 
-    monkeypatch.setattr(ssh, "log_in", log_in)
-    monkeypatch.setattr(ssh, "way_to", lambda _: [CONFIG])
-    monkeypatch.setattr(ssh, "hops_of", lambda *_: [Hop(CONFIG, connection)])
+    monkeypatch.setattr(paramiko_transport, "log_in", log_in)
+    monkeypatch.setattr(ssh_login, "way_to", lambda _: [CONFIG])
+    hops = [Hop(CONFIG, connection)]
+    monkeypatch.setattr(paramiko_transport, "hops_of", lambda *_: hops)
     return SshHost(NODE, CONNECT_SECONDS)
 
 
@@ -136,6 +141,62 @@ def test_it_is_opened_anew_once_and_only_where_it_had_been_open(
         host.run(["true"])
     assert connection.logins == logins
     assert connection.channel.commands == []
+
+
+class Transport:
+    """A login whose first command finds it dead, if told so, once another thread has logged in anew."""
+
+    round_trip_seconds = 0.0
+
+    def __init__(self) -> None:
+        self.is_open = True
+        self.when_asked: Callable[[], None] | None = None
+
+    def start(self, _argv: Sequence[str], _timeout_seconds: float) -> Any:
+        if self.when_asked:
+            self.when_asked()
+            raise NotStarted(HostUnreachable("gpu0", "it is dead"))
+        return Session()
+
+    def close(self) -> None:
+        self.is_open = False
+
+
+class Session:
+    """A command without output."""
+
+    last_words = b""
+
+    def read(self, _deadline: float) -> bytes:
+        return b""
+
+    def write(self, data: bytes) -> None: ...
+
+    def end_input(self) -> None: ...
+
+    def exit_code(self, _deadline: float) -> int:
+        return 0
+
+    def close(self) -> None: ...
+
+
+def test_a_thread_that_meets_a_dead_login_leaves_a_newer_one_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = Transport(), Transport()
+    waiting = iter((first, second))
+    monkeypatch.setattr(ssh, "log_in", lambda *_: next(waiting))
+    host = SshHost(NODE, CONNECT_SECONDS)
+    host.open()
+
+    def log_in_anew() -> None:
+        first.is_open = False
+        host.open()
+
+    first.when_asked = log_in_anew
+    assert host.run(["true"]) == b""
+    assert second.is_open
+    assert next(waiting, None) is None, "no third login"
 
 
 @pytest.mark.parametrize(

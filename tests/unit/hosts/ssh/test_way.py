@@ -9,8 +9,8 @@ import pytest
 
 from tests.unit.factories import make_node
 from ugro_tasks.errors import HostUnreachable
-from ugro_tasks.hosts import ssh_way
-from ugro_tasks.hosts.ssh_way import way_to
+from ugro_tasks.hosts.ssh import way as ssh_way
+from ugro_tasks.hosts.ssh.way import way_to
 
 NODE = make_node(address="10.0.0.1", name="gpu1", hostname="gpu1.lan")
 # It answers with the Host sections of a file: HOST KEYWORD VALUE in each line, * for all hosts.

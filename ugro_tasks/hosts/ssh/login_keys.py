@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from paramiko.agent import AgentKey, AgentSSH
 from paramiko.pkey import PublicBlob, UnknownKeyType
 
-from .ssh_config import SshConfig, expanded
+from .config import SshConfig, expanded
 
 # For the ssh-agent's answer; some ask their user first, for each use of a key.
 AGENT_SECONDS = 8.0
@@ -59,6 +59,10 @@ class TooManyKeys(paramiko.AuthenticationException):
         self.offered = offered
 
 
+class LoginBrokenOff(paramiko.SSHException):
+    """The login broke off while keys were tried, as if an ssh-agent does not sign."""
+
+
 class LoginKeys:
     """The keys of the user for one host: an authentication strategy of paramiko's client.
 
@@ -75,7 +79,7 @@ class LoginKeys:
         self._agent: _Agent | None = None
 
     def authenticate(self, transport: paramiko.Transport) -> None:
-        """Log in; raises AuthenticationException, or SSHException if the host breaks off."""
+        """Log in; raises AuthenticationException, or LoginBrokenOff if one side breaks off."""
         user = self.config.user
         try:
             for key in self._keys():
@@ -88,16 +92,30 @@ class LoginKeys:
                     raise KeysRefused(self, error.allowed_types) from error
                 except paramiko.AuthenticationException:
                     continue
+                except (paramiko.SSHException, OSError, EOFError) as error:
+                    raise LoginBrokenOff(str(error)) from error
                 if more:
                     raise SecondFactorWanted(more)
                 return
         finally:
-            if self._agent:
-                self._agent.close()
+            self.close()
         # A host may let in without any key, and tells else what it accepts.
         methods = _methods_of(transport, user) if transport.is_active() else []
         if not transport.is_authenticated():
             raise KeysRefused(self, methods)
+
+    def looked_through(self) -> LoginKeys:
+        """Find the keys without a login, as if each had been offered."""
+        try:
+            self.offered = sum(1 for _ in self._keys())
+        finally:
+            self.close()
+        return self
+
+    def close(self) -> None:
+        """Let go of the ssh-agent."""
+        if self._agent:
+            self._agent.close()
 
     def _keys(self) -> Iterator[paramiko.PKey]:
         """Yield the keys in the order of their trial, each once."""

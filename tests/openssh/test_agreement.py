@@ -19,7 +19,7 @@ from tests.hosts.helpers import error_of, ssh_config, sshd_on
 from ugro_tasks.errors import HostError, HostKeyUnknown, LoginRefused
 from ugro_tasks.hosts.host import Host
 from ugro_tasks.hosts.rsync import Rsync
-from ugro_tasks.hosts.ssh_config import own_known_hosts
+from ugro_tasks.hosts.ssh.config import own_known_hosts
 from ugro_tasks.hosts.trust import new_key_of
 
 Login = Callable[..., Host]
@@ -51,6 +51,7 @@ CONFIGURATIONS = {
         ["Host gpu0", "HostName A", "ProxyJump way", "Host way", "HostName B", "ProxyJump root@A"],
         True,
     ),
+    "a jump host with a token": (["Host gpu0", "HostName A", "User root", "ProxyJump %r@B"], True),
     "ProxyJump none": (["Host gpu0", "HostName A", "ProxyJump none", "Host *", "ProxyJump nobody.invalid"], True),
     "a jump host that is not there": (["Host gpu0", "HostName A", "ProxyJump nobody.invalid"], False),
     "ProxyCommand": (["Host gpu0", "HostName A", "ProxyCommand ssh -W %h:%p root@B"], True),
@@ -88,6 +89,12 @@ CONFIGURATIONS = {
     "an included file": (["Include more*"], True),
     "sent variables": (["Host gpu0", "HostName A", "SendEnv *", "SetEnv LC_UGRO=1"], True),
 }  # fmt: skip
+
+
+@pytest.fixture(params=["ssh", "openssh"])
+def transport(request: pytest.FixtureRequest) -> str:
+    """UGRO's choice, and OpenSSH in any case."""
+    return str(request.param)
 
 
 @pytest.fixture
@@ -351,7 +358,7 @@ def let_in(host: LabHost, public_key: str) -> Iterator[None]:
     ("line", "words"),
     [
         ("AuthenticationMethods publickey,password", "wants more: password"),
-        ("PubkeyAuthentication no", "takes no keys, only: password"),
+        ("PubkeyAuthentication no", "takes no keys"),
         ("DenyUsers root", "accepts none of your keys"),
     ],
 )

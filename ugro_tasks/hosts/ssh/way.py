@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterator, Sequence
 from urllib.parse import unquote
 
-from ..cluster.model import Node
-from ..errors import HostUnreachable
-from .host import LAST_WORDS_CHARACTERS
-from .ssh_config import SshConfig
+from ...cluster.model import Node
+from ...errors import HostUnreachable
+from ..host import LAST_WORDS_CHARACTERS
+from .config import SshConfig
+from .errors import not_started
 
 # A Match exec may ask something, and CanonicalizeHostname the name server.
 ASK_SECONDS = 15.0
@@ -92,7 +93,7 @@ _NOBODY = _Nobody()
 
 def _hops(node: Node, config: SshConfig, depth: int = 0) -> Iterator[SshConfig]:
     """Yield the jump hosts before a host, and the host."""
-    jumps = config.one("proxyjump")
+    jumps = config.proxy_jump
     if depth > HOPS_AT_MOST:
         what = f"more than {HOPS_AT_MOST} jump hosts; the last one is {jumps}"
         raise HostUnreachable(node.name, what, "ProxyJump leads in a circle?")
@@ -159,8 +160,7 @@ def _asking(node: Node, words: Sequence[str]) -> Iterator[subprocess.Popen[bytes
         fix = "apt-get install openssh-client"
         raise HostUnreachable(node.name, what, fix) from error
     except OSError as error:
-        what = f"ssh cannot be started on this machine: {error.strerror}"
-        raise HostUnreachable(node.name, what, "see its limits: ulimit -a") from error
+        raise not_started(node.name, error) from error
     with process:
         try:
             yield process

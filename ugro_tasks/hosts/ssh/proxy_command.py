@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from typing import Any
 
-from .host import LAST_WORDS_CHARACTERS
+from ..host import LAST_WORDS_CHARACTERS
 
 # For the command to end by itself once nobody is at the other end.
 END_SECONDS = 1.0

@@ -10,10 +10,11 @@ from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import paramiko
 
-from .ssh_config import SshConfig
+from .config import SshConfig
 
 LOOKUP_SECONDS = 10.0
 # What ssh-keygen says after the number of a line that begins with @revoked, and with @cert-authority.
@@ -23,31 +24,58 @@ AUTHORITY = "CA"
 KRL = b"SSHKRL\n\0"
 
 
+class HostKey(NamedTuple):
+    """A public key of a host."""
+
+    type: str
+    base64: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Return it as `ssh-keygen -l` shows it."""
+        digest = hashlib.sha256(b64decode(self.base64)).digest()
+        encoded = b64encode(digest).decode().rstrip("=")
+        return f"{self.type} SHA256:{encoded}"
+
+    @classmethod
+    def in_words(cls, words: Sequence[str]) -> HostKey | None:
+        """Return the key in the words of a line, type first; None if there is none."""
+        if len(words) < 2:
+            return None
+        try:
+            content = b64decode(words[1], validate=True)
+            type_ = paramiko.Message(content).get_text()
+        except ValueError:
+            return None
+        return cls(type_, words[1]) if type_ == words[0] else None
+
+
 @dataclass(kw_only=True, slots=True)
 class KnownKeys:
     """The keys of one host in the known_hosts files."""
 
-    files: dict[tuple[str, str], Path] = field(default_factory=dict)
-    """{(type, key in base64): the first file with it}"""
-    revoked: dict[tuple[str, str], Path] = field(default_factory=dict)
-    at_any_port: dict[tuple[str, str], Path] = field(default_factory=dict)
+    files: dict[HostKey, Path] = field(default_factory=dict)
+    """{key: the first file with it}"""
+    revoked: dict[HostKey, Path] = field(default_factory=dict)
+    at_any_port: dict[HostKey, Path] = field(default_factory=dict)
     """Keys known without a port, of a host at another port than 22."""
+    has_authority: bool = False
+    """Whether an authority's key is among the lines, which only OpenSSH can use."""
 
     @property
     def types(self) -> list[str]:
         """Return the types of the keys, in the order of their lines."""
         known = self.files or self.at_any_port
-        return list(dict.fromkeys(type_ for type_, _ in known))
+        return list(dict.fromkeys(key.type for key in known))
 
-    def verify(self, config: SshConfig, key: paramiko.PKey) -> None:
+    def verify(self, config: SshConfig, key: HostKey) -> None:
         """Raise UnverifiedKey unless the host's key is one of these and not revoked."""
-        shown = (key.get_name(), key.get_base64())
         revoked = config.revoked_host_keys
         if revoked and _is_revoked(revoked, key):
             raise RevokedKey(config, key, revoked)
-        if shown in self.revoked:
-            raise RevokedKey(config, key, self.revoked[shown])
-        if shown in self.files or shown in self.at_any_port:
+        if key in self.revoked:
+            raise RevokedKey(config, key, self.revoked[key])
+        if key in self.files or key in self.at_any_port:
             return
         if self.files:
             raise ChangedKey(config, key, self.files)
@@ -68,6 +96,7 @@ def known_keys(config: SshConfig) -> KnownKeys:
         files=known.files,
         at_any_port=at_any_port.files,
         revoked=at_any_port.revoked | known.revoked,
+        has_authority=known.has_authority or at_any_port.has_authority,
     )
 
 
@@ -78,25 +107,14 @@ def _known_as(name: str, files: Sequence[Path]) -> KnownKeys:
             continue
         for marker, entry in _lines_of(name, file):
             if marker == AUTHORITY:
+                known.has_authority = True
                 continue
             keys = known.revoked if marker == REVOKED else known.files
             # A marker is a word of the line, before the names.
-            key = _key_of(entry.split()[2 if marker else 1 :])
+            key = HostKey.in_words(entry.split()[2 if marker else 1 :])
             if key:
                 keys.setdefault(key, file)
     return known
-
-
-def _key_of(words: Sequence[str]) -> tuple[str, str] | None:
-    """Return (type, base64) of a key; None if it is none, which ssh-keygen does not look at."""
-    if len(words) < 2:
-        return None
-    try:
-        content = b64decode(words[1], validate=True)
-        type_ = paramiko.Message(content).get_text()
-    except ValueError:
-        return None
-    return (type_, words[1]) if type_ == words[0] else None
 
 
 def _lines_of(name: str, file: Path) -> list[tuple[str, str]]:
@@ -123,7 +141,7 @@ def _lines_of(name: str, file: Path) -> list[tuple[str, str]]:
     return found
 
 
-def _is_revoked(file: Path, key: paramiko.PKey) -> bool:
+def _is_revoked(file: Path, key: HostKey) -> bool:
     """Tell whether a file of RevokedHostKeys, a list of keys or a KRL, names a key.
 
     With a file that cannot be read each key counts as revoked, as it does for OpenSSH.
@@ -133,24 +151,27 @@ def _is_revoked(file: Path, key: paramiko.PKey) -> bool:
     except OSError:
         return True
     if not content.startswith(KRL):
-        return key.get_base64().encode() in content.split()
+        return key.base64.encode() in content.split()
     with tempfile.NamedTemporaryFile(suffix=".pub") as asked:
-        asked.write(f"{key.get_name()} {key.get_base64()}\n".encode())
+        asked.write(f"{key.type} {key.base64}\n".encode())
         asked.flush()
-        done = subprocess.run(
-            ["ssh-keygen", "-Q", "-f", str(file), asked.name],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=LOOKUP_SECONDS,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                ["ssh-keygen", "-Q", "-f", str(file), asked.name],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=LOOKUP_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return True
     return done.returncode != 0
 
 
 class UnverifiedKey(paramiko.SSHException):
     """A host showed a key that must not be trusted."""
 
-    def __init__(self, config: SshConfig, key: paramiko.PKey) -> None:
+    def __init__(self, config: SshConfig, key: HostKey) -> None:
         super().__init__(config.known_name)
         self.config = config
         self.key = key
@@ -163,7 +184,7 @@ class UnknownKey(UnverifiedKey):
 class RevokedKey(UnverifiedKey):
     """known_hosts says that this key is revoked."""
 
-    def __init__(self, config: SshConfig, key: paramiko.PKey, file: Path) -> None:
+    def __init__(self, config: SshConfig, key: HostKey, file: Path) -> None:
         super().__init__(config, key)
         self.file = file
 
@@ -174,37 +195,19 @@ class ChangedKey(UnverifiedKey):
     def __init__(
         self,
         config: SshConfig,
-        key: paramiko.PKey,
-        files: Mapping[tuple[str, str], Path],
+        key: HostKey,
+        files: Mapping[HostKey, Path],
     ) -> None:
         super().__init__(config, key)
-        (self.type, self.expected), self.file = _likeliest(files, key.get_name())
-
-    @property
-    def expected_fingerprint(self) -> str:
-        """Return the known key as `ssh-keygen -l` shows it."""
-        return _fingerprint(self.type, b64decode(self.expected))
+        self.expected, self.file = _likeliest(files, key.type)
 
 
-def _likeliest(
-    files: Mapping[tuple[str, str], Path], type_: str
-) -> tuple[tuple[str, str], Path]:
+def _likeliest(files: Mapping[HostKey, Path], type_: str) -> tuple[HostKey, Path]:
     """Return a known key, of this type if there is one."""
     for known, file in files.items():
-        if known[0] == type_:
+        if known.type == type_:
             return known, file
     return next(iter(files.items()))
-
-
-def fingerprint(key: paramiko.PKey) -> str:
-    """Format a key as `ssh-keygen -l` does."""
-    return _fingerprint(key.get_name(), key.asbytes())
-
-
-def _fingerprint(type_: str, content: bytes) -> str:
-    digest = hashlib.sha256(content).digest()
-    encoded = b64encode(digest).decode().rstrip("=")
-    return f"{type_} SHA256:{encoded}"
 
 
 class NewKey:
@@ -212,11 +215,9 @@ class NewKey:
 
     def __init__(self, unknown: UnknownKey) -> None:
         self.name = unknown.config.known_name
-        self.fingerprint = fingerprint(unknown.key)
+        self.fingerprint = unknown.key.fingerprint
         self._file = unknown.config.known_hosts
-        self._line = (
-            f"{self.name} {unknown.key.get_name()} {unknown.key.get_base64()}\n"
-        )
+        self._line = f"{self.name} {unknown.key.type} {unknown.key.base64}\n"
 
     def trust(self) -> None:
         """Append the key to the user's known_hosts."""

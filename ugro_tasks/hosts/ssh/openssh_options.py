@@ -5,13 +5,15 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from .ssh_config import SshConfig, own_known_hosts
+from .config import SshConfig, own_known_hosts
 
 # How OpenSSH is made to do nothing but what it was started for, whatever the configuration says.
 HARDENED = (
     "BatchMode=yes",
+    # Without the host's banner.
+    "LogLevel=ERROR",
     "StrictHostKeyChecking=yes",
-    "ConnectTimeout=10",
+    "NoHostAuthenticationForLocalhost=no",
     "ServerAliveInterval=5",
     "ServerAliveCountMax=3",
     "ForwardAgent=no",
@@ -30,32 +32,39 @@ HARDENED_SINCE_8_7 = (
 )
 
 
-def openssh_options(way: Sequence[SshConfig]) -> list[str]:
+def openssh_options(
+    way: Sequence[SshConfig], connect_seconds: float, through: str = ""
+) -> list[str]:
     """Return OpenSSH's options for a way, without the host's name.
 
+    `through` is the ProxyCommand for its jump hosts. Without it they are logged in to by the way:
     OpenSSH gives its jump hosts none of its own options, so each gets them here.
     """
     *jump_hosts, config = way
-    options = _settings(config)
+    # Behind something else it is the time for the login there, too.
+    is_behind = bool(jump_hosts or config.proxy_command)
+    limit = connect_seconds * (2 + len(way) if is_behind else 1)
+    options = _settings(config, limit)
     words = list(config.words[:-1])
     if jump_hosts:
         if "-J" in words:
             at = words.index("-J")
             del words[at : at + 2]
-        options += ["-o", f"ProxyCommand={_proxy_command(jump_hosts)}"]
+        proxy_command = through or _proxy_command(jump_hosts, connect_seconds)
+        options += ["-o", f"ProxyCommand={proxy_command}"]
     return [*options, *words]
 
 
-def _proxy_command(way: Sequence[SshConfig]) -> str:
+def _proxy_command(way: Sequence[SshConfig], connect_seconds: float) -> str:
     """Return the command that leads through these hosts to %h and %p, which OpenSSH fills in."""
-    ssh = shlex.join(["ssh", *openssh_options(way)]).replace("%", "%%")
+    ssh = shlex.join(["ssh", *openssh_options(way, connect_seconds)]).replace("%", "%%")
     host = shlex.quote(way[-1].words[-1]).replace("%", "%%")
     return f"{ssh} -W '[%h]:%p' {host}"
 
 
-def _settings(config: SshConfig) -> list[str]:
+def _settings(config: SshConfig, connect_seconds: float) -> list[str]:
     """Return the options for a connection that asks, forwards and starts nothing."""
-    settings = list(HARDENED)
+    settings = [*HARDENED, f"ConnectTimeout={max(1, round(connect_seconds))}"]
     if "sessiontype" in config.settings:
         settings += HARDENED_SINCE_8_7
     if not config.keeps_known_hosts:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import pwd
 import re
@@ -10,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import state_home
+from ...files import state_home
 
 # The settings that name the host by themselves, or by a hash.
 OF_THE_NAME = frozenset({"host", "hostname", "controlpath"})
@@ -94,6 +96,11 @@ class SshConfig:
         return [expanded(self._filled_in(name)) for name in names if name != "none"]
 
     @property
+    def proxy_jump(self) -> str:
+        """Return the jump hosts, with commas in between; "" without one."""
+        return self._filled_in(self.one("proxyjump"))
+
+    @property
     def proxy_command(self) -> str:
         """Return the command that leads to the host, for a shell; "" without one."""
         return self._filled_in(self.one("proxycommand"))
@@ -157,3 +164,10 @@ def expanded(name: str) -> Path:
 def own_known_hosts() -> Path:
     """Return UGRO's own file of host keys, for users whose configuration keeps none."""
     return state_home() / "ugro" / "known_hosts"
+
+
+def digest_of(way: Sequence[SshConfig]) -> str:
+    """Return a name for these answers, which changes with any of them."""
+    answer = [[*config.words, dict(config.settings)] for config in way]
+    content = json.dumps(answer, sort_keys=True, default=list)
+    return hashlib.sha256(content.encode()).hexdigest()
