@@ -76,7 +76,7 @@ def test_the_commands_agree_with_ssh(
     needs_port = any(line.startswith("Port 2222") for line in lines)
     with sshd_on(hosts[0], 2222) if needs_port else contextlib.nullcontext():
         assert ssh_reaches("gpu0") is is_reached
-        health = ugro.run("health", "--json", timeout=20)
+        health = ugro.run("health", "--json")
         (node,) = json.loads(health.stdout)["nodes"]
         assert node["reachable"] is is_reached
         synced = ugro.run("sync-envs")

@@ -311,7 +311,7 @@ def test_a_jump_host_that_refuses_is_asked_once_for_all(
     assert {type(error) for error in errors} == {LoginRefused}
     assert len({error.text for error in errors}) == 1
     # Whoever came late asked anew.
-    assert len(tried) in {1, 2}
+    assert len(tried) < len(nodes)
     assert f"jump host nobody@{hosts[0].address}" in errors[0].text
 
 
