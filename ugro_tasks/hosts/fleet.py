@@ -51,6 +51,13 @@ class Fleet(ThreadingGroup):  # type: ignore[misc]
         _run_all(threads)
         return {thread.host.node.name: thread.outcome(HostError) for thread in threads}
 
+    def close(self) -> None:
+        """Close all hosts at once: the end of a program of OpenSSH takes a moment."""
+        threads = [_HostThread(host, lambda host: host.close()) for host in self]
+        _run_all(threads)
+        for thread in threads:
+            thread.outcome(HostError)
+
     def each(self, work: Mapping[str, Callable[[Host], T]]) -> dict[str, T | UgroError]:
         """Call each host's own function in `work`: {node name: its result or its UgroError}.
 
