@@ -90,27 +90,9 @@ def reasons(said: str) -> list[str]:
     return [line for line in lines if line and not line.startswith(_WITHOUT_A_REASON)]
 
 
-def explained_by_openssh(
-    name: str,
-    config: SshConfig,
-    said: str,
-    *,
-    is_jump_host: bool = False,
-    is_behind_one: bool = False,
-) -> HostError:
-    """Make the HostError of a node from what OpenSSH said at its end; otherwise as `explained`."""
+def meant_by_openssh(config: SshConfig, said: str) -> Exception:
+    """Return paramiko's or the socket layer's exception for what OpenSSH said at its end."""
     words = "; ".join(reasons(said) or said.splitlines())[-LAST_WORDS_CHARACTERS:]
-    return explained(
-        name,
-        config,
-        _meant(config, words),
-        is_jump_host=is_jump_host,
-        is_behind_one=is_behind_one,
-    )
-
-
-def _meant(config: SshConfig, words: str) -> Exception:
-    """Return paramiko's or the socket layer's exception for what OpenSSH says."""
     denied = re.search(r"Permission denied \(([^)]*)\)", words)
     if denied:
         keys = LoginKeys(config).looked_through()

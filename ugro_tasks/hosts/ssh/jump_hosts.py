@@ -19,11 +19,9 @@ from .openssh_client import (
     LOGIN_TIMES,
     MasterFailed,
     ask_master,
-    at_socket,
-    jump_command,
     listens,
+    master_argv,
 )
-from .openssh_options import openssh_options
 from .users_master import UsersMaster
 
 # The pauses before a jump host is tried again that turned us away without a word, as an sshd with
@@ -45,10 +43,10 @@ class JumpMaster:
     ) -> None:
         """Log in, through the master of a jump host at this socket; raises MasterFailed and OSError."""
         self.control = control_socket()
-        options = openssh_options(way, connect_seconds, jump_command(through))
-        argv = ["ssh", "-N", "-o", "ControlMaster=yes"]
-        argv += ["-o", f"ControlPersist={PERSIST_SECONDS}", *options]
-        argv += [*at_socket(self.control), "--", way[-1].words[-1]]
+        persist = str(PERSIST_SECONDS)
+        argv = master_argv(
+            way, connect_seconds, self.control, "-N", through=through, persist=persist
+        )
         # A file: the process that stays must not hold a pipe.
         with tempfile.TemporaryFile() as complaints:
             try:
@@ -151,11 +149,11 @@ def enter(way: Sequence[SshConfig], connect_seconds: float) -> JumpHost | None:
     with _SHARING:
         known = _SHARED.get(key)
     # Outside: a master may take its time to say.
-    has_ended = known is None or known.has_ended
+    has_ended = known is not None and known.has_ended
     with _SHARING:
-        if has_ended and _SHARED.get(key) is known:
+        if key not in _SHARED or (has_ended and _SHARED[key] is known):
             _SHARED[key] = JumpHost(way)
-        jump_host = _SHARED.setdefault(key, JumpHost(way))
+        jump_host = _SHARED[key]
         is_first = jump_host.users == 0
         jump_host.users += 1
     if is_first:

@@ -30,7 +30,6 @@ ONLY_OPENSSH = {
 }
 # For klist to look for a ticket.
 TICKET_SECONDS = 5.0
-
 # For OpenSSH to be tried again where both were refused.
 REFUSED_SECONDS = 60.0
 # {answer of `ssh -G`: when OpenSSH was refused as paramiko was, by `time.monotonic`}, in this process.

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .config import SshConfig
+from .openssh_options import as_options, openssh_options
 
 # For a master to log in, in times of the limit on a connection.
 LOGIN_TIMES = 4
@@ -18,11 +19,15 @@ NO_MASTER = "ugro-finds-no-master"
 CLIENT_OPTIONS = (
     # No configuration: the master has been told all.
     *("-F", "none"),
-    *("-o", "ControlMaster=no"),
-    # In a shell of its own: until it has spoken, its stdout must be open.
-    *("-o", f"ProxyCommand=sh -c 'echo {NO_MASTER} >&2'"),
-    *("-o", "BatchMode=yes"),
-    *("-o", "LogLevel=ERROR"),
+    *as_options(
+        (
+            "ControlMaster=no",
+            # In a shell of its own: until it has spoken, its stdout must be open.
+            f"ProxyCommand=sh -c 'echo {NO_MASTER} >&2'",
+            "BatchMode=yes",
+            "LogLevel=ERROR",
+        )
+    ),
     *("-a", "-x", "-T"),
 )
 # Nothing is looked up under this name.
@@ -54,7 +59,26 @@ def at_socket(control: Path) -> list[str]:
     return ["-S", str(control).replace("%", "%%")]
 
 
-def jump_command(through: Path | None) -> str:
+def master_argv(
+    way: Sequence[SshConfig],
+    connect_seconds: float,
+    control: Path,
+    *flags: str,
+    through: Path | None,
+    persist: str,
+) -> list[str]:
+    """Return a master that listens at a socket, without a command to run on the host.
+
+    `through` is the socket of the jump host's master. `persist` is OpenSSH's ControlPersist.
+    """
+    options = openssh_options(way, connect_seconds, _jump_command(through))
+    # Of the paths the last counts, of other settings the first.
+    own = as_options(("ControlMaster=yes", f"ControlPersist={persist}"))
+    last = [*at_socket(control), "--", way[-1].words[-1]]
+    return ["ssh", *flags, *own, *options, *last]
+
+
+def _jump_command(through: Path | None) -> str:
     """Return the ProxyCommand that goes through the master of a jump host; "" for none."""
     if through is None:
         return ""

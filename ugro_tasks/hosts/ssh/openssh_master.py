@@ -17,10 +17,8 @@ from .jump_hosts import enter, leave
 from .openssh_client import (
     LOGIN_TIMES,
     MasterFailed,
-    at_socket,
-    jump_command,
+    master_argv,
 )
-from .openssh_options import openssh_options
 
 # What `cat` sends back: all before it is said by the login shell.
 MARK = b"ugro-is-logged-in\n"
@@ -49,14 +47,13 @@ class Master:
     def _log_in(self, connect_seconds: float) -> None:
         way = self._way
         through = self._jump_host.control if self._jump_host else None
-        options = openssh_options(way, connect_seconds, jump_command(through))
-        # Of the paths the last counts, of other settings the first.
-        argv = ["ssh", "-o", "ControlMaster=yes", "-o", "ControlPersist=no", *options]
-        argv += [*at_socket(self.control), "--", way[-1].words[-1], "cat"]
+        argv = master_argv(
+            way, connect_seconds, self.control, through=through, persist="no"
+        )
         # A file, since nobody reads while the connection lasts.
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115  (closed in close)
         try:
-            self.pipes = Pipes(argv, stderr=self._complaints)
+            self.pipes = Pipes([*argv, "cat"], stderr=self._complaints)
         except OSError:
             self._complaints.close()
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from .config import SshConfig, own_known_hosts
 
@@ -69,6 +69,11 @@ def _settings(config: SshConfig, connect_seconds: float) -> list[str]:
         settings += HARDENED_SINCE_8_7
     if not config.keeps_known_hosts:
         settings.append(f'UserKnownHostsFile="{own_known_hosts()}"')
+    return as_options(settings)
+
+
+def as_options(settings: Iterable[str]) -> list[str]:
+    """Return settings of ssh_config as OpenSSH's options."""
     options = []
     for setting in settings:
         options += ["-o", setting]

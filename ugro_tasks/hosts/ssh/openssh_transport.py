@@ -11,7 +11,7 @@ import paramiko
 from ...errors import HostError, NodeFault
 from ..pipes import Pipes
 from .config import SshConfig
-from .errors import explained, explained_by_openssh, not_started, reasons
+from .errors import explained, meant_by_openssh, not_started, reasons
 from .known_hosts import UnverifiedKey, known_keys
 from .openssh_client import (
     NO_MASTER,
@@ -52,8 +52,15 @@ class OpenSshTransport:
         try:
             master = Master(way, connect_seconds)
         except MasterFailed as failed:
-            error = _explained(name, way, failed, connect_seconds)
-            raise error from error.__cause__ or failed
+            config = failed.way[-1]
+            cause = _cause(failed, connect_seconds)
+            raise explained(
+                name,
+                config,
+                cause,
+                is_jump_host=config is not way[-1],
+                is_behind_one=len(failed.way) > 1,
+            ) from cause
         except OSError as error:
             raise not_started(name, error) from error
         return cls(name, way[-1], master)
@@ -157,33 +164,16 @@ class _ClientSession:
         self._pipes.close()
 
 
-def _explained(
-    name: str, way: Sequence[SshConfig], failed: MasterFailed, connect_seconds: float
-) -> HostError:
-    """Make the HostError for a master that could not log in on a host of the way."""
-    config = failed.way[-1]
-    error: Exception | None = None
+def _cause(failed: MasterFailed, connect_seconds: float) -> Exception:
+    """Return what a master failed at, as an exception of paramiko or the socket layer."""
     if failed.is_silent and not reasons(failed.words):
-        error = TimeoutError()
-    elif not failed.words:
-        error = paramiko.SSHException("it closed the connection during the login")
-    elif HOST_KEY_FAILED in failed.words:
-        error = _about_host_key(failed.way, connect_seconds)
-    is_jump_host = config is not way[-1]
-    is_behind_one = len(failed.way) > 1
-    if error is None:
-        return explained_by_openssh(
-            name,
-            config,
-            failed.words,
-            is_jump_host=is_jump_host,
-            is_behind_one=is_behind_one,
-        )
-    made = explained(
-        name, config, error, is_jump_host=is_jump_host, is_behind_one=is_behind_one
-    )
-    made.__cause__ = error
-    return made
+        return TimeoutError()
+    if not failed.words:
+        return paramiko.SSHException("it closed the connection during the login")
+    untrusted = None
+    if HOST_KEY_FAILED in failed.words:
+        untrusted = _about_host_key(failed.way, connect_seconds)
+    return untrusted or meant_by_openssh(failed.way[-1], failed.words)
 
 
 def _about_host_key(

@@ -11,7 +11,7 @@ from pathlib import Path
 from .config import SshConfig
 from .known_hosts import HostKey
 from .openssh_client import LOGIN_TIMES
-from .openssh_options import openssh_options
+from .openssh_options import as_options, openssh_options
 
 # These come first, so they count. No key is offered to a host that is not known.
 TO_BE_SHOWN = (
@@ -37,9 +37,8 @@ def shown_key(way: Sequence[SshConfig], connect_seconds: float) -> HostKey | Non
     with tempfile.TemporaryDirectory(prefix="ugro-") as folder:
         noted = Path(folder, "known_hosts")
         # No session either: one that lets anybody in gets none of the user's variables.
-        argv = ["ssh", "-N"]
-        for setting in (*settings, f'UserKnownHostsFile="{noted}"'):
-            argv += ["-o", setting]
+        settings.append(f'UserKnownHostsFile="{noted}"')
+        argv = ["ssh", "-N", *as_options(settings)]
         argv += [*openssh_options(way, connect_seconds), "--", way[-1].words[-1]]
         # Without a session it may stay, so only the file counts.
         with contextlib.suppress(subprocess.TimeoutExpired):
